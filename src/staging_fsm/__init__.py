@@ -1,0 +1,1 @@
+"""A deterministic staging runner for LLM orchestrators."""

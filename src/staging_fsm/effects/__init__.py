@@ -1,0 +1,1 @@
+"""Effects: one home for each side effect. Nothing here decides anything."""

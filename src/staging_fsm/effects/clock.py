@@ -1,0 +1,58 @@
+"""The only reader of the time of day and of the monotonic clock."""
+
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+class Clock(Protocol):
+    """Time as the drive and host layers see it."""
+
+    def now(self) -> datetime:
+        """Return the time of day, aware and in UTC."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Return after `seconds`, or sooner when somebody calls `wake`."""
+        ...
+
+    def wake(self) -> None:
+        """End the current and every later `wait` at once."""
+        ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def __init__(self) -> None:
+        """Start awake-able: `wake` may be called from a signal handler."""
+        self._woken = threading.Event()
+
+    def now(self) -> datetime:
+        """Return the time of day, aware and in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back, for durations."""
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        """Return after `seconds`, or sooner when somebody calls `wake`."""
+        self._woken.wait(max(0.0, seconds))
+
+    def wake(self) -> None:
+        """End the current and every later `wait` at once."""
+        self._woken.set()
+
+
+def format_time(moment: datetime) -> str:
+    """Return `moment` as ISO 8601 in UTC with microseconds: text order is time order."""
+    return moment.astimezone(UTC).strftime(TIME_FORMAT)
+
+
+def parse_time(text: str) -> datetime:
+    """Return the moment written by `format_time`; raises ValueError for anything else."""
+    return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC)

@@ -1,0 +1,186 @@
+"""`launch_job`: who works on a claimed job. `_spawn`: the only way to start an LLM."""
+
+import json
+import os
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from staging_fsm.effects.clock import Clock
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from staging_fsm.host.pipeline import GateResult, initiate_gate, work_item_dir
+from staging_fsm.host.settings import HostSettings
+from staging_fsm.host.store import HostStore, Job
+
+PROBE_TIMEOUT_SECONDS: Final = 10
+GIT_TIMEOUT_SECONDS: Final = 60
+
+
+@attrs.frozen
+class Host:
+    """What a launch needs: tables, settings, a clock."""
+
+    store: HostStore
+    settings: HostSettings
+    clock: Clock
+
+    def folder(self, job: Job) -> Path:
+        """Return the folder of the job's work item."""
+        return work_item_dir(self.store.repository_path(job.repo), job.work_item)
+
+
+def launch_job(host: Host, job: Job) -> GateResult | None:
+    """Have somebody work on a claimed job, and initiate its gate when they are done.
+
+    Returns what the gate decided. Reserved agents are code of this module;
+    everybody else is an LLM agent behind `_spawn`.
+    """
+    if job.agent == "deploy-finalizer":
+        exit_code = _run_deploy_finalizer_job(host, job)
+    elif job.agent == "post-deploy-monitor":
+        exit_code = _run_post_deploy_monitor_job(host, job)
+    else:
+        exit_code = _spawn(host, job)
+    return finish_job(host, job, exit_code)
+
+
+def finish_job(host: Host, job: Job, exit_code: int) -> GateResult:
+    """Initiate the gate of a job whose producer has ended, in one transaction."""
+    with host.store.transaction() as tx:
+        return initiate_gate(host.store, tx, job, exit_code, host.folder(job), host.clock.now())
+
+
+def agent_command(host: Host, job: Job) -> list[str]:
+    """Return the argument vector of the LLM agent for `job`."""
+    names = {"agent": job.agent, "stage": job.stage, "work_item": job.work_item, "repo": job.repo}
+    words = list(host.settings.agent_command)
+    for name, value in names.items():
+        words = [word.replace("{" + name + "}", value) for word in words]
+    return words
+
+
+def _spawn(host: Host, job: Job) -> int:
+    """Start the LLM agent for `job`, wait for its end, and return its exit code.
+
+    The agent's verdict, if its stage has one, is the artifact it leaves in the
+    work item's folder. An artifact of an earlier launch is set aside first, or
+    an agent that wrote nothing would be judged by it.
+    """
+    command = agent_command(host, job)
+    if not command:
+        message = "no agent command is configured: set ORCH_AGENT_COMMAND"
+        raise RuntimeError(message)
+    folder = host.folder(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.stage == "deploy-staging":
+        _set_aside(folder / ARTIFACT_NAME, f"before-job-{job.id}")
+    host.settings.log_dir.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "ORCH_AGENT": job.agent,
+        "ORCH_STAGE": job.stage,
+        "ORCH_WORK_ITEM": job.work_item,
+        "ORCH_WORK_ITEM_DIR": str(folder),
+    }
+    with (host.settings.log_dir / f"job-{job.id}.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=host.store.repository_path(job.repo),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return process.wait()
+
+
+def _set_aside(path: Path, suffix: str) -> None:
+    if os.path.lexists(path):
+        path.rename(path.with_name(f"{path.stem}.{suffix}.md"))
+
+
+def _run_deploy_finalizer_job(host: Host, job: Job) -> int:
+    """Tag the deployed revision and record it on the job.
+
+    The revision is the one the staging artifact names, else the checked-out one.
+    """
+    repository = host.store.repository_path(job.repo)
+    inside = _git(repository, "rev-parse", "--is-inside-work-tree")
+    if inside.returncode != 0:
+        host.store.record(job.id, "deployed_revision", "unversioned")
+        return 0
+    wanted = _staged_revision(host.folder(job)) or "HEAD"
+    found = _git(repository, "rev-parse", "--verify", f"{wanted}^{{commit}}")
+    revision = found.stdout.strip()
+    if found.returncode == 0:
+        found = _git(repository, "tag", "--force", f"deployed/{job.work_item}", revision)
+    if found.returncode != 0:
+        host.store.record(job.id, "deploy_error", found.stderr.strip()[-500:])
+        return 1
+    host.store.record(job.id, "deployed_revision", revision)
+    return 0
+
+
+def _staged_revision(folder: Path) -> str | None:
+    try:
+        lines = (folder / ARTIFACT_NAME).read_text(encoding="utf-8").split("\n---\n")[0].split("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = [
+        line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("revision:")
+    ]
+    return found[0] if found and found[0] != "unversioned" else None
+
+
+def _git(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", "-C", str(repository), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=GIT_TIMEOUT_SECONDS,
+    )
+
+
+def _run_post_deploy_monitor_job(host: Host, job: Job) -> int:
+    """Probe the deployed service for a while and record what was seen.
+
+    Healthy means that every probe was; with no probe configured that is said.
+    """
+    settings = host.settings
+    if not settings.monitor_url and not settings.monitor_command:
+        host.store.record(job.id, "monitor", "no probe is configured")
+        return 0
+    failures = []
+    for number in range(settings.monitor_probes):
+        if number:
+            host.clock.wait(settings.monitor_interval_seconds)
+        problem = _probe(settings)
+        if problem:
+            failures.append(problem)
+    seen = {"probes": settings.monitor_probes, "failed": len(failures), "last": failures[-1:]}
+    host.store.record(job.id, "monitor", json.dumps(seen))
+    return 1 if failures else 0
+
+
+def _probe(settings: HostSettings) -> str | None:
+    """Return what is wrong with the deployed service, or None."""
+    try:
+        if settings.monitor_command:
+            ended: Any = subprocess.run(
+                settings.monitor_command,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                timeout=PROBE_TIMEOUT_SECONDS,
+                capture_output=True,
+            )
+            return f"exit code {ended.returncode}" if ended.returncode else None
+        with urllib.request.urlopen(settings.monitor_url, timeout=PROBE_TIMEOUT_SECONDS):
+            return None
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return f"{type(error).__name__}: {error}"

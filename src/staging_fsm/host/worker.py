@@ -1,0 +1,65 @@
+"""The worker loop: claim a due job, launch it, go on."""
+
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from staging_fsm.effects.processes import ProcessIdentity, is_alive
+from staging_fsm.host.launcher import Host, launch_job
+from staging_fsm.host.store import Job
+
+IDLE_SECONDS: Final = 1.0
+
+
+@attrs.define
+class Worker:
+    """One process that works on jobs, one at a time."""
+
+    host: Host
+    identity: str
+    launch: Callable[[Host, Job], object] = launch_job
+    is_alive: Callable[[ProcessIdentity], bool | None] = is_alive
+    stopping: bool = False
+
+    def stop(self) -> None:
+        """Let the loop end after the job in hand; may be called from a signal handler."""
+        self.stopping = True
+        self.host.clock.wake()
+
+    def requeue_abandoned(self) -> list[Job]:
+        """Queue again what dead workers of this machine left behind; return those jobs.
+
+        A job without a readable claim, or claimed on another machine, is left alone.
+        """
+        requeued = []
+        for job in self.host.store.running_jobs():
+            try:
+                claim = ProcessIdentity.parse(job.claimed_by or "")
+            except ValueError:
+                continue
+            abandoned = self.is_alive(claim) is False
+            if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
+                requeued.append(job)
+        return requeued
+
+    def run_one(self, only: int | None = None) -> Job | None:
+        """Claim and launch one due job; return it, or None when none was due."""
+        job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
+        if job is not None:
+            self.launch(self.host, job)
+        return job
+
+    def run_until_idle(self) -> int:
+        """Work until nothing is due; return how many jobs were launched."""
+        launched = 0
+        while not self.stopping and self.run_one() is not None:
+            launched += 1
+        return launched
+
+    def run_forever(self) -> None:
+        """Work until `stop` is called, beginning with what dead workers left behind."""
+        self.requeue_abandoned()
+        while not self.stopping:
+            if self.run_until_idle() == 0 and not self.stopping:
+                self.host.clock.wait(IDLE_SECONDS)

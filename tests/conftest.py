@@ -1,0 +1,81 @@
+"""What more than one test file needs: a host with a real database and a real repository."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.host.launcher import Host
+from staging_fsm.host.settings import load_host_settings
+from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+
+REPO = "shop"
+
+
+@attrs.frozen
+class HostKit:
+    """A host over an embedded database, with one git repository named `shop`."""
+
+    host: Host
+    store: SqlHostStore
+    repository: Path
+
+    def add(self, stage: str, work_item: str = "WI-1", retries: int = 2) -> int:
+        """Queue a job for a new work item at `stage`; return the job's id."""
+        agents = {"deploy-staging": "deployer", "deploy": "deploy-finalizer"}
+        agent = agents.get(stage, "post-deploy-monitor" if stage == "post-deploy" else "agent")
+        item = WorkItem(REPO, work_item, stage, retries, None)
+        return self.store.add_work_item(item, agent, self.host.clock.now())
+
+    def item(self, work_item: str = "WI-1") -> WorkItem:
+        """Return the work item as stored."""
+        with self.store.transaction() as tx:
+            return self.store.work_item(tx, REPO, work_item)
+
+
+def git(repository: Path, *arguments: str) -> str:
+    """Run git in `repository` and return what it prints."""
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    ended = subprocess.run(
+        ["git", "-C", str(repository), *identity, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return ended.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return a git repository with one commit."""
+    path = tmp_path / REPO
+    path.mkdir()
+    git(path, "init", "--quiet", "--initial-branch=main")
+    (path / "shop.py").write_text("PRICE = 3\n")
+    git(path, "add", ".")
+    git(path, "commit", "--quiet", "-m", "The shop opens.")
+    return path
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, repository: Path) -> Callable[..., HostKit]:
+    """Return a maker of hosts; its keywords are `ORCH_*` settings without the prefix."""
+
+    def make(agent: str = "", **settings: str) -> HostKit:
+        variables = {f"ORCH_{name.upper()}": value for name, value in settings.items()}
+        variables.setdefault("ORCH_LOG_DIR", str(tmp_path / "agent-logs"))
+        if agent:
+            script = tmp_path / "agent.py"
+            script.write_text(agent)
+            variables["ORCH_AGENT_COMMAND"] = f"{sys.executable} {script}"
+        store = SqlHostStore(open_database(f"sqlite:///{tmp_path}/orchestrator.db"))
+        store.create_schema()
+        store.add_repository(REPO, repository)
+        host = Host(store, load_host_settings(variables), SystemClock())
+        return HostKit(host, store, repository)
+
+    return make

@@ -1,0 +1,137 @@
+"""The reference host on its own: a work item is carried over the LLM path by any agent command."""
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+from conftest import HostKit, git
+
+from staging_fsm.effects.processes import ProcessIdentity, this_process
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from staging_fsm.host.pipeline import JobAlreadyEndedError
+from staging_fsm.host.launcher import finish_job
+from staging_fsm.host.worker import Worker
+
+Maker = Callable[..., HostKit]
+
+#: An agent that writes a verdict on deploy-staging and exits 0 everywhere.
+AGENT = """
+import os, pathlib
+folder = pathlib.Path(os.environ["ORCH_WORK_ITEM_DIR"])
+if os.environ["ORCH_STAGE"] == "deploy-staging":
+    (folder / "15-staging-log.md").write_text("---\\nstaging_status: {status}\\n---\\nIt ran.\\n")
+"""
+
+
+def worker(kit: HostKit) -> Worker:
+    """Return a worker of this process."""
+    return Worker(kit.host, str(this_process()))
+
+
+def test_llm_path_carries_a_work_item_from_analysis_to_done(make_host: Maker) -> None:
+    """Without a runner, any agent command carries a work item through every stage."""
+    kit = make_host(AGENT.replace("{status}", "SUCCESS"))
+    kit.add("analysis")
+
+    launched = worker(kit).run_until_idle()
+
+    assert launched == 8
+    assert kit.item().stage == "done"
+    assert git(kit.repository, "tag", "--list") == "deployed/WI-1"
+
+
+def test_failed_verdict_of_the_llm_costs_one_developer_retry(make_host: Maker) -> None:
+    """A FAILED artifact sends the work item back to development and costs one developer retry."""
+    kit = make_host(AGENT.replace("{status}", "FAILED"))
+    kit.add("deploy-staging", retries=2)
+
+    worker(kit).run_one()
+
+    assert (kit.item().stage, kit.item().developer_retries) == ("development", 1)
+
+
+def test_work_item_without_developer_retries_is_blocked_for_a_person(make_host: Maker) -> None:
+    """A work item whose developer retries are spent is blocked, and no job is queued for it."""
+    kit = make_host(AGENT.replace("{status}", "FAILED"))
+    kit.add("deploy-staging", retries=0)
+
+    launched = worker(kit).run_until_idle()
+
+    assert launched == 1
+    assert "no developer retry left" in str(kit.item().blocked_reason)
+
+
+def test_agent_that_writes_nothing_is_not_judged_by_an_older_artifact(make_host: Maker) -> None:
+    """An artifact of an earlier launch is set aside before the agent starts."""
+    kit = make_host("pass")
+    job = kit.add("deploy-staging")
+    folder = kit.repository / "docs" / "work-items" / "WI-1"
+    folder.mkdir(parents=True)
+    (folder / ARTIFACT_NAME).write_text("---\nstaging_status: SUCCESS\n---\n")
+
+    worker(kit).run_one()
+
+    assert kit.item().stage == "development"
+    assert (folder / f"15-staging-log.before-job-{job}.md").exists()
+
+
+def test_gate_of_a_job_is_initiated_once(make_host: Maker) -> None:
+    """A second end of the same job is refused and moves nothing."""
+    kit = make_host(AGENT.replace("{status}", "SUCCESS"))
+    job_id = kit.add("deploy-staging")
+    worker(kit).run_one()
+
+    with pytest.raises(JobAlreadyEndedError, match=f"job {job_id} is not running"):
+        finish_job(kit.host, kit.store.job(job_id), 0)
+
+    assert kit.item().stage == "deploy"
+
+
+def test_finalizer_tags_the_staged_revision_and_records_it(make_host: Maker) -> None:
+    """The deploy-finalizer tags the revision that was staged, and its job says which."""
+    kit = make_host()
+    revision = git(kit.repository, "rev-parse", "HEAD")
+    folder = kit.repository / "docs" / "work-items" / "WI-1"
+    folder.mkdir(parents=True)
+    (folder / ARTIFACT_NAME).write_text(
+        f'---\nstaging_status: SUCCESS\nrevision: "{revision}"\n---\n'
+    )
+    git(kit.repository, "commit", "--quiet", "--allow-empty", "-m", "Somebody else went on.")
+    job_id = kit.add("deploy")
+
+    worker(kit).run_one()
+
+    assert git(kit.repository, "rev-parse", "deployed/WI-1") == revision
+    assert json.loads(kit.store.job(job_id).metadata) == {"deployed_revision": revision}
+
+
+@pytest.mark.parametrize(("code", "stage"), [(0, "done"), (3, "development")])
+def test_monitor_probes_and_records(make_host: Maker, code: int, stage: str) -> None:
+    """The post-deploy-monitor passes only if every probe was healthy, and records what it saw."""
+    probe = f"{sys.executable} -c 'raise SystemExit({code})'"
+    kit = make_host(monitor_command=probe, monitor_interval_seconds="0")
+    job_id = kit.add("post-deploy")
+
+    worker(kit).run_one()
+
+    assert kit.item().stage == stage
+    seen = json.loads(json.loads(kit.store.job(job_id).metadata)["monitor"])
+    assert (seen["probes"], seen["failed"]) == (3, 3 if code else 0)
+
+
+def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
+    """A job of a dead worker is queued again; one of a live or of a foreign worker is not."""
+    kit = make_host()
+    here = this_process()
+    claims = {
+        kit.add("analysis", "dead"): ProcessIdentity(here.scope, here.pid, here.start + 1),
+        kit.add("analysis", "alive"): here,
+        kit.add("analysis", "foreign"): ProcessIdentity("elsewhere:boot:1", 1, 1),
+    }
+    for job_id, claim in claims.items():
+        kit.store.claim_next(kit.host.clock.now(), str(claim), job_id)
+
+    requeued = worker(kit).requeue_abandoned()
+
+    assert [job.work_item for job in requeued] == ["dead"]
