@@ -1,0 +1,266 @@
+"""The runner's configuration, declared once. Help, `.env.example` and docs come from here.
+
+Pure: variables come in as a mapping and the suites file as text, both read
+afresh at each launch by the caller. Every problem is reported, not the first.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import cattrs
+import environ
+
+from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.core.plan import (
+    INFRA_RETRIES_MAX,
+    PRESETS,
+    Budget,
+    Preset,
+    SuitePlan,
+    Workspace,
+    detect_preset,
+)
+from staging_fsm.core.strict import describe, strict_converter
+
+PREFIX: Final = "ORCH_STAGING_RUNNER"
+_YES: Final = frozenset({"1", "true", "yes", "on"})
+_NO: Final = frozenset({"0", "false", "no", "off", ""})
+_DAY_SECONDS: Final = 86_400
+
+
+@attrs.frozen
+class _Problem:
+    """Stands in for a value that could not be converted, until all are collected."""
+
+    text: str
+
+
+def _checked(convert: Callable[[str], Any]) -> Callable[[Any], Any]:
+    def collect(value: Any) -> Any:
+        try:
+            return convert(str(value))
+        except ValueError as error:
+            return _Problem(f"{value!r} {error}")
+
+    return collect
+
+
+def _switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in _YES | _NO:
+        message = "is neither on (1, true, yes, on) nor off (0, false, no, off)"
+        raise ValueError(message)
+    return word in _YES
+
+
+def _repos(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.split(",") if name.strip())
+
+
+def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            message = f"is not a number from {low:g} to {high:g}"
+            raise ValueError(message) from None
+        if not low <= value <= high:
+            message = f"is not from {low:g} to {high:g}"
+            raise ValueError(message)
+        return value
+
+    return convert
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _path(text: str) -> Path | None:
+    return Path(text).expanduser() if text.strip() else None
+
+
+@environ.config(prefix=PREFIX, frozen=True)
+class RunnerConfig:
+    """`ORCH_STAGING_RUNNER_*`. Off unless enabled."""
+
+    enabled: bool = environ.var(
+        "0", converter=_checked(_switch), help="The kill switch: off means the LLM path, untouched."
+    )
+    repos: frozenset[str] = environ.var(
+        "", converter=_checked(_repos), help="Repositories in scope, comma separated; * for all."
+    )
+    suites_file: Path | None = environ.var(
+        "", converter=_checked(_path), help="TOML file that names the suite of each repository."
+    )
+    timeout_seconds: float = environ.var(
+        "1800",
+        converter=_checked(_number(float, 0.1, _DAY_SECONDS)),
+        help="Deadline of one run of the suite.",
+    )
+    kill_grace_seconds: float = environ.var(
+        "10",
+        converter=_checked(_number(float, 0, 3600)),
+        help="Time between TERM and KILL for a suite past its deadline.",
+    )
+    infra_retries: int = environ.var(
+        "2",
+        converter=_checked(_number(int, 0, INFRA_RETRIES_MAX)),
+        help="How often a suite that did not run is tried again.",
+    )
+    retry_backoff_seconds: float = environ.var(
+        "30",
+        converter=_checked(_number(float, 0, _DAY_SECONDS)),
+        help="Wait before the first retry; doubled for each further one.",
+    )
+    retry_backoff_max_seconds: float = environ.var(
+        "900",
+        converter=_checked(_number(float, 0, _DAY_SECONDS)),
+        help="Longest wait between two runs.",
+    )
+    state_dir: Path | None = environ.var(
+        "",
+        converter=_checked(_path),
+        help="Folder of runs, logs and alerts; default: staging-fsm in the user's state folder.",
+    )
+    log_max_bytes: int = environ.var(
+        str(16 * 1024 * 1024),
+        converter=_checked(_number(int, 4096, 2**40)),
+        help="How much output of a run is kept; head and tail survive.",
+    )
+    alert_urls: tuple[str, ...] = environ.var(
+        "",
+        converter=_checked(_words),
+        help="Apprise addresses that are alerted, separated by blanks.",
+    )
+
+    def in_scope(self, repo: str) -> bool:
+        """Say whether the runner is switched on for `repo`."""
+        return self.enabled and ("*" in self.repos or repo in self.repos)
+
+    def budget(self) -> Budget:
+        """Return the budget of a new attempt."""
+        return Budget(
+            self.infra_retries, self.retry_backoff_seconds, self.retry_backoff_max_seconds
+        )
+
+
+def variable_name(field: str) -> str:
+    """Return the environment variable of a field of RunnerConfig."""
+    return f"{PREFIX}_{field.upper()}"
+
+
+def load_config(variables: Mapping[str, str]) -> RunnerConfig:
+    """Return the configuration in `variables`.
+
+    Raises ConfigInvalidError with every problem: a value out of its range, and a
+    name with our prefix that is not one of ours (a misspelt kill switch must not
+    be taken for one that is not set).
+    """
+    config: RunnerConfig = environ.to_config(RunnerConfig, environ=dict(variables))
+    fields = attrs.fields_dict(RunnerConfig)  # type: ignore[arg-type]  # environ.config is an attrs class
+    known = {variable_name(field): field for field in fields}
+    problems = [
+        f"{name}: {getattr(config, field).text}"
+        for name, field in known.items()
+        if isinstance(getattr(config, field), _Problem)
+    ]
+    problems += [
+        f"{name} is not a known setting"
+        for name in sorted(variables)
+        if name.startswith(PREFIX + "_") and name not in known
+    ]
+    if problems:
+        raise ConfigInvalidError(problems)
+    return config
+
+
+@attrs.frozen
+class Setting:
+    """One declared setting, for help and docs."""
+
+    name: str
+    default: str
+    help: str
+
+
+def settings() -> tuple[Setting, ...]:
+    """Return every declared setting in declaration order."""
+    rows: list[dict[str, Any]] = []
+
+    def keep(found: list[dict[str, Any]], **_: object) -> str:
+        rows.extend(found)
+        return ""
+
+    environ.generate_help(RunnerConfig, formatter=keep, display_defaults=True)
+    return tuple(Setting(row["var_name"], row["default"], row["help_str"]) for row in rows)
+
+
+@attrs.frozen
+class SuiteEntry:
+    """What the suites file may say of one suite. Only `command` is needed."""
+
+    command: tuple[str, ...]
+    preset: Preset | None = None
+    report: str | None = None
+    min_tests: int | None = None
+    max_skipped_ratio: float | None = None
+    tool_exit_codes: tuple[int, ...] | None = None
+    timeout_seconds: float | None = None
+    kill_grace_seconds: float | None = None
+    workspace: Workspace | None = None
+    environment: tuple[str, ...] | None = None
+
+    def plan(self, config: RunnerConfig) -> SuitePlan:
+        """Return the suite plan, with what is not said taken from preset and configuration."""
+        preset = detect_preset(self.command) if self.preset is None else self.preset
+        said = {
+            field.name: value
+            for field in attrs.fields(SuiteEntry)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return SuitePlan(
+            **{
+                "report": PRESETS[preset].report,
+                "timeout_seconds": config.timeout_seconds,
+                "kill_grace_seconds": config.kill_grace_seconds,
+                "log_max_bytes": config.log_max_bytes,
+                **said,
+                "preset": preset,
+            }
+        )
+
+
+@attrs.frozen
+class Suites:
+    """The suites file: a suite for each repository, and one for all others if `default` is set."""
+
+    default: SuiteEntry | None = None
+    repos: Mapping[str, SuiteEntry] = attrs.field(factory=dict)
+
+    def entry(self, repo: str) -> SuiteEntry | None:
+        """Return the suite of `repo`, or None if the file names none for it."""
+        return self.repos.get(repo, self.default)
+
+
+_CONVERTER: Final = strict_converter(detailed=True)
+
+
+def parse_suites(text: str) -> Suites:
+    """Return the suites that the TOML `text` names; raises ConfigInvalidError.
+
+    The file is the orchestrator's own. It is never read from the tree under test:
+    the code must not choose its judge.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalidError([f"the suites file is no TOML: {error}"]) from error
+    try:
+        return _CONVERTER.structure(document, Suites)
+    except Exception as error:
+        # Whatever a converter raises for a value it cannot read, the answer is the same.
+        raise ConfigInvalidError(cattrs.transform_error(error, "suites file", describe)) from error

@@ -1,0 +1,70 @@
+"""One family of errors. Facts are attributes; the sentence is made from them."""
+
+from collections.abc import Sequence
+
+
+class StagingError(Exception):
+    """Anything that staging_fsm refuses, with what happened and what to do about it."""
+
+
+class TransitionRefusedError(StagingError):
+    """An event came in a state whose row of the table does not allow it. Nothing moved."""
+
+    def __init__(self, state: str, event: str, allowed: Sequence[str]) -> None:
+        """Keep state, event and what would be allowed."""
+        self.state, self.event, self.allowed = state, event, tuple(allowed)
+        options = ", ".join(self.allowed) if self.allowed else "nothing: the state is terminal"
+        super().__init__(f"{event} is not allowed in {state} (allowed: {options})")
+
+
+class SnapshotRefusedError(StagingError):
+    """A job row's snapshot cannot be trusted, so nothing is guessed and nothing moves."""
+
+    def __init__(self, problem: str) -> None:
+        """Keep the problem, a sentence without its full stop."""
+        self.problem = problem
+        super().__init__(
+            f"the staging_runner snapshot is refused: {problem};"
+            " nothing was changed: correct the row by hand, or remove the key to start afresh"
+        )
+
+
+class StaleSnapshotError(StagingError):
+    """Somebody else moved the attempt since it was read: this worker has lost its claim."""
+
+    def __init__(self, job_id: object, version: int | None) -> None:
+        """Keep the job and the version that was expected."""
+        self.job_id, self.version = job_id, version
+        expected = "no snapshot" if version is None else f"version {version}"
+        super().__init__(
+            f"job {job_id} no longer has {expected}: another worker moved it; nothing was written"
+        )
+
+
+class ConfigInvalidError(StagingError):
+    """The runner's configuration has problems, all of them listed."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Keep the problems, one sentence each."""
+        self.problems = tuple(problems)
+        super().__init__("invalid staging runner configuration: " + "; ".join(self.problems))
+
+
+class ReportUnreadableError(StagingError):
+    """A test report is no JUnit XML that can be trusted."""
+
+
+class RunRefusedError(StagingError):
+    """A run was refused before anything was started: there is no verdict, and no run was spent."""
+
+
+class PreparationError(StagingError):
+    """What a run needs could not be made ready: a tool error."""
+
+
+class GateContradictedVerdictError(StagingError):
+    """A gate opened although the attempt has no passed verdict. Its move was rolled back."""
+
+
+class JobNotFoundError(StagingError):
+    """There is no job with this id."""

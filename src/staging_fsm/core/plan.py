@@ -1,0 +1,196 @@
+"""What an attempt is bound to: the suite, what it is asked for, and its budget.
+
+The plan is fixed when the attempt starts and stored with it, so that neither a
+change of configuration nor a crash changes the judge between two runs.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from enum import StrEnum, unique
+from types import MappingProxyType
+from typing import Any, Final
+
+import attrs
+
+from staging_fsm.core.outcome import REASONS, JudgingPolicy, Reason, Retry
+from staging_fsm.core.spec import Event
+
+#: In the suite command this stands for the folder that STAGING_REPORT_DIR names.
+REPORT_DIR_PLACEHOLDER: Final = "{report_dir}"
+INFRA_RETRIES_MAX: Final = 20
+
+
+@unique
+class Workspace(StrEnum):
+    """Where the suite runs."""
+
+    #: A private checkout of exactly the bound commit, removed afterwards.
+    WORKTREE = "worktree"
+    #: The repository's own folder.
+    IN_PLACE = "in-place"
+
+
+@unique
+class Preset(StrEnum):
+    """What is known about a kind of suite."""
+
+    NONE = "none"
+    PYTEST = "pytest"
+
+
+@attrs.frozen
+class PresetFacts:
+    """Exit codes that are tool errors, and how the suite can be told to leave a report."""
+
+    exit_reasons: Mapping[int, Reason]
+    report: str | None = None
+    variable: str | None = None
+    option: str | None = None
+
+
+#: 126 and 127 are a shell's "cannot execute" and "not found" (POSIX, 2.8.2); the
+#: rest are pytest's (https://docs.pytest.org/en/stable/reference/exit-codes.html).
+_SHELL_REASONS: Final = {126: Reason.TOOL_EXIT_CODE, 127: Reason.TOOL_EXIT_CODE}
+PRESETS: Final[Mapping[Preset, PresetFacts]] = MappingProxyType(
+    {
+        Preset.NONE: PresetFacts(_SHELL_REASONS),
+        Preset.PYTEST: PresetFacts(
+            {
+                **_SHELL_REASONS,
+                2: Reason.TOOL_EXIT_CODE,
+                3: Reason.TOOL_EXIT_CODE,
+                4: Reason.USAGE_ERROR,
+                5: Reason.NO_TESTS,
+            },
+            report="junit.xml",
+            variable="PYTEST_ADDOPTS",
+            option="--junit-xml",
+        ),
+    }
+)
+
+
+def detect_preset(command: tuple[str, ...]) -> Preset:
+    """Return the preset of a command that plainly is pytest, else NONE."""
+    names = [word.rpartition("/")[2] for word in command]
+    module = any(pair == ("-m", "pytest") for pair in zip(command, command[1:], strict=False))
+    return Preset.PYTEST if module or names[:1] in (["pytest"], ["py.test"]) else Preset.NONE
+
+
+def _positive(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        message = f"{attribute.name} must be a number above 0, not {value!r}"
+        raise ValueError(message)
+
+
+def _not_negative(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        message = f"{attribute.name} must be a number of at least 0, not {value!r}"
+        raise ValueError(message)
+
+
+def _ratio(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
+    if not 0 <= value <= 1:
+        message = f"{attribute.name} must be between 0 and 1, not {value!r}"
+        raise ValueError(message)
+
+
+def _argument_vector(_: object, attribute: "attrs.Attribute[Any]", value: tuple[str, ...]) -> None:
+    if not value or not value[0]:
+        message = f"{attribute.name} must name a program"
+        raise ValueError(message)
+    if any("\0" in word for word in value):
+        message = f"{attribute.name} must not hold a NUL character"
+        raise ValueError(message)
+
+
+def _exit_codes(_: object, attribute: "attrs.Attribute[Any]", value: tuple[int, ...]) -> None:
+    if any(not 1 <= code <= 255 for code in value):
+        message = f"{attribute.name} must be exit codes from 1 to 255, not {list(value)}"
+        raise ValueError(message)
+
+
+@attrs.frozen
+class SuitePlan:
+    """How the suite is run and what its result is asked for.
+
+    `report` is a JUnit file, relative to the run's report folder or absolute;
+    None means policy "exit-code": nothing but the exit code is asked.
+    """
+
+    command: tuple[str, ...] = attrs.field(validator=_argument_vector)
+    preset: Preset = Preset.NONE
+    report: str | None = None
+    min_tests: int = attrs.field(default=1, validator=_not_negative)
+    max_skipped_ratio: float = attrs.field(default=1.0, validator=_ratio)
+    tool_exit_codes: tuple[int, ...] = attrs.field(default=(), validator=_exit_codes)
+    timeout_seconds: float = attrs.field(default=1800.0, validator=_positive)
+    kill_grace_seconds: float = attrs.field(default=10.0, validator=_not_negative)
+    log_max_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_positive)
+    workspace: Workspace = Workspace.WORKTREE
+    environment: tuple[str, ...] = ()
+
+    def judging_policy(self) -> JudgingPolicy:
+        """Return what the rule table needs to know of this plan."""
+        configured = dict.fromkeys(self.tool_exit_codes, Reason.TOOL_EXIT_CODE)
+        return JudgingPolicy(
+            exit_reasons={**configured, **PRESETS[self.preset].exit_reasons},
+            report_required=self.report is not None,
+            min_tests=self.min_tests,
+            max_skipped_ratio=self.max_skipped_ratio,
+        )
+
+
+@attrs.frozen
+class Budget:
+    """How many runs an attempt has and how long it waits between them."""
+
+    infra_retries: int = attrs.field(default=2)
+    backoff_seconds: float = attrs.field(default=30.0, validator=_not_negative)
+    backoff_max_seconds: float = attrs.field(default=900.0, validator=_not_negative)
+
+    @infra_retries.validator
+    def _check_infra_retries(self, _: object, value: int) -> None:
+        if not 0 <= value <= INFRA_RETRIES_MAX:
+            message = f"infra_retries must be from 0 to {INFRA_RETRIES_MAX}, not {value}"
+            raise ValueError(message)
+
+    @property
+    def runs_max(self) -> int:
+        """Return how many runs an attempt has at most, whatever happens to them."""
+        return 1 + self.infra_retries
+
+    def spend(self, reasons: tuple[Reason, ...]) -> Event:
+        """Return BUDGET_LEFT or BUDGET_SPENT after runs that ended for `reasons`, in order."""
+        retry = REASONS[reasons[-1]].retry
+        spent = (
+            len(reasons) >= self.runs_max
+            or retry is Retry.NEVER
+            or (retry is Retry.ONCE and reasons.count(reasons[-1]) > 1)
+        )
+        return Event.BUDGET_SPENT if spent else Event.BUDGET_LEFT
+
+    def delay_seconds(self, attempt_id: str, run_number: int) -> float:
+        """Return the wait before the run after `run_number`.
+
+        Exponential, capped, with up to a quarter added as jitter. The jitter is
+        computed from attempt and run, so a replay waits exactly as long.
+        """
+        exponential = self.backoff_seconds * 2.0 ** (run_number - 1)
+        digest = hashlib.sha256(f"{attempt_id}/{run_number}".encode()).digest()
+        share = int.from_bytes(digest[:8], "big") / 2**64
+        return min(self.backoff_max_seconds, exponential * (1 + share / 4))
+
+
+@attrs.frozen
+class Plan:
+    """Everything an attempt is bound to."""
+
+    suite: SuitePlan
+    budget: Budget
+    #: The commit under test, or "unversioned" for a folder without git.
+    revision: str
+
+
+UNVERSIONED: Final = "unversioned"

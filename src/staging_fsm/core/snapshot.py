@@ -1,0 +1,227 @@
+"""The snapshot of one attempt, and its strict form in the job row's metadata.
+
+A snapshot is frozen. It is stored under one key as a JSON object with a format
+number. Loading either gives back exactly what was stored or refuses by name:
+unknown keys, missing keys, wrong types, a newer format, and a history that is no
+path through the table are never guessed at.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn
+
+from staging_fsm.core.errors import SnapshotRefusedError
+from staging_fsm.core.evidence import Counts, EvidenceState
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.plan import Plan
+from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, Transition
+from staging_fsm.core.strict import strict_converter
+
+SNAPSHOT_KEY: Final = "staging_runner"
+FORMAT: Final = 1
+#: How often a run may change hands. Beyond it a run counts as lost, so that a
+#: history is bounded even where workers crash for ever.
+ADOPTIONS_MAX: Final = 32
+
+_ROWS: Final = {row.id: row for row in TRANSITIONS}
+
+
+@attrs.frozen
+class Move:
+    """One transition that happened: its row, when, why, and by which worker."""
+
+    id: str
+    time: str
+    reason: str
+    worker: str
+
+    @property
+    def row(self) -> Transition:
+        """Return the row of the table that was walked."""
+        return _ROWS[self.id]
+
+
+@attrs.frozen
+class Run:
+    """One execution of the suite. The fields after `started_at` are unknown while it runs."""
+
+    number: int
+    started_at: str
+    ended_at: str | None = None
+    reason: Reason | None = None
+    rule: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    duration_seconds: float | None = None
+    detail: str | None = None
+    evidence: EvidenceState | None = None
+    counts: Counts | None = None
+    log: str | None = None
+    log_sha256: str | None = None
+    log_bytes: int | None = None
+
+
+@attrs.frozen
+class Artifact:
+    """The artifact that this attempt wrote: where, and the digest of its bytes."""
+
+    path: str
+    sha256: str
+
+
+@attrs.frozen
+class Snapshot:
+    """One attempt: where it is, what it is bound to, what happened so far.
+
+    `version` counts writes and is what compare-and-swap compares. `worker` is the
+    process that drives the attempt; only it, or whoever finds it dead, may move it.
+    """
+
+    version: int
+    attempt_id: str
+    state: State
+    worker: str
+    plan: Plan | None
+    runs: tuple[Run, ...]
+    history: tuple[Move, ...]
+    next_run_at: str | None
+    artifact: Artifact | None
+    format: int = FORMAT
+
+    @property
+    def is_terminal(self) -> bool:
+        """Say whether nothing can happen to this attempt any more."""
+        return self.state in TERMINAL
+
+    @property
+    def last_run(self) -> Run:
+        """Return the run in hand or the last one that ended."""
+        return self.runs[-1]
+
+    @property
+    def bound_plan(self) -> Plan:
+        """Return the plan; only an attempt that never ran has none."""
+        if self.plan is None:
+            message = f"attempt {self.attempt_id} was never bound to a plan"
+            raise SnapshotRefusedError(message)
+        return self.plan
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Return why each ended run ended, in order."""
+        return tuple(run.reason for run in self.runs if run.reason is not None)
+
+
+def fresh_snapshot(attempt_id: str, worker: str) -> Snapshot:
+    """Return an attempt that has not been stored yet: version 0, in the first state."""
+    return Snapshot(0, attempt_id, INITIAL, worker, None, (), (), None, None)
+
+
+def _build_converter() -> cattrs.Converter:
+    converter = strict_converter(detailed=False)
+    converter.register_structure_hook_factory(
+        attrs.has,
+        lambda kind: _all_keys_required(kind, make_dict_structure_fn(kind, converter)),
+    )
+    return converter
+
+
+def _all_keys_required(kind: Any, structure: Any) -> Any:
+    # cattrs would fill a missing key from the class default: a guess.
+    names = frozenset(field.name for field in attrs.fields(kind))
+
+    def structure_all(value: Any, kind_: Any) -> Any:
+        if type(value) is not dict or value.keys() != names:
+            found = sorted(value) if type(value) is dict else type(value).__name__
+            message = f"{kind.__name__} has keys {sorted(names)}, not {found}"
+            raise TypeError(message)
+        return structure(value, kind_)
+
+    return structure_all
+
+
+_CONVERTER: Final = _build_converter()
+
+
+def dump_snapshot(snapshot: Snapshot) -> str:
+    """Return the snapshot as one line of JSON."""
+    return json.dumps(_CONVERTER.unstructure(snapshot), separators=(",", ":"), allow_nan=False)
+
+
+def load_snapshot(document: object) -> Snapshot:
+    """Return the snapshot that `document`, a decoded JSON value, holds.
+
+    Raises SnapshotRefusedError, naming the first thing wrong with it.
+    """
+    if not isinstance(document, Mapping):
+        message = f"it is a {type(document).__name__}, not an object"
+        raise SnapshotRefusedError(message)
+    format_ = document.get("format")
+    if type(format_) is int and format_ > FORMAT:
+        message = f"its format {format_} is newer than {FORMAT}, the newest this version knows"
+        raise SnapshotRefusedError(message)
+    if type(format_) is not int or format_ != FORMAT:
+        message = f"its format is {format_!r}, not {FORMAT}"
+        raise SnapshotRefusedError(message)
+    try:
+        snapshot = _CONVERTER.structure(dict(document), Snapshot)
+    except Exception as error:
+        # Whatever a converter raises for a value it cannot read, the answer is the same.
+        message = f"it cannot be read ({type(error).__name__}: {error})"
+        raise SnapshotRefusedError(message) from error
+    problem = next(_problems(snapshot), None)
+    if problem is not None:
+        raise SnapshotRefusedError(problem)
+    return snapshot
+
+
+def replay(history: tuple[Move, ...]) -> State:
+    """Return the state that `history` leads to; raises SnapshotRefusedError if it is no path."""
+    state = INITIAL
+    for position, move in enumerate(history, 1):
+        row = _ROWS.get(move.id)
+        if row is None:
+            message = f"move {position} is {move.id!r}, which is no row of the table"
+            raise SnapshotRefusedError(message)
+        if row.source is not state:
+            message = f"move {position}, {row.id}, leaves {row.source}, but the attempt was in {state}"
+            raise SnapshotRefusedError(message)
+        state = row.target
+    return state
+
+
+def _problems(snapshot: Snapshot) -> Any:
+    """Yield what is inconsistent in a snapshot whose types are right."""
+    led_to = replay(snapshot.history)
+    if led_to is not snapshot.state:
+        yield f"its history leads to {led_to}, but its state is {snapshot.state}"
+    if snapshot.version < 1:
+        yield f"its version is {snapshot.version}"
+    if not snapshot.attempt_id:
+        yield "it has no attempt id"
+    claims = sum(move.row.event is Event.JOB_CLAIMED for move in snapshot.history)
+    if claims != len(snapshot.runs):
+        yield f"its history starts {claims} runs, but it holds {len(snapshot.runs)}"
+    if [run.number for run in snapshot.runs] != list(range(1, claims + 1)):
+        yield "its runs are not numbered from 1"
+    if claims and snapshot.plan is None:
+        yield "it ran without a plan"
+    if snapshot.plan is not None and claims > snapshot.plan.budget.runs_max:
+        yield f"it holds {claims} runs, but its budget is {snapshot.plan.budget.runs_max}"
+    yield from _run_problems(snapshot)
+
+
+def _run_problems(snapshot: Snapshot) -> Any:
+    open_states = (State.RUNNING, State.CANCELLED)
+    for run in snapshot.runs:
+        is_open = run is snapshot.runs[-1] and snapshot.state in open_states
+        if run.reason is None and not is_open:
+            yield f"run {run.number} has no reason although it ended"
+    if snapshot.state is State.RUNNING and snapshot.last_run.reason is not None:
+        yield f"run {snapshot.last_run.number} has ended, but the attempt is RUNNING"
+    if snapshot.state is State.DEFERRED and snapshot.next_run_at is None:
+        yield "it is DEFERRED without a time for its next run"
