@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from conftest import HostKit, git
 
+from conftest import HostKit, git
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
-from staging_fsm.host.pipeline import JobAlreadyEndedError
 from staging_fsm.host.launcher import finish_job
+from staging_fsm.host.pipeline import JobAlreadyEndedError
 from staging_fsm.host.worker import Worker
 
 Maker = Callable[..., HostKit]

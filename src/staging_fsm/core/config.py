@@ -178,6 +178,19 @@ def load_config(variables: Mapping[str, str]) -> RunnerConfig:
     return config
 
 
+def is_switched_off(variables: Mapping[str, str]) -> bool:
+    """Say whether the kill switch plainly says off, whatever else is wrong with the rest."""
+    try:
+        return not _switch(variables.get(variable_name("enabled"), ""))
+    except ValueError:
+        return False
+
+
+def alert_urls(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """Return who is alerted, also where the rest of the configuration is invalid."""
+    return _words(variables.get(variable_name("alert_urls"), ""))
+
+
 @attrs.frozen
 class Setting:
     """One declared setting, for help and docs."""
@@ -212,6 +225,7 @@ class SuiteEntry:
     timeout_seconds: float | None = None
     kill_grace_seconds: float | None = None
     workspace: Workspace | None = None
+    allow_dirty: bool | None = None
     environment: tuple[str, ...] | None = None
 
     def plan(self, config: RunnerConfig) -> SuitePlan:

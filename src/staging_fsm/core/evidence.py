@@ -58,6 +58,9 @@ class Evidence:
     counts: Counts | None = None
 
 
+NO_EVIDENCE_REQUIRED: Final = Evidence(EvidenceState.NOT_REQUIRED)
+
+
 def read_junit(stream: BinaryIO) -> Counts:
     """Return the counts of the JUnit XML report in `stream`.
 

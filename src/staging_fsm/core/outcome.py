@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from staging_fsm.core.evidence import Evidence, EvidenceState
+from staging_fsm.core.evidence import NO_EVIDENCE_REQUIRED, Evidence, EvidenceState
 from staging_fsm.core.spec import Event
 
 
@@ -86,6 +86,7 @@ class Reason(StrEnum):
     LOG_INCOMPLETE = "log_incomplete"
     PROCESSES_LEFT = "processes_left"
     NO_EXIT_STATUS = "no_exit_status"
+    SUPERVISOR_LOST = "supervisor_lost"
     RESULT_UNTRUSTED = "result_untrusted"
     CONFIGURATION_INVALID = "configuration_invalid"
     INTERNAL_ERROR = "internal_error"
@@ -123,29 +124,44 @@ REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
         Reason.BAD_WORKING_DIRECTORY: _tool(
             "The working directory of the suite does not exist or cannot be entered.", Retry.NEVER
         ),
-        Reason.BAD_ARGUMENTS: _tool("The suite command cannot be passed to the system.", Retry.NEVER),
+        Reason.BAD_ARGUMENTS: _tool(
+            "The suite command cannot be passed to the system.", Retry.NEVER
+        ),
         Reason.SPAWN_FAILED: _tool("The system could not start the suite."),
         Reason.PREPARATION_FAILED: _tool("What the run needs could not be made ready."),
         Reason.DEADLINE_EXCEEDED: _tool("The suite was stopped at its deadline.", Retry.ONCE),
-        Reason.IDLE_TIMEOUT: _tool("The suite was stopped: it printed nothing for too long.", Retry.ONCE),
+        Reason.IDLE_TIMEOUT: _tool(
+            "The suite was stopped: it printed nothing for too long.", Retry.ONCE
+        ),
         Reason.STOPPED: _tool("The suite was stopped from outside before it ended."),
-        Reason.KILLED_BY_SIGNAL: _tool("The suite was killed by a signal that is no crash of its own."),
+        Reason.KILLED_BY_SIGNAL: _tool(
+            "The suite was killed by a signal that is no crash of its own."
+        ),
         Reason.TOOL_EXIT_CODE: _tool("The exit code says that the suite did not run properly."),
-        Reason.USAGE_ERROR: _tool("The exit code says that the command line is wrong.", Retry.NEVER),
+        Reason.USAGE_ERROR: _tool(
+            "The exit code says that the command line is wrong.", Retry.NEVER
+        ),
         Reason.NO_TESTS: _tool("The suite ran no test.", Retry.NEVER),
         Reason.REPORT_MISSING: _tool("The suite left no test report, and one is required."),
         Reason.REPORT_STALE: _tool("The test report is not of this run."),
         Reason.REPORT_UNREADABLE: _tool("The test report cannot be read."),
         Reason.TOO_FEW_TESTS: _tool("The suite ran fewer tests than are required.", Retry.NEVER),
-        Reason.TOO_MANY_SKIPPED: _tool("The suite skipped more tests than is allowed.", Retry.NEVER),
+        Reason.TOO_MANY_SKIPPED: _tool(
+            "The suite skipped more tests than is allowed.", Retry.NEVER
+        ),
         Reason.TREE_CHANGED: _tool("The tree under test changed during the run."),
         Reason.LOG_INCOMPLETE: _tool("The output of the suite could not be kept."),
         Reason.PROCESSES_LEFT: _tool("A process of the suite could not be stopped."),
         Reason.NO_EXIT_STATUS: _tool("The system did not say how the suite ended."),
-        Reason.RESULT_UNTRUSTED: _tool("The result of the run is not the one its supervisor wrote."),
+        Reason.SUPERVISOR_LOST: _tool(
+            "The supervisor of the run died before it could say anything."
+        ),
+        Reason.RESULT_UNTRUSTED: _tool(
+            "The result of the run is not the one its supervisor wrote."
+        ),
         Reason.CONFIGURATION_INVALID: _tool("The runner's configuration is invalid."),
         Reason.INTERNAL_ERROR: _tool("The runner itself failed."),
-        Reason.WORKER_LOST: _tool("The worker and the supervisor of the run were lost."),
+        Reason.WORKER_LOST: _tool("The worker was lost, and the run with it."),
     }
 )
 
@@ -169,6 +185,18 @@ class Stop(StrEnum):
     DEADLINE = "deadline"
     IDLE = "idle"
     REQUEST = "request"
+
+
+@unique
+class Supervision(StrEnum):
+    """Whether the result of a run can be believed."""
+
+    #: Sealed by the supervisor that watched the run.
+    SOUND = "sound"
+    #: The supervisor is gone and left no result.
+    LOST = "lost"
+    #: There is a result, and its seal is not the supervisor's.
+    FORGED = "forged"
 
 
 @attrs.frozen
@@ -201,8 +229,8 @@ class RunFacts:
     tree_changed: bool = False
     log_complete: bool = False
     processes_left: int = 0
-    trusted: bool = False
-    evidence: Evidence = Evidence(EvidenceState.NOT_REQUIRED)
+    supervision: Supervision = Supervision.LOST
+    evidence: Evidence = NO_EVIDENCE_REQUIRED
 
 
 @attrs.frozen
@@ -251,6 +279,10 @@ _STOP_REASONS: Final = {
     Stop.IDLE: Reason.IDLE_TIMEOUT,
     Stop.REQUEST: Reason.STOPPED,
 }
+_SUPERVISION_REASONS: Final = {
+    Supervision.LOST: Reason.SUPERVISOR_LOST,
+    Supervision.FORGED: Reason.RESULT_UNTRUSTED,
+}
 _EVIDENCE_REASONS: Final = {
     EvidenceState.MISSING: Reason.REPORT_MISSING,
     EvidenceState.STALE: Reason.REPORT_STALE,
@@ -268,8 +300,8 @@ def _ending_signal(facts: RunFacts) -> int | None:
     return number if number in _SIGNAL_NUMBERS else None
 
 
-def _untrusted(facts: RunFacts, _: JudgingPolicy) -> Reason | None:
-    return None if facts.trusted else Reason.RESULT_UNTRUSTED
+def _no_sound_result(facts: RunFacts, _: JudgingPolicy) -> Reason | None:
+    return _SUPERVISION_REASONS.get(facts.supervision)
 
 
 def _tree_changed(facts: RunFacts, _: JudgingPolicy) -> Reason | None:
@@ -345,10 +377,12 @@ class Rule:
 
 # Configuration, lock and a dirty tree are refused before a run exists, so no rule stands for them.
 RULES: Final[tuple[Rule, ...]] = (
-    Rule("J01", "The result is not the supervisor's own.", _untrusted),
+    Rule("J01", "There is no result that its supervisor sealed.", _no_sound_result),
     Rule("J02", "The tree under test changed during the run.", _tree_changed),
     Rule("J03", "The suite could not be started.", _spawn_failed),
-    Rule("J04", "A fresh report shows failures or errors: the failure floor.", _report_shows_failures),
+    Rule(
+        "J04", "A fresh report shows failures or errors: the failure floor.", _report_shows_failures
+    ),
     Rule("J05", "We stopped the suite: never a pass after our own signal.", _we_stopped_it),
     Rule("J06", "The system did not say how the suite ended.", _no_exit_status),
     Rule("J07", "The suite died by a signal, its own or a shell's 128 + n.", _died_by_signal),

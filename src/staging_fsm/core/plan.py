@@ -5,6 +5,7 @@ change of configuration nor a crash changes the judge between two runs.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 from enum import StrEnum, unique
@@ -19,6 +20,7 @@ from staging_fsm.core.spec import Event
 #: In the suite command this stands for the folder that STAGING_REPORT_DIR names.
 REPORT_DIR_PLACEHOLDER: Final = "{report_dir}"
 INFRA_RETRIES_MAX: Final = 20
+EXIT_CODE_MAX: Final = 255
 
 
 @unique
@@ -74,7 +76,7 @@ PRESETS: Final[Mapping[Preset, PresetFacts]] = MappingProxyType(
 def detect_preset(command: tuple[str, ...]) -> Preset:
     """Return the preset of a command that plainly is pytest, else NONE."""
     names = [word.rpartition("/")[2] for word in command]
-    module = any(pair == ("-m", "pytest") for pair in zip(command, command[1:], strict=False))
+    module = any(pair == ("-m", "pytest") for pair in itertools.pairwise(command))
     return Preset.PYTEST if module or names[:1] in (["pytest"], ["py.test"]) else Preset.NONE
 
 
@@ -106,8 +108,10 @@ def _argument_vector(_: object, attribute: "attrs.Attribute[Any]", value: tuple[
 
 
 def _exit_codes(_: object, attribute: "attrs.Attribute[Any]", value: tuple[int, ...]) -> None:
-    if any(not 1 <= code <= 255 for code in value):
-        message = f"{attribute.name} must be exit codes from 1 to 255, not {list(value)}"
+    if any(not 1 <= code <= EXIT_CODE_MAX for code in value):
+        message = (
+            f"{attribute.name} must be exit codes from 1 to {EXIT_CODE_MAX}, not {list(value)}"
+        )
         raise ValueError(message)
 
 
@@ -129,6 +133,8 @@ class SuitePlan:
     kill_grace_seconds: float = attrs.field(default=10.0, validator=_not_negative)
     log_max_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_positive)
     workspace: Workspace = Workspace.WORKTREE
+    #: In place only: run although tracked files differ from the commit.
+    allow_dirty: bool = False
     environment: tuple[str, ...] = ()
 
     def judging_policy(self) -> JudgingPolicy:

@@ -63,6 +63,7 @@ class Run:
     log: str | None = None
     log_sha256: str | None = None
     log_bytes: int | None = None
+    log_dropped_bytes: int | None = None
 
 
 @attrs.frozen
@@ -188,7 +189,9 @@ def replay(history: tuple[Move, ...]) -> State:
             message = f"move {position} is {move.id!r}, which is no row of the table"
             raise SnapshotRefusedError(message)
         if row.source is not state:
-            message = f"move {position}, {row.id}, leaves {row.source}, but the attempt was in {state}"
+            message = (
+                f"move {position}, {row.id}, leaves {row.source}, but the attempt was in {state}"
+            )
             raise SnapshotRefusedError(message)
         state = row.target
     return state

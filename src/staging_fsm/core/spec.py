@@ -33,9 +33,7 @@ class _Name(StrEnum):
     """An enumeration whose values are its names, as they are written in rows and docs."""
 
     @staticmethod
-    def _generate_next_value_(
-        name: str, _start: int, _count: int, _last_values: list[str]
-    ) -> str:
+    def _generate_next_value_(name: str, _start: int, _count: int, _last_values: list[str]) -> str:
         return name
 
 
@@ -183,7 +181,9 @@ def reachable(rows: tuple[Transition, ...], start: State) -> set[State]:
 
 def _check_ids(rows: tuple[Transition, ...]) -> list[str]:
     ids = [row.id for row in rows]
-    return [f"{id_} names more than one row." for id_ in sorted({i for i in ids if ids.count(i) > 1})]
+    return [
+        f"{id_} names more than one row." for id_ in sorted({i for i in ids if ids.count(i) > 1})
+    ]
 
 
 def _check_determinism(rows: tuple[Transition, ...]) -> list[str]:
@@ -198,7 +198,9 @@ def _check_determinism(rows: tuple[Transition, ...]) -> list[str]:
 
 def _check_terminal(rows: tuple[Transition, ...]) -> list[str]:
     return [
-        f"{row.id} leaves {row.source}, which is terminal." for row in rows if row.source in TERMINAL
+        f"{row.id} leaves {row.source}, which is terminal."
+        for row in rows
+        if row.source in TERMINAL
     ]
 
 
@@ -235,9 +237,15 @@ def _check_unused(rows: tuple[Transition, ...]) -> list[str]:
 def _check_central_promise(rows: tuple[Transition, ...]) -> list[str]:
     problems = []
     for row in rows:
-        if row.target is S.ADVANCED and (row.source, row.event) != (S.VERDICT_PASSED, E.GATE_OPENED):
+        if row.target is S.ADVANCED and (row.source, row.event) != (
+            S.VERDICT_PASSED,
+            E.GATE_OPENED,
+        ):
             problems.append(f"{row.id} enters {row.target} without a passed verdict.")
-        if row.target is S.VERDICT_PASSED and (row.source, row.event) != (S.RUNNING, E.SUITE_PASSED):
+        if row.target is S.VERDICT_PASSED and (row.source, row.event) != (
+            S.RUNNING,
+            E.SUITE_PASSED,
+        ):
             problems.append(f"{row.id} enters {row.target} without a suite that passed.")
         if row.target is S.LLM_FALLBACK and row.source not in (S.PENDING, S.DEFERRED):
             problems.append(f"{row.id} goes back to the LLM agent after a run was judged.")

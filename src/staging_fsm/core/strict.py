@@ -22,9 +22,7 @@ def strict_converter(*, detailed: bool) -> cattrs.Converter:
         converter.register_structure_hook(kind, _exactly(kind))
     converter.register_structure_hook(float, _exactly(float, int))
     converter.register_structure_hook_factory(_is_tuple, lambda kind: _from_list(kind, converter))
-    converter.register_structure_hook_factory(
-        _is_optional, lambda kind: _or_none(kind, converter)
-    )
+    converter.register_structure_hook_factory(_is_optional, lambda kind: _or_none(kind, converter))
     return converter
 
 

@@ -4,16 +4,22 @@ import json
 import os
 import subprocess
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
+from staging_fsm.core.ports import JobRow
+from staging_fsm.core.snapshot import SNAPSHOT_KEY
+from staging_fsm.drive.engine import Place
+from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.effects.clock import Clock
+from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.pipeline import GateResult, initiate_gate, work_item_dir
 from staging_fsm.host.settings import HostSettings
-from staging_fsm.host.store import HostStore, Job
+from staging_fsm.host.store import HostStore, Job, SqlHostStore
 
 PROBE_TIMEOUT_SECONDS: Final = 10
 GIT_TIMEOUT_SECONDS: Final = 60
@@ -26,6 +32,8 @@ class Host:
     store: HostStore
     settings: HostSettings
     clock: Clock
+    #: Takes jobs of deploy-staging from the LLM; None is a host without a runner.
+    staging: StagingIntercept | None = None
 
     def folder(self, job: Job) -> Path:
         """Return the folder of the job's work item."""
@@ -35,13 +43,17 @@ class Host:
 def launch_job(host: Host, job: Job) -> GateResult | None:
     """Have somebody work on a claimed job, and initiate its gate when they are done.
 
-    Returns what the gate decided. Reserved agents are code of this module;
-    everybody else is an LLM agent behind `_spawn`.
+    Returns what the gate decided, or None where the staging runner has the job.
+    Reserved agents are code of this module; everybody else is an LLM agent behind
+    `_spawn`.
     """
     if job.agent == "deploy-finalizer":
         exit_code = _run_deploy_finalizer_job(host, job)
     elif job.agent == "post-deploy-monitor":
         exit_code = _run_post_deploy_monitor_job(host, job)
+    elif _run_staging_runner_job(host, job):
+        # The runner has initiated the gate itself, or will when its next run has ended.
+        return None
     else:
         exit_code = _spawn(host, job)
     return finish_job(host, job, exit_code)
@@ -96,6 +108,33 @@ def _spawn(host: Host, job: Job) -> int:
             start_new_session=True,
         )
         return process.wait()
+
+
+def _run_staging_runner_job(host: Host, job: Job) -> bool:
+    """Hand the job to the staging runner; False if it declines and the LLM must do it."""
+    if host.staging is None or job.stage != STAGE:
+        return False
+    unseen = f'"{SNAPSHOT_KEY}"' not in job.metadata
+    return bool(host.staging.launch(job.id, first_launch=unseen))
+
+
+def staging_intercept(
+    store: SqlHostStore, clock: Clock, variables: Mapping[str, str] | None = None, **replaced: Any
+) -> StagingIntercept:
+    """Return the intercept of this host: its gate, its folders, its job rows."""
+
+    def place(row: JobRow) -> Place:
+        repository = store.repository_path(row.repo)
+        return Place(repository, work_item_dir(repository, row.work_item))
+
+    def gate(row: JobRow, tx: Any) -> bool:
+        # Exactly what happens when an LLM deployer has ended.
+        folder = place(row).artifact_dir
+        return initiate_gate(store, tx, row, 0, folder, clock.now()).opened
+
+    return StagingIntercept.for_host(
+        SqlRows(store.engine), gate, place, variables, clock=clock, **replaced
+    )
 
 
 def _set_aside(path: Path, suffix: str) -> None:
@@ -180,7 +219,8 @@ def _probe(settings: HostSettings) -> str | None:
                 capture_output=True,
             )
             return f"exit code {ended.returncode}" if ended.returncode else None
-        with urllib.request.urlopen(settings.monitor_url, timeout=PROBE_TIMEOUT_SECONDS):
+        url = settings.monitor_url
+        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):  # noqa: S310  # configured
             return None
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"{type(error).__name__}: {error}"

@@ -7,13 +7,13 @@ other producer of the same artifact are the same thing here.
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
 from staging_fsm.host.contract.gate import check_staging_status
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS, GateOutcome
-from staging_fsm.host.store import HostStore, Job
+from staging_fsm.host.store import HostStore
 
 WORK_ITEMS_DIR: Final = Path("docs") / "work-items"
 #: Stages whose gate reads an artifact. Every other stage passes on the agent's exit code.
@@ -30,6 +30,26 @@ class GateResult:
     blocked_reason: str | None
 
 
+class EndedJob(Protocol):
+    """What a gate must know of a job whose producer has ended."""
+
+    @property
+    def id(self) -> Any:
+        """The key of the row."""
+
+    @property
+    def repo(self) -> str:
+        """The repository."""
+
+    @property
+    def work_item(self) -> str:
+        """The work item."""
+
+    @property
+    def stage(self) -> str:
+        """The stage whose gate it is."""
+
+
 class JobAlreadyEndedError(RuntimeError):
     """The job is not running, so its gate was initiated before: nothing may move twice."""
 
@@ -40,7 +60,7 @@ def work_item_dir(repository: Path, work_item: str) -> Path:
 
 
 def initiate_gate(
-    store: HostStore, tx: Any, job: Job, exit_code: int, folder: Path, now: datetime
+    store: HostStore, tx: Any, job: EndedJob, exit_code: int, folder: Path, now: datetime
 ) -> GateResult:
     """Ask the gate of `job`'s stage and move the work item, all within `tx`.
 

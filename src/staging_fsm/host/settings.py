@@ -21,7 +21,7 @@ class HostSettings:
     agent_command: tuple[str, ...] = environ.var(
         "",
         converter=_words,
-        help="Command that starts an LLM agent; {agent}, {stage}, {work_item}, {repo} are filled in.",
+        help="LLM agent command; {agent}, {stage}, {work_item} and {repo} are filled in.",
     )
     developer_retries: int = environ.var(
         3,

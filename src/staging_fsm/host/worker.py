@@ -43,6 +43,12 @@ class Worker:
                 requeued.append(job)
         return requeued
 
+    def recover(self) -> None:
+        """Take up what dead workers left behind: staging attempts first, then every other job."""
+        if self.host.staging is not None:
+            self.host.staging.recover()
+        self.requeue_abandoned()
+
     def run_one(self, only: int | None = None) -> Job | None:
         """Claim and launch one due job; return it, or None when none was due."""
         job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
@@ -59,7 +65,7 @@ class Worker:
 
     def run_forever(self) -> None:
         """Work until `stop` is called, beginning with what dead workers left behind."""
-        self.requeue_abandoned()
+        self.recover()
         while not self.stopping:
             if self.run_until_idle() == 0 and not self.stopping:
                 self.host.clock.wait(IDLE_SECONDS)

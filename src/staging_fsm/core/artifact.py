@@ -1,0 +1,186 @@
+"""`15-staging-log.md`: what the gate reads, and what a person reads below it.
+
+The text is made from the snapshot and the tail of the log alone, so writing it
+again after a crash gives the same bytes. The suite's output stands below the
+front matter, indented by four spaces and with every control character made
+visible: nothing a suite prints can look like front matter, close a fence or move
+a terminal's cursor.
+"""
+
+import re
+from typing import Any, Final
+
+import attrs
+import yaml
+
+from staging_fsm.core.outcome import REASONS, Reason, Verdict
+from staging_fsm.core.plan import REPORT_DIR_PLACEHOLDER
+from staging_fsm.core.snapshot import Run, Snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.host.contract.gate import STATUS_KEY
+
+TAIL_LINES: Final = 60
+TAIL_LINE_CHARACTERS: Final = 400
+
+_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
+_CONTROL_PICTURES: Final = 0x2400
+
+
+@attrs.frozen
+class StagingLog:
+    """What the artifact says besides the snapshot: whose work item, and the tail of its output."""
+
+    work_item: str
+    job_id: str
+    status: str
+    output_tail: bytes
+
+
+def fault(snapshot: Snapshot) -> str:
+    """Return whose fault the last run's outcome is: "none", "code" or "infrastructure"."""
+    reason = snapshot.last_run.reason
+    verdict = REASONS[reason or Reason.WORKER_LOST].verdict
+    return {Verdict.PASSED: "none", Verdict.FAILED: "code"}.get(verdict, "infrastructure")
+
+
+def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
+    """Return the keys and values of the front matter, in the order they are written."""
+    run, plan = snapshot.last_run, snapshot.bound_plan
+    facts: dict[str, Any] = {
+        STATUS_KEY: log.status,
+        "producer": "staging_fsm",
+        "work_item": log.work_item,
+        "job": log.job_id,
+        "attempt": snapshot.attempt_id,
+        "run": run.number,
+        "runs_max": plan.budget.runs_max,
+        "reason": str(run.reason),
+        "rule": run.rule,
+        "fault": fault(snapshot),
+        "exit_code": run.exit_code,
+        "signal": run.signal,
+        "duration_seconds": run.duration_seconds,
+        "ended_at": run.ended_at,
+        "revision": plan.revision,
+        "command": list(plan.suite.command),
+        "evidence": "exit-code" if plan.suite.report is None else "junit",
+        "log": run.log,
+        "log_sha256": run.log_sha256,
+        "log_bytes": run.log_bytes,
+        "log_dropped_bytes": run.log_dropped_bytes,
+    }
+    if run.counts is not None:
+        facts |= {**attrs.asdict(run.counts), "executed": run.counts.executed}
+    return facts
+
+
+def render(snapshot: Snapshot, log: StagingLog) -> str:
+    """Return the whole artifact."""
+    head = yaml.safe_dump(
+        front_matter(snapshot, log), sort_keys=False, allow_unicode=False, width=10_000
+    )
+    parts = [
+        f"---\n{head}---\n",
+        f"# Staging log: {log.status}\n",
+        _summary(snapshot),
+        _runs_table(snapshot),
+        _evidence_words(snapshot),
+        _output(log.output_tail, snapshot.last_run),
+    ]
+    return "\n".join(parts)
+
+
+def _summary(snapshot: Snapshot) -> str:
+    run = snapshot.last_run
+    sentence = REASONS[run.reason or Reason.WORKER_LOST].sentence
+    lines = [sentence]
+    if run.detail:
+        lines.append(f"Detail: {visible(run.detail)}")
+    if snapshot.state is State.EXHAUSTED:
+        lines.append(
+            "This is an infrastructure fault and no verdict on the code:"
+            " no run is left, so the gate stays shut and a person was alerted."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _runs_table(snapshot: Snapshot) -> str:
+    rows = [
+        f"| {run.number} | {run.started_at} | {_seconds(run)} | {_ending(run)} | {run.reason} |"
+        for run in snapshot.runs
+    ]
+    return (
+        "\n".join(
+            [
+                "| run | started | seconds | ended by | reason |",
+                "| --- | --- | --- | --- | --- |",
+                *rows,
+            ]
+        )
+        + "\n"
+    )
+
+
+def _seconds(run: Run) -> str:
+    return "-" if run.duration_seconds is None else f"{run.duration_seconds:.2f}"
+
+
+def _ending(run: Run) -> str:
+    if run.signal is not None:
+        return f"signal {run.signal}"
+    return "-" if run.exit_code is None else f"exit code {run.exit_code}"
+
+
+def _evidence_words(snapshot: Snapshot) -> str:
+    run, suite = snapshot.last_run, snapshot.bound_plan.suite
+    if suite.report is None:
+        return (
+            "Evidence: the exit code alone. No test report was asked for,"
+            " so nothing proves how many tests ran.\n"
+        )
+    name = visible(suite.report.removeprefix(REPORT_DIR_PLACEHOLDER + "/"))
+    if run.counts is None:
+        return f"Evidence: the JUnit report `{name}` was asked for and is {run.evidence}.\n"
+    counts = run.counts
+    return (
+        f"Evidence: the JUnit report `{name}` counts {counts.tests} tests,"
+        f" {counts.executed} executed, {counts.failures} failures, {counts.errors} errors,"
+        f" {counts.skipped} skipped.\n"
+    )
+
+
+def _output(tail: bytes, run: Run) -> str:
+    lines = visible(tail.decode("utf-8", "replace")).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    shown = [f"    {_cut(line)}" for line in lines[-TAIL_LINES:]]
+    if not shown:
+        return "The suite printed nothing.\n"
+    title = f"The last {len(shown)} lines of {run.log_bytes} bytes of output:\n"
+    return "\n".join([title, *shown]) + "\n"
+
+
+def _cut(line: str) -> str:
+    if len(line) <= TAIL_LINE_CHARACTERS:
+        return line
+    return f"{line[:TAIL_LINE_CHARACTERS]} … ({len(line)} characters)"
+
+
+def visible(text: str) -> str:
+    """Return `text` with colours removed and control characters shown as pictures.
+
+    Only the line feed stays what it is. Unicode's own line and paragraph
+    separators and its direction marks become a replacement character.
+    """
+    without_colours = _ANSI.sub("", text).replace("\r\n", "\n")
+    return "".join(_picture(character) for character in without_colours)
+
+
+def _picture(character: str) -> str:
+    if character == "\n" or character.isprintable():
+        return character
+    if character == "\t":
+        return "    "
+    if character < " ":
+        return chr(_CONTROL_PICTURES + ord(character))
+    return "\N{REPLACEMENT CHARACTER}"

@@ -1,0 +1,310 @@
+"""The engine: event, step, persist, effect, next event. The one place where effects happen.
+
+Everything an attempt does goes through `Engine.drive`. It looks at the row's last
+transition, performs the effect that is owed for it, takes the event that comes
+out of it, and makes the next state durable before anything else happens. So a
+crash between any two lines leaves a row that says what is owed, and driving it
+again, here or in another worker, gives the same result.
+
+A worker that lost its claim is stopped by the compare-and-swap of the row: its
+next write raises StaleSnapshotError, and it changes nothing any more.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import attrs
+
+from staging_fsm.core.artifact import StagingLog, render
+from staging_fsm.core.errors import (
+    GateContradictedVerdictError,
+    PreparationError,
+    TransitionRefusedError,
+)
+from staging_fsm.core.machine import step
+from staging_fsm.core.outcome import REASONS, Outcome, Reason, RunFacts, judge
+from staging_fsm.core.ports import (
+    AlertKind,
+    Alerts,
+    Artifacts,
+    JobRow,
+    JobRows,
+    RunOrder,
+    RunReport,
+    Suites,
+)
+from staging_fsm.core.snapshot import Artifact, Move, Run, Snapshot
+from staging_fsm.core.spec import Effect, Event, State
+from staging_fsm.effects.clock import Clock, format_time, parse_time
+from staging_fsm.effects.files import sha256_of_text
+from staging_fsm.effects.journal import log_transition
+from staging_fsm.host.contract.self_deploy import map_exit_code_to_status
+
+TAIL_BYTES: Final = 32 * 1024
+#: A gate that contradicts the verdict, or an artifact that will not stay written, is
+#: tried this often before the attempt is left for a person.
+HAND_OVER_TRIES: Final = 3
+_NOTHING_KNOWN: Final = RunFacts()
+
+
+class Gate(Protocol):
+    """The host's gate: what it does when the producer of a stage has ended."""
+
+    def __call__(self, row: JobRow, tx: Any) -> bool:
+        """Read the artifact, move the work item, say whether the gate opened.
+
+        Everything it writes goes through `tx`, so that the move of the stage and
+        the end of the attempt are one transaction.
+        """
+        ...
+
+
+@attrs.frozen
+class Place:
+    """Where a job's repository is, and where the gate looks for its artifact."""
+
+    repository: Path
+    artifact_dir: Path
+
+
+@attrs.frozen
+class Step:
+    """An event with what else is stored along with it."""
+
+    event: Event
+    reason: str
+    changes: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.define
+class Engine:
+    """Drives attempts of one worker."""
+
+    rows: JobRows
+    suites: Suites
+    artifacts: Artifacts
+    alerts: Alerts
+    clock: Clock
+    gate: Gate
+    place: Callable[[JobRow], Place]
+    worker: str
+    #: Called after each durable transition: progress for a person.
+    watch: Callable[[JobRow, Snapshot], None] = lambda _row, _snapshot: None
+
+    def drive(self, row: JobRow, snapshot: Snapshot) -> Snapshot:
+        """Perform what is owed, again and again, until nothing is or the attempt waits.
+
+        Returns the attempt as stored: terminal, DEFERRED, or in a state whose
+        hand-over did not succeed and is left for recovery. Raises
+        StaleSnapshotError when another worker has moved the attempt.
+        """
+        while snapshot.history:
+            moved = self._perform(snapshot.history[-1].row.effect, row, snapshot)
+            if moved is None:
+                break
+            snapshot = moved
+        return snapshot
+
+    def move(self, row: JobRow, snapshot: Snapshot, step_: Step, tx: Any = None) -> Snapshot:
+        """Make the state after an event durable and return it; nothing is performed here.
+
+        Raises TransitionRefusedError if the table has no such row, and
+        StaleSnapshotError if somebody else moved the attempt.
+        """
+        walked = step(snapshot.state, step_.event)
+        entry = Move(walked.id, format_time(self.clock.now()), step_.reason, self.worker)
+        moved = attrs.evolve(
+            snapshot,
+            version=snapshot.version + 1,
+            state=walked.target,
+            worker=self.worker,
+            history=(*snapshot.history, entry),
+            **step_.changes,
+        )
+        self.rows.save(row.id, moved, tx)
+        if tx is None:
+            self._announce(row, moved)
+        return moved
+
+    def _announce(self, row: JobRow, moved: Snapshot) -> None:
+        entry = moved.history[-1]
+        log_transition(row.id, moved.attempt_id, entry.row, entry.reason)
+        self.watch(row, moved)
+
+    def _perform(self, effect: Effect, row: JobRow, snapshot: Snapshot) -> Snapshot | None:
+        """Perform one effect: the only function that does.
+
+        Returns the attempt after the event that the effect led to, or None if it
+        led to none and the attempt rests where it is.
+        """
+        match effect:
+            case Effect.RUN_SUITE:
+                return self.move(row, snapshot, self._judged(row, snapshot, self._run_suite))
+            case Effect.AWAIT_RUN:
+                return self.move(row, snapshot, self._judged(row, snapshot, self._await_run))
+            case Effect.SPEND_BUDGET:
+                return self.move(row, snapshot, self._spend_budget(snapshot))
+            case Effect.HAND_OVER:
+                return self._hand_over(row, snapshot)
+            case Effect.REQUEUE_JOB:
+                self._requeue_job(row, snapshot)
+            case Effect.REAP_RUN:
+                self._reap_run(row, snapshot)
+            case Effect.SPAWN_AGENT | Effect.NONE:
+                pass
+        return None
+
+    def _run_suite(self, row: JobRow, snapshot: Snapshot) -> RunReport:
+        place, plan = self.place(row), snapshot.bound_plan
+        run_id = run_id_of(snapshot)
+        # A SUCCESS of an earlier attempt is a false green in waiting.
+        self.artifacts.set_aside(place.artifact_dir, f"before-{run_id}")
+        self.suites.start(RunOrder(run_id, place.repository, plan.revision, plan.suite))
+        return self.suites.await_report(run_id)
+
+    def _await_run(self, _row: JobRow, snapshot: Snapshot) -> RunReport:
+        return self.suites.await_report(run_id_of(snapshot))
+
+    def _judged(
+        self, row: JobRow, snapshot: Snapshot, run: Callable[[JobRow, Snapshot], RunReport]
+    ) -> Step:
+        """Return the verdict on a run; whatever goes wrong with it is a counted tool error."""
+        try:
+            report = run(row, snapshot)
+            outcome = judge(report.facts, snapshot.bound_plan.suite.judging_policy())
+        except PreparationError as error:
+            return self.run_without_result(
+                snapshot, Event.SUITE_NOT_EXECUTED, Reason.PREPARATION_FAILED, str(error)
+            )
+        except Exception as error:  # noqa: BLE001  # once a run is counted, our own fault is one of the tool
+            self.suites.reap(run_id_of(snapshot))
+            return self.run_without_result(
+                snapshot,
+                Event.SUITE_NOT_EXECUTED,
+                Reason.INTERNAL_ERROR,
+                f"{type(error).__name__}: {error}",
+            )
+        ended = self._ended_run(snapshot.last_run, report, outcome)
+        return Step(outcome.event, outcome.reason, {"runs": (*snapshot.runs[:-1], ended)})
+
+    def _ended_run(self, run: Run, report: RunReport, outcome: Outcome) -> Run:
+        facts = report.facts
+        return attrs.evolve(
+            run,
+            ended_at=format_time(self.clock.now()),
+            reason=outcome.reason,
+            rule=outcome.rule,
+            exit_code=facts.exit_code,
+            signal=facts.signal,
+            duration_seconds=report.duration_seconds,
+            detail=report.detail,
+            evidence=facts.evidence.state,
+            counts=facts.evidence.counts,
+            log=report.log,
+            log_sha256=report.log_sha256,
+            log_bytes=report.log_bytes,
+            log_dropped_bytes=report.log_dropped_bytes,
+        )
+
+    def run_without_result(
+        self, snapshot: Snapshot, event: Event, reason: Reason, detail: str
+    ) -> Step:
+        """Return the step that ends the run in hand as a tool error of which nothing is known."""
+        report = RunReport(_NOTHING_KNOWN, detail=detail)
+        ended = self._ended_run(snapshot.last_run, report, Outcome(reason, "engine"))
+        return Step(event, reason, {"runs": (*snapshot.runs[:-1], ended)})
+
+    def _spend_budget(self, snapshot: Snapshot) -> Step:
+        budget = snapshot.bound_plan.budget
+        event = budget.spend(snapshot.reasons)
+        number = snapshot.last_run.number
+        if event is Event.BUDGET_SPENT:
+            return Step(event, f"run {number} of at most {budget.runs_max} was the last")
+        seconds = budget.delay_seconds(snapshot.attempt_id, number)
+        due = self.clock.now() + timedelta(seconds=seconds)
+        changes = {"next_run_at": format_time(due)}
+        return Step(
+            event, f"run {number + 1} of at most {budget.runs_max} in {seconds:.1f} s", changes
+        )
+
+    def _requeue_job(self, row: JobRow, snapshot: Snapshot) -> None:
+        assert snapshot.next_run_at is not None  # noqa: S101  # a DEFERRED snapshot without it is refused
+        due = parse_time(snapshot.next_run_at)
+        # A clock that jumped back must not stall the job for longer than the longest wait.
+        longest = timedelta(seconds=snapshot.bound_plan.budget.backoff_max_seconds)
+        self.rows.requeue(row.id, min(due, self.clock.now() + longest), snapshot.version)
+
+    def _reap_run(self, row: JobRow, snapshot: Snapshot) -> None:
+        if snapshot.runs:
+            self.suites.reap(run_id_of(snapshot))
+        self.rows.cancel(row.id, snapshot.version)
+
+    def _hand_over(self, row: JobRow, snapshot: Snapshot) -> Snapshot | None:
+        """Write the artifact, initiate the gate, and end the attempt in one transaction.
+
+        Returns None if the gate contradicted the verdict every time: the attempt
+        stays where it is, and a person is alerted.
+        """
+        if snapshot.state is State.EXHAUSTED:
+            # Before the end is durable: a crash may double this alert, never swallow it.
+            self.alerts.send(AlertKind.FAILED_CLOSED, row.id, _failed_closed_words(row, snapshot))
+        text = self._artifact_text(row, snapshot)
+        folder = self.place(row).artifact_dir
+        problem = ""
+        for _ in range(HAND_OVER_TRIES):
+            written = Artifact(str(self.artifacts.write(folder, text)), sha256_of_text(text))
+            try:
+                ended = self._initiate_gate(row, snapshot, folder, text, written)
+            except GateContradictedVerdictError as error:
+                problem = str(error)
+                continue
+            self._announce(row, ended)
+            return ended
+        self.alerts.send(AlertKind.GATE_CONTRADICTED_VERDICT, row.id, problem)
+        return None
+
+    def _initiate_gate(
+        self, row: JobRow, snapshot: Snapshot, folder: Path, text: str, written: Artifact
+    ) -> Snapshot:
+        with self.rows.transaction() as tx:
+            opened = self.gate(row, tx)
+            event = Event.GATE_OPENED if opened else Event.GATE_REFUSED
+            if opened and not self.artifacts.is_written(folder, text):
+                message = (
+                    "the gate opened, but the artifact it read is not the one that was written"
+                )
+                raise GateContradictedVerdictError(message)
+            words = "the gate opened" if opened else "the gate refused"
+            try:
+                return self.move(row, snapshot, Step(event, words, {"artifact": written}), tx)
+            except TransitionRefusedError as error:
+                # Raised inside the transaction: whatever the gate moved is undone with it.
+                message = f"the gate opened against the verdict: {error}"
+                raise GateContradictedVerdictError(message) from error
+
+    def _artifact_text(self, row: JobRow, snapshot: Snapshot) -> str:
+        run = snapshot.last_run
+        passed = snapshot.state is State.VERDICT_PASSED
+        # The status word is made by the host's own function; the rules only say
+        # whether it may be asked about this exit code.
+        code = run.exit_code if passed and run.exit_code is not None else 1
+        tail = self.suites.log_tail(run_id_of(snapshot), TAIL_BYTES)
+        log = StagingLog(row.work_item, str(row.id), map_exit_code_to_status(code), tail)
+        return render(snapshot, log)
+
+
+def run_id_of(snapshot: Snapshot) -> str:
+    """Return the name of the run in hand, the same for every worker."""
+    return f"{snapshot.attempt_id}.{snapshot.last_run.number}"
+
+
+def _failed_closed_words(row: JobRow, snapshot: Snapshot) -> str:
+    run = snapshot.last_run
+    reason = run.reason or Reason.WORKER_LOST
+    return (
+        f"{row.work_item} in {row.repo} failed closed after {len(snapshot.runs)} runs:"
+        f" {REASONS[reason].sentence} ({reason}) This is an infrastructure fault,"
+        " not a verdict on the code."
+    )

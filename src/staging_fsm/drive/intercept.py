@@ -1,0 +1,330 @@
+"""What `launch_job` calls: the runner takes a job, or declines it with a reason.
+
+It never raises. Before the first run there is always a way back to the LLM path:
+whatever goes wrong, the job is declined. Once a run has been counted there is
+none but the kill switch between two runs: whatever goes wrong is a counted tool
+error, or is left for recovery. Where it cannot be known which of the two holds,
+because the row cannot be read, the job is held: neither producer is started.
+"""
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum, unique
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from staging_fsm.core.config import (
+    RunnerConfig,
+    Suites,
+    alert_urls,
+    is_switched_off,
+    load_config,
+    parse_suites,
+)
+from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError, StaleSnapshotError
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.plan import Plan, SuitePlan
+from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, JobRows
+from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
+from staging_fsm.core.spec import Event, State
+from staging_fsm.drive.engine import Engine, Gate, Place, Step
+from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
+from staging_fsm.effects.alerts import FileAlerts
+from staging_fsm.effects.clock import SystemClock, format_time, parse_time
+from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
+from staging_fsm.effects.journal import log_error
+from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.worktree import bind_revision
+
+STAGE: Final = "deploy-staging"
+
+
+@unique
+class Ruling(StrEnum):
+    """What became of a launch."""
+
+    #: The runner had it: it ended, it waits for its next run, or it is in other hands.
+    TAKEN = "taken"
+    #: The LLM path has it.
+    DECLINED = "declined"
+    #: Nobody may start anything: the row could not be read, or is refused.
+    HELD = "held"
+
+
+@attrs.frozen
+class Decision:
+    """The answer to a launch: false only where the host should spawn its agent."""
+
+    ruling: Ruling
+    reason: str
+
+    def __bool__(self) -> bool:
+        """Say whether the host must leave the job alone."""
+        return self.ruling is not Ruling.DECLINED
+
+
+def read_suites(config: RunnerConfig) -> Suites:
+    """Return the suites that the configured file names; raises ConfigInvalidError."""
+    if config.suites_file is None:
+        return Suites()
+    try:
+        text = config.suites_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalidError([f"the suites file cannot be read: {error}"]) from error
+    return parse_suites(text)
+
+
+@attrs.define
+class StagingIntercept:
+    """The runner's side of `launch_job`. Safe to call from several threads.
+
+    `for_host` builds one over the real world; the fields are what a test replaces.
+    """
+
+    engine: Engine
+    variables: Mapping[str, str] = attrs.field(factory=lambda: os.environ)
+    suites: Callable[[RunnerConfig], Suites] = read_suites
+    bind: Callable[[Path, SuitePlan], str] = bind_revision
+    liveness: Liveness = worker_is_alive
+    new_id: Callable[[], str] = lambda: secrets.token_hex(6)
+    _driving: set[Any] = attrs.field(factory=set, init=False)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+
+    @classmethod
+    def for_host(
+        cls,
+        rows: JobRows,
+        gate: Gate,
+        place: Callable[[JobRow], Place],
+        variables: Mapping[str, str] | None = None,
+        **replaced: Any,
+    ) -> "StagingIntercept":
+        """Return an intercept for a host's jobs.
+
+        `gate(row, tx)` is what the host does when a stage's producer has ended: it
+        reads the artifact, moves the work item through `tx`, and says whether the
+        gate opened. `place(row)` says where the repository is and in which folder
+        the gate looks for `15-staging-log.md`. `variables` are read afresh at each
+        launch; they default to the process's environment.
+        """
+        variables = os.environ if variables is None else variables
+        state, clock = StateDir(state_dir(variables)), SystemClock()
+        engine = Engine(
+            rows=rows,
+            suites=LocalSuites(state, variables),
+            artifacts=ArtifactFiles(),
+            alerts=FileAlerts(state.alerts, clock, lambda: alert_urls(variables)),
+            clock=replaced.pop("clock", clock),
+            gate=gate,
+            place=place,
+            worker=str(this_process()),
+            **{name: replaced.pop(name) for name in ("watch",) if name in replaced},
+        )
+        return cls(engine, variables, **replaced)
+
+    def launch(self, job_id: Any, *, first_launch: bool | None = None) -> Decision:
+        """Take the claimed job `job_id`, or decline it. Blocks while a suite runs; never raises.
+
+        `first_launch` may say what the caller knows from the row it claimed: that
+        its metadata carries no key of ours. It only matters when the row cannot
+        be read here: then a first launch is declined, and any other is held.
+        """
+        try:
+            with self._hold(job_id) as ours:
+                if not ours:
+                    return Decision(Ruling.TAKEN, "this process is already working on it")
+                return self._launch(job_id)
+        except StaleSnapshotError as error:
+            return Decision(Ruling.TAKEN, str(error))
+        except Exception as error:  # noqa: BLE001  # a launch must not break the host
+            return self._after_failure(job_id, error, first_launch=first_launch)
+
+    def _launch(self, job_id: Any) -> Decision:
+        row = self.engine.rows.load(job_id)
+        if row.stage != STAGE:
+            return Decision(Ruling.DECLINED, f"stage {row.stage} is not {STAGE}")
+        try:
+            snapshot = row.snapshot()
+        except SnapshotRefusedError as error:
+            self.engine.alerts.send(AlertKind.ROW_REFUSED, job_id, str(error))
+            return Decision(Ruling.HELD, str(error))
+        if snapshot is None:
+            return self._first_launch(row)
+        if snapshot.state is State.LLM_FALLBACK:
+            return Decision(Ruling.DECLINED, snapshot.history[-1].reason)
+        if snapshot.state is State.DEFERRED:
+            return self._next_launch(row, snapshot)
+        return self._take_up(row, snapshot)
+
+    def _first_launch(self, row: JobRow) -> Decision:
+        if is_switched_off(self.variables):
+            return Decision(Ruling.DECLINED, "the runner is switched off")
+        attempt = fresh_snapshot(f"{row.id}-{self.new_id()}", self.engine.worker)
+        try:
+            config = load_config(self.variables)
+            if not config.in_scope(row.repo):
+                return Decision(Ruling.DECLINED, f"repository {row.repo} is not in scope")
+            plan = self._plan(row, config)
+        except Exception as error:  # noqa: BLE001  # before the first run everything leads to the LLM path
+            return self._step_aside(row, attempt, error)
+        claim = Step(
+            Event.JOB_CLAIMED,
+            f"run 1 of at most {plan.budget.runs_max}",
+            {"plan": plan, "runs": (self._new_run(1),)},
+        )
+        return self._drive(row, self.engine.move(row, attempt, claim))
+
+    def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
+        entry = self.suites(config).entry(row.repo)
+        if entry is None:
+            raise ConfigInvalidError(
+                [f"repository {row.repo} is in scope, but no suite is configured for it"]
+            )
+        try:
+            suite, budget = entry.plan(config), config.budget()
+        except ValueError as error:
+            raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
+        return Plan(suite, budget, self.bind(self.engine.place(row).repository, suite))
+
+    def _step_aside(self, row: JobRow, attempt: Snapshot, error: Exception) -> Decision:
+        """Decline before the first run, and leave a trace of it in the row if that is possible."""
+        invalid = isinstance(error, ConfigInvalidError)
+        kind = AlertKind.CONFIGURATION_INVALID if invalid else AlertKind.INTERNAL_ERROR
+        reason = str(error) if invalid else f"{type(error).__name__}: {error}"
+        self.engine.alerts.send(kind, row.id, f"declined to the LLM path: {reason}")
+        try:
+            self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, reason))
+        except StaleSnapshotError:
+            raise
+        except Exception as failure:  # noqa: BLE001  # the trace is a courtesy, the way back is not
+            log_error(
+                "a declined launch could not be recorded", job=str(row.id), error=str(failure)
+            )
+        return Decision(Ruling.DECLINED, reason)
+
+    def _next_launch(self, row: JobRow, snapshot: Snapshot) -> Decision:
+        """Launch a deferred attempt again: step aside if switched off, else start its next run."""
+        problem = None
+        if is_switched_off(self.variables):
+            return self._switched_off(row, snapshot, "the runner was switched off between two runs")
+        try:
+            config = load_config(self.variables)
+            if not config.in_scope(row.repo):
+                return self._switched_off(row, snapshot, f"repository {row.repo} left the scope")
+        except ConfigInvalidError as error:
+            problem = str(error)
+            self.engine.alerts.send(AlertKind.CONFIGURATION_INVALID, row.id, problem)
+        if snapshot.next_run_at and self.engine.clock.now() < parse_time(snapshot.next_run_at):
+            # Launched early, by a crash or by hand: the wait is part of the attempt.
+            return self._drive(row, snapshot)
+        number = snapshot.last_run.number + 1
+        claim = Step(
+            Event.JOB_CLAIMED,
+            f"run {number} of at most {snapshot.bound_plan.budget.runs_max}",
+            {"runs": (*snapshot.runs, self._new_run(number)), "next_run_at": None},
+        )
+        running = self.engine.move(row, snapshot, claim)
+        if problem is not None:
+            lost = self.engine.run_without_result(
+                running, Event.SUITE_NOT_EXECUTED, Reason.CONFIGURATION_INVALID, problem
+            )
+            running = self.engine.move(row, running, lost)
+        return self._drive(row, running)
+
+    def _switched_off(self, row: JobRow, snapshot: Snapshot, reason: str) -> Decision:
+        # Not a courtesy here: without this row, recovery would run the suite beside the agent.
+        self.engine.move(row, snapshot, Step(Event.RUNNER_DECLINED, reason))
+        return Decision(Ruling.DECLINED, reason)
+
+    def _drive(self, row: JobRow, snapshot: Snapshot) -> Decision:
+        ended = self.engine.drive(row, snapshot)
+        return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
+
+    def _take_up(self, row: JobRow, snapshot: Snapshot) -> Decision:
+        if not self._is_abandoned(snapshot):
+            return Decision(Ruling.TAKEN, f"worker {snapshot.worker} has it")
+        ended = take_up(self.engine, row, snapshot)
+        return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
+
+    def _is_abandoned(self, snapshot: Snapshot) -> bool:
+        """Say whether nobody works on an attempt that this thread holds."""
+        # Our own name, and not in another thread's hands: an earlier drive of ours failed.
+        return snapshot.worker == self.engine.worker or self.liveness(snapshot.worker) is False
+
+    def _new_run(self, number: int) -> Run:
+        return Run(number, format_time(self.engine.clock.now()))
+
+    def _after_failure(
+        self, job_id: Any, error: Exception, *, first_launch: bool | None
+    ) -> Decision:
+        """Decide after an unexpected error: whether a run was counted is read from the row."""
+        reason = f"{type(error).__name__}: {error}"
+        self.engine.alerts.send(AlertKind.INTERNAL_ERROR, job_id, reason)
+        try:
+            first_launch = self.engine.rows.load(job_id).document is None
+        except Exception as failure:  # noqa: BLE001  # the store is down: what the caller knows must do
+            log_error("the row could not be read", job=str(job_id), error=str(failure))
+        if first_launch:
+            return Decision(Ruling.DECLINED, reason)
+        return Decision(Ruling.HELD, reason)
+
+    def recover(self) -> list[JobRow]:
+        """Take up every attempt whose worker is gone; return the rows that were touched.
+
+        Each is driven to a terminal state or its next deferral. A row that cannot
+        be driven now is left as it is, with an alert.
+        """
+        touched = []
+        for row in self.engine.rows.unfinished():
+            try:
+                with self._hold(row.id) as ours:
+                    if ours and self._recover_one(self.engine.rows.load(row.id)):
+                        touched.append(row)
+            except StaleSnapshotError:
+                continue
+            except SnapshotRefusedError as error:
+                self.engine.alerts.send(AlertKind.ROW_REFUSED, row.id, str(error))
+            except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
+                text = f"recovery failed: {type(error).__name__}: {error}"
+                self.engine.alerts.send(AlertKind.INTERNAL_ERROR, row.id, text)
+        return touched
+
+    def _recover_one(self, row: JobRow) -> bool:
+        snapshot = row.snapshot()
+        if snapshot is None or snapshot.state is State.LLM_FALLBACK:
+            return False
+        waiting = snapshot.state is State.DEFERRED and row.status == QUEUED
+        if waiting or not self._is_abandoned(snapshot):
+            return False
+        take_up(self.engine, row, snapshot)
+        return True
+
+    def cancel(self, job_id: Any) -> Snapshot:
+        """Stop an attempt: nothing is judged, and the job ends as cancelled.
+
+        Raises TransitionRefusedError where the table allows it no more, and
+        StaleSnapshotError if the attempt moved at the same moment: ask again.
+        """
+        row = self.engine.rows.load(job_id)
+        snapshot = row.snapshot() or fresh_snapshot(f"{row.id}-{self.new_id()}", self.engine.worker)
+        step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
+        return self.engine.drive(row, self.engine.move(row, snapshot, step))
+
+    @contextmanager
+    def _hold(self, job_id: Any) -> Iterator[bool]:
+        """Yield whether this thread now is the only one of this process at the job."""
+        with self._lock:
+            ours = job_id not in self._driving
+            self._driving.add(job_id)
+        try:
+            yield ours
+        finally:
+            if ours:
+                with self._lock:
+                    self._driving.discard(job_id)

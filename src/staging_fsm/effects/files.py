@@ -1,0 +1,178 @@
+"""The only writer of artifacts, run folders and other files of ours.
+
+Everything is written to a temporary name, synced and renamed: a reader sees the
+old file or the whole new one, and a power cut does not undo what was promised.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from staging_fsm.core.config import variable_name
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+
+DIRECTORY_MODE: Final = 0o700
+FILE_MODE: Final = 0o600
+_BLOCK_BYTES: Final = 1024 * 1024
+
+
+def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
+    """Replace `path` by a file holding `data`, whole or not at all. Raises OSError.
+
+    A symbolic link, a pipe or anything else but a folder in its place is replaced,
+    never followed or opened. A folder in its place is moved away first.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():
+            set_aside(path, "in-the-way")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: Path, suffix: str) -> Path | None:
+    """Rename whatever is at `path` to a free name beside it; return that name, or None."""
+    if not os.path.lexists(path):
+        return None
+    number = 1
+    while os.path.lexists(target := path.with_name(f"{path.stem}.{suffix}.{number}{path.suffix}")):
+        number += 1
+    path.rename(target)
+    sync_directory(path.parent)
+    return target
+
+
+def sha256_of_file(path: Path) -> str | None:
+    """Return the digest of a regular file, or None if there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    digest = hashlib.sha256()
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        except OSError:
+            return None
+    return digest.hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """Return the digest of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_tail(path: Path, size: int) -> bytes:
+    """Return the last `size` bytes of a file, or nothing if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return file.read(size)
+    except OSError:
+        return b""
+
+
+ARTIFACT_MODE: Final = 0o644
+
+
+class ArtifactFiles:
+    """The artifact's place in a work item's folder."""
+
+    def set_aside(self, folder: Path, suffix: str) -> None:
+        """Move an existing artifact out of the gate's sight."""
+        set_aside(folder / ARTIFACT_NAME, suffix)
+
+    def write(self, folder: Path, text: str) -> Path:
+        """Write the artifact, atomically and durably; return its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ARTIFACT_NAME
+        write_durably(path, text.encode(), ARTIFACT_MODE)
+        return path
+
+    def is_written(self, folder: Path, text: str) -> bool:
+        """Say whether the artifact is exactly `text`."""
+        return sha256_of_file(folder / ARTIFACT_NAME) == sha256_of_text(text)
+
+
+@attrs.frozen
+class StateDir:
+    """The folder of runs, logs, reports, worktrees and alerts of one machine."""
+
+    root: Path
+
+    def ensure(self) -> None:
+        """Create the folder, for this user only."""
+        self.root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+
+    def run(self, run_id: str) -> Path:
+        """Return the control folder of a run; its supervisor's, unknown to the suite."""
+        return self.root / "runs" / run_id
+
+    def reports(self, run_id: str) -> Path:
+        """Return the report folder of a run, which the suite is told of."""
+        return self.root / "reports" / run_id
+
+    def worktree(self, run_id: str) -> Path:
+        """Return the private checkout of a run."""
+        return self.root / "worktrees" / run_id
+
+    @property
+    def alerts(self) -> Path:
+        """Return the file that keeps every alert."""
+        return self.root / "alerts.jsonl"
+
+    def secret(self) -> bytes:
+        """Return the machine's secret that seals results, making it on first use."""
+        path = self.root / "secret"
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            self.ensure()
+        temporary = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
+        write_durably(temporary, secrets.token_bytes(64))
+        try:
+            # A link fails where the name is taken: of two first users one wins, and both read it.
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+        return path.read_bytes()
+
+
+def state_dir(variables: Mapping[str, str]) -> Path:
+    """Return the configured state folder, by default `$XDG_STATE_HOME/staging-fsm`.
+
+    See https://specifications.freedesktop.org/basedir-spec/latest/.
+    """
+    configured = variables.get(variable_name("state_dir"), "").strip()
+    if configured:
+        return Path(configured).expanduser().absolute()
+    base = variables.get("XDG_STATE_HOME", "")
+    root = Path(base) if base.startswith("/") else Path("~/.local/state").expanduser()
+    return root / "staging-fsm"

@@ -1,0 +1,43 @@
+"""The log: one line per transition, always of the same shape.
+
+Lines go through the standard `logging` of the process under the name
+`staging_fsm`, rendered by structlog as logfmt, so a host keeps its own handlers
+and levels.
+"""
+
+import functools
+import logging
+from typing import Any
+
+from staging_fsm.core.spec import Transition
+
+
+@functools.cache
+def _logger() -> Any:
+    import structlog  # noqa: PLC0415  # 100 ms that a launch which is declined does not pay
+
+    return structlog.wrap_logger(
+        logging.getLogger("staging_fsm"),
+        processors=[structlog.processors.LogfmtRenderer(key_order=["event"])],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+def log_transition(job_id: object, attempt_id: str, row: Transition, reason: str) -> None:
+    """Log that an attempt walked a row of the table."""
+    _logger().info(
+        "transition",
+        id=row.id,
+        job=str(job_id),
+        attempt=attempt_id,
+        source=str(row.source),
+        on=str(row.event),
+        target=str(row.target),
+        effect=str(row.effect),
+        reason=reason,
+    )
+
+
+def log_error(text: str, **facts: object) -> None:
+    """Log an error."""
+    _logger().error(text, **facts)

@@ -1,0 +1,114 @@
+"""The bound revision: which commit is under test, where it is checked out, whether it moved.
+
+Git runs without hooks, pagers and file-system monitors, so that the tree under
+test has no say in it.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from staging_fsm.core.errors import PreparationError, RunRefusedError
+from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
+from staging_fsm.effects.files import sha256_of_text
+
+GIT_TIMEOUT_SECONDS: Final = 300
+_QUIET: Final = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+#: The work items' folders are where artifacts are written: they are not under test.
+_TRACKED_CHANGES: Final = (
+    "diff",
+    "HEAD",
+    "--binary",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--",
+    ".",
+    ":(exclude)docs/work-items",
+)
+
+
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        return subprocess.run(
+            ["git", *_QUIET, "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            timeout=GIT_TIMEOUT_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        message = f"git could not be run in {folder}: {error}"
+        raise PreparationError(message) from error
+
+
+def is_versioned(repository: Path) -> bool:
+    """Say whether `repository` is the top of a git work tree with a commit."""
+    if shutil.which("git") is None:
+        return False
+    found = _git(repository, "rev-parse", "--show-toplevel", "HEAD")
+    lines = found.stdout.splitlines()
+    return found.returncode == 0 and Path(lines[0]).resolve() == repository.resolve()
+
+
+def head_revision(repository: Path) -> str:
+    """Return the checked-out commit, or "unversioned" for a folder that is no repository."""
+    if not is_versioned(repository):
+        return UNVERSIONED
+    found = _git(repository, "rev-parse", "HEAD")
+    if found.returncode != 0:
+        message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
+        raise PreparationError(message)
+    return found.stdout.strip()
+
+
+def tracked_changes(tree: Path) -> str:
+    """Return a digest of how tracked files differ from the commit; empty for a clean tree."""
+    found = _git(tree, *_TRACKED_CHANGES)
+    if found.returncode != 0:
+        message = f"the state of {tree} cannot be read: {found.stderr.strip()}"
+        raise PreparationError(message)
+    return sha256_of_text(found.stdout) if found.stdout else ""
+
+
+def bind_revision(repository: Path, suite: SuitePlan) -> str:
+    """Return the revision that an attempt is bound to.
+
+    Raises RunRefusedError for a run in place over tracked files that differ from
+    the commit, unless the suite allows it: its verdict would be on no revision.
+    """
+    revision = head_revision(repository)
+    in_place = suite.workspace is Workspace.IN_PLACE and revision != UNVERSIONED
+    if in_place and not suite.allow_dirty and tracked_changes(repository):
+        message = (
+            f"{repository} has uncommitted changes, so a run in place would be a verdict on no"
+            " revision: commit or stash them, use the worktree workspace, or allow a dirty tree"
+        )
+        raise RunRefusedError(message)
+    return revision
+
+
+def add_worktree(repository: Path, revision: str, target: Path) -> None:
+    """Check `revision` out into the new folder `target`, detached. Raises PreparationError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_worktree(repository, target)
+    found = _git(repository, "worktree", "add", "--detach", "--force", str(target), revision)
+    if found.returncode != 0:
+        message = f"revision {revision} cannot be checked out: {found.stderr.strip()[-500:]}"
+        raise PreparationError(message)
+
+
+def remove_worktree(repository: Path, target: Path) -> None:
+    """Remove a checkout made by `add_worktree`, whatever is left of it. Safe to repeat."""
+    if not os.path.lexists(target):
+        return
+    if _git(repository, "worktree", "remove", "--force", "--force", str(target)).returncode != 0:
+        # The repository or its record is gone; the files are ours all the same.
+        shutil.rmtree(target, ignore_errors=True)
+        if repository.is_dir():
+            _git(repository, "worktree", "prune")
