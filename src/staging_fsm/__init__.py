@@ -1,1 +1,69 @@
-"""A deterministic staging runner for LLM orchestrators."""
+"""A deterministic staging runner for LLM orchestrators.
+
+What an orchestrator author needs, and nothing more. Names are looked up when
+they are first used, so importing the package costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from staging_fsm.core.errors import StagingError
+    from staging_fsm.core.ports import JobRow, JobRows
+    from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
+    from staging_fsm.core.spec import TRANSITIONS, Effect, Event, State, Transition
+    from staging_fsm.drive.engine import Place
+    from staging_fsm.drive.intercept import Decision, Ruling, StagingIntercept
+    from staging_fsm.effects.rows import SqlRows
+    from staging_fsm.host.contract.gate import check_staging_status
+
+_HOMES = {
+    "SNAPSHOT_KEY": "staging_fsm.core.snapshot",
+    "TRANSITIONS": "staging_fsm.core.spec",
+    "Decision": "staging_fsm.drive.intercept",
+    "Effect": "staging_fsm.core.spec",
+    "Event": "staging_fsm.core.spec",
+    "JobRow": "staging_fsm.core.ports",
+    "JobRows": "staging_fsm.core.ports",
+    "Place": "staging_fsm.drive.engine",
+    "Ruling": "staging_fsm.drive.intercept",
+    "Snapshot": "staging_fsm.core.snapshot",
+    "SqlRows": "staging_fsm.effects.rows",
+    "StagingError": "staging_fsm.core.errors",
+    "StagingIntercept": "staging_fsm.drive.intercept",
+    "State": "staging_fsm.core.spec",
+    "Transition": "staging_fsm.core.spec",
+    "check_staging_status": "staging_fsm.host.contract.gate",
+}
+
+__all__ = [
+    "SNAPSHOT_KEY",
+    "TRANSITIONS",
+    "Decision",
+    "Effect",
+    "Event",
+    "JobRow",
+    "JobRows",
+    "Place",
+    "Ruling",
+    "Snapshot",
+    "SqlRows",
+    "StagingError",
+    "StagingIntercept",
+    "State",
+    "Transition",
+    "check_staging_status",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        message = f"module 'staging_fsm' has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return __all__

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -119,21 +119,27 @@ def _run_staging_runner_job(host: Host, job: Job) -> bool:
 
 
 def staging_intercept(
-    store: SqlHostStore, clock: Clock, variables: Mapping[str, str] | None = None, **replaced: Any
+    store: SqlHostStore,
+    clock: Clock,
+    variables: Mapping[str, str] | None = None,
+    place: Callable[[JobRow], Place] | None = None,
+    **replaced: Any,
 ) -> StagingIntercept:
     """Return the intercept of this host: its gate, its folders, its job rows."""
 
-    def place(row: JobRow) -> Place:
+    def own_place(row: JobRow) -> Place:
         repository = store.repository_path(row.repo)
         return Place(repository, work_item_dir(repository, row.work_item))
 
+    where = place or own_place
+
     def gate(row: JobRow, tx: Any) -> bool:
         # Exactly what happens when an LLM deployer has ended.
-        folder = place(row).artifact_dir
+        folder = where(row).artifact_dir
         return initiate_gate(store, tx, row, 0, folder, clock.now()).opened
 
     return StagingIntercept.for_host(
-        SqlRows(store.engine), gate, place, variables, clock=clock, **replaced
+        SqlRows(store.engine), gate, where, variables, clock=clock, **replaced
     )
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import environ
 
-DEFAULT_DB_URL = "sqlite:///orchestrator.db"
-
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))
@@ -17,7 +15,7 @@ def _words(text: str) -> tuple[str, ...]:
 class HostSettings:
     """The host's own settings. The staging runner's stand in `core/config.py`."""
 
-    db_url: str = environ.var(DEFAULT_DB_URL, help="Database of the jobs table.")
+    db_url: str = environ.var("", help="Database; default: orchestrator.db in the state folder.")
     agent_command: tuple[str, ...] = environ.var(
         "",
         converter=_words,

@@ -1,0 +1,232 @@
+"""The embedded orchestrator of the command line: its database, its host, one attempt at a time."""
+
+import os
+import re
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import sqlalchemy as sa
+
+from staging_fsm.core.config import PREFIX, RunnerConfig, SuiteEntry, Suites
+from staging_fsm.core.errors import StaleSnapshotError, TransitionRefusedError
+from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.drive.engine import Place
+from staging_fsm.drive.intercept import STAGE, Decision, Ruling, StagingIntercept
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.files import StateDir, state_dir
+from staging_fsm.effects.processes import ProcessIdentity, is_alive, this_process
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.host.contract.stages import STAGE_AGENTS
+from staging_fsm.host.launcher import Host, staging_intercept
+from staging_fsm.host.settings import HostSettings, load_host_settings
+from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+
+WORK_ITEM_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LOOK_AGAIN_SECONDS: Final = 0.5
+CANCEL_TRIES: Final = 200
+CANCEL_PAUSE_SECONDS: Final = 0.05
+
+
+@attrs.define
+class Session:
+    """One process at the embedded orchestrator."""
+
+    variables: Mapping[str, str]
+    state: StateDir
+    store: SqlHostStore
+    rows: SqlRows
+    settings: HostSettings
+    clock: SystemClock
+    worker: str
+
+    def host(self, staging: StagingIntercept | None) -> Host:
+        """Return the host around an intercept."""
+        return Host(self.store, self.settings, self.clock, staging)
+
+    def staging(self, **replaced: Any) -> StagingIntercept:
+        """Return the intercept of this orchestrator."""
+        return staging_intercept(self.store, self.clock, self.variables, **replaced)
+
+    def next_stage(self, row: JobRow) -> str | None:
+        """Return the stage at which the job's work item is now."""
+        try:
+            with self.store.transaction() as tx:
+                return self.store.work_item(tx, row.repo, row.work_item).stage
+        except LookupError:
+            return None
+
+
+def open_session(db_url: str | None, variables: Mapping[str, str] | None = None) -> Session:
+    """Open the orchestrator's database, creating it where it is a new SQLite file."""
+    variables = os.environ if variables is None else variables
+    state = StateDir(state_dir(variables))
+    state.ensure()
+    settings = load_host_settings(variables)
+    url = db_url or settings.db_url or f"sqlite:///{state.root / 'orchestrator.db'}"
+    store = SqlHostStore(open_database(url))
+    store.create_schema()
+    return Session(
+        variables=variables,
+        state=state,
+        store=store,
+        rows=SqlRows(store.engine),
+        settings=settings,
+        clock=SystemClock(),
+        worker=str(this_process()),
+    )
+
+
+def register_repository(store: SqlHostStore, path: Path) -> str:
+    """Return the name under which the repository at `path` is registered, registering it."""
+    with store.engine.connect() as connection:
+        rows = connection.execute(sa.text("SELECT path, name FROM repositories"))
+        known: dict[str, str] = {path: name for path, name in rows}  # noqa: C416  # rows are no tuples to mypy
+    if str(path) in known:
+        return known[str(path)]
+    name = path.name or "root"
+    while name in known.values():
+        name = f"{path.name}-{secrets.token_hex(2)}"
+    store.add_repository(name, path)
+    return name
+
+
+def staging_job(session: Session, repo: str, work_item: str) -> int:
+    """Return the unfinished staging job of a work item, or a new one."""
+    statement = sa.text(
+        "SELECT id FROM jobs WHERE repo = :repo AND work_item = :item AND stage = :stage"
+        " AND status IN ('queued', 'running') ORDER BY id DESC LIMIT 1"
+    )
+    values = {"repo": repo, "item": work_item, "stage": STAGE}
+    with session.store.engine.connect() as connection:
+        found = connection.execute(statement, values).scalar_one_or_none()
+    if found is not None:
+        return int(found)
+    now = session.clock.now()
+    retries = session.settings.developer_retries
+    item = WorkItem(repo, work_item, STAGE, retries, None)
+    try:
+        with session.store.transaction() as tx:
+            known = session.store.work_item(tx, repo, work_item)
+            item = attrs.evolve(known, stage=STAGE, blocked_reason=None)
+            session.store.move_work_item(tx, item, now)
+            return session.store.enqueue(tx, item, STAGE_AGENTS[STAGE], now)
+    except LookupError:
+        return session.store.add_work_item(item, STAGE_AGENTS[STAGE], now)
+
+
+def new_work_item() -> str:
+    """Return a name for a work item that has none."""
+    return f"WI-{secrets.token_hex(4)}"
+
+
+@attrs.define
+class AttemptDriver:
+    """Drives one job of `deploy-staging` to its end, waiting through deferrals."""
+
+    session: Session
+    staging: StagingIntercept
+    job_id: int
+    #: Called while the attempt waits: for its next run, or for another worker.
+    waiting: Callable[[JobRow, Snapshot | None], None] = lambda _row, _snapshot: None
+
+    def drive(self) -> Decision | None:
+        """Return None when the attempt is terminal, else why it cannot be driven."""
+        while True:
+            row = self.session.rows.load(self.job_id)
+            snapshot = row.snapshot()
+            if (
+                snapshot is not None
+                and snapshot.is_terminal
+                and row.status not in (QUEUED, "running")
+            ):
+                return None
+            decision = self._launch(row, snapshot)
+            if decision is None:
+                self.waiting(row, snapshot)
+                self.session.clock.wait(self._seconds_to_wait(row))
+            elif decision.ruling is not Ruling.TAKEN:
+                return decision
+
+    def _launch(self, row: JobRow, snapshot: Snapshot | None) -> Decision | None:
+        """Launch the job if it is due or left behind; None if there is nothing to do yet."""
+        session = self.session
+        if row.status == QUEUED:
+            job = session.store.claim_next(session.clock.now(), session.worker, self.job_id)
+            return None if job is None else self.staging.launch(self.job_id)
+        job = session.store.job(self.job_id)
+        if snapshot is None and job.claimed_by != session.worker:
+            # Claimed, but nothing begun: if its worker is gone the job is anybody's.
+            if is_alive(ProcessIdentity.parse(job.claimed_by or "?/0/0")) is False:
+                session.store.requeue_abandoned(job, session.clock.now())
+            return None
+        decision = self.staging.launch(self.job_id)
+        moved = self.session.rows.load(self.job_id)
+        unmoved = moved.status == row.status and moved.document == row.document
+        return None if decision.ruling is Ruling.TAKEN and unmoved else decision
+
+    def _seconds_to_wait(self, row: JobRow) -> float:
+        if row.not_before is None:
+            return LOOK_AGAIN_SECONDS
+        due = (row.not_before - self.session.clock.now()).total_seconds()
+        return min(max(due, 0.0) + 0.001, LOOK_AGAIN_SECONDS)
+
+    @contextmanager
+    def cancelled_by_signals(self) -> Iterator[None]:
+        """Cancel the attempt on SIGINT or SIGTERM, in a thread: the drive goes on until it ends."""
+
+        def on_signal(_number: int, _frame: object) -> None:
+            threading.Thread(target=self.cancel, daemon=True).start()
+
+        before = {
+            number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def cancel(self) -> None:
+        """Cancel the attempt, trying again while it moves; give up once it is judged."""
+        pause = threading.Event()
+        for _ in range(CANCEL_TRIES):
+            try:
+                self.staging.cancel(self.job_id)
+            except StaleSnapshotError:
+                continue
+            except TransitionRefusedError:
+                snapshot = self.session.rows.load(self.job_id).snapshot()
+                if snapshot is None or snapshot.is_terminal:
+                    break
+                pause.wait(CANCEL_PAUSE_SECONDS)
+            else:
+                break
+        self.session.clock.wake()
+
+
+def place_in(session: Session, folder: Path) -> Callable[[JobRow], Place]:
+    """Return a `place` that puts artifacts below `folder` instead of into the repository."""
+
+    def place(row: JobRow) -> Place:
+        return Place(session.store.repository_path(row.repo), folder / row.work_item)
+
+    return place
+
+
+def one_suite(entry: SuiteEntry) -> Callable[[RunnerConfig], Suites]:
+    """Return the suites of an orchestrator that knows one command for everything."""
+    return lambda _config: Suites(default=entry)
+
+
+def switched_on(variables: Mapping[str, str], **changes: object) -> dict[str, str]:
+    """Return `variables` with the runner on for every repository, and `changes` of its settings."""
+    said = {name: str(value) for name, value in changes.items() if value is not None}
+    settings = {"enabled": "1", "repos": "*", **said}
+    return {**variables, **{f"{PREFIX}_{name.upper()}": value for name, value in settings.items()}}
