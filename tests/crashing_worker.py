@@ -1,0 +1,87 @@
+"""A real worker that is killed with SIGKILL at its Nth boundary.
+
+`python crashing_worker.py DATABASE STATE_DIR JOB_ID POINT COMMAND…` drives one job
+as any worker would. Every call of the engine to the world is two boundaries, one
+before and one after it. At boundary POINT the process kills itself: no handler,
+no cleanup, as by the kernel. POINT 0 never comes: then the number of boundaries
+is printed.
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from staging_fsm.core.config import SuiteEntry
+from staging_fsm.faces.session import AttemptDriver, one_suite, open_session, switched_on
+
+TOOL_EXIT_CODE = 75
+
+
+class Boundary:
+    """Counts boundaries and dies at one of them."""
+
+    def __init__(self, point: int) -> None:
+        """Die at `point`."""
+        self.point, self.passed = point, 0
+
+    def cross(self) -> None:
+        """Cross one boundary."""
+        self.passed += 1
+        if self.passed == self.point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, wrapped: Any) -> Any:
+        """Return `wrapped`, a callable or an object whose methods are called, with boundaries."""
+        if not callable(wrapped):
+            return _Proxy(self, wrapped)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            self.cross()
+            result = wrapped(*arguments, **named)
+            self.cross()
+            return result
+
+        return call
+
+
+class _Proxy:
+    def __init__(self, boundary: Boundary, wrapped: Any) -> None:
+        self._boundary, self._wrapped = boundary, wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return self._boundary.around(getattr(self._wrapped, name))
+
+
+def variables(state_dir: str) -> dict[str, str]:
+    """Return the configuration of worker and recovery."""
+    return switched_on(
+        dict(os.environ),
+        state_dir=state_dir,
+        infra_retries=1,
+        retry_backoff_seconds=0.01,
+        kill_grace_seconds=0.2,
+    )
+
+
+def suite(command: list[str]) -> SuiteEntry:
+    """Return the suite of worker and recovery."""
+    return SuiteEntry(
+        command=tuple(command), tool_exit_codes=(TOOL_EXIT_CODE,), environment=("COUNTER",)
+    )
+
+
+def main(database: str, state_dir: str, job_id: int, point: int, command: list[str]) -> None:
+    """Drive one job and die at a boundary."""
+    boundary = Boundary(point)
+    session = open_session(database, variables(state_dir))
+    staging = session.staging(suites=one_suite(suite(command)))
+    engine = staging.engine
+    for name in ("rows", "suites", "artifacts", "alerts", "gate"):
+        setattr(engine, name, boundary.around(getattr(engine, name)))
+    AttemptDriver(session, staging, job_id).drive()
+    sys.stdout.write(str(boundary.passed))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

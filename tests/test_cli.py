@@ -1,0 +1,343 @@
+"""The command line, as a shell sees it: real processes, real exit codes, real JSON."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from conftest import git
+from staging_fsm.core.spec import State
+from staging_fsm.faces.cli import ExitCode
+from staging_fsm.faces.demo import STORIES
+from staging_fsm.host.contract.gate import check_staging_status
+
+PYTHON = sys.executable
+PASSING = "def test_it():\n    assert True\n"
+
+
+@attrs.frozen
+class Shell:
+    """Runs `staging-fsm` with a state folder of its own."""
+
+    folder: Path
+    repository: Path
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        """Return the environment of a command; `settings` without their prefix."""
+        own = {"STATE_DIR": str(self.folder / "state"), "RETRY_BACKOFF_SECONDS": "0.05"}
+        names = {f"ORCH_STAGING_RUNNER_{key}": value for key, value in {**own, **settings}.items()}
+        return {**os.environ, **names, "COLUMNS": "200"}
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the argument vector of a command."""
+        return [PYTHON, "-m", "staging_fsm.faces", *arguments]
+
+    def call(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment(**settings),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def run(self, *arguments: str, **settings: str) -> tuple[int, dict[str, Any]]:
+        """Run `run --json` on the repository; return exit code and object."""
+        ended = self.call("run", "--repo", str(self.repository), "--json", *arguments, **settings)
+        assert ended.stdout, ended.stderr
+        view: dict[str, Any] = json.loads(ended.stdout)
+        return ended.returncode, view
+
+
+@pytest.fixture
+def shell(tmp_path: Path, repository: Path) -> Shell:
+    """Return a shell over a repository with one passing pytest."""
+    (repository / "test_it.py").write_text(PASSING)
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message", "A suite.")
+    return Shell(tmp_path, repository)
+
+
+def test_passing_suite_advances(shell: Shell) -> None:
+    """A suite that ran and passed exits 0, and the artifact opens the gate."""
+    code, view = shell.run("--", PYTHON, "-m", "pytest", "-q")
+
+    assert (code, view["state"], view["status"]) == (ExitCode.ADVANCED, "ADVANCED", "SUCCESS")
+    assert view["next_stage"] == "deploy"
+    assert [run["exit_code"] for run in view["runs"]] == [0]
+    assert view["revision"] == git(shell.repository, "rev-parse", "HEAD")
+    assert check_staging_status(Path(view["artifact"]).parent)
+    assert Path(view["log"]).is_file()
+
+
+def test_failing_suite_rolls_back(shell: Shell) -> None:
+    """A suite that ran and failed exits 1 and sends the work item back to development."""
+    code, view = shell.run("--", "sh", "-c", "exit 7")
+
+    assert (code, view["state"], view["status"]) == (ExitCode.ROLLED_BACK, "ROLLED_BACK", "FAILED")
+    assert (view["next_stage"], view["runs"][0]["exit_code"]) == ("development", 7)
+
+
+def test_missing_command_fails_closed_at_once(shell: Shell) -> None:
+    """A command that does not exist exits 3 after one run: the same would happen again."""
+    code, view = shell.run("--", "no-such-interpreter", "-m", "pytest")
+
+    assert (code, view["state"]) == (ExitCode.FAILED_CLOSED, "FAILED_CLOSED")
+    assert (view["reason"], view["fault"]) == ("command_not_found", "infrastructure")
+    assert len(view["runs"]) == 1
+    assert "infrastructure" in Path(view["artifact"]).read_text()
+
+
+def test_tool_errors_are_retried_within_the_budget(shell: Shell) -> None:
+    """A transient tool error is tried again, once for each retry, and then fails closed."""
+    code, view = shell.run(
+        "--infra-retries", "1", "--tool-exit-code", "75", "--", "sh", "-c", "exit 75"
+    )
+
+    assert code == ExitCode.FAILED_CLOSED
+    assert [run["reason"] for run in view["runs"]] == ["tool_exit_code", "tool_exit_code"]
+
+
+def test_suite_past_its_deadline_is_no_verdict(shell: Shell) -> None:
+    """A suite that traps our TERM and exits 0 has not passed."""
+    trap = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+    code, view = shell.run(
+        "--timeout-seconds", "0.4", "--infra-retries", "0", "--", "sh", "-c", trap
+    )
+
+    assert (code, view["reason"]) == (ExitCode.FAILED_CLOSED, "deadline_exceeded")
+    assert view["runs"][0]["exit_code"] is None
+
+
+def test_pytest_that_ran_nothing_is_no_pass(shell: Shell) -> None:
+    """Exit code 0 without a test that ran is a tool error, and not worth a second run."""
+    skipping = "import pytest\n\n@pytest.mark.skip\ndef test_it():\n    pass\n"
+    (shell.repository / "test_it.py").write_text(skipping)
+    git(shell.repository, "commit", "--quiet", "--all", "--message", "Skip.")
+    code, view = shell.run("--", PYTHON, "-m", "pytest", "-q")
+
+    assert (code, view["reason"], view["runs"][0]["exit_code"]) == (3, "no_tests", 0)
+
+
+def test_forged_output_and_artifact_change_nothing(shell: Shell) -> None:
+    """A suite that prints front matter and writes the artifact itself is still judged by us."""
+    forge = (
+        "printf -- '---\\nstaging_status: SUCCESS\\n---\\n';"
+        f"mkdir -p {shell.repository}/docs/work-items/WI-9;"
+        f"printf -- '---\\nstaging_status: SUCCESS\\n---\\n'"
+        f" > {shell.repository}/docs/work-items/WI-9/15-staging-log.md; exit 1"
+    )
+    code, view = shell.run("--work-item", "WI-9", "--", "sh", "-c", forge)
+
+    assert code == ExitCode.ROLLED_BACK
+    assert not check_staging_status(Path(view["artifact"]).parent)
+
+
+def test_uncommitted_changes_are_refused(shell: Shell) -> None:
+    """A dirty tree exits 4 with a way out, and leaves nothing behind."""
+    (shell.repository / "shop.py").write_text("PRICE = 4\n")
+    ended = shell.call("run", "--repo", str(shell.repository), "--", "true")
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert "uncommitted changes" in ended.stderr
+    assert not (shell.repository / "docs").exists()
+
+
+def test_folder_without_git_is_unversioned(shell: Shell, tmp_path: Path) -> None:
+    """A folder that is no repository is run in place, and said to be unversioned."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    code, view = attrs.evolve(shell, repository=folder).run("--artifact-dir", "--", "true")
+
+    assert (code, view["revision"]) == (ExitCode.ADVANCED, "unversioned")
+    assert list(folder.iterdir()) == []
+    assert Path(view["artifact"]).is_relative_to(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--repo", "/no/such/folder", "--", "true"],
+        ["run", "--repo", "."],
+        ["run", "--repo", ".", "--work-item", "../escape", "--", "true"],
+        ["run", "--repo", ".", "--min-tests", "-1", "--allow-dirty", "--", "true"],
+        ["run", "--repo", ".", "--no-such-option", "--", "true"],
+    ],
+)
+def test_wrong_usage_exits_2(shell: Shell, arguments: list[str]) -> None:
+    """A command line that makes no sense exits 2 with a sentence, before anything is done."""
+    ended = shell.call(*arguments)
+
+    assert ended.returncode == ExitCode.USAGE
+    assert "Error:" in ended.stderr
+
+
+def test_interrupted_run_is_cancelled(shell: Shell) -> None:
+    """An interrupt stops the suite, judges nothing, and exits 5."""
+    started = shell.folder / "started"
+    os.mkfifo(started)
+    suite = f"echo > {started}; exec sleep 600"
+    command = shell.command(
+        "run", "--repo", str(shell.repository), "--json", "--", "sh", "-c", suite
+    )
+    process = subprocess.Popen(command, env=shell.environment(), stdout=subprocess.PIPE, text=True)
+    with started.open():
+        process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == ExitCode.CANCELLED
+    view = json.loads(output)
+    assert (view["state"], view["status"], view["artifact"]) == ("CANCELLED", None, None)
+
+
+def test_cancel_from_elsewhere_ends_the_run(shell: Shell) -> None:
+    """`cancel JOB` of another process stops a running suite; its `run` exits 5."""
+    started = shell.folder / "started"
+    os.mkfifo(started)
+    suite = f"echo > {started}; exec sleep 600"
+    command = shell.command(
+        "run", "--repo", str(shell.repository), "--json", "--", "sh", "-c", suite
+    )
+    process = subprocess.Popen(command, env=shell.environment(), stdout=subprocess.PIPE, text=True)
+    with started.open():
+        queued = json.loads(shell.call("queue", "--json").stdout)
+        cancelled = shell.call("cancel", str(queued["attempts"][0]["job_id"]))
+    process.communicate(timeout=60)
+
+    assert queued["counts"] == {"RUNNING": 1}
+    assert (cancelled.returncode, process.returncode) == (0, ExitCode.CANCELLED)
+
+
+def test_run_takes_up_a_deferred_attempt(shell: Shell) -> None:
+    """A second `run` on a work item that waits goes on with its attempt, not with a new one."""
+    flag = shell.folder / "staging-is-up"
+    suite = ("--tool-exit-code", "75", "--work-item", "WI-5", "--", "sh", "-c")
+    arguments = [*suite, f"test -e {flag} || exit 75"]
+    command = shell.command("run", "--repo", str(shell.repository), "--json", *arguments)
+    environment = shell.environment(RETRY_BACKOFF_SECONDS="600")
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "DEFERRED" in line:
+            break
+    process.kill()
+    process.communicate()
+    flag.touch()
+    job_id = json.loads(shell.call("queue", "--json").stdout)["attempts"][0]["job_id"]
+    make_due(shell, job_id)
+    code, view = shell.run(*arguments)
+
+    assert (code, view["job_id"]) == (ExitCode.ADVANCED, job_id)
+    assert [run["reason"] for run in view["runs"]] == ["tool_exit_code", "passed"]
+
+
+def make_due(shell: Shell, job_id: int) -> None:
+    """Let the deferred job's time come, in row and snapshot."""
+    import sqlite3  # noqa: PLC0415  # the operator's own tool
+
+    past = "2020-01-01T00:00:00.000000Z"
+    with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
+        database.execute(
+            "UPDATE jobs SET not_before = ?, metadata ="
+            " json_set(metadata, '$.staging_runner.next_run_at', ?) WHERE id = ?",
+            (past, past, job_id),
+        )
+
+
+def test_show_and_queue_speak_json(shell: Shell) -> None:
+    """`show` repeats what `run` said, and a finished attempt is not in the queue."""
+    _, view = shell.run("--", "true")
+    shown = json.loads(shell.call("show", str(view["job_id"]), "--json").stdout)
+    queued = json.loads(shell.call("queue", "--json").stdout)
+
+    assert shown == view
+    assert queued == {"counts": {}, "attempts": [], "refused": []}
+
+
+def test_unknown_job_is_a_sentence(shell: Shell) -> None:
+    """A job that does not exist is an error in words, not a traceback."""
+    ended = shell.call("show", "4711")
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert ended.stderr.strip() == "staging-fsm: there is no job 4711 in table 'jobs'"
+
+
+def test_damaged_row_is_shown_and_never_touched(shell: Shell) -> None:
+    """A row whose snapshot is damaged stands in the queue as refused, and `recover` leaves it."""
+    import sqlite3  # noqa: PLC0415  # the operator's own tool
+
+    _, view = shell.run("--", "true")
+    database = sqlite3.connect(shell.folder / "state" / "orchestrator.db")
+    with database:
+        database.execute(
+            "UPDATE jobs SET status = 'running', metadata ="
+            " json_set(metadata, '$.staging_runner.state', 'RUNNING') WHERE id = ?",
+            (view["job_id"],),
+        )
+    before = database.execute("SELECT * FROM jobs").fetchall()
+    recovered = shell.call("recover", "--json")
+    queued = json.loads(shell.call("queue", "--json").stdout)
+
+    assert json.loads(recovered.stdout) == []
+    assert "its history leads to ADVANCED" in queued["refused"][0]["problem"]
+    assert database.execute("SELECT * FROM jobs").fetchall() == before
+
+
+def test_follow_shows_the_output(shell: Shell) -> None:
+    """`--follow` copies what the suite prints."""
+    ended = shell.call(
+        "run", "--repo", str(shell.repository), "--follow", "--", "echo", "adding up"
+    )
+
+    assert "adding up" in ended.stdout
+
+
+def test_doctor_names_what_is_missing(shell: Shell) -> None:
+    """`doctor` exits 1 and says in words what is wrong with the configuration."""
+    ended = shell.call("doctor", ENABLED="1", REPOS="shop", TIMEOUT_SECONDS="soon")
+
+    assert ended.returncode == 1
+    assert "TIMEOUT_SECONDS: 'soon' is not a number" in ended.stdout
+
+
+def test_config_hides_secrets(shell: Shell) -> None:
+    """`config` shows every setting but never an alert address, which may hold a password."""
+    ended = shell.call("config", ALERT_URLS="json://user:hunter2@localhost")
+
+    assert ended.returncode == 0
+    assert "<set>" in ended.stdout
+    assert "hunter2" not in ended.stdout
+
+
+def test_worker_runs_the_finalizer_after_a_pass(shell: Shell) -> None:
+    """`worker --once` goes on where `run` ended: the deployed revision is tagged."""
+    _, view = shell.run("--work-item", "WI-7", "--", "true")
+    ended = shell.call("worker", "--once")
+
+    assert ended.returncode == 0, ended.stderr
+    assert git(shell.repository, "rev-parse", "deployed/WI-7") == view["revision"]
+
+
+def test_demo_goes_three_ways(shell: Shell) -> None:
+    """The demo ends ADVANCED, ROLLED_BACK and FAILED_CLOSED, each with its artifact."""
+    ended = shell.call("demo")
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [story.end for story in STORIES] == [
+        State.ADVANCED,
+        State.ROLLED_BACK,
+        State.FAILED_CLOSED,
+    ]
+    listed = ended.stdout.partition("What the gate read:")[2].splitlines()[1:4]
+    assert [line.split()[0] for line in listed] == [str(story.end) for story in STORIES]
+    assert all(Path(line.split()[1]).is_file() for line in listed)

@@ -1,0 +1,188 @@
+"""Real crashes: workers killed with SIGKILL, and what the next worker makes of it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from crashing_worker import suite, variables
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.effects.suite import RUN_VARIABLE
+from staging_fsm.faces.session import (
+    AttemptDriver,
+    Session,
+    one_suite,
+    open_session,
+    register_repository,
+    staging_job,
+)
+
+WORKER = Path(__file__).with_name("crashing_worker.py")
+STORIES = {
+    "pass": (["sh", "-c", 'echo run >> "$COUNTER"'], State.ADVANCED),
+    "fail": (["sh", "-c", 'echo run >> "$COUNTER"; exit 1'], State.ROLLED_BACK),
+    "tool-error": (["sh", "-c", 'echo run >> "$COUNTER"; exit 75'], State.FAILED_CLOSED),
+}
+
+
+@attrs.define
+class Site:
+    """A place where workers die: one database, one repository, one state folder."""
+
+    folder: Path
+    repository: Path
+    session: Session
+    repo: str
+
+    @property
+    def database(self) -> str:
+        """Return the database's address."""
+        return f"sqlite:///{self.folder / 'orchestrator.db'}"
+
+    def job(self, work_item: str) -> int:
+        """Return a new staging job."""
+        return staging_job(self.session, self.repo, work_item)
+
+    def worker(self, job_id: int, point: int, command: list[str]) -> "subprocess.Popen[str]":
+        """Start a worker that dies at a boundary."""
+        arguments = [self.database, str(self.folder / "state"), str(job_id), str(point), *command]
+        return subprocess.Popen(
+            [sys.executable, str(WORKER), *arguments],
+            env={**os.environ, "COUNTER": str(self.counter(job_id))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def counter(self, job_id: int) -> Path:
+        """Return the file to which the suite adds a line each time it runs."""
+        return self.folder / f"runs-of-{job_id}"
+
+    def recover(self, job_id: int, command: list[str]) -> Snapshot:
+        """Take the job up as the next worker would, and drive it to its end."""
+        variables = {**self.session.variables, "COUNTER": str(self.counter(job_id))}
+        session = attrs.evolve(self.session, variables=variables)
+        staging = session.staging(suites=one_suite(suite(command)))
+        staging.recover()
+        AttemptDriver(session, staging, job_id).drive()
+        snapshot = self.session.rows.load(job_id).snapshot()
+        assert snapshot is not None
+        return snapshot
+
+    def check(self, job_id: int, snapshot: Snapshot, expected: set[State]) -> None:
+        """Assert what must hold of every job whose worker was killed, wherever it was killed."""
+        counter = self.counter(job_id)
+        executed = len(counter.read_text().splitlines()) if counter.exists() else 0
+        assert snapshot.state in expected
+        assert executed <= len(snapshot.runs) <= snapshot.bound_plan.budget.runs_max
+        assert list(self._alive(snapshot.attempt_id)) == []
+        assert self._jobs_after(job_id) == 1
+        worktrees = self.folder / "state" / "worktrees"
+        assert not worktrees.exists() or list(worktrees.iterdir()) == []
+
+    def _alive(self, attempt_id: str) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            try:
+                run_id = process.environ().get(RUN_VARIABLE, "")
+            except psutil.Error:
+                continue
+            if run_id.startswith(attempt_id + ".") and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+    def _jobs_after(self, job_id: int) -> int:
+        """Return how many jobs followed: two would be a double advance."""
+        statement = sa.text(
+            "SELECT count(*) FROM jobs AS later JOIN jobs AS mine ON mine.id = :id"
+            " WHERE later.work_item = mine.work_item AND later.id > mine.id"
+        )
+        with self.session.store.engine.connect() as connection:
+            return int(connection.execute(statement, {"id": job_id}).scalar_one())
+
+
+@pytest.fixture
+def site(tmp_path: Path, repository: Path) -> Site:
+    """Return a place where workers die."""
+    session = open_session(
+        f"sqlite:///{tmp_path / 'orchestrator.db'}", variables(str(tmp_path / "state"))
+    )
+    return Site(tmp_path, repository, session, register_repository(session.store, repository))
+
+
+@pytest.mark.parametrize("story", sorted(STORIES))
+def test_worker_killed_at_any_boundary_loses_nothing(site: Site, story: str) -> None:
+    """Killed before or after any call to the world, a job still ends where it would have ended.
+
+    Or, where the run itself was lost, in the end that its remaining budget allows.
+    """
+    command, end = STORIES[story]
+    whole = site.worker(site.job("whole"), 0, command)
+    output, errors = whole.communicate(timeout=120)
+    assert whole.returncode == 0, errors
+    for point in range(1, int(output) + 1):
+        job_id = site.job(f"killed-at-{point}")
+        worker = site.worker(job_id, point, command)
+        worker.communicate(timeout=120)
+        assert worker.returncode == -signal.SIGKILL
+        site.check(job_id, site.recover(job_id, command), {end})
+
+
+def test_worker_killed_at_random_moments_loses_nothing(site: Site) -> None:
+    """Killed at twenty random moments of a run, each job ends legally, once, with nothing left."""
+    command = ["sh", "-c", 'echo run >> "$COUNTER"; (sleep 600 &); sleep 0.3']
+    chance = random.Random(20)  # noqa: S311  # a seed, not a secret
+    for number in range(20):
+        job_id = site.job(f"random-{number}")
+        worker = site.worker(job_id, 0, command)
+        try:
+            worker.communicate(timeout=chance.uniform(0.2, 1.5))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.communicate(timeout=60)
+        site.check(job_id, site.recover(job_id, command), {State.ADVANCED})
+
+
+def test_machine_that_loses_worker_and_supervisor_counts_the_run(site: Site) -> None:
+    """Where the supervisor dies with its worker, the suite is reaped and the run is counted."""
+    started = site.folder / "started"
+    os.mkfifo(started)
+    once = (
+        f'if test -p {started}; then echo > {started}; exec sleep 600; fi; echo run >> "$COUNTER"'
+    )
+    command = ["sh", "-c", once]
+    job_id = site.job("machine-lost")
+    worker = site.worker(job_id, 0, command)
+    with started.open():
+        started.unlink()
+        worker.kill()
+    worker.communicate(timeout=60)
+    snapshot = site.session.rows.load(job_id).snapshot()
+    assert snapshot is not None
+    shim = site.session.state.run(f"{snapshot.attempt_id}.1") / "shim"
+    os.kill(int(shim.read_text().splitlines()[0].removeprefix("pid=")), signal.SIGKILL)
+    ended = site.recover(job_id, command)
+
+    site.check(job_id, ended, {State.ADVANCED})
+    assert [move.id for move in ended.history] == ["T01", "T06", "T07", "T09", "T03", "T11"]
+
+
+def test_two_workers_that_recover_at_once_advance_once(site: Site) -> None:
+    """Two processes that find the same lost attempt end it once."""
+    command, _ = STORIES["pass"]
+    for point in (6, 10, 14):
+        job_id = site.job(f"contested-{point}")
+        worker = site.worker(job_id, point, command)
+        worker.communicate(timeout=120)
+        recoverers = [site.worker(job_id, 0, command) for _ in range(3)]
+        for recoverer in recoverers:
+            _, errors = recoverer.communicate(timeout=120)
+            assert recoverer.returncode == 0, errors
+        site.check(job_id, site.recover(job_id, command), {State.ADVANCED})

@@ -1,0 +1,189 @@
+"""The style of the repository, as rules that a machine checks."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from staging_fsm.faces.cli import env_file
+from staging_fsm.faces.diagrams import Diagram, outdated
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "staging_fsm"
+
+#: Layer -> layers it may import. An import only ever points down this table.
+LAYERS = {
+    "host/contract": (),
+    "core": ("host/contract",),
+    "effects": ("host/contract", "core"),
+    "drive": ("host/contract", "core", "effects"),
+    "host": ("host/contract", "core", "effects", "drive"),
+    "faces": ("host/contract", "core", "effects", "drive", "host"),
+}
+#: What the core may not touch: it gets time, environment, files and processes as arguments.
+IMPURE = {"os", "subprocess", "time", "random", "secrets", "socket", "psutil", "sqlalchemy"}
+#: Each side effect has one home: module -> who may import it.
+HOMES = {
+    "transitions": {"core/machine.py"},
+    "sqlalchemy": {"effects/rows.py", "host/store.py", "faces/session.py"},
+    "psutil": {"effects/suite.py", "effects/processes.py"},
+    "fcntl": {"effects/suite.py", "effects/shim.py"},
+    "apprise": {"effects/alerts.py"},
+    "subprocess": {
+        "effects/suite.py",
+        "effects/worktree.py",
+        "host/launcher.py",
+        "faces/demo.py",
+    },
+    "structlog": {"effects/journal.py"},
+}
+FUNCTION_LINES_MAX = 70
+MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+TESTS = sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
+
+
+def layer_of(module: str) -> str | None:
+    """Return the layer of a module, the longest folder name that fits; None outside all."""
+    fitting = [layer for layer in LAYERS if module.startswith(layer + "/")]
+    return max(fitting, key=len, default=None)
+
+
+def imports(module: str) -> Iterator[str]:
+    """Yield the dotted names that a module imports anywhere in it."""
+    for node in ast.walk(ast.parse((SOURCE / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield every function of a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_stands_in_a_layer(module: str) -> None:
+    """Every module but the package's own face belongs to exactly one declared layer."""
+    assert module == "__init__.py" or layer_of(module) is not None
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__.py"])
+def test_imports_point_down(module: str) -> None:
+    """A layer imports itself and the layers below it, never one above."""
+    layer = layer_of(module)
+    assert layer is not None
+    allowed = {layer, *LAYERS[layer]}
+    ours = {
+        name.removeprefix("staging_fsm.").replace(".", "/") + "/"
+        for name in imports(module)
+        if name.startswith("staging_fsm.")
+    }
+    upward = {name for name in ours if (target := layer_of(name)) and target not in allowed}
+
+    assert not upward
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("core/")])
+def test_core_is_pure(module: str) -> None:
+    """The core has no clock, no environment, no file, no process and no randomness."""
+    names = {name.split(".")[0] for name in imports(module)}
+    text = (SOURCE / module).read_text(encoding="utf-8")
+
+    assert not names & IMPURE
+    assert not re.search(r"\b(open|print)\(|\.now\(|environ\[", text)
+
+
+@pytest.mark.parametrize("home", sorted(HOMES))
+def test_each_side_effect_has_its_home(home: str) -> None:
+    """What can act on the world is imported where its home is, and nowhere else."""
+    users = {
+        module for module in MODULES if home in {name.split(".")[0] for name in imports(module)}
+    }
+
+    assert users == HOMES[home]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_fit_on_a_screen(module: str) -> None:
+    """No function is longer than 70 lines."""
+    long = [
+        node.name
+        for node in functions(SOURCE / module)
+        if (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES_MAX
+    ]
+
+    assert not long
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_each_test_states_a_rule(name: str) -> None:
+    """Each test's docstring is one rule of the product, a sentence with its full stop."""
+    without = [
+        node.name
+        for node in functions(ROOT / "tests" / name)
+        if node.name.startswith("test_")
+        and not re.search(r"[.\"»)]$", (ast.get_docstring(node) or "").strip().split("\n\n")[0])
+    ]
+
+    assert not without
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_tests_do_not_sleep(name: str) -> None:
+    """A test waits for a condition, never for a time."""
+    text = (ROOT / "tests" / name).read_text(encoding="utf-8")
+
+    assert not re.search(r"\btime\.sleep\(", text)
+
+
+def suppressions() -> Iterator[str]:
+    """Yield every lint or type suppression that gives no reason."""
+    for folder in ("src", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for token in tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline):
+                if token.type != tokenize.COMMENT:
+                    continue
+                found = re.search(r"# (noqa|type: ignore)\b[^#]*(#.*)?$", token.string)
+                if found and not found.group(2):
+                    yield f"{path.relative_to(ROOT)}:{token.start[0]}: {token.string}"
+
+
+def test_each_suppression_has_a_reason() -> None:
+    """A suppressed warning says why, in a comment behind it."""
+    assert list(suppressions()) == []
+
+
+def test_no_module_is_a_drawer() -> None:
+    """No module is called utils, helpers, manager or common."""
+    drawers = {"utils", "helpers", "helper", "manager", "common", "misc"}
+
+    assert not {Path(module).stem for module in MODULES} & drawers
+
+
+def test_committed_diagrams_are_current() -> None:
+    """The committed diagrams are, byte for byte, what the table gives."""
+    assert outdated(ROOT / "diagrams", Diagram()) == []
+
+
+def test_env_example_is_current() -> None:
+    """`.env.example` is, byte for byte, what the configuration declares."""
+    assert (ROOT / ".env.example").read_text(encoding="utf-8") == env_file()
+
+
+def test_repository_names_no_index_and_no_machine() -> None:
+    """No file names a package index or a path of somebody's machine."""
+    banned = re.compile(r"index-url|find-links|pypi\.org|/home/\w|/root/")
+    texts = [*ROOT.glob("*.*"), ROOT / "Makefile", *ROOT.glob("docs/*"), *SOURCE.rglob("*.py")]
+    naming = [
+        path.name for path in texts if path.is_file() and banned.search(path.read_text("utf-8"))
+    ]
+
+    assert naming == []
