@@ -1,19 +1,22 @@
-"""What more than one test file needs: a host with a real database and a real repository."""
+"""What more than one test file needs: a host with a real database and repository, golden files."""
 
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 import pytest
 
+from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.host.launcher import Host
 from staging_fsm.host.settings import load_host_settings
 from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
 
 REPO = "shop"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @attrs.frozen
@@ -35,6 +38,49 @@ class HostKit:
         """Return the work item as stored."""
         with self.store.transaction() as tx:
             return self.store.work_item(tx, REPO, work_item)
+
+
+class Golden(Protocol):
+    """Compares a text with the golden file of that name, or writes it under `--rewrite`."""
+
+    def __call__(self, name: str, text: str, header: str) -> None:
+        """Fail unless `tests/golden/<name>` is `header`, as a comment, and `text`, to the byte."""
+        ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--rewrite`."""
+    parser.addoption("--rewrite", action="store_true", help="write the golden files afresh")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many rows of the table the stories walked, and which none did."""
+    from script import FIRED  # noqa: PLC0415  # it imports from here
+
+    if FIRED:
+        never = [row.id for row in TRANSITIONS if row.id not in FIRED]
+        terminalreporter.write_line(
+            f"transitions fired by stories: {len(FIRED)}/{len(TRANSITIONS)}"
+            + (f", never fired: {', '.join(never)}" if never else "")
+        )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Return the comparison with a golden file; its header says when it may be rewritten."""
+
+    def compare(name: str, text: str, header: str) -> None:
+        comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+        wanted = f"{comment}\n{text}"
+        path = GOLDEN / name
+        if request.config.getoption("--rewrite"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(wanted.encode())
+
+        assert path.is_file(), f"{path} is missing: pytest --rewrite writes it"
+        assert path.read_bytes().decode() == wanted
+
+    return compare
 
 
 def git(repository: Path, *arguments: str) -> str:
