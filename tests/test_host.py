@@ -135,3 +135,16 @@ def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
     requeued = worker(kit).requeue_abandoned()
 
     assert [job.work_item for job in requeued] == ["dead"]
+
+
+def test_job_that_cannot_be_launched_does_not_stop_the_worker(make_host: Maker) -> None:
+    """A worker without an agent command leaves the job claimed and goes on with the next."""
+    kit = make_host()
+    first = kit.add("analysis", "WI-1")
+    kit.add("deploy", "WI-2")
+
+    launched = worker(kit).run_until_idle()
+
+    assert launched == 3
+    assert kit.store.job(first).status == "running"
+    assert kit.item("WI-2").stage == "done"

@@ -1,5 +1,6 @@
 """The worker loop: claim a due job, launch it, go on."""
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -10,6 +11,7 @@ from staging_fsm.host.launcher import Host, launch_job
 from staging_fsm.host.store import Job
 
 IDLE_SECONDS: Final = 1.0
+_LOG: Final = logging.getLogger(__name__)
 
 
 @attrs.define
@@ -50,10 +52,17 @@ class Worker:
         self.requeue_abandoned()
 
     def run_one(self, only: int | None = None) -> Job | None:
-        """Claim and launch one due job; return it, or None when none was due."""
+        """Claim and launch one due job; return it, or None when none was due.
+
+        A launch that raises is logged and its job stays claimed, for a person to
+        look at: launching it again at once would only fail again.
+        """
         job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
         if job is not None:
-            self.launch(self.host, job)
+            try:
+                self.launch(self.host, job)
+            except Exception:
+                _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
         return job
 
     def run_until_idle(self) -> int:
