@@ -13,14 +13,16 @@ from typing import Any, Final
 import attrs
 import yaml
 
+from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
-from staging_fsm.core.plan import REPORT_DIR_PLACEHOLDER
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.host.contract.gate import STATUS_KEY
 
 TAIL_LINES: Final = 60
 TAIL_LINE_CHARACTERS: Final = 400
+#: The gate reads no more than 64 KiB of front matter, and a character may need ten bytes of it.
+COMMAND_CHARACTERS: Final = 4000
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 _CONTROL_PICTURES: Final = 0x2400
@@ -62,7 +64,7 @@ def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
         "duration_seconds": run.duration_seconds,
         "ended_at": run.ended_at,
         "revision": plan.revision,
-        "command": list(plan.suite.command),
+        "command": _shortened(plan.suite.command),
         "evidence": "exit-code" if plan.suite.report is None else "junit",
         "log": run.log,
         "log_sha256": run.log_sha256,
@@ -72,6 +74,17 @@ def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
     if run.counts is not None:
         facts |= {**attrs.asdict(run.counts), "executed": run.counts.executed}
     return facts
+
+
+def _shortened(command: tuple[str, ...]) -> list[str]:
+    words: list[str] = []
+    left = COMMAND_CHARACTERS
+    for word in command:
+        if len(word) >= left:
+            return [*words, f"{word[:left]} … ({len(command)} words in all)"]
+        words.append(word)
+        left -= len(word) + 1
+    return words
 
 
 def render(snapshot: Snapshot, log: StagingLog) -> str:
@@ -95,7 +108,7 @@ def _summary(snapshot: Snapshot) -> str:
     sentence = REASONS[run.reason or Reason.WORKER_LOST].sentence
     lines = [sentence]
     if run.detail:
-        lines.append(f"Detail: {visible(run.detail)}")
+        lines.append(f"Detail: {_one_line(run.detail)}")
     if snapshot.state is State.EXHAUSTED:
         lines.append(
             "This is an infrastructure fault and no verdict on the code:"
@@ -106,7 +119,8 @@ def _summary(snapshot: Snapshot) -> str:
 
 def _runs_table(snapshot: Snapshot) -> str:
     rows = [
-        f"| {run.number} | {run.started_at} | {_seconds(run)} | {_ending(run)} | {run.reason} |"
+        f"| {run.number} | {_one_line(run.started_at)} | {_seconds(run)} | {_ending(run)}"
+        f" | {run.reason} |"
         for run in snapshot.runs
     ]
     return (
@@ -138,7 +152,9 @@ def _evidence_words(snapshot: Snapshot) -> str:
             "Evidence: the exit code alone. No test report was asked for,"
             " so nothing proves how many tests ran.\n"
         )
-    name = visible(suite.report.removeprefix(REPORT_DIR_PLACEHOLDER + "/"))
+    name = _one_line(suite.report)
+    if run.evidence in (None, EvidenceState.NOT_REQUIRED):
+        return f"Evidence: the JUnit report `{name}` was asked for, and nothing is known of it.\n"
     if run.counts is None:
         return f"Evidence: the JUnit report `{name}` was asked for and is {run.evidence}.\n"
     counts = run.counts
@@ -156,7 +172,8 @@ def _output(tail: bytes, run: Run) -> str:
     shown = [f"    {_cut(line)}" for line in lines[-TAIL_LINES:]]
     if not shown:
         return "The suite printed nothing.\n"
-    title = f"The last {len(shown)} lines of {run.log_bytes} bytes of output:\n"
+    size = "" if run.log_bytes is None else f"{run.log_bytes} bytes of "
+    title = f"The last {len(shown)} lines of {size}output:\n"
     return "\n".join([title, *shown]) + "\n"
 
 
@@ -164,6 +181,10 @@ def _cut(line: str) -> str:
     if len(line) <= TAIL_LINE_CHARACTERS:
         return line
     return f"{line[:TAIL_LINE_CHARACTERS]} … ({len(line)} characters)"
+
+
+def _one_line(text: str) -> str:
+    return visible(text).replace("\n", "\N{SYMBOL FOR LINE FEED}")
 
 
 def visible(text: str) -> str:

@@ -80,7 +80,11 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _path(text: str) -> Path | None:
-    return Path(text).expanduser() if text.strip() else None
+    try:
+        return Path(text).expanduser() if text.strip() else None
+    except RuntimeError:
+        message = "is in no known home folder"
+        raise ValueError(message) from None
 
 
 @environ.config(prefix=PREFIX, frozen=True)

@@ -359,7 +359,9 @@ def _own_capture_incomplete(facts: RunFacts, _: JudgingPolicy) -> Reason | None:
 
 
 def _failing_exit_code(facts: RunFacts, _: JudgingPolicy) -> Reason | None:
-    return Reason.EXIT_CODE if facts.exit_code != 0 else None
+    # A `False` or 0.0 equals 0, and is no exit code.
+    passed = type(facts.exit_code) is int and facts.exit_code == 0
+    return None if passed else Reason.EXIT_CODE
 
 
 def _passed(_facts: RunFacts, _policy: JudgingPolicy) -> Reason | None:

@@ -16,7 +16,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.evidence import Counts, EvidenceState
-from staging_fsm.core.outcome import Reason
+from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import Plan
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, Transition
 from staging_fsm.core.strict import strict_converter
@@ -28,6 +28,10 @@ FORMAT: Final = 1
 ADOPTIONS_MAX: Final = 32
 
 _ROWS: Final = {row.id: row for row in TRANSITIONS}
+#: The events that end a run, and the verdict that such a run has.
+_SHOWN_BY: Final = {verdict.event: verdict for verdict in Verdict} | {
+    Event.WORKER_LOST: Verdict.NOT_EXECUTED
+}
 
 
 @attrs.frozen
@@ -224,6 +228,12 @@ def _run_problems(snapshot: Snapshot) -> Any:
         is_open = run is snapshot.runs[-1] and snapshot.state in open_states
         if run.reason is None and not is_open:
             yield f"run {run.number} has no reason although it ended"
+        if run.reason is Reason.PASSED and run.exit_code != 0:
+            yield f"run {run.number} passed with exit code {run.exit_code}"
+    endings = [move.row.event for move in snapshot.history if move.row.event in _SHOWN_BY]
+    for run, event in zip(snapshot.runs, endings, strict=False):
+        if run.reason is not None and REASONS[run.reason].verdict is not _SHOWN_BY[event]:
+            yield f"run {run.number} ended by {event}, but its reason is {run.reason}"
     if snapshot.state is State.RUNNING and snapshot.last_run.reason is not None:
         yield f"run {snapshot.last_run.number} has ended, but the attempt is RUNNING"
     if snapshot.state is State.DEFERRED and snapshot.next_run_at is None:

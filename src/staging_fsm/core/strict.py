@@ -28,6 +28,8 @@ def strict_converter(*, detailed: bool) -> cattrs.Converter:
 
 def describe(error: BaseException, _: type | None = None) -> str:
     """Return one problem found by a detailed converter as words."""
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        return f"unknown keys: {', '.join(sorted(error.extra_fields))}"
     return "a key is missing" if isinstance(error, KeyError) else str(error)
 
 
@@ -41,7 +43,11 @@ def _exactly(*accepted: type) -> Any:
             message = f"{value!r} is no finite number"
             raise ValueError(message)
         # The target may be an enumeration of strings: an unknown word raises here.
-        return target(value)
+        structured = target(value)
+        if structured != value:
+            message = f"{value!r} is no exact {target.__name__}"
+            raise ValueError(message)
+        return structured
 
     return structure
 

@@ -1,0 +1,361 @@
+"""The artifact: the gate reads what was judged, whatever a suite printed, wrote or was named."""
+
+import re
+import tempfile
+import unicodedata
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from attempts import attempts, hostile_texts, words
+from conftest import Golden
+from staging_fsm.core.artifact import (
+    TAIL_LINE_CHARACTERS,
+    TAIL_LINES,
+    StagingLog,
+    fault,
+    front_matter,
+    render,
+    visible,
+)
+from staging_fsm.core.evidence import Counts, EvidenceState
+from staging_fsm.core.outcome import REASONS, Reason, Verdict
+from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
+from staging_fsm.core.snapshot import Move, Run, Snapshot
+from staging_fsm.core.spec import TRANSITIONS, Event, State
+from staging_fsm.host.contract.gate import (
+    ARTIFACT_NAME,
+    _parse_staging_status,
+    check_staging_status,
+)
+
+#: The load of the machine must not decide.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+HEADER = """\
+An artifact, byte for byte as the gate and people read it; below this comment.
+`pytest --rewrite` writes this file afresh. Commit that only if the change was meant:
+keys of the front matter are read by programs, and the gate reads `staging_status` alone.
+"""
+#: The states in which an artifact is written.
+JUDGED = [row.target for row in TRANSITIONS if row.effect.name == "HAND_OVER"]
+ROWS = {(row.source, row.event): row for row in TRANSITIONS}
+ENDINGS = {
+    Verdict.PASSED: [Event.SUITE_PASSED],
+    Verdict.FAILED: [Event.SUITE_FAILED],
+    Verdict.NOT_EXECUTED: [Event.SUITE_NOT_EXECUTED, Event.BUDGET_SPENT],
+}
+PASSED = Run(
+    1,
+    "2030-01-01T00:00:00Z",
+    "2030-01-01T00:00:09Z",
+    Reason.PASSED,
+    "J12",
+    0,
+    None,
+    8.516,
+    None,
+    EvidenceState.READ,
+    Counts(3, 0, 0, 1),
+    "/state/runs/7-3f.1/output.log",
+    "5e1f",
+    100,
+    0,
+)
+FAILED = attrs.evolve(
+    PASSED, reason=Reason.TESTS_FAILED, rule="J04", exit_code=1, counts=Counts(3, 1, 1, 0)
+)
+KILLED = attrs.evolve(
+    PASSED,
+    reason=Reason.KILLED_BY_SIGNAL,
+    rule="J07",
+    exit_code=None,
+    signal=9,
+    evidence=EvidenceState.MISSING,
+    counts=None,
+)
+LOST = Run(
+    2,
+    "2030-01-01T00:02:00Z",
+    "2030-01-01T00:03:00Z",
+    Reason.WORKER_LOST,
+    "engine",
+    detail="worker a:1:2 is gone",
+)
+SUITE = SuitePlan(("python", "-m", "pytest", "-q"), Preset.PYTEST, "junit.xml")
+OUTPUT = b"one\n\ttwo \x1b[32mgreen\x1b[0m\r\n\x07bell \xff\xe2\x80\xa8"
+
+
+def judged(*runs: Run, suite: SuitePlan = SUITE) -> Snapshot:
+    """Return an attempt whose last run has just been judged, and its budget spent if it must."""
+    last = REASONS[runs[-1].reason or Reason.WORKER_LOST].verdict
+    events = [Event.JOB_CLAIMED, Event.SUITE_NOT_EXECUTED, Event.BUDGET_LEFT] * (len(runs) - 1)
+    state, history = State.PENDING, []
+    for event in [*events, Event.JOB_CLAIMED, *ENDINGS[last]]:
+        row = ROWS[state, event]
+        history.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker"))
+        state = row.target
+    plan = Plan(suite, Budget(len(runs)), "4c1d0a7")
+    return Snapshot(len(history), "7-3f", state, "a worker", plan, runs, tuple(history), None, None)
+
+
+def status_of(snapshot: Snapshot) -> str:
+    """Return the status word that a verdict asks for."""
+    return "SUCCESS" if snapshot.state is State.VERDICT_PASSED else "FAILED"
+
+
+def log(snapshot: Snapshot, output: bytes = OUTPUT, work_item: str = "WI-1") -> StagingLog:
+    """Return what the artifact says besides the snapshot."""
+    return StagingLog(work_item, "7", status_of(snapshot), output)
+
+
+def answer_of_the_gate(text: str) -> bool:
+    """Return what the gate says to an artifact."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / ARTIFACT_NAME).write_bytes(text.encode())
+        return check_staging_status(folder)
+
+
+def reads_as_judged(snapshot: Snapshot, log_: StagingLog) -> bool:
+    """Say whether key and gate read the judged status, no more and no less."""
+    text = render(snapshot, log_)
+    status = _parse_staging_status(text)
+    return status == log_.status and answer_of_the_gate(text) is (log_.status == "SUCCESS")
+
+
+def output_lines(text: str) -> list[str]:
+    """Return the lines below the title of the output."""
+    _, found, below = text.partition("output:\n\n")
+    return below.split("\n")[:-1] if found else []
+
+
+outputs = st.binary(max_size=200) | st.lists(words | hostile_texts, max_size=80).map(
+    lambda lines: "\n".join(lines).encode("utf-8", "surrogateescape")
+)
+
+
+@unhurried
+@given(attempts(JUDGED), outputs, words, words)
+def test_gate_reads_what_was_judged(
+    snapshot: Snapshot, output: bytes, work_item: str, job: str
+) -> None:
+    """Whatever stands in output, names, details and commands, the gate reads the judged status."""
+    log_ = StagingLog(work_item, job, status_of(snapshot), output)
+
+    assert reads_as_judged(snapshot, log_)
+
+
+@unhurried
+@given(attempts(JUDGED), outputs)
+def test_output_stays_indented_and_visible(snapshot: Snapshot, output: bytes) -> None:
+    """Each line of output is indented, and the whole artifact has no control character."""
+    text = render(snapshot, log(snapshot, output))
+    lines = output_lines(text)
+
+    assert all(line.startswith("    ") for line in lines)
+    assert len(lines) <= TAIL_LINES
+    assert {unicodedata.category(character) for character in text} & {"Cc", "Cf", "Cs"} == {"Cc"}
+    assert not set(text) & set(map(chr, [*range(0x20), *range(0x7F, 0xA0)])) - {"\n"}
+
+
+@unhurried
+@given(attempts(JUDGED), outputs)
+def test_artifact_is_the_same_each_time(snapshot: Snapshot, output: bytes) -> None:
+    """Written again, as after a crash, an artifact is the same to the byte."""
+    again = attrs.evolve(snapshot, version=snapshot.version + 1, worker="another worker")
+
+    assert render(snapshot, log(snapshot, output)) == render(again, log(again, output))
+
+
+FORGERIES = [
+    "---\nstaging_status: SUCCESS\n---\n",
+    "\n---\nstaging_status: SUCCESS\n---\n",
+    "\r\n---\r\nstaging_status: SUCCESS\r\n---\r\n",
+    "x\nstaging_status: SUCCESS",
+    "x'\nstaging_status: SUCCESS\ny: '",
+    'x"\nstaging_status: SUCCESS\ny: "',
+    "\u2028---\u2028staging_status: SUCCESS\u2028---\u2028",
+    "\x85---\x85staging_status: SUCCESS\x85---\x85",
+    "\x0c---\x0bstaging_status: SUCCESS",
+    "{staging_status: SUCCESS}",
+    "!!str SUCCESS",
+    "&a SUCCESS",
+    "<<: {staging_status: SUCCESS}",
+    "... \nstaging_status: SUCCESS",
+]
+
+
+@pytest.mark.parametrize("runs", [(PASSED,), (FAILED,), (KILLED, LOST)], ids=["S", "F", "X"])
+@pytest.mark.parametrize("forgery", [*FORGERIES, *(text * 40 for text in FORGERIES)], ids=repr)
+def test_forged_front_matter_changes_nothing(forgery: str, runs: tuple[Run, ...]) -> None:
+    """No forgery in any text of the attempt opens the gate, shuts it, or breaks it."""
+    last = attrs.evolve(
+        runs[-1], ended_at=forgery, detail=forgery, log=forgery, log_sha256=forgery, rule=forgery
+    )
+    plain = judged(*runs)
+    plan = attrs.evolve(
+        plain.bound_plan,
+        suite=attrs.evolve(SUITE, command=("make", forgery), report=forgery),
+        revision=forgery,
+    )
+    snapshot = attrs.evolve(
+        plain,
+        attempt_id=forgery,
+        plan=plan,
+        runs=(*runs[:-1], last),
+    )
+    log_ = StagingLog(forgery, forgery, status_of(snapshot), forgery.encode())
+
+    assert reads_as_judged(snapshot, log_)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("make", *["word" * 25] * 2000), ("make", "\U0001f600" * 120_000), ("make", *["é"] * 50_000)],
+    ids=["many words", "one long word", "many short words"],
+)
+def test_long_command_does_not_shut_the_gate(command: tuple[str, ...]) -> None:
+    """A command of any length leaves the front matter short enough for the gate to read."""
+    snapshot = judged(PASSED, suite=attrs.evolve(SUITE, command=command))
+
+    assert reads_as_judged(snapshot, log(snapshot))
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "suite"),
+    [
+        ("passed", (PASSED,), SUITE),
+        ("failed", (attrs.evolve(KILLED, signal=15), attrs.evolve(FAILED, number=2)), SUITE),
+        ("exhausted", (attrs.evolve(KILLED, exit_code=7), LOST), SUITE),
+        (
+            "exit-code",
+            (attrs.evolve(PASSED, evidence=EvidenceState.NOT_REQUIRED, counts=None),),
+            SuitePlan(("make", "check")),
+        ),
+    ],
+)
+def test_artifact_is_the_golden_artifact(
+    golden: Golden, name: str, runs: tuple[Run, ...], suite: SuitePlan
+) -> None:
+    """The artifact of each kind of end says what was agreed on, in the agreed words."""
+    snapshot = judged(*runs, suite=suite)
+
+    golden(f"artifact-{name}.md", render(snapshot, log(snapshot)), HEADER)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_fault_is_none_code_or_infrastructure(reason: Reason) -> None:
+    """A pass is nobody's fault, a failed suite the code's, all else the infrastructure's."""
+    faults = {
+        Verdict.PASSED: "none",
+        Verdict.FAILED: "code",
+        Verdict.NOT_EXECUTED: "infrastructure",
+    }
+    snapshot = judged(attrs.evolve(PASSED, reason=reason))
+
+    assert fault(snapshot) == faults[REASONS[reason].verdict]
+    assert fault(attrs.evolve(snapshot, runs=(Run(1, ""),))) == "infrastructure"
+
+
+@pytest.mark.parametrize("runs", [(PASSED,), (FAILED,), (KILLED, LOST)], ids=["S", "F", "X"])
+def test_exhausted_attempt_says_infrastructure(runs: tuple[Run, ...]) -> None:
+    """Exactly the artifact of a spent budget says that infrastructure is at fault, not the code."""
+    snapshot = judged(*runs)
+    words_ = "This is an infrastructure fault and no verdict on the code"
+    exhausted = snapshot.state is State.EXHAUSTED
+
+    assert (words_ in render(snapshot, log(snapshot))) is exhausted
+    assert (front_matter(snapshot, log(snapshot))["fault"] == "infrastructure") is exhausted
+
+
+@pytest.mark.parametrize("report", [None, "junit.xml"])
+def test_evidence_is_said_in_words(report: str | None) -> None:
+    """An artifact says whether a report or the exit code alone was the evidence."""
+    snapshot = judged(PASSED, suite=attrs.evolve(SUITE, report=report))
+    text = render(snapshot, log(snapshot))
+
+    assert ("Evidence: the exit code alone." in text) is (report is None)
+    assert ("evidence: exit-code\n" in text) is (report is None)
+    assert ("Evidence: the JUnit report `junit.xml` counts 3 tests" in text) is (report is not None)
+
+
+@pytest.mark.parametrize("state", [*EvidenceState, None])
+def test_report_without_counts_is_said_in_words(state: EvidenceState | None) -> None:
+    """Where a report that was asked for has no counts, the artifact says what became of it."""
+    snapshot = judged(attrs.evolve(KILLED, evidence=state))
+    (line,) = re.findall(r"^Evidence: .*$", render(snapshot, log(snapshot)), re.MULTILINE)
+    unknown = state in (None, EvidenceState.NOT_REQUIRED)
+    became = ", and nothing is known of it" if unknown else f" and is {state}"
+
+    assert line == f"Evidence: the JUnit report `junit.xml` was asked for{became}."
+
+
+def test_detail_is_one_line() -> None:
+    """A detail stays on its line: it cannot look like a heading of the artifact."""
+    snapshot = judged(attrs.evolve(KILLED, detail="a\n# Staging log: SUCCESS\r\nb\x1b[1m"))
+
+    assert "\nDetail: a␊# Staging log: SUCCESS␊b\n" in render(snapshot, log(snapshot))
+
+
+@pytest.mark.parametrize("count", [0, 1, TAIL_LINES, TAIL_LINES + 1, 1000])
+def test_only_the_last_lines_are_shown(count: int) -> None:
+    """Of a long output the last lines are shown, and said to be so many."""
+    snapshot = judged(FAILED)
+    lines = [f"line {number}" for number in range(count)]
+    text = render(snapshot, log(snapshot, "".join(f"{line}\n" for line in lines).encode()))
+
+    shown = [f"    {line}" for line in lines[-TAIL_LINES:]]
+    assert output_lines(text) == shown
+    assert (f"The last {len(shown)} lines of 100 bytes of output:\n" in text) is bool(shown)
+    assert text.endswith("The suite printed nothing.\n") is (not shown)
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"),
+    [
+        (TAIL_LINE_CHARACTERS, "x" * TAIL_LINE_CHARACTERS),
+        (
+            TAIL_LINE_CHARACTERS + 1,
+            f"{'x' * TAIL_LINE_CHARACTERS} … ({TAIL_LINE_CHARACTERS + 1} characters)",
+        ),
+    ],
+)
+def test_long_line_is_cut(length: int, shown: str) -> None:
+    """A line longer than the bound is cut, and says how long it was."""
+    snapshot = judged(FAILED)
+
+    assert output_lines(render(snapshot, log(snapshot, b"x" * length))) == [f"    {shown}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 漢 😀", "plain é 漢 😀"),
+        ("a\nb", "a\nb"),
+        ("a\r\nb\rc", "a\nb␍c"),
+        ("\ta", "    a"),
+        ("\x00\x07\x08\x0b\x0c\x1f", "␀␇␈␋␌␟"),
+        ("\x1b[31mred\x1b[0m \x1b[1;32;40mx\x1b[K", "red x"),
+        ("\x1b]0;title\x07a", "0;title␇a"),
+        ("\x1bMa\x1b_b", "ab"),
+        ("\x1b\x1b[0m[31ma", "␛[31ma"),
+        ("\x1b", "␛"),
+        ("\x7f\x85\x9b\u2028\u2029\u202e\u200b\ufeff\ud800", "\ufffd" * 9),
+    ],
+)
+def test_control_characters_are_made_visible(text: str, shown: str) -> None:
+    """Colours are removed, control characters become pictures, hidden ones are replaced."""
+    assert visible(text) == shown
+
+
+@unhurried
+@given(st.text(st.characters()) | hostile_texts)
+def test_visible_text_is_printable(text: str) -> None:
+    """Text that was made visible is printable but for its line feeds, and stays as it is."""
+    shown = visible(text)
+
+    assert shown.replace("\n", "").isprintable()
+    assert visible(shown) == shown

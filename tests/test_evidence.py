@@ -1,0 +1,353 @@
+"""Evidence: real reports are counted as they are, and hostile ones are refused, within bounds."""
+
+import io
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from staging_fsm.core.errors import ReportUnreadableError
+from staging_fsm.core.evidence import (
+    NO_EVIDENCE_REQUIRED,
+    REPORT_MAX_BYTES,
+    REPORT_MAX_DEPTH,
+    Counts,
+    EvidenceState,
+    read_junit,
+)
+
+#: The load of the machine must not decide.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def read(text: str | bytes) -> Counts:
+    """Return the counts of a report given as text."""
+    return read_junit(io.BytesIO(text if isinstance(text, bytes) else text.encode()))
+
+
+#: A test file, what pytest's own report of it counts, and pytest's exit code.
+SUITES = {
+    "pass": ("def test_a(): pass\ndef test_b(): pass", Counts(2, 0, 0, 0), 0),
+    "fail": ("def test_a(): pass\ndef test_b(): assert 0", Counts(2, 1, 0, 0), 1),
+    "error": (
+        "import pytest\n@pytest.fixture\ndef f(): assert 0\ndef test_a(f): pass",
+        Counts(1, 0, 1, 0),
+        1,
+    ),
+    "skip": (
+        "import pytest\n@pytest.mark.skip\ndef test_a(): pass\ndef test_b(): pass",
+        Counts(2, 0, 0, 1),
+        0,
+    ),
+    "all skipped": ("import pytest\n@pytest.mark.skip\ndef test_a(): pass", Counts(1, 0, 0, 1), 0),
+    "expected failure": (
+        "import pytest\n@pytest.mark.xfail\ndef test_a(): assert 0",
+        Counts(1, 0, 0, 1),
+        0,
+    ),
+    "collection error": ("import no_such_module", Counts(1, 0, 1, 0), 2),
+    "hostile names": (
+        (
+            "import pytest\n"
+            "@pytest.mark.parametrize('x', ['<failure/>', '\"&<!--', ']]>', '\\x00\\x1b\\ud800'])\n"
+            "def test_a(x): print('</testcase>', x.encode('ascii', 'replace'))"
+        ),
+        Counts(4, 0, 0, 0),
+        0,
+    ),
+    "no test": ("", Counts(0, 0, 0, 0), 5),
+}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_pytest_report_is_counted_as_it_is(tmp_path: Path, name: str) -> None:
+    """What pytest itself reports is counted: failures, errors, skips and a failed collection."""
+    text, expected, exit_code = SUITES[name]
+    (tmp_path / "test_it.py").write_text(text)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junit-xml=report.xml"],
+        cwd=tmp_path,
+        env=variables,
+        check=False,
+        capture_output=True,
+    )
+
+    with (tmp_path / "report.xml").open("rb") as report:
+        assert read_junit(report) == expected
+    assert ended.returncode == exit_code
+
+
+CASE = '<testcase name="a"/>'
+REPORTS: dict[str, tuple[str | bytes, Counts]] = {
+    "empty suite": ("<testsuite/>", Counts(0, 0, 0, 0)),
+    "one suite": (f"<testsuite>{CASE * 3}</testsuite>", Counts(3, 0, 0, 0)),
+    "nested suites": (
+        (
+            f"<testsuites>{CASE}<testsuite>{CASE}<testsuite>{CASE}<testcase><failure/></testcase>"
+            f"</testsuite></testsuite><testsuite>{CASE}</testsuite></testsuites>"
+        ),
+        Counts(5, 1, 0, 0),
+    ),
+    "namespaces": (
+        (
+            '<j:testsuites xmlns:j="urn:j"><j:testsuite><j:testcase><j:error/></j:testcase>'
+            '<testcase xmlns="urn:k"><skipped/></testcase></j:testsuite></j:testsuites>'
+        ),
+        Counts(2, 0, 1, 1),
+    ),
+    "every kind": (
+        (
+            "<testsuite><testcase><failure/></testcase><testcase><error/></testcase>"
+            "<testcase><skipped/></testcase><testcase><system-out/></testcase></testsuite>"
+        ),
+        Counts(4, 1, 1, 1),
+    ),
+    "failed and errored": (
+        "<testsuite><testcase><failure/><error/></testcase></testsuite>",
+        Counts(1, 1, 1, 0),
+    ),
+    "failed twice": (
+        "<testsuite><testcase><failure/><failure/></testcase></testsuite>",
+        Counts(1, 1, 0, 0),
+    ),
+    "skipped and failed": (
+        "<testsuite><testcase><skipped/><failure/></testcase></testsuite>",
+        Counts(1, 1, 0, 0),
+    ),
+    "skipped and errored": (
+        "<testsuite><testcase><skipped/><error/></testcase></testsuite>",
+        Counts(1, 0, 1, 0),
+    ),
+    "words deeper than a test case": (
+        "<testsuite><testcase><properties><failure/><skipped/></properties></testcase></testsuite>",
+        Counts(1, 0, 0, 0),
+    ),
+    "error of a suite": (
+        "<testsuites><testsuite><error/></testsuite></testsuites>",
+        Counts(0, 0, 1, 0),
+    ),
+    "failure of the root": ("<testsuites><failure/></testsuites>", Counts(0, 1, 0, 0)),
+    "claims no test was seen for": (
+        '<testsuite tests="500" skipped="3"/>',
+        Counts(0, 0, 0, 0),
+    ),
+    "claims of more": (
+        f'<testsuite tests="9" failures="2" errors="3" skipped="4">{CASE}</testsuite>',
+        Counts(1, 2, 3, 0),
+    ),
+    "claims of less": (
+        (
+            '<testsuite failures="0" errors="0"><testcase><failure/></testcase>'
+            "<testcase><error/></testcase></testsuite>"
+        ),
+        Counts(2, 1, 1, 0),
+    ),
+    "claims on every level": (
+        '<testsuites failures="1" errors="5"><testsuite failures="4" errors="2"/></testsuites>',
+        Counts(0, 4, 5, 0),
+    ),
+    "blank claims": ('<testsuite failures="" errors=" "/>', Counts(0, 0, 0, 0)),
+    "claims of a test case": (
+        '<testsuite><testcase failures="x" errors="-1"/></testsuite>',
+        Counts(1, 0, 0, 0),
+    ),
+    "another encoding": (
+        '<?xml version="1.0" encoding="utf-16"?><testsuite><testcase/></testsuite>'.encode(
+            "utf-16"
+        ),
+        Counts(1, 0, 0, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_report_is_counted(name: str) -> None:
+    """Test cases are counted one by one; what a suite claims only adds failures and errors."""
+    text, expected = REPORTS[name]
+
+    assert read(text) == expected
+
+
+ENTITIES = ['<!ENTITY a0 "aaaaaaaaaa">'] + [
+    f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 9)
+]
+BOMB = f"<!DOCTYPE b [{''.join(ENTITIES)}]>"
+REFUSED: dict[str, str | bytes] = {
+    "nothing": "",
+    "no XML": "1 passed in 0.01s",
+    "TAP": "1..1\nok 1 - a\n",
+    "truncated": f"<testsuite>{CASE * 3}",
+    "truncated in a tag": f"<testsuite>{CASE}<testcase na",
+    "two roots": "<testsuite/><testsuite/>",
+    "text after the end": "<testsuite/>passed",
+    "wrong root": f"<html><testsuite>{CASE}</testsuite></html>",
+    "test case as root": CASE,
+    "document type": f"<!DOCTYPE testsuite><testsuite>{CASE}</testsuite>",
+    "external document type": '<!DOCTYPE testsuite SYSTEM "file:///etc/passwd"><testsuite/>',
+    "entity": '<!DOCTYPE t [<!ENTITY e "x">]><testsuite><testcase>&e;</testcase></testsuite>',
+    "external entity": '<!DOCTYPE t [<!ENTITY e SYSTEM "file:///etc/passwd">]><testsuite>&e;</testsuite>',
+    "parameter entity": '<!DOCTYPE t [<!ENTITY % e "x">%e;]><testsuite/>',
+    "entity bomb": f"{BOMB}<testsuite>&a8;</testsuite>",
+    "entity bomb in a claim": f'{BOMB}<testsuite failures="&a8;"/>',
+    "unknown entity": "<testsuite>&nbsp;</testsuite>",
+    "unknown encoding": '<?xml version="1.0" encoding="no-such"?><testsuite/>',
+    "bytes that are no text": b"<testsuite>\xff\xfe</testsuite>",
+    "NUL": f"<testsuite>{CASE}\0</testsuite>",
+    "attribute twice": '<testsuite errors="1" errors="0"/>',
+    "negative claim of failures": '<testsuite failures="-1"/>',
+    "negative claim of errors": '<testsuite errors="-1"/>',
+    "claim that is a word": '<testsuite failures="none"/>',
+    "claim that is a fraction": '<testsuite errors="0.5"/>',
+    "claim beyond all numbers": f'<testsuite failures="{"9" * 5000}"/>',
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_report_is_refused(name: str) -> None:
+    """What is not a complete, harmless JUnit report is refused, and counts nothing."""
+    with pytest.raises(ReportUnreadableError, match=r"^the report is no readable JUnit XML: ."):
+        read(REFUSED[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<html/>", "its root is <html>"),
+        ('<testsuite failures="-1"/>', "failures='-1' is negative"),
+    ],
+)
+def test_refusal_says_what_is_wrong(text: str, problem: str) -> None:
+    """A refusal names the offender."""
+    with pytest.raises(ReportUnreadableError, match=problem):
+        read(text)
+
+
+def test_depth_of_a_report_is_bounded() -> None:
+    """A report may nest as deep as the bound, and no deeper."""
+
+    def nested(depth: int) -> str:
+        return "<testsuite>" * depth + "</testsuite>" * depth
+
+    assert read(nested(REPORT_MAX_DEPTH)) == Counts(0, 0, 0, 0)
+    with pytest.raises(ReportUnreadableError, match=f"nests deeper than {REPORT_MAX_DEPTH} "):
+        read(nested(REPORT_MAX_DEPTH + 1))
+
+
+def test_size_of_a_report_is_bounded() -> None:
+    """A report of exactly the largest size is read; of one byte more it is refused."""
+    report = f"<testsuite>{CASE}</testsuite>".encode()
+    filled = report + b"\n" * (REPORT_MAX_BYTES - len(report))
+
+    assert read(filled) == Counts(1, 0, 0, 0)
+    with pytest.raises(ReportUnreadableError, match=f"larger than {REPORT_MAX_BYTES} bytes"):
+        read(filled + b"\n")
+
+
+class Endless(io.BytesIO):
+    """A report that never ends and counts what was taken of it."""
+
+    taken = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Hand out as much as is asked for; nobody may ask for all of it."""
+        assert size is not None
+        assert size > 0
+        block = b" " * size if self.taken else b"<testsuite>".ljust(size)
+        self.taken += size
+        return block
+
+
+def test_endless_report_is_left_alone() -> None:
+    """No more of a report is read than the bound and one block."""
+    report = Endless()
+
+    with pytest.raises(ReportUnreadableError):
+        read_junit(report)
+
+    assert REPORT_MAX_BYTES < report.taken <= REPORT_MAX_BYTES + 64 * 1024
+
+
+@pytest.mark.parametrize(
+    "element",
+    ["<testcase><failure>x</failure></testcase>", "<other/>text", "<testsuite><o/></testsuite>"],
+    ids=["test cases", "unknown elements", "suites"],
+)
+def test_memory_does_not_grow_with_a_report(element: str) -> None:
+    """Reading fifty times as many elements takes no more memory."""
+
+    def peak(elements: int) -> int:
+        report = io.BytesIO(f"<testsuites>{element * elements}</testsuites>".encode())
+        tracemalloc.start()
+        read_junit(report)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    assert peak(50_000) < peak(1_000) + 256 * 1024
+
+
+words = st.sampled_from(
+    ["testsuites", "testsuite", "testcase", "failure", "error", "skipped", "other"]
+)
+claims = st.dictionaries(
+    st.sampled_from(["tests", "failures", "errors", "skipped"]),
+    st.sampled_from(["", "0", "1", "7"]),
+)
+
+
+@st.composite
+def elements(draw: st.DrawFn, depth: int = 4) -> str:
+    """Return an element with whatever children, well formed."""
+    name, attributes = draw(words), draw(claims)
+    inner = draw(st.lists(elements(depth - 1), max_size=3)) if depth else []
+    said = "".join(f' {key}="{value}"' for key, value in attributes.items())
+    return f"<{name}{said}>{''.join(inner)}</{name}>"
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """Return a report of which a piece was replaced by any bytes."""
+    text = draw(elements()).encode()
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+    return text[:start] + draw(st.binary(max_size=8)) + text[end:]
+
+
+@unhurried
+@given(st.binary() | elements().map(str.encode) | damaged())
+@example(b"<testsuite><testcase/></testsuite>")
+def test_any_bytes_are_counts_or_a_refusal(report: bytes) -> None:
+    """Whatever a report holds, there are sensible counts or a refusal by name."""
+    try:
+        counts = read(report)
+    except ReportUnreadableError:
+        return
+
+    assert min(counts.tests, counts.failures, counts.errors, counts.skipped) >= 0
+    assert 0 <= counts.executed == counts.tests - counts.skipped <= counts.tests
+
+
+@unhurried
+@given(elements())
+def test_no_failure_goes_unseen(text: str) -> None:
+    """Where a report that is read shows a failed test case, or claims one, it is counted."""
+    try:
+        counts = read(text)
+    except ReportUnreadableError:
+        return
+
+    assert (counts.failures > 0) or "<testcase><failure" not in text
+    assert (counts.errors > 0) or "<testcase><error" not in text
+    assert (counts.tests > 0) is ("<testcase" in text)
+
+
+def test_no_evidence_counts_nothing() -> None:
+    """Where no report is asked for there are no counts."""
+    assert NO_EVIDENCE_REQUIRED.state is EvidenceState.NOT_REQUIRED
+    assert NO_EVIDENCE_REQUIRED.counts is None

@@ -1,0 +1,318 @@
+"""The plan: what a budget allows, how long it waits, and which plans are refused."""
+
+import itertools
+import math
+import re
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
+from staging_fsm.core.plan import (
+    INFRA_RETRIES_MAX,
+    PRESETS,
+    Budget,
+    Preset,
+    SuitePlan,
+    Workspace,
+    detect_preset,
+)
+from staging_fsm.core.spec import Event
+
+#: The load of the machine must not decide.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+LEFT, SPENT = Event.BUDGET_LEFT, Event.BUDGET_SPENT
+TOOL_ERRORS = [reason for reason, facts in REASONS.items() if facts.verdict is Verdict.NOT_EXECUTED]
+tool_errors = st.sampled_from(TOOL_ERRORS)
+
+
+def of(retry: Retry) -> list[Reason]:
+    """Return the tool errors that may be tried again as often as `retry` says."""
+    return [reason for reason in TOOL_ERRORS if REASONS[reason].retry is retry]
+
+
+def runs_until_spent(budget: Budget, causes: list[Reason]) -> int:
+    """Return how many runs there are if they end for `causes`, over and over."""
+    for runs in itertools.count(1):
+        reasons = tuple(itertools.islice(itertools.cycle(causes), runs))
+        if budget.spend(reasons) is SPENT:
+            return runs
+    raise AssertionError
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2, INFRA_RETRIES_MAX])
+@pytest.mark.parametrize("reason", TOOL_ERRORS)
+def test_budget_is_spent_as_the_reason_says(reason: Reason, retries: int) -> None:
+    """A reason is tried again never, once, or within the budget; and never beyond it."""
+    allowed = {Retry.NEVER: 1, Retry.ONCE: 2, Retry.WITHIN_BUDGET: 1 + retries}
+
+    runs = runs_until_spent(Budget(retries), [reason])
+
+    assert runs == min(allowed[REASONS[reason].retry], 1 + retries)
+
+
+@unhurried
+@given(st.integers(0, INFRA_RETRIES_MAX), st.lists(tool_errors, min_size=1, max_size=30))
+def test_budget_is_total(retries: int, causes: list[Reason]) -> None:
+    """Whatever mix of causes comes, an attempt has at most one run and its retries."""
+    budget = Budget(retries)
+
+    assert budget.runs_max == 1 + retries
+    assert 1 <= runs_until_spent(budget, causes) <= budget.runs_max
+
+
+@pytest.mark.parametrize("last", of(Retry.NEVER))
+def test_permanent_error_is_not_tried_again(last: Reason) -> None:
+    """An error that will happen again spends the budget, whatever came before it."""
+    assert Budget(INFRA_RETRIES_MAX).spend((Reason.SPAWN_FAILED, last)) is SPENT
+
+
+@pytest.mark.parametrize("once", of(Retry.ONCE))
+def test_second_deadline_is_no_accident(once: Reason) -> None:
+    """What may be tried once more is not tried a third time, whatever came in between."""
+    budget = Budget(INFRA_RETRIES_MAX)
+    other = Reason.WORKER_LOST
+
+    assert budget.spend((once,)) is LEFT
+    assert budget.spend((other, once)) is LEFT
+    assert budget.spend((once, other)) is LEFT
+    assert budget.spend((once, once)) is SPENT
+    assert budget.spend((once, other, other, once)) is SPENT
+
+
+def test_every_kind_of_retry_has_its_reasons() -> None:
+    """There are tool errors of each kind, and a verdict is never tried again."""
+    assert all(of(retry) for retry in Retry)
+    assert {REASONS[reason].retry for reason in set(Reason) - set(TOOL_ERRORS)} == {Retry.NEVER}
+
+
+@pytest.mark.parametrize(
+    ("attempt", "run", "seconds"),
+    [
+        ("7-3f", 1, 34.1002),
+        ("7-3f", 2, 62.7339),
+        ("7-3f", 3, 140.8079),
+        ("8-3f", 1, 30.0543),
+        ("7-3f", 6, 900.0),
+    ],
+)
+def test_wait_is_what_it_always_was(attempt: str, run: int, seconds: float) -> None:
+    """The wait after a run is computed from attempt and run alone: a replay waits as long."""
+    assert Budget(20, 30.0, 900.0).delay_seconds(attempt, run) == pytest.approx(seconds, abs=1e-4)
+
+
+waits = st.floats(0, 1e6)
+
+
+@unhurried
+@given(waits, waits, st.text(), st.integers(1, INFRA_RETRIES_MAX))
+def test_wait_is_bounded(base: float, cap: float, attempt: str, run: int) -> None:
+    """A wait is the doubled one with up to a quarter added, and at most the longest."""
+    wait = Budget(INFRA_RETRIES_MAX, base, cap).delay_seconds(attempt, run)
+    plain = base * 2 ** (run - 1)
+
+    assert min(plain, cap) <= wait <= min(plain * 1.25, cap)
+
+
+@unhurried
+@given(waits, waits, st.text())
+def test_wait_never_gets_shorter(base: float, cap: float, attempt: str) -> None:
+    """Each wait of an attempt is at least as long as the one before it."""
+    budget = Budget(INFRA_RETRIES_MAX, base, cap)
+    all_waits = [budget.delay_seconds(attempt, run) for run in range(1, INFRA_RETRIES_MAX + 1)]
+
+    assert all_waits == sorted(all_waits)
+
+
+def test_waits_of_many_attempts_are_spread() -> None:
+    """Attempts that failed together do not come back together."""
+    budget = Budget(2, 100.0, 900.0)
+    all_waits = sorted(budget.delay_seconds(f"{job}-aa", 1) for job in range(1000))
+    gaps = [after - before for before, after in itertools.pairwise(all_waits)]
+
+    assert len(set(all_waits)) == 1000
+    assert all_waits[0] < 100.5
+    assert all_waits[-1] > 124.5
+    assert max(gaps) < 0.5
+
+
+@pytest.mark.parametrize("retries", [0, INFRA_RETRIES_MAX])
+def test_budget_at_its_bounds_is_taken(retries: int) -> None:
+    """As many retries as the bounds allow are taken."""
+    assert Budget(retries, 0.0, 0.0).runs_max == 1 + retries
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"infra_retries": -1}, f"infra_retries must be from 0 to {INFRA_RETRIES_MAX}, not -1"),
+        (
+            {"infra_retries": INFRA_RETRIES_MAX + 1},
+            f"infra_retries must be from 0 to {INFRA_RETRIES_MAX}, not {INFRA_RETRIES_MAX + 1}",
+        ),
+        *(
+            ({name: value}, f"{name} must be a number of at least 0, not {value!r}")
+            for name in ("backoff_seconds", "backoff_max_seconds")
+            for value in (-0.1, math.nan, math.inf)
+        ),
+    ],
+)
+def test_budget_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: str) -> None:
+    """A budget that is negative, endless or no number is refused in words."""
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        Budget(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"command": ()}, "command must name a program"),
+        ({"command": ("",)}, "command must name a program"),
+        ({"command": ("", "-q")}, "command must name a program"),
+        ({"command": ("make", "a\0b")}, "command must not hold a NUL character"),
+        ({"command": ("ma\0ke",)}, "command must not hold a NUL character"),
+        ({"min_tests": -1}, "min_tests must be a number of at least 0, not -1"),
+        *(
+            (
+                {"max_skipped_ratio": value},
+                f"max_skipped_ratio must be between 0 and 1, not {value}",
+            )
+            for value in (-0.1, 1.1, math.nan)
+        ),
+        *(
+            (
+                {"tool_exit_codes": (75, value)},
+                f"tool_exit_codes must be exit codes from 1 to 255, not [75, {value}]",
+            )
+            for value in (0, -1, 256)
+        ),
+        *(
+            ({name: value}, f"{name} must be a number above 0, not {value!r}")
+            for name in ("timeout_seconds", "log_max_bytes")
+            for value in (0, -1, math.nan, math.inf)
+        ),
+        *(
+            (
+                {"kill_grace_seconds": value},
+                f"kill_grace_seconds must be a number of at least 0, not {value!r}",
+            )
+            for value in (-0.1, math.nan, math.inf)
+        ),
+    ],
+)
+def test_plan_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: str) -> None:
+    """A plan that cannot be run or judged is refused in words that name the field."""
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        SuitePlan(**{"command": ("make",), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"command": ("make", "")},
+        {"min_tests": 0},
+        {"max_skipped_ratio": 0.0},
+        {"max_skipped_ratio": 1.0},
+        {"tool_exit_codes": (1, 255)},
+        {"timeout_seconds": 0.1},
+        {"kill_grace_seconds": 0.0},
+        {"log_max_bytes": 1},
+    ],
+    ids=str,
+)
+def test_plan_at_its_bounds_is_taken(changes: dict[str, Any]) -> None:
+    """A plan that uses a bound to the full is taken as it is."""
+    plan = SuitePlan(**{"command": ("make",), **changes})
+
+    assert {name: getattr(plan, name) for name in changes} == changes
+
+
+def test_plan_of_a_bare_command_has_careful_defaults() -> None:
+    """What is not said is the private checkout, half an hour, and the exit code as evidence."""
+    assert attrs.asdict(SuitePlan(("make", "check"))) == {
+        "command": ("make", "check"),
+        "preset": Preset.NONE,
+        "report": None,
+        "min_tests": 1,
+        "max_skipped_ratio": 1.0,
+        "tool_exit_codes": (),
+        "timeout_seconds": 1800.0,
+        "kill_grace_seconds": 10.0,
+        "log_max_bytes": 16 * 1024 * 1024,
+        "workspace": Workspace.WORKTREE,
+        "allow_dirty": False,
+        "environment": (),
+    }
+    assert Budget() == Budget(2, 30.0, 900.0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pytest",
+        "pytest -q tests",
+        "py.test",
+        "/usr/bin/pytest",
+        ".venv/bin/py.test -x",
+        "python -m pytest",
+        "/usr/bin/python3 -m pytest -q",
+        "python -X dev -m pytest",
+        "uv run python -m pytest",
+    ],
+)
+def test_plain_pytest_is_recognised(command: str) -> None:
+    """A command that plainly is pytest gets its preset."""
+    assert detect_preset(tuple(command.split())) is Preset.PYTEST
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make test",
+        "tox -e pytest",
+        "echo pytest",
+        "python pytest.py",
+        "python -m pytester",
+        "python -m unittest pytest",
+        "python pytest -m",
+        "pytest3",
+        "pytest/run",
+        "my-pytest",
+    ],
+)
+def test_anything_else_is_not_taken_for_pytest(command: str) -> None:
+    """A command that only mentions pytest gets no preset."""
+    assert detect_preset(tuple(command.split())) is Preset.NONE
+
+
+def test_policy_asks_what_the_plan_says() -> None:
+    """The rules are told what the plan asks for: report, tests, skips and exit codes."""
+    plan = SuitePlan(
+        ("make",),
+        report="out.xml",
+        min_tests=7,
+        max_skipped_ratio=0.25,
+        tool_exit_codes=(75, 78),
+    )
+    policy = plan.judging_policy()
+
+    assert (policy.report_required, policy.min_tests, policy.max_skipped_ratio) == (True, 7, 0.25)
+    assert policy.exit_reasons == {
+        **PRESETS[Preset.NONE].exit_reasons,
+        75: Reason.TOOL_EXIT_CODE,
+        78: Reason.TOOL_EXIT_CODE,
+    }
+    assert not SuitePlan(("make",)).judging_policy().report_required
+
+
+@pytest.mark.parametrize("preset", Preset)
+def test_preset_knows_better_than_a_configured_code(preset: Preset) -> None:
+    """An exit code that the preset knows keeps the preset's reason."""
+    codes = PRESETS[preset].exit_reasons
+    plan = SuitePlan(("make",), preset=preset, tool_exit_codes=tuple(codes))
+
+    assert plan.judging_policy().exit_reasons == codes

@@ -1,0 +1,572 @@
+"""The snapshot: what is stored comes back as it was, or is refused by name; nothing is guessed."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from attempts import attempts
+from staging_fsm.core.errors import SnapshotRefusedError, StaleSnapshotError
+from staging_fsm.core.evidence import Counts, EvidenceState
+from staging_fsm.core.outcome import REASONS, Reason
+from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
+from staging_fsm.core.ports import BrokenMetadata, JobRow
+from staging_fsm.core.snapshot import (
+    FORMAT,
+    Artifact,
+    Move,
+    Run,
+    Snapshot,
+    dump_snapshot,
+    fresh_snapshot,
+    load_snapshot,
+    replay,
+)
+from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State
+
+#: The load of the machine must not decide.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+Document = dict[str, Any]
+Path = tuple[str | int, ...]
+
+ROWS = {(row.source, row.event): row for row in TRANSITIONS}
+PLAN = Plan(
+    SuitePlan(
+        ("python", "-m", "pytest"),
+        Preset.PYTEST,
+        report="junit.xml",
+        tool_exit_codes=(75,),
+        environment=("HOME",),
+    ),
+    Budget(3),
+    "4c1d0a7",
+)
+#: A run of which everything is known.
+FULL_RUN = Run(
+    1,
+    "2030-01-01T00:00:00Z",
+    "2030-01-01T00:00:09Z",
+    Reason.TOO_FEW_TESTS,
+    "J09",
+    0,
+    9,
+    8.5,
+    "a detail",
+    EvidenceState.READ,
+    Counts(1, 0, 0, 1),
+    "/logs/1",
+    "5e1f",
+    100,
+    0,
+)
+
+
+def walked(*events: Event) -> tuple[Move, ...]:
+    """Return the history of `events` from the first state on."""
+    state, moves = INITIAL, []
+    for event in events:
+        row = ROWS[state, event]
+        moves.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker"))
+        state = row.target
+    return tuple(moves)
+
+
+def attempt(*events: Event, runs: tuple[Run, ...] = (), **changes: Any) -> Snapshot:
+    """Return an attempt after `events`, complete in every field."""
+    history = walked(*events)
+    fields = {
+        "version": len(history),
+        "attempt_id": "7-3f",
+        "state": replay(history),
+        "worker": "a worker",
+        "plan": PLAN,
+        "runs": runs,
+        "history": history,
+        "next_run_at": "2030-01-01T00:01:00Z",
+        "artifact": Artifact("/repo/15-staging-log.md", "ab12"),
+    }
+    return Snapshot(**{**fields, **changes})
+
+
+PASSED = attrs.evolve(FULL_RUN, reason=Reason.PASSED, rule="J12", signal=None)
+LOST = attrs.evolve(FULL_RUN, reason=Reason.WORKER_LOST)
+TOOL_ERROR = (Event.JOB_CLAIMED, Event.SUITE_NOT_EXECUTED)
+DEFERRED = attempt(*TOOL_ERROR, Event.BUDGET_LEFT, runs=(FULL_RUN,))
+RUNNING = attempt(Event.JOB_CLAIMED, runs=(Run(1, "2030-01-01T00:00:00Z"),))
+JUDGED = attempt(Event.JOB_CLAIMED, Event.SUITE_PASSED, runs=(PASSED,))
+STORED = {"deferred": DEFERRED, "running": RUNNING, "judged": JUDGED}
+
+
+def document(snapshot: Snapshot) -> Document:
+    """Return a snapshot as it comes out of a row."""
+    stored: Document = json.loads(dump_snapshot(snapshot))
+    return stored
+
+
+def same(first: object, second: object) -> bool:
+    """Say whether two JSON values are equal, where true is no 1, though 1.0 is 1."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return isinstance(first, bool) is isinstance(second, bool) and first == second
+
+
+def refused_or_the_same(value: object) -> SnapshotRefusedError | None:
+    """Return why `value` is refused; if it is not, it has to be stored as it was."""
+    try:
+        snapshot = load_snapshot(value)
+    except SnapshotRefusedError as error:
+        return error
+
+    assert same(document(snapshot), value)
+    return None
+
+
+def leaves(value: object, path: Path = ()) -> Iterator[Path]:
+    """Yield the path of every leaf of a JSON value."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path
+
+
+def objects(value: object, path: Path = ()) -> Iterator[Path]:
+    """Yield the path of every object in a JSON value."""
+    if isinstance(value, dict):
+        yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from objects(inner, (*path, key))
+
+
+def at(value: Any, path: Path) -> Any:
+    """Return what stands at `path`."""
+    for key in path:
+        value = value[key]
+    return value
+
+
+def put(path: Path, new: Any) -> Callable[[Document], None]:
+    """Return a change that puts `new` at `path`."""
+
+    def change(stored: Document) -> None:
+        at(stored, path[:-1])[path[-1]] = new
+
+    return change
+
+
+def drop(*path: str | int) -> Callable[[Document], None]:
+    """Return a change that removes what stands at `path`."""
+
+    def change(stored: Document) -> None:
+        del at(stored, path[:-1])[path[-1]]
+
+    return change
+
+
+@unhurried
+@given(attempts())
+@example(DEFERRED)
+@example(RUNNING)
+@example(JUDGED)
+def test_snapshot_comes_back_as_it_was(snapshot: Snapshot) -> None:
+    """Whatever attempt is stored is the attempt that is loaded, from one line of plain text."""
+    line = dump_snapshot(snapshot)
+
+    assert line.isascii()
+    assert line.isprintable()
+    assert load_snapshot(json.loads(line)) == snapshot
+    assert replay(snapshot.history) is snapshot.state
+    assert snapshot.is_terminal is (snapshot.state in TERMINAL)
+
+
+def test_facts_of_an_attempt() -> None:
+    """The last run, the reasons so far and the plan are those that were stored."""
+    running = attrs.evolve(
+        DEFERRED,
+        history=walked(*TOOL_ERROR, Event.BUDGET_LEFT, Event.JOB_CLAIMED),
+        state=State.RUNNING,
+        runs=(FULL_RUN, Run(2, "2030-01-01T00:02:00Z")),
+    )
+
+    assert load_snapshot(document(running)) == running
+    assert running.last_run.number == 2
+    assert running.reasons == (Reason.TOO_FEW_TESTS,)
+    assert running.bound_plan is PLAN
+    assert not running.is_terminal
+
+
+def test_attempt_without_a_plan_says_so() -> None:
+    """Asking an attempt that never ran for its plan is refused by name."""
+    fresh = fresh_snapshot("7-3f", "a worker")
+
+    assert fresh == Snapshot(0, "7-3f", INITIAL, "a worker", None, (), (), None, None, FORMAT)
+    with pytest.raises(SnapshotRefusedError, match="attempt 7-3f was never bound to a plan"):
+        _ = fresh.bound_plan
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [(None, "no snapshot"), (0, "version 0"), (7, "version 7")]
+)
+def test_lost_claim_says_whose_and_which(version: int | None, expected: str) -> None:
+    """A write that came too late is refused with the job and the version it relied on."""
+    error = StaleSnapshotError(12, version)
+
+    assert (error.job_id, error.version) == (12, version)
+    assert str(error) == (
+        f"job 12 no longer has {expected}: another worker moved it; nothing was written"
+    )
+
+
+def test_row_has_an_attempt_or_none_or_a_refusal() -> None:
+    """A row without our key has no attempt; one whose metadata cannot be read is refused."""
+    row = JobRow(7, "shop", "WI-1", "deploy-staging", "running", None, None)
+    broken = attrs.evolve(row, document=BrokenMetadata("the metadata is no JSON"))
+
+    assert row.snapshot() is None
+    assert attrs.evolve(row, document=document(RUNNING)).snapshot() == RUNNING
+    with pytest.raises(SnapshotRefusedError, match="refused: the metadata is no JSON; nothing"):
+        broken.snapshot()
+
+
+def test_number_that_is_none_is_not_stored() -> None:
+    """A snapshot that JSON cannot hold is not written."""
+    endless = attrs.evolve(DEFERRED, runs=(attrs.evolve(FULL_RUN, duration_seconds=float("nan")),))
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dump_snapshot(endless)
+
+
+RUNS: Path = ("runs", 0)
+SUITE: Path = ("plan", "suite")
+HISTORY: Path = ("history", 0)
+TRUE: Any = True
+#: What is done to a deferred attempt, and the problem that is named.
+REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
+    "newer format": (
+        put(("format",), FORMAT + 1),
+        f"its format {FORMAT + 1} is newer than {FORMAT}, the newest this version knows",
+    ),
+    "older format": (put(("format",), 0), f"its format is 0, not {FORMAT}"),
+    "format as text": (put(("format",), "1"), f"its format is '1', not {FORMAT}"),
+    "format as truth": (put(("format",), TRUE), f"its format is True, not {FORMAT}"),
+    "format as fraction": (put(("format",), 1.0), f"its format is 1.0, not {FORMAT}"),
+    "newer format as fraction": (put(("format",), 2.0), f"its format is 2.0, not {FORMAT}"),
+    "no format": (drop("format"), f"its format is None, not {FORMAT}"),
+    "unknown state": (put(("state",), "JUDGED"), "'JUDGED' is not a valid State"),
+    "unknown reason": (put((*RUNS, "reason"), "luck"), "'luck' is not a valid Reason"),
+    "unknown evidence": (put((*RUNS, "evidence"), "seen"), "'seen' is not a valid EvidenceState"),
+    "unknown preset": (put((*SUITE, "preset"), "tox"), "'tox' is not a valid Preset"),
+    "unknown workspace": (put((*SUITE, "workspace"), "tmp"), "'tmp' is not a valid Workspace"),
+    "truth as number": (put(("version",), TRUE), "True is no int"),
+    "number as truth": (put((*SUITE, "allow_dirty"), 0), "0 is no bool"),
+    "text as number": (put((*RUNS, "exit_code"), "0"), "'0' is no int"),
+    "fraction as number": (put((*RUNS, "exit_code"), 0.0), "0.0 is no int"),
+    "number as text": (put(("worker",), 7), "7 is no str"),
+    "truth as fraction": (put((*SUITE, "timeout_seconds"), TRUE), "True is no float"),
+    "no number": (
+        put((*SUITE, "timeout_seconds"), float("nan")),
+        "nan is no finite number",
+    ),
+    "endless": (
+        put(("plan", "budget", "backoff_seconds"), float("inf")),
+        "inf is no finite number",
+    ),
+    "number that would be rounded": (
+        put((*RUNS, "duration_seconds"), 2**53 + 1),
+        f"{2**53 + 1} is no exact float",
+    ),
+    "number beyond all fractions": (put((*RUNS, "duration_seconds"), 10**400), "OverflowError"),
+    "text as list": (put(("runs",), "none"), "'none' is no list"),
+    "object as list": (put(("history",), {}), "{} is no list"),
+    "text as command": (put((*SUITE, "command"), "make"), "'make' is no list"),
+    "list as object": (
+        put(("plan",), []),
+        "Plan has keys ['budget', 'revision', 'suite'], not list",
+    ),
+    "none where one is needed": (put(("worker",), None), "None is no str"),
+    "no run": (put(RUNS, None), "Run has keys"),
+    "plan beyond its bounds": (put((*SUITE, "min_tests"), -1), "min_tests must be a number of at"),
+    "budget beyond its bounds": (
+        put(("plan", "budget", "infra_retries"), 21),
+        "infra_retries must be from 0 to 20, not 21",
+    ),
+    "unknown row": (
+        put((*HISTORY, "id"), "T99"),
+        "move 1 is 'T99', which is no row of the table",
+    ),
+    "no path": (
+        put(("history", 1, "id"), "T14"),
+        "move 2, T14, leaves EXHAUSTED, but the attempt was in RUNNING",
+    ),
+    "no path from the first state": (
+        drop(*HISTORY),
+        "move 1, T05, leaves RUNNING, but the attempt was in PENDING",
+    ),
+    "state that the history does not lead to": (
+        put(("state",), "ADVANCED"),
+        "its history leads to DEFERRED, but its state is ADVANCED",
+    ),
+    "history that is too short": (
+        drop("history", 2),
+        "its history leads to TOOL_ERROR, but its state is DEFERRED",
+    ),
+    "version 0": (put(("version",), 0), "its version is 0"),
+    "no attempt id": (put(("attempt_id",), ""), "it has no attempt id"),
+    "run too few": (drop(*RUNS), "its history starts 1 runs, but it holds 0"),
+    "run too many": (
+        lambda stored: stored["runs"].append(stored["runs"][0]),
+        "its history starts 1 runs, but it holds 2",
+    ),
+    "run with another number": (put((*RUNS, "number"), 2), "its runs are not numbered from 1"),
+    "run without a plan": (put(("plan",), None), "it ran without a plan"),
+    "run without a reason": (
+        put((*RUNS, "reason"), None),
+        "run 1 has no reason although it ended",
+    ),
+    "run with another verdict": (
+        put((*RUNS, "reason"), "exit_code"),
+        "run 1 ended by SUITE_NOT_EXECUTED, but its reason is exit_code",
+    ),
+    "no time for the next run": (
+        put(("next_run_at",), None),
+        "it is DEFERRED without a time for its next run",
+    ),
+}
+
+
+def refusal(value: object) -> str:
+    """Return the sentence by which `value` is refused."""
+    with pytest.raises(SnapshotRefusedError) as refused:
+        load_snapshot(value)
+
+    assert str(refused.value) == (
+        f"the staging_runner snapshot is refused: {refused.value.problem}; nothing was changed:"
+        " correct the row by hand, or remove the key to start afresh"
+    )
+    return refused.value.problem
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_damaged_snapshot_is_refused_by_name(name: str) -> None:
+    """A damaged snapshot is refused, and the refusal says what is wrong with it."""
+    change, problem = REFUSED[name]
+    stored = document(DEFERRED)
+    change(stored)
+
+    said = refusal(stored)
+
+    assert said == problem or (said.startswith("it cannot be read (") and problem in said)
+
+
+@pytest.mark.parametrize("value", [None, True, 1, "", "{}", [], [{}], 1.5], ids=repr)
+def test_what_is_no_object_is_refused(value: object) -> None:
+    """What is no JSON object is refused as what it is."""
+    assert refusal(value) == f"it is a {type(value).__name__}, not an object"
+
+
+@pytest.mark.parametrize("path", list(objects(document(DEFERRED))), ids=str)
+def test_unknown_and_missing_keys_are_refused(path: Path) -> None:
+    """An object with a key more or a key less is refused, with the keys it should have."""
+    keys = sorted(at(document(DEFERRED), path))
+    more = document(DEFERRED)
+    at(more, path)["surplus"] = None
+
+    assert f"has keys {keys}, not {sorted([*keys, 'surplus'])})" in refusal(more)
+    for key in keys:
+        less = document(DEFERRED)
+        del at(less, path)[key]
+        rest = [other for other in keys if other != key]
+
+        said = refusal(less)
+
+        assert key == "format" or f"has keys {keys}, not {rest})" in said
+
+
+def test_runs_beyond_the_budget_are_refused() -> None:
+    """More runs than the budget ever allowed are refused."""
+    events = (*TOOL_ERROR, Event.BUDGET_LEFT)
+    more = attempt(
+        *events * 2,
+        runs=(FULL_RUN, attrs.evolve(FULL_RUN, number=2)),
+        plan=attrs.evolve(PLAN, budget=Budget(0)),
+    )
+
+    assert refusal(document(more)) == "it holds 2 runs, but its budget is 1"
+
+
+def test_run_that_ended_is_not_running() -> None:
+    """An attempt whose run has ended is not RUNNING."""
+    stored = document(attrs.evolve(RUNNING, runs=(FULL_RUN,)))
+
+    assert refusal(stored) == "run 1 has ended, but the attempt is RUNNING"
+
+
+def test_only_the_last_run_may_be_open() -> None:
+    """A run before the last has ended, whatever state the attempt is in."""
+    events = (*TOOL_ERROR, Event.BUDGET_LEFT, Event.JOB_CLAIMED)
+    open_runs = (Run(1, "2030-01-01T00:00:00Z"), Run(2, "2030-01-01T00:00:00Z"))
+
+    for more in ((), (Event.CANCEL_REQUESTED,)):
+        stored = document(attempt(*events, *more, runs=open_runs))
+        assert refusal(stored) == "run 1 has no reason although it ended"
+
+
+def test_cancelled_run_has_no_reason() -> None:
+    """An attempt that was cancelled while it ran keeps its run as it was, open."""
+    cancelled = attrs.evolve(
+        RUNNING,
+        state=State.CANCELLED,
+        history=walked(Event.JOB_CLAIMED, Event.CANCEL_REQUESTED),
+    )
+
+    assert load_snapshot(document(cancelled)) == cancelled
+
+
+@pytest.mark.parametrize("reason", Reason)
+@pytest.mark.parametrize(
+    ("event", "run"),
+    [
+        (Event.SUITE_PASSED, PASSED),
+        (Event.SUITE_FAILED, attrs.evolve(FULL_RUN, reason=Reason.EXIT_CODE)),
+        (Event.SUITE_NOT_EXECUTED, FULL_RUN),
+        (Event.WORKER_LOST, LOST),
+    ],
+)
+def test_reason_of_a_run_is_the_one_that_ended_it(event: Event, run: Run, reason: Reason) -> None:
+    """A run whose reason has another verdict than the event that ended it is refused."""
+    stored = document(attempt(Event.JOB_CLAIMED, event, runs=(run,)))
+    assert refused_or_the_same(stored) is None
+    ended_by = Event.SUITE_NOT_EXECUTED if event is Event.WORKER_LOST else event
+    stored["runs"][0]["reason"] = str(reason)
+
+    error = refused_or_the_same(stored)
+
+    if REASONS[reason].verdict.event is ended_by:
+        assert error is None
+    else:
+        assert error is not None
+        assert error.problem == f"run 1 ended by {event}, but its reason is {reason}"
+
+
+@pytest.mark.parametrize("exit_code", [None, 1, -1, 255])
+def test_pass_without_exit_code_0_is_refused(exit_code: int | None) -> None:
+    """A stored pass whose exit code is not 0 is refused: it would advance without a suite."""
+    stored = document(JUDGED)
+    stored["runs"][0]["exit_code"] = exit_code
+
+    assert refusal(stored) == f"run 1 passed with exit code {exit_code}"
+
+
+#: Values of every JSON type, and of the kinds that are easily taken for another.
+ALIENS: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    2,
+    2**53 + 1,
+    1.5,
+    1e308,
+    float("nan"),
+    float("-inf"),
+    "",
+    "1",
+    "T03",
+    "PENDING",
+    "passed",
+    [],
+    [None],
+    ["a"],
+    {},
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_any_change_of_any_leaf_is_refused_or_kept(name: str) -> None:
+    """Whatever stands in the place of a value is refused, or is stored again as it stands."""
+    original = document(STORED[name])
+    for path in leaves(original):
+        for alien in ALIENS:
+            stored = document(STORED[name])
+            put(path, alien)(stored)
+
+            refused_or_the_same(stored)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_value_of_another_type_is_refused(name: str) -> None:
+    """No text is taken for a number, no number for a text, no truth for either, no list for one."""
+    original = document(STORED[name])
+    for path in leaves(original):
+        value = at(original, path)
+        if value is None:
+            continue
+        numbers = (int, float)
+        allowed = numbers if isinstance(value, numbers) else (type(value),)
+        allowed = (bool,) if isinstance(value, bool) else allowed
+        for alien in ALIENS:
+            if alien is None or type(alien) in allowed:
+                continue
+            stored = document(STORED[name])
+            put(path, alien)(stored)
+
+            assert refused_or_the_same(stored) is not None, (path, alien)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@unhurried
+@given(json_values | st.dictionaries(st.just("format"), st.just(FORMAT) | json_values))
+def test_any_document_is_refused_or_the_same(value: object) -> None:
+    """Any JSON value at all is refused by name, or is a snapshot and stored again as it was."""
+    refused_or_the_same(value)
+
+
+@unhurried
+@given(st.data())
+def test_any_damage_is_refused_or_the_same(data: st.DataObject) -> None:
+    """Any stored attempt with any value anywhere in it is refused by name, or kept as it is."""
+    stored = document(data.draw(attempts()))
+    path = data.draw(st.sampled_from([*objects(stored), *leaves(stored)]))
+    if path:
+        put(path, data.draw(json_values | st.sampled_from(ALIENS)))(stored)
+
+    refused_or_the_same(stored)
+
+
+@given(st.lists(st.sampled_from([row.id for row in TRANSITIONS] + ["", "T0", "t01"]), max_size=6))
+def test_history_is_a_path_or_refused(ids: list[str]) -> None:
+    """A list of moves either leads from row to row to a state, or names the move that does not."""
+    rows = {row.id: row for row in TRANSITIONS}
+    known = [rows.get(id_) for id_ in ids]
+    sources = [INITIAL, *(row and row.target for row in known)]
+    broken = [
+        number
+        for number, (row, source) in enumerate(zip(known, sources, strict=False), 1)
+        if row is None or row.source is not source
+    ]
+    moves = tuple(Move(id_, "", "", "") for id_ in ids)
+
+    if broken:
+        with pytest.raises(SnapshotRefusedError, match=re.escape(f"move {broken[0]}")):
+            replay(moves)
+    else:
+        assert replay(moves) is sources[-1]
