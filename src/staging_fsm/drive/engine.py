@@ -11,7 +11,7 @@ next write raises StaleSnapshotError, and it changes nothing any more.
 """
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -39,7 +39,7 @@ from staging_fsm.core.snapshot import Artifact, Move, Run, Snapshot
 from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.effects.clock import Clock, format_time, parse_time
 from staging_fsm.effects.files import sha256_of_text
-from staging_fsm.effects.journal import log_transition
+from staging_fsm.effects.journal import log_error, log_transition
 from staging_fsm.host.contract.self_deploy import map_exit_code_to_status
 
 TAIL_BYTES: Final = 32 * 1024
@@ -128,6 +128,13 @@ class Engine:
             self._announce(row, moved)
         return moved
 
+    def alert(self, kind: AlertKind, job_id: object, text: str) -> None:
+        """Alert a person. An alert that fails stops nothing: what it tells of goes on."""
+        try:
+            self.alerts.send(kind, job_id, text)
+        except Exception as error:  # noqa: BLE001  # a host's own alerts may break their promise
+            log_error("an alert was lost", alert=str(kind), job=str(job_id), error=str(error))
+
     def _announce(self, row: JobRow, moved: Snapshot) -> None:
         entry = moved.history[-1]
         log_transition(row.id, moved.attempt_id, entry.row, entry.reason)
@@ -174,18 +181,13 @@ class Engine:
         try:
             report = run(row, snapshot)
             outcome = judge(report.facts, snapshot.bound_plan.suite.judging_policy())
-        except PreparationError as error:
-            return self.run_without_result(
-                snapshot, Event.SUITE_NOT_EXECUTED, Reason.PREPARATION_FAILED, str(error)
-            )
         except Exception as error:  # noqa: BLE001  # once a run is counted, our own fault is one of the tool
+            # Whatever it was: when the run counts as ended, nothing of it may be left.
             self.suites.reap(run_id_of(snapshot))
-            return self.run_without_result(
-                snapshot,
-                Event.SUITE_NOT_EXECUTED,
-                Reason.INTERNAL_ERROR,
-                f"{type(error).__name__}: {error}",
-            )
+            reason, detail = Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+            if isinstance(error, PreparationError):
+                reason, detail = Reason.PREPARATION_FAILED, str(error)
+            return self.run_without_result(snapshot, Event.SUITE_NOT_EXECUTED, reason, detail)
         ended = self._ended_run(snapshot.last_run, report, outcome)
         return Step(outcome.event, outcome.reason, {"runs": (*snapshot.runs[:-1], ended)})
 
@@ -229,12 +231,23 @@ class Engine:
             event, f"run {number + 1} of at most {budget.runs_max} in {seconds:.1f} s", changes
         )
 
+    def is_early(self, snapshot: Snapshot) -> bool:
+        """Say whether a deferred attempt still has to wait for its next run.
+
+        A wait beyond the longest possible one is none: the clock was set back.
+        """
+        due = _next_run_time(snapshot)
+        return self.clock.now() < due <= self.latest_due(snapshot)
+
+    def latest_due(self, snapshot: Snapshot) -> datetime:
+        """Return the moment beyond which no wait that begins now can last."""
+        longest = snapshot.bound_plan.budget.backoff_max_seconds
+        return self.clock.now() + timedelta(seconds=longest)
+
     def _requeue_job(self, row: JobRow, snapshot: Snapshot) -> None:
-        assert snapshot.next_run_at is not None  # noqa: S101  # a DEFERRED snapshot without it is refused
-        due = parse_time(snapshot.next_run_at)
-        # A clock that jumped back must not stall the job for longer than the longest wait.
-        longest = timedelta(seconds=snapshot.bound_plan.budget.backoff_max_seconds)
-        self.rows.requeue(row.id, min(due, self.clock.now() + longest), snapshot.version)
+        # A clock that was set back must not stall the job for longer than the longest wait.
+        due = min(_next_run_time(snapshot), self.latest_due(snapshot))
+        self.rows.requeue(row.id, due, snapshot.version)
 
     def _reap_run(self, row: JobRow, snapshot: Snapshot) -> None:
         if snapshot.runs:
@@ -249,7 +262,7 @@ class Engine:
         """
         if snapshot.state is State.EXHAUSTED:
             # Before the end is durable: a crash may double this alert, never swallow it.
-            self.alerts.send(AlertKind.FAILED_CLOSED, row.id, _failed_closed_words(row, snapshot))
+            self.alert(AlertKind.FAILED_CLOSED, row.id, _failed_closed_words(row, snapshot))
         text = self._artifact_text(row, snapshot)
         folder = self.place(row).artifact_dir
         problem = ""
@@ -262,7 +275,7 @@ class Engine:
                 continue
             self._announce(row, ended)
             return ended
-        self.alerts.send(AlertKind.GATE_CONTRADICTED_VERDICT, row.id, problem)
+        self.alert(AlertKind.GATE_CONTRADICTED_VERDICT, row.id, problem)
         return None
 
     def _initiate_gate(
@@ -298,6 +311,11 @@ class Engine:
 def run_id_of(snapshot: Snapshot) -> str:
     """Return the name of the run in hand, the same for every worker."""
     return f"{snapshot.attempt_id}.{snapshot.last_run.number}"
+
+
+def _next_run_time(snapshot: Snapshot) -> datetime:
+    assert snapshot.next_run_at is not None  # noqa: S101  # a DEFERRED snapshot without it is refused
+    return parse_time(snapshot.next_run_at)
 
 
 def _failed_closed_words(row: JobRow, snapshot: Snapshot) -> str:

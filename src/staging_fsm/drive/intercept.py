@@ -26,7 +26,12 @@ from staging_fsm.core.config import (
     load_config,
     parse_suites,
 )
-from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError, StaleSnapshotError
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    RunRefusedError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
+)
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Plan, SuitePlan
 from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, JobRows
@@ -35,7 +40,7 @@ from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Engine, Gate, Place, Step
 from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
 from staging_fsm.effects.alerts import FileAlerts
-from staging_fsm.effects.clock import SystemClock, format_time, parse_time
+from staging_fsm.effects.clock import SystemClock, format_time
 from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.processes import this_process
@@ -131,28 +136,30 @@ class StagingIntercept:
     def launch(self, job_id: Any, *, first_launch: bool | None = None) -> Decision:
         """Take the claimed job `job_id`, or decline it. Blocks while a suite runs; never raises.
 
-        `first_launch` may say what the caller knows from the row it claimed: that
-        its metadata carries no key of ours. It only matters when the row cannot
-        be read here: then a first launch is declined, and any other is held.
+        `first_launch` may say what a caller whose claims are exclusive knows from
+        the row it claimed: that its metadata carries no key of ours. It only
+        matters when the row cannot be read here: then a first launch is declined,
+        and any other is held.
         """
         try:
             with self._hold(job_id) as ours:
                 if not ours:
                     return Decision(Ruling.TAKEN, "this process is already working on it")
-                return self._launch(job_id)
+                row = self.engine.rows.load(job_id)
+                first_launch = first_launch and row.document is None
+                return self._launch(row)
         except StaleSnapshotError as error:
             return Decision(Ruling.TAKEN, str(error))
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             return self._after_failure(job_id, error, first_launch=first_launch)
 
-    def _launch(self, job_id: Any) -> Decision:
-        row = self.engine.rows.load(job_id)
+    def _launch(self, row: JobRow) -> Decision:
         if row.stage != STAGE:
             return Decision(Ruling.DECLINED, f"stage {row.stage} is not {STAGE}")
         try:
             snapshot = row.snapshot()
         except SnapshotRefusedError as error:
-            self.engine.alerts.send(AlertKind.ROW_REFUSED, job_id, str(error))
+            self.engine.alert(AlertKind.ROW_REFUSED, row.id, str(error))
             return Decision(Ruling.HELD, str(error))
         if snapshot is None:
             return self._first_launch(row)
@@ -178,7 +185,13 @@ class StagingIntercept:
             f"run 1 of at most {plan.budget.runs_max}",
             {"plan": plan, "runs": (self._new_run(1),)},
         )
-        return self._drive(row, self.engine.move(row, attempt, claim))
+        try:
+            return self._drive(row, self.engine.move(row, attempt, claim))
+        except StaleSnapshotError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a launch must not break the host
+            # A run may have been counted, so what the caller knew of the row is void.
+            return self._after_failure(row.id, error, first_launch=False)
 
     def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
         entry = self.suites(config).entry(row.repo)
@@ -193,19 +206,15 @@ class StagingIntercept:
         return Plan(suite, budget, self.bind(self.engine.place(row).repository, suite))
 
     def _step_aside(self, row: JobRow, attempt: Snapshot, error: Exception) -> Decision:
-        """Decline before the first run, and leave a trace of it in the row if that is possible."""
+        """Decline before the first run, and leave a trace of it in the row.
+
+        Where that fails, the row is looked at again: no trace, no run, still declined.
+        """
         invalid = isinstance(error, ConfigInvalidError)
         kind = AlertKind.CONFIGURATION_INVALID if invalid else AlertKind.INTERNAL_ERROR
         reason = str(error) if invalid else f"{type(error).__name__}: {error}"
-        self.engine.alerts.send(kind, row.id, f"declined to the LLM path: {reason}")
-        try:
-            self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, reason))
-        except StaleSnapshotError:
-            raise
-        except Exception as failure:  # noqa: BLE001  # the trace is a courtesy, the way back is not
-            log_error(
-                "a declined launch could not be recorded", job=str(row.id), error=str(failure)
-            )
+        self.engine.alert(kind, row.id, f"declined to the LLM path: {reason}")
+        self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, reason))
         return Decision(Ruling.DECLINED, reason)
 
     def _next_launch(self, row: JobRow, snapshot: Snapshot) -> Decision:
@@ -219,8 +228,8 @@ class StagingIntercept:
                 return self._switched_off(row, snapshot, f"repository {row.repo} left the scope")
         except ConfigInvalidError as error:
             problem = str(error)
-            self.engine.alerts.send(AlertKind.CONFIGURATION_INVALID, row.id, problem)
-        if snapshot.next_run_at and self.engine.clock.now() < parse_time(snapshot.next_run_at):
+            self.engine.alert(AlertKind.CONFIGURATION_INVALID, row.id, problem)
+        if self.engine.is_early(snapshot):
             # Launched early, by a crash or by hand: the wait is part of the attempt.
             return self._drive(row, snapshot)
         number = snapshot.last_run.number + 1
@@ -263,11 +272,17 @@ class StagingIntercept:
     def _after_failure(
         self, job_id: Any, error: Exception, *, first_launch: bool | None
     ) -> Decision:
-        """Decide after an unexpected error: whether a run was counted is read from the row."""
+        """Decide after an unexpected error: whether a run was counted is read from the row.
+
+        `first_launch` decides where the row cannot be read.
+        """
         reason = f"{type(error).__name__}: {error}"
-        self.engine.alerts.send(AlertKind.INTERNAL_ERROR, job_id, reason)
+        self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, reason)
         try:
-            first_launch = self.engine.rows.load(job_id).document is None
+            row = self.engine.rows.load(job_id)
+            first_launch = False
+            snapshot = row.snapshot()
+            first_launch = snapshot is None or snapshot.state is State.LLM_FALLBACK
         except Exception as failure:  # noqa: BLE001  # the store is down: what the caller knows must do
             log_error("the row could not be read", job=str(job_id), error=str(failure))
         if first_launch:
@@ -289,18 +304,23 @@ class StagingIntercept:
             except StaleSnapshotError:
                 continue
             except SnapshotRefusedError as error:
-                self.engine.alerts.send(AlertKind.ROW_REFUSED, row.id, str(error))
+                self.engine.alert(AlertKind.ROW_REFUSED, row.id, str(error))
             except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
                 text = f"recovery failed: {type(error).__name__}: {error}"
-                self.engine.alerts.send(AlertKind.INTERNAL_ERROR, row.id, text)
+                self.engine.alert(AlertKind.INTERNAL_ERROR, row.id, text)
         return touched
 
     def _recover_one(self, row: JobRow) -> bool:
+        if row.stage != STAGE:
+            return False
         snapshot = row.snapshot()
         if snapshot is None or snapshot.state is State.LLM_FALLBACK:
             return False
-        waiting = snapshot.state is State.DEFERRED and row.status == QUEUED
-        if waiting or not self._is_abandoned(snapshot):
+        if snapshot.state is State.DEFERRED and row.status == QUEUED:
+            # Nothing is owed to a job that waits, unless the clock was set back meanwhile.
+            if row.not_before is None or row.not_before <= self.engine.latest_due(snapshot):
+                return False
+        elif not self._is_abandoned(snapshot):
             return False
         take_up(self.engine, row, snapshot)
         return True
@@ -308,10 +328,14 @@ class StagingIntercept:
     def cancel(self, job_id: Any) -> Snapshot:
         """Stop an attempt: nothing is judged, and the job ends as cancelled.
 
-        Raises TransitionRefusedError where the table allows it no more, and
-        StaleSnapshotError if the attempt moved at the same moment: ask again.
+        Raises TransitionRefusedError where the table allows it no more,
+        StaleSnapshotError if the attempt moved at the same moment: ask again, and
+        RunRefusedError for a job of another stage.
         """
         row = self.engine.rows.load(job_id)
+        if row.stage != STAGE:
+            message = f"job {job_id} is of stage {row.stage}: only {STAGE} has attempts to cancel"
+            raise RunRefusedError(message)
         snapshot = row.snapshot() or fresh_snapshot(f"{row.id}-{self.new_id()}", self.engine.worker)
         step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
         return self.engine.drive(row, self.engine.move(row, snapshot, step))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final
 
@@ -95,6 +96,11 @@ class SqlRows:
         # As text, whatever the column's type: decoding is ours, so that broken JSON is refused.
         return sa.type_coerce(self._column("metadata"), sa.Text)
 
+    @property
+    def _metadata(self) -> sa.ColumnElement[str]:
+        """Return the metadata for a write: a host that has none yet has an empty object."""
+        return sa.func.coalesce(sa.func.nullif(self._document, ""), "{}")
+
     def check(self) -> None:
         """Look at the table now; raises ConfigInvalidError if something does not fit."""
         self.load_many(sa.false())
@@ -143,8 +149,7 @@ class SqlRows:
     def save(self, job_id: Any, snapshot: Snapshot, tx: Connection | None = None) -> None:
         """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
         expected = snapshot.version - 1 or None
-        whole = sa.func.coalesce(sa.func.nullif(self._document, ""), "{}")
-        value = sa.func.json_set(whole, _PATH, sa.func.json(dump_snapshot(snapshot)))
+        value = sa.func.json_set(self._metadata, _PATH, sa.func.json(dump_snapshot(snapshot)))
         self._write(job_id, expected, {"metadata": value}, tx)
 
     def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
@@ -162,8 +167,12 @@ class SqlRows:
     def _write(
         self, job_id: Any, version: int | None, values: Mapping[str, Any], tx: Connection | None
     ) -> None:
-        stored = sa.func.json_extract(self._document, f"{_PATH}.version")
-        absent = sa.func.json_type(self._document, _PATH).is_(None)
+        stored = sa.func.json_extract(self._metadata, f"{_PATH}.version")
+        # Into anything but an object json_set would write nothing and say nothing.
+        absent = sa.and_(
+            sa.func.json_type(self._metadata) == "object",
+            sa.func.json_type(self._metadata, _PATH).is_(None),
+        )
         statement = (
             sa.update(self._table)
             .where(self._column("id") == job_id)
@@ -182,7 +191,7 @@ class SqlRows:
         kind = self._column("not_before").type
         if isinstance(kind, sa.DateTime):
             return moment if kind.timezone else moment.astimezone(UTC).replace(tzinfo=None)
-        if isinstance(kind, sa.Numeric | sa.Integer):
+        if isinstance(kind, sa.Numeric | sa.Float | sa.Integer):
             return math.ceil(moment.timestamp())
         return format_time(moment)
 
@@ -190,11 +199,11 @@ class SqlRows:
 def _from_host_time(value: object) -> datetime | None:
     if isinstance(value, datetime):
         return value if value.tzinfo else value.replace(tzinfo=UTC)
-    if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC)
     try:
+        if isinstance(value, int | float | Decimal):
+            return datetime.fromtimestamp(float(value), UTC)
         return parse_time(str(value))
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return None
 
 
@@ -203,12 +212,22 @@ def _our_document(text: str | None) -> object:
     if text is None or text == "":
         return None
     try:
-        metadata = json.loads(text, parse_constant=_refuse_constant)
+        metadata = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_second_key
+        )
     except (ValueError, RecursionError) as error:
         return BrokenMetadata(f"the row's metadata is no JSON ({error})")
     if not isinstance(metadata, dict):
         return BrokenMetadata(f"the row's metadata is a {type(metadata).__name__}, not an object")
     return metadata.get(SNAPSHOT_KEY)
+
+
+def _refuse_second_key(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Readers do not agree on which of the two counts.
+    if sum(name == SNAPSHOT_KEY for name, _ in pairs) > 1:
+        message = f"it holds the key {SNAPSHOT_KEY} twice"
+        raise ValueError(message)
+    return dict(pairs)
 
 
 def _refuse_constant(word: str) -> object:

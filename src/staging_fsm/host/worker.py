@@ -61,7 +61,7 @@ class Worker:
         if job is not None:
             try:
                 self.launch(self.host, job)
-            except Exception:
+            except Exception:  # noqa: BLE001  # one broken launch must not end the worker
                 _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
         return job
 

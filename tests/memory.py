@@ -1,0 +1,414 @@
+"""The host's tables in memory: job rows and store with the same answers as the SQL ones.
+
+One writer at a time, a transaction is all or nothing, and everybody else sees
+what was committed last. `tests/test_rows.py` holds these rows and the SQL ones
+to one contract. What a worker does here goes through its `Hands`, so that a
+simulation may stop, fail or end the worker before and after everything it does.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import attrs
+
+from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
+from staging_fsm.core.ports import JobRow
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, dump_snapshot
+from staging_fsm.effects.clock import format_time
+from staging_fsm.effects.rows import _from_host_time, _our_document, _refuse_constant
+from staging_fsm.host.store import Job, WorkItem
+
+T = TypeVar("T")
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+UNFINISHED: Final = frozenset({"queued", "running"})
+
+
+class StoreError(Exception):
+    """The store could not do what it was asked for; nothing was written."""
+
+
+class ConnectionLostError(StoreError):
+    """The connection was lost on the way back: what was asked for has been done."""
+
+
+Errors = tuple[type[Exception], type[Exception]]
+#: What a store raises before and after it did what it was asked for.
+STORE_ERRORS: Final[Errors] = (StoreError, ConnectionLostError)
+
+
+class Hands(Protocol):
+    """How one worker touches the world."""
+
+    def do(
+        self,
+        point: str,
+        effect: Callable[[], T],
+        errors: Errors = STORE_ERRORS,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> T:
+        """Perform `effect` once `ready` says that it can be, and return what it returns.
+
+        `errors` are what may be raised instead before it, and in spite of it after.
+        """
+        ...
+
+
+class SureHands:
+    """Hands that nothing happens to."""
+
+    def do(
+        self,
+        point: str,
+        effect: Callable[[], T],
+        errors: Errors = STORE_ERRORS,
+        ready: Callable[[], bool] = lambda: True,
+    ) -> T:
+        """Perform `effect` at once."""
+        if not ready():
+            message = f"{point}: somebody else is writing"
+            raise errors[0](message)
+        return effect()
+
+
+@attrs.frozen
+class Record:
+    """One row of `jobs`."""
+
+    id: int
+    repo: str
+    work_item: str
+    stage: str
+    agent: str
+    status: str
+    not_before: str | None = None
+    claimed_by: str | None = None
+    metadata: str = "{}"
+
+    def job(self) -> Job:
+        """Return the row as the host sees it."""
+        return Job(
+            self.id,
+            self.repo,
+            self.work_item,
+            self.stage,
+            self.agent,
+            self.status,
+            self.claimed_by,
+            self.metadata,
+        )
+
+
+def members(text: str) -> list[tuple[str, str]]:
+    """Return the members of a JSON object, each value as it is written; raises StoreError."""
+    try:
+        at = _skip(text, _skip(text, 0, "{"))
+        found: list[tuple[str, str]] = []
+        while text[at] != "}":
+            name, at = _DECODER.raw_decode(text, at)
+            start = _skip(text, _skip(text, at, ":"))
+            _, at = _DECODER.raw_decode(text, start)
+            found.append((name, text[start:at]))
+            at = _skip(text, at)
+            at = _skip(text, _skip(text, at, ",")) if text[at] == "," else at
+    except (ValueError, IndexError) as error:
+        message = f"malformed JSON: {error}"
+        raise StoreError(message) from error
+    return found
+
+
+def _skip(text: str, at: int, expected: str = "") -> int:
+    while text[at].isspace():
+        at += 1
+    if expected and text[at] != expected:
+        message = f"{expected!r} expected at {at}"
+        raise ValueError(message)
+    return at + len(expected)
+
+
+def foreign(text: str) -> str:
+    """Return the metadata without our key, each other member as it is written."""
+    return _object(member for member in members(text) if member[0] != SNAPSHOT_KEY)
+
+
+def _object(found: Iterator[tuple[str, str]]) -> str:
+    return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in found) + "}"
+
+
+def with_member(text: str, key: str, value: str) -> str:
+    """Return the metadata with one member set, in its place or at the end."""
+    found = dict(members(text))
+    found[key] = value
+    return _object(iter(found.items()))
+
+
+class Tables:
+    """The committed rows, and who is writing."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.jobs: dict[int, Record] = {}
+        self.items: dict[tuple[str, str], WorkItem] = {}
+        self.repositories: dict[str, Path] = {}
+        self.writer: Transaction | None = None
+        #: Called with each transaction right after it was committed.
+        self.committed: Callable[[Transaction], None] = lambda _tx: None
+
+
+class Transaction:
+    """Changes that are all committed, or none."""
+
+    def __init__(self, tables: Tables) -> None:
+        """Start with no change."""
+        self.tables = tables
+        self.jobs: dict[int, Record] = {}
+        self.items: dict[tuple[str, str], WorkItem] = {}
+        self.items_before: dict[tuple[str, str], WorkItem | None] = {}
+        #: The attempts that were stored, for whoever looks at the world.
+        self.snapshots: dict[int, Snapshot] = {}
+        self.ended_job: int | None = None
+        #: Whether the gate was initiated by the runner, and not after an agent.
+        self.by_runner = False
+
+    def free(self) -> bool:
+        """Say whether nobody else is writing."""
+        return self.tables.writer in (None, self)
+
+    def job(self, job_id: int) -> Record | None:
+        """Return a job as this transaction sees it."""
+        return self.jobs.get(job_id) or self.tables.jobs.get(job_id)
+
+    def item(self, key: tuple[str, str]) -> WorkItem:
+        """Return a work item as this transaction sees it; raises LookupError."""
+        return self.items.get(key) or self.tables.items[key]
+
+    def change(self, record: Record) -> None:
+        """Change or add a job."""
+        self.tables.writer = self
+        self.jobs[record.id] = record
+
+    def change_item(self, item: WorkItem) -> None:
+        """Change or add a work item."""
+        self.tables.writer = self
+        self.items[item.repo, item.id] = item
+
+    def commit(self) -> None:
+        """Make every change visible at once."""
+        self.items_before = {key: self.tables.items.get(key) for key in self.items}
+        self.tables.jobs.update(self.jobs)
+        self.tables.items.update(self.items)
+        self.close()
+        self.tables.committed(self)
+
+    def close(self) -> None:
+        """Let others write: what was not committed is gone."""
+        if self.tables.writer is self:
+            self.tables.writer = None
+
+
+class _Connected:
+    """Tables as one worker reaches them."""
+
+    def __init__(self, tables: Tables, hands: Hands) -> None:
+        self.tables, self.hands = tables, hands
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Yield a transaction, committed at the end unless something is raised."""
+        tx = Transaction(self.tables)
+        try:
+            yield tx
+            self.hands.do("commit", tx.commit)
+        finally:
+            tx.close()
+
+    def _write(self, point: str, change: Callable[[Transaction], T], tx: Transaction | None) -> T:
+        """Make a change within `tx`, or in a transaction of its own."""
+        if tx is not None:
+            return self.hands.do(point, lambda: change(tx), ready=tx.free)
+        own = Transaction(self.tables)
+
+        def change_and_commit() -> T:
+            try:
+                result = change(own)
+                own.commit()
+            finally:
+                own.close()
+            return result
+
+        return self.hands.do(point, change_and_commit, ready=own.free)
+
+
+class MemoryRows(_Connected):
+    """`JobRows` over tables in memory."""
+
+    def load(self, job_id: Any) -> JobRow:
+        """Return the row; raises JobNotFoundError."""
+        return self.hands.do("load", lambda: self._load(job_id))
+
+    def _load(self, job_id: int) -> JobRow:
+        record = self.tables.jobs.get(job_id)
+        if record is None:
+            message = f"there is no job {job_id}"
+            raise JobNotFoundError(message)
+        return _job_row(record)
+
+    def unfinished(self) -> list[JobRow]:
+        """Return every queued or running row that carries our key, however broken."""
+        return self.hands.do("unfinished", self._unfinished)
+
+    def _unfinished(self) -> list[JobRow]:
+        rows = [_job_row(job) for job in self.tables.jobs.values() if job.status in UNFINISHED]
+        return [row for row in rows if row.document is not None]
+
+    def save(self, job_id: Any, snapshot: Snapshot, tx: Transaction | None = None) -> None:
+        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
+
+        def change(tx: Transaction) -> None:
+            record = _fenced(tx, job_id, snapshot.version - 1 or None)
+            metadata = with_member(record.metadata or "{}", SNAPSHOT_KEY, dump_snapshot(snapshot))
+            tx.change(attrs.evolve(record, metadata=metadata))
+            tx.snapshots[job_id] = snapshot
+
+        self._write(f"save {snapshot.history[-1].id}", change, tx)
+
+    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+        """Queue the job again, due later, if the stored version still is `version`."""
+
+        def change(tx: Transaction) -> None:
+            record = _fenced(tx, job_id, version)
+            due = format_time(not_before)
+            tx.change(attrs.evolve(record, status="queued", not_before=due))
+
+        self._write("requeue", change, None)
+
+    def cancel(self, job_id: Any, version: int) -> None:
+        """End the job as cancelled, if the stored version still is `version`."""
+
+        def change(tx: Transaction) -> None:
+            tx.change(attrs.evolve(_fenced(tx, job_id, version), status="cancelled"))
+
+        self._write("cancel", change, None)
+
+
+def _job_row(record: Record) -> JobRow:
+    return JobRow(
+        record.id,
+        record.repo,
+        record.work_item,
+        record.stage,
+        record.status,
+        None if record.not_before is None else _from_host_time(record.not_before),
+        _our_document(record.metadata),
+    )
+
+
+def _fenced(tx: Transaction, job_id: int, version: int | None) -> Record:
+    """Return the job if the stored version is `version`; raises StaleSnapshotError."""
+    record = tx.job(job_id)
+    if record is None:
+        raise StaleSnapshotError(job_id, version)
+    ours = dict(members(record.metadata or "{}")).get(SNAPSHOT_KEY)
+    stored = None if ours is None else _stored_version(ours)
+    if stored != version:
+        raise StaleSnapshotError(job_id, version)
+    return record
+
+
+def _stored_version(ours: str) -> object:
+    document = _DECODER.decode(ours)
+    return document.get("version", "none") if isinstance(document, dict) else "none"
+
+
+class MemoryStore(_Connected):
+    """`HostStore` over tables in memory."""
+
+    def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
+        """Take one due queued job for the worker `claimed_by`, or return None."""
+        moment = format_time(now)
+
+        def change(tx: Transaction) -> Job | None:
+            due = [
+                record
+                for record in self.tables.jobs.values()
+                if record.status == "queued"
+                and (record.not_before is None or record.not_before <= moment)
+                and only in (None, record.id)
+            ]
+            if not due:
+                return None
+            first = min(due, key=lambda record: (record.not_before or "", record.id))
+            claimed = attrs.evolve(first, status="running", claimed_by=claimed_by)
+            tx.change(claimed)
+            return claimed.job()
+
+        return self._write("claim", change, None)
+
+    def running_jobs(self) -> list[Job]:
+        """Return every job that some worker has claimed."""
+        jobs = self.tables.jobs
+        return self.hands.do(
+            "running jobs",
+            lambda: [record.job() for record in jobs.values() if record.status == "running"],
+        )
+
+    def requeue_abandoned(self, job: Job, _now: datetime) -> bool:
+        """Queue a running job again whose claim has not changed since it was read."""
+
+        def change(tx: Transaction) -> bool:
+            record = tx.job(job.id)
+            if record is None or (record.status, record.claimed_by) != ("running", job.claimed_by):
+                return False
+            tx.change(attrs.evolve(record, status="queued", claimed_by=None))
+            return True
+
+        return self._write("requeue abandoned", change, None)
+
+    def finish_job(self, tx: Transaction, job_id: int, _now: datetime) -> bool:
+        """End a running job; False if it is not running (any more)."""
+
+        def change(tx: Transaction) -> bool:
+            record = tx.job(job_id)
+            if record is None or record.status != "running":
+                return False
+            tx.change(attrs.evolve(record, status="done"))
+            tx.ended_job = job_id
+            return True
+
+        return self._write("finish", change, tx)
+
+    def work_item(self, tx: Transaction, repo: str, work_item: str) -> WorkItem:
+        """Return a work item; raises LookupError."""
+        return tx.item((repo, work_item))
+
+    def move_work_item(self, tx: Transaction, item: WorkItem, _now: datetime) -> None:
+        """Store stage, developer retries and blocked reason of `item`."""
+        self._write("move work item", lambda tx: tx.change_item(item), tx)
+
+    def enqueue(self, tx: Transaction, item: WorkItem, agent: str, _now: datetime) -> int:
+        """Queue a job for the stage of `item`; return its id."""
+
+        def change(tx: Transaction) -> int:
+            job_id = 1 + len(tx.tables.jobs | tx.jobs)
+            tx.change(Record(job_id, item.repo, item.id, item.stage, agent, "queued"))
+            return job_id
+
+        return self._write("enqueue", change, tx)
+
+    def repository_path(self, repo: str) -> Path:
+        """Return where the repository lies; raises LookupError."""
+        return self.tables.repositories[repo]
+
+    def record(self, job_id: int, key: str, value: str) -> None:
+        """Set one string key of the job's metadata and leave every other as it is."""
+
+        def change(tx: Transaction) -> None:
+            record = tx.job(job_id)
+            if record is not None:
+                metadata = with_member(record.metadata or "{}", key, json.dumps(value))
+                tx.change(attrs.evolve(record, metadata=metadata))
+
+        self._write("record", change, None)

@@ -1,0 +1,604 @@
+"""One contract for job rows, held by the SQL rows on SQLite and by the simulation's rows alike."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import attrs
+import pytest
+import sqlalchemy as sa
+
+from memory import MemoryRows, MemoryStore, Record, SureHands, Tables
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    JobNotFoundError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
+)
+from staging_fsm.core.plan import Budget, Plan, SuitePlan
+from staging_fsm.core.ports import JobRows
+from staging_fsm.core.snapshot import (
+    FORMAT,
+    SNAPSHOT_KEY,
+    Move,
+    Run,
+    Snapshot,
+    dump_snapshot,
+    fresh_snapshot,
+)
+from staging_fsm.core.spec import State
+from staging_fsm.effects.clock import format_time
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+
+NOW = datetime(2026, 3, 29, 1, 30, 0, 500_000, UTC)
+LATER = NOW + timedelta(minutes=15)
+JOB = 1
+
+
+class Kit(Protocol):
+    """Rows, and a way round them to the table beneath."""
+
+    @property
+    def rows(self) -> JobRows:
+        """Return the rows."""
+
+    @property
+    def store(self) -> Any:
+        """Return the host's store over the same tables."""
+
+    def add(self, metadata: str, status: str = "running") -> None:
+        """Add job JOB."""
+
+    def raw(self, job_id: int = JOB) -> tuple[str, str | None, str]:
+        """Return status, not-before time and metadata as they are stored."""
+
+
+@attrs.frozen
+class MemoryKit:
+    """The simulation's rows."""
+
+    tables: Tables = attrs.field(factory=Tables)
+
+    @property
+    def rows(self) -> MemoryRows:
+        """Return the rows."""
+        return MemoryRows(self.tables, SureHands())
+
+    @property
+    def store(self) -> MemoryStore:
+        """Return the host's store over the same tables."""
+        return MemoryStore(self.tables, SureHands())
+
+    def add(self, metadata: str, status: str = "running") -> None:
+        """Add job JOB."""
+        self.tables.items["shop", "WI-1"] = WorkItem("shop", "WI-1", "deploy-staging", 2, None)
+        self.tables.jobs[JOB] = Record(
+            JOB, "shop", "WI-1", "deploy-staging", "deployer", status, metadata=metadata
+        )
+
+    def raw(self, job_id: int = JOB) -> tuple[str, str | None, str]:
+        """Return status, not-before time and metadata as they are stored."""
+        record = self.tables.jobs[job_id]
+        return record.status, record.not_before, record.metadata
+
+
+@attrs.frozen
+class SqlKit:
+    """The SQL rows over the reference host's own tables."""
+
+    engine: sa.Engine
+
+    @property
+    def rows(self) -> SqlRows:
+        """Return the rows."""
+        return SqlRows(self.engine)
+
+    @property
+    def store(self) -> SqlHostStore:
+        """Return the host's store over the same tables."""
+        return SqlHostStore(self.engine)
+
+    def add(self, metadata: str, status: str = "running") -> None:
+        """Add job JOB."""
+        item = WorkItem("shop", "WI-1", "deploy-staging", 2, None)
+        self.store.add_repository("shop", Path("/nowhere"))
+        job_id = self.store.add_work_item(item, "deployer", NOW)
+        statement = sa.text("UPDATE jobs SET status = :status, metadata = :metadata WHERE id = :id")
+        with self.engine.begin() as connection:
+            connection.execute(statement, {"status": status, "metadata": metadata, "id": job_id})
+
+    def raw(self, job_id: int = JOB) -> tuple[str, str | None, str]:
+        """Return status, not-before time and metadata as they are stored."""
+        statement = sa.text("SELECT status, not_before, metadata FROM jobs WHERE id = :id")
+        with self.engine.connect() as connection:
+            row = connection.execute(statement, {"id": job_id}).one()
+        return row.status, row.not_before, row.metadata
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
+    """Return each kind of rows in turn."""
+    if request.param == "memory":
+        yield MemoryKit()
+        return
+    engine = open_database(f"sqlite:///{tmp_path}/orchestrator.db")
+    SqlHostStore(engine).create_schema()
+    yield SqlKit(engine)
+    engine.dispose()
+
+
+def attempt(version: int) -> Snapshot:
+    """Return an attempt that was written `version` times: it started, and then changed hands."""
+    ids = ["T01", *["T18"] * (version - 1)]
+    moves = tuple(Move(id_, format_time(NOW), "because it did", "w") for id_ in ids)
+    plan = Plan(SuitePlan(("run-the-suite", "é\u2028\\")), Budget(), "abc123")
+    fresh = fresh_snapshot("1-a", "w")
+    return attrs.evolve(
+        fresh,
+        version=version,
+        state=State.RUNNING,
+        plan=plan,
+        runs=(Run(1, format_time(NOW)),),
+        history=moves,
+    )
+
+
+def tokens(metadata: str) -> Any:
+    """Return decoded JSON that keeps order, double keys and the spelling of every number."""
+    return json.loads(metadata, object_pairs_hook=list, parse_int=str, parse_float=str)
+
+
+def test_what_was_saved_is_loaded(kit: Kit) -> None:
+    """A saved attempt comes back exactly as it was, whatever text it holds."""
+    kit.add("{}")
+
+    kit.rows.save(JOB, attempt(1))
+    kit.rows.save(JOB, attempt(2))
+
+    assert kit.rows.load(JOB).snapshot() == attempt(2)
+
+
+def test_row_tells_what_the_host_wrote(kit: Kit) -> None:
+    """A row without our key has no attempt, and everything else as the host wrote it."""
+    kit.add("{}")
+
+    row = kit.rows.load(JOB)
+
+    assert (row.id, row.repo, row.work_item, row.stage) == (JOB, "shop", "WI-1", "deploy-staging")
+    assert (row.status, row.not_before, row.document) == ("running", None, None)
+    assert row.snapshot() is None
+
+
+def test_job_that_is_not_there_is_named(kit: Kit) -> None:
+    """Loading a job that does not exist says so, and saving to it is refused as stale."""
+    kit.add("{}")
+
+    with pytest.raises(JobNotFoundError, match="there is no job 17"):
+        kit.rows.load(17)
+    with pytest.raises(StaleSnapshotError, match="job 17 no longer has no snapshot"):
+        kit.rows.save(17, attempt(1))
+
+
+def test_of_two_first_saves_one_wins(kit: Kit) -> None:
+    """The first save of an attempt needs a row without one: the second worker is refused."""
+    kit.add("{}")
+    first = attrs.evolve(attempt(1), attempt_id="1-first")
+    kit.rows.save(JOB, first)
+
+    with pytest.raises(StaleSnapshotError, match="no longer has no snapshot"):
+        kit.rows.save(JOB, attrs.evolve(attempt(1), attempt_id="1-second"))
+
+    assert kit.rows.load(JOB).snapshot() == first
+
+
+@pytest.mark.parametrize("version", [2, 4, 5])
+def test_save_of_a_worker_that_lost_its_claim_changes_nothing(kit: Kit, version: int) -> None:
+    """A save is refused unless the stored version is exactly one less."""
+    kit.add('{"theirs": 1}')
+    for number in (1, 2, 3):
+        kit.rows.save(JOB, attempt(number))
+    before = kit.raw()
+    if version == 4:
+        kit.rows.save(JOB, attempt(4))
+        before = kit.raw()
+
+    with pytest.raises(StaleSnapshotError):
+        kit.rows.save(JOB, attempt(version))
+
+    assert kit.raw() == before
+
+
+def test_save_without_an_attempt_in_the_row_is_refused(kit: Kit) -> None:
+    """An attempt whose key somebody removed is not brought back by its worker."""
+    kit.add('{"theirs": 1}')
+
+    with pytest.raises(StaleSnapshotError, match="no longer has version 1"):
+        kit.rows.save(JOB, attempt(2))
+
+    assert kit.raw()[2] == '{"theirs": 1}'
+
+
+FOREIGN = {
+    "numbers": '{"a":1e5,"b":0.10,"big":12345678901234567890123,"minus":-0.0}',
+    "nesting": '{"z":{"y":[1,{"x":null}]},"a":[],"m":{}}',
+    "texts": '{"\\u00e9":"\\u00e9\\/\\ud83d\\ude00","\\"":"\\"staging_runner\\"","":"\\u0000"}',
+    "spaces": ' {  "a" : 1 ,\n "b":\t2 } ',
+    "ours first": f'{{"{SNAPSHOT_KEY}":OURS,"a":1}}',
+    "ours between": f'{{"b":1,"{SNAPSHOT_KEY}":OURS,"a":2}}',
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_metadata_stays_as_it_is(kit: Kit, name: str) -> None:
+    """Every foreign key keeps its value, its spelling and its place, whatever we write."""
+    kit.add(FOREIGN[name].replace("OURS", dump_snapshot(attempt(1))))
+    version = 2 if "OURS" in FOREIGN[name] else 1
+    before = [pair for pair in tokens(kit.raw()[2]) if pair[0] != SNAPSHOT_KEY]
+
+    kit.rows.save(JOB, attempt(version))
+    kit.rows.save(JOB, attempt(version + 1))
+    kit.rows.requeue(JOB, LATER, version + 1)
+    kit.rows.cancel(JOB, version + 1)
+
+    after = [pair for pair in tokens(kit.raw()[2]) if pair[0] != SNAPSHOT_KEY]
+    assert after == before
+    assert kit.rows.load(JOB).snapshot() == attempt(version + 1)
+
+
+def test_key_that_the_host_wrote_meanwhile_survives(kit: Kit) -> None:
+    """A key that the host writes between our read and our write is kept."""
+    kit.add("{}")
+    kit.rows.save(JOB, attempt(1))
+    kit.store.record(JOB, "note", "written in between")
+
+    kit.rows.save(JOB, attempt(2))
+
+    assert json.loads(kit.raw()[2])["note"] == "written in between"
+
+
+@pytest.mark.parametrize("metadata", ["", "{}", " { } "])
+def test_row_without_metadata_takes_a_first_attempt(kit: Kit, metadata: str) -> None:
+    """Metadata that is empty, as text or as object, has no attempt and takes one."""
+    kit.add(metadata)
+
+    assert kit.rows.load(JOB).document is None
+    kit.rows.save(JOB, attempt(1))
+    assert kit.rows.load(JOB).snapshot() == attempt(1)
+
+
+BROKEN = {
+    "no JSON": ("certainly not", "the row's metadata is no JSON"),
+    "cut short": ('{"a": 1, "staging_runner": {"vers', "the row's metadata is no JSON"),
+    "NaN": ('{"a": NaN}', "the row's metadata is no JSON"),
+    "nested too deeply": ("[" * 100_000, "the row's metadata is no JSON"),
+    "a list": ('[{"staging_runner": 1}]', "the row's metadata is a list, not an object"),
+    "null": ("null", "the row's metadata is a NoneType, not an object"),
+    "a number": ("17", "the row's metadata is a int, not an object"),
+    "our key twice": ('{"staging_runner": 1, "a": 2, "staging_runner": 3}', "twice"),
+}
+DAMAGED = {
+    "our key is no object": ('{"staging_runner": 17}', "it is a int, not an object"),
+    "our key is empty": ('{"staging_runner": {}}', "its format is None, not 1"),
+    "newer format": (
+        json.dumps({SNAPSHOT_KEY: {"format": FORMAT + 1, "version": 1}}),
+        f"its format {FORMAT + 1} is newer than {FORMAT}",
+    ),
+    "no such state": (
+        json.dumps({SNAPSHOT_KEY: {**json.loads(dump_snapshot(attempt(1))), "state": "PAUSED"}}),
+        "it cannot be read",
+    ),
+    "no such path": (
+        json.dumps({SNAPSHOT_KEY: {**json.loads(dump_snapshot(attempt(1))), "state": "ADVANCED"}}),
+        "its history leads to RUNNING, but its state is ADVANCED",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN | DAMAGED)
+def test_damaged_metadata_is_refused_by_name(kit: Kit, name: str) -> None:
+    """Metadata that cannot be trusted is seen by recovery, refused by name, and never written."""
+    metadata, problem = (BROKEN | DAMAGED)[name]
+    kit.add(metadata)
+
+    row = kit.rows.load(JOB)
+
+    with pytest.raises(SnapshotRefusedError) as refused:
+        row.snapshot()
+    assert problem in str(refused.value)
+    assert [found.id for found in kit.rows.unfinished()] == [JOB]
+
+
+@pytest.mark.parametrize("name", BROKEN | DAMAGED)
+def test_first_attempt_never_overwrites_damaged_metadata(kit: Kit, name: str) -> None:
+    """A first save over metadata that cannot be trusted raises, and leaves it as it is."""
+    kit.add((BROKEN | DAMAGED)[name][0])
+    before = kit.raw()
+
+    with pytest.raises(Exception, match=r"no longer has no snapshot|malformed JSON|recursion"):
+        kit.rows.save(JOB, attempt(1))
+
+    assert kit.raw() == before
+
+
+def test_transaction_that_ends_commits_all(kit: Kit) -> None:
+    """What rows and host write in one transaction is there together afterwards."""
+    kit.add("{}")
+    kit.rows.save(JOB, attempt(1))
+
+    with kit.rows.transaction() as tx:
+        assert kit.store.finish_job(tx, JOB, NOW)
+        item = kit.store.work_item(tx, "shop", "WI-1")
+        kit.store.move_work_item(tx, attrs.evolve(item, stage="deploy"), NOW)
+        next_job = kit.store.enqueue(tx, attrs.evolve(item, stage="deploy"), "finalizer", NOW)
+        kit.rows.save(JOB, attempt(2), tx)
+
+    assert kit.raw()[0] == "done"
+    assert kit.rows.load(JOB).snapshot() == attempt(2)
+    assert kit.rows.load(next_job).stage == "deploy"
+    with kit.store.transaction() as tx:
+        assert kit.store.work_item(tx, "shop", "WI-1").stage == "deploy"
+
+
+def test_transaction_that_raises_leaves_nothing_behind(kit: Kit) -> None:
+    """A save that is refused takes everything back that was written beside it."""
+    kit.add("{}")
+    kit.rows.save(JOB, attempt(1))
+    before = kit.raw()
+
+    def advance_with_a_stale_save() -> None:
+        with kit.rows.transaction() as tx:
+            kit.store.finish_job(tx, JOB, NOW)
+            item = kit.store.work_item(tx, "shop", "WI-1")
+            kit.store.move_work_item(tx, attrs.evolve(item, stage="deploy"), NOW)
+            kit.store.enqueue(tx, item, "finalizer", NOW)
+            kit.rows.save(JOB, attempt(7), tx)
+
+    with pytest.raises(StaleSnapshotError):
+        advance_with_a_stale_save()
+
+    assert kit.raw() == before
+    with kit.store.transaction() as tx:
+        assert kit.store.work_item(tx, "shop", "WI-1").stage == "deploy-staging"
+    with pytest.raises(JobNotFoundError):
+        kit.rows.load(2)
+
+
+def test_transaction_is_seen_by_nobody_else_before_its_end(kit: Kit) -> None:
+    """What is written in a transaction is invisible outside it, and visible inside."""
+    kit.add("{}")
+
+    with kit.rows.transaction() as tx:
+        assert kit.store.finish_job(tx, JOB, NOW)
+        kit.rows.save(JOB, attempt(1), tx)
+
+        assert kit.rows.load(JOB).document is None
+        assert not kit.store.finish_job(tx, JOB, NOW)
+
+
+def test_requeue_queues_the_job_for_later(kit: Kit) -> None:
+    """A requeued job is queued and due at exactly the moment that was given."""
+    kit.add("{}")
+    kit.rows.save(JOB, attempt(1))
+
+    kit.rows.requeue(JOB, LATER, 1)
+
+    assert kit.raw()[:2] == ("queued", format_time(LATER))
+    assert kit.rows.load(JOB).not_before == LATER
+    assert kit.store.claim_next(LATER - timedelta(microseconds=1), "w") is None
+    assert kit.store.claim_next(LATER, "w").id == JOB
+
+
+def test_cancel_ends_the_job(kit: Kit) -> None:
+    """A cancelled job is neither claimed nor finished nor found by recovery any more."""
+    kit.add("{}", status="queued")
+    kit.rows.save(JOB, attempt(1))
+
+    kit.rows.cancel(JOB, 1)
+
+    assert kit.raw()[0] == "cancelled"
+    assert kit.rows.unfinished() == []
+    assert kit.store.claim_next(LATER, "w") is None
+
+
+@pytest.mark.parametrize("version", [0, 1, 3])
+def test_requeue_and_cancel_of_a_worker_that_lost_its_claim_change_nothing(
+    kit: Kit, version: int
+) -> None:
+    """Queueing and cancelling are refused unless the stored version is the one given."""
+    kit.add("{}")
+    kit.rows.save(JOB, attempt(1))
+    kit.rows.save(JOB, attempt(2))
+    before = kit.raw()
+
+    with pytest.raises(StaleSnapshotError):
+        kit.rows.requeue(JOB, LATER, version)
+    with pytest.raises(StaleSnapshotError):
+        kit.rows.cancel(JOB, version)
+
+    assert kit.raw() == before
+
+
+def test_unfinished_are_the_queued_and_running_rows_with_our_key(kit: Kit) -> None:
+    """Recovery is shown queued and running rows with an attempt, and no other row."""
+    kit.add("{}")
+    with kit.store.transaction() as tx:
+        item = kit.store.work_item(tx, "shop", "WI-1")
+        others = [kit.store.enqueue(tx, item, "deployer", NOW) for _ in range(4)]
+    for job_id in (JOB, *others[1:]):
+        kit.rows.save(job_id, attempt(1))
+    kit.rows.cancel(others[1], 1)
+    kit.store.claim_next(NOW, "w", others[2])
+    with kit.store.transaction() as tx:
+        kit.store.finish_job(tx, others[2], NOW)
+
+    assert [row.id for row in kit.rows.unfinished()] == [JOB, others[3]]
+
+
+FOREIGN_NAMES = {
+    "id": "uid",
+    "repo": "project",
+    "work_item": "ticket",
+    "stage": "phase",
+    "status": "condition",
+    "not_before": "run after",
+    "metadata": "extra",
+}
+FOREIGN_STATUSES = {"queued": "WAITING", "running": "BUSY", "cancelled": "STOPPED"}
+
+
+@pytest.fixture
+def foreign_table(tmp_path: Path) -> Iterator[Callable[..., sa.Engine]]:
+    """Return a maker of a foreign host's table; it says the column types that vary."""
+    engine = open_database(f"sqlite:///{tmp_path}/foreign.db")
+
+    def make(not_before: str = "TEXT", metadata: str = "TEXT") -> sa.Engine:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                f'CREATE TABLE "agent runs" (uid TEXT PRIMARY KEY, project TEXT, ticket TEXT,'
+                f' phase TEXT, condition TEXT, "run after" {not_before}, extra {metadata})'
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO \"agent runs\" VALUES ('j-1', 'shop', 'WI-1', 'deploy-staging',"
+                " 'BUSY', NULL, NULL)"
+            )
+        return engine
+
+    yield make
+    engine.dispose()
+
+
+def foreign_rows(engine: sa.Engine) -> SqlRows:
+    """Return rows over the foreign host's table."""
+    return SqlRows(engine, "agent runs", FOREIGN_NAMES, FOREIGN_STATUSES)
+
+
+@pytest.mark.parametrize("metadata", ["TEXT", "JSON", "VARCHAR(9000)", ""])
+def test_foreign_names_and_types_are_used_throughout(
+    foreign_table: Callable[..., sa.Engine], metadata: str
+) -> None:
+    """A host keeps its table, its column names, its column types and its words for a status."""
+    engine = foreign_table(metadata=metadata)
+    rows = foreign_rows(engine)
+
+    assert (rows.load("j-1").status, rows.load("j-1").snapshot()) == ("running", None)
+    rows.save("j-1", attempt(1))
+    assert [row.id for row in rows.unfinished()] == ["j-1"]
+    rows.requeue("j-1", LATER, 1)
+    assert (rows.load("j-1").status, rows.load("j-1").snapshot()) == ("queued", attempt(1))
+    rows.cancel("j-1", 1)
+    with engine.connect() as connection:
+        stored = connection.exec_driver_sql('SELECT condition FROM "agent runs"').scalar_one()
+    assert stored == "STOPPED"
+    assert rows.load("j-1").status == "cancelled"
+
+
+def test_status_word_of_the_host_that_is_none_of_ours_is_passed_through(
+    foreign_table: Callable[..., sa.Engine],
+) -> None:
+    """A status that has no word of ours is shown as the host wrote it."""
+    engine = foreign_table()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE \"agent runs\" SET condition = 'ON_HOLD'")
+
+    assert foreign_rows(engine).load("j-1").status == "ON_HOLD"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("TEXT", LATER),
+        ("DATETIME", LATER),
+        ("TIMESTAMP", LATER),
+        # Whole seconds, and never too early.
+        ("INTEGER", LATER + timedelta(seconds=0.5)),
+        ("REAL", LATER + timedelta(seconds=0.5)),
+        ("NUMERIC", LATER + timedelta(seconds=0.5)),
+    ],
+)
+def test_not_before_is_written_in_the_hosts_own_kind(
+    foreign_table: Callable[..., sa.Engine], kind: str, expected: datetime
+) -> None:
+    """A due time is written as the column wants it, text, date or seconds, and never too early."""
+    rows = foreign_rows(foreign_table(not_before=kind))
+    rows.save("j-1", attempt(1))
+
+    rows.requeue("j-1", LATER, 1)
+
+    assert rows.load("j-1").not_before == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("TEXT", "tomorrow"), ("REAL", 1e300), ("NUMERIC", -1e18), ("INTEGER", 2**62)],
+)
+def test_not_before_that_is_no_moment_is_taken_for_none(
+    foreign_table: Callable[..., sa.Engine], kind: str, value: object
+) -> None:
+    """A due time that cannot be read keeps nobody from reading the row."""
+    engine = foreign_table(not_before=kind)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text('UPDATE "agent runs" SET "run after" = :value'), {"value": value}
+        )
+
+    assert foreign_rows(engine).load("j-1").not_before is None
+
+
+def test_table_that_is_missing_is_named(foreign_table: Callable[..., sa.Engine]) -> None:
+    """A table that is not there is a configuration error that names it."""
+    rows = SqlRows(foreign_table(), "jobs")
+
+    with pytest.raises(ConfigInvalidError, match="there is no table 'jobs'"):
+        rows.check()
+
+
+def test_every_column_that_is_missing_is_named(foreign_table: Callable[..., sa.Engine]) -> None:
+    """All columns that are not there are listed at once, with those that are."""
+    rows = SqlRows(foreign_table(), "agent runs", {"id": "uid", "repo": "project", "stage": "step"})
+
+    with pytest.raises(ConfigInvalidError) as refused:
+        rows.load("j-1")
+
+    problems = refused.value.problems
+    named = [problem.split(" has no column ")[1].split(" (")[0] for problem in problems]
+    assert named == [
+        "'work_item' for 'work_item'",
+        "'step' for 'stage'",
+        "'status' for 'status'",
+        "'not_before' for 'not_before'",
+        "'metadata' for 'metadata'",
+    ]
+    assert "it has uid, project, ticket" in problems[0]
+
+
+def test_names_that_are_none_of_ours_are_all_refused(tmp_path: Path) -> None:
+    """A misspelt name in the mapping of columns or statuses is refused when the rows are made."""
+    engine = open_database(f"sqlite:///{tmp_path}/any.db")
+
+    with pytest.raises(ConfigInvalidError) as refused:
+        SqlRows(engine, columns={"due": "x"}, statuses={"runing": "y", "queued": "z"})
+
+    assert [problem.split(" ")[0] for problem in refused.value.problems] == ["'due'", "'runing'"]
+    engine.dispose()
+
+
+def test_rows_of_two_connections_are_fenced_alike(tmp_path: Path) -> None:
+    """Two processes' rows over one database refuse each other's stale writes."""
+    url = f"sqlite:///{tmp_path}/orchestrator.db"
+    mine, theirs = SqlKit(open_database(url)), SqlKit(open_database(url))
+    mine.store.create_schema()
+    mine.add("{}")
+    with closing(mine.engine.raw_connection()), closing(theirs.engine.raw_connection()):
+        theirs.rows.save(JOB, attempt(1))
+
+        with pytest.raises(StaleSnapshotError):
+            mine.rows.save(JOB, attempt(1))
+
+        mine.rows.save(JOB, attempt(2))
+    assert theirs.rows.load(JOB).snapshot() == attempt(2)
+    mine.engine.dispose()
+    theirs.engine.dispose()
