@@ -81,7 +81,7 @@ NO = [
     "---\nSTAGING_STATUS: SUCCESS\n---\n",
     "---\n? [staging_status]\n: SUCCESS\n---\n",
     "---\nstaging_status: |\n  SUCCESS\n---\n",
-    "---\n" + "[" * 5000 + "\nstaging_status: SUCCESS\n---\n",
+    "---\n" + "[" * 1500 + "\nstaging_status: SUCCESS\n---\n",
     "---\n" + "# filler\n" * 10_000 + "staging_status: SUCCESS\n---\n",
 ]
 

@@ -29,7 +29,6 @@ from staging_fsm.faces.session import (
 WORKER = Path(__file__).with_name("crashing_worker.py")
 STORIES = {
     "pass": (["sh", "-c", 'echo run >> "$COUNTER"'], State.ADVANCED),
-    "fail": (["sh", "-c", 'echo run >> "$COUNTER"; exit 1'], State.ROLLED_BACK),
     "tool-error": (["sh", "-c", 'echo run >> "$COUNTER"; exit 75'], State.FAILED_CLOSED),
 }
 

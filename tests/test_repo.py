@@ -30,7 +30,7 @@ IMPURE = {"os", "subprocess", "time", "random", "secrets", "socket", "psutil", "
 HOMES = {
     "transitions": {"core/machine.py"},
     "sqlalchemy": {"effects/rows.py", "host/store.py", "faces/session.py"},
-    "psutil": {"effects/suite.py", "effects/processes.py"},
+    "psutil": {"effects/processes.py"},
     "fcntl": {"effects/suite.py", "effects/shim.py"},
     "apprise": {"effects/alerts.py"},
     "subprocess": {

@@ -2,12 +2,19 @@
 
 A process id is reused within seconds on a busy machine, and after a reboot at
 once. Start times are kept in the kernel's own ticks where it offers them: a
-float made from them moves whenever the time of day is corrected.
+float made from them moves whenever the time of day is corrected. Whoever is
+signalled here is held by a descriptor first and looked at second, so that no
+bystander is hit that got the number in between.
 """
 
+import contextlib
 import functools
 import os
+import select
+import signal
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +23,10 @@ import psutil
 
 _PROC: Final = Path("/proc")
 _DEAD: Final = frozenset("ZXx")
+_HAS_PROC: Final = _PROC.joinpath("self/stat").exists()
+_HAS_PIDFD: Final = hasattr(os, "pidfd_open")
+#: `poll` takes milliseconds in 31 bits; longer waits are made of several.
+_POLL_MAX_SECONDS: Final = 3600.0
 
 
 @attrs.frozen
@@ -65,17 +76,31 @@ def identify(pid: int) -> ProcessIdentity | None:
     return None if start is None else ProcessIdentity(this_scope(), pid, start)
 
 
-def start_ticks(pid: int) -> int | None:
-    """Return when `pid` started, or None if it is gone, a zombie, or dead."""
-    if not _PROC.joinpath("self/stat").exists():
-        return _start_by_psutil(pid)
+@attrs.frozen
+class _Stat:
+    """What `/proc/<pid>/stat` says of a process."""
+
+    state: str
+    session: int
+    start: int
+
+
+def _stat(pid: int) -> _Stat | None:
     try:
         text = (_PROC / str(pid) / "stat").read_bytes().decode("ascii", "replace")
     except OSError:
         return None
     # The name, in parentheses, may itself hold spaces and parentheses.
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] in _DEAD else int(fields[19])
+    return _Stat(fields[0], int(fields[3]), int(fields[19]))
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when `pid` started, or None if it is gone, a zombie, or dead."""
+    if not _HAS_PROC:
+        return _start_by_psutil(pid)
+    found = _stat(pid)
+    return None if found is None or found.state in _DEAD else found.start
 
 
 def _start_by_psutil(pid: int) -> int | None:
@@ -101,3 +126,136 @@ def is_alive(identity: ProcessIdentity) -> bool | None:
     if host == here and rest != boot:
         return False
     return None
+
+
+def age_seconds(identity: ProcessIdentity) -> float:
+    """Return how long ago the process started, by a clock that nobody can set."""
+    if not _HAS_PROC:
+        return max(0.0, time.time() - identity.start / 100)
+    ticks = os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start / ticks)
+
+
+def is_stopped(identity: ProcessIdentity) -> bool:
+    """Say whether the process is held by SIGSTOP or a tracer."""
+    found = _stat(identity.pid)
+    return found is not None and found.start == identity.start and found.state in "Tt"
+
+
+@contextlib.contextmanager
+def _held(pid: int) -> Iterator[int | None]:
+    """Yield a descriptor that means this process for ever, or None if there is none."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def send_signal(identity: ProcessIdentity, number: signal.Signals) -> None:
+    """Signal the process if it lives and is ours to signal; never another one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if not _HAS_PIDFD:
+            if is_alive(identity):
+                os.kill(identity.pid, number)
+            return
+        with _held(identity.pid) as descriptor:
+            if descriptor is not None and is_alive(identity):
+                signal.pidfd_send_signal(descriptor, number)
+
+
+def wait_for_end(identity: ProcessIdentity, seconds: float) -> bool:
+    """Wait until the process has ended, without polling; False after `seconds`."""
+    if not _HAS_PIDFD:
+        return _wait_by_psutil(identity, seconds)
+    deadline = time.monotonic() + seconds
+    with _held(identity.pid) as descriptor:
+        # One that cannot be looked at is a zombie, which its descriptor tells, or hidden.
+        if descriptor is None or start_ticks(identity.pid) not in (None, identity.start):
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if poll.poll(1000 * min(left, _POLL_MAX_SECONDS)):
+                return True
+            if not left:
+                return False
+
+
+def _wait_by_psutil(identity: ProcessIdentity, seconds: float) -> bool:
+    try:
+        if is_alive(identity):
+            psutil.Process(identity.pid).wait(seconds)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+def kill_descendants(identity: ProcessIdentity) -> int:
+    """Send KILL to everything below a process; return how many were alive."""
+    if not is_alive(identity):
+        return 0
+    with contextlib.suppress(psutil.Error):
+        below = psutil.Process(identity.pid).children(recursive=True)
+        return sum(_kill(process) for process in below)
+    return 0
+
+
+def kill_marked(variable: str, value: str, leader: ProcessIdentity | None = None) -> int:
+    """Send KILL to every process that carries `variable=value`; return how many were alive.
+
+    A session is swept too, if its `leader` still is, at least as a zombie: only
+    then its number cannot have been given to another session.
+    """
+    if not _HAS_PROC:
+        marked = (found for found in psutil.process_iter() if _carries(found, variable, value))
+        return sum(_kill(process) for process in marked)
+    mark = f"{variable}={value}".encode()
+    others = set(psutil.pids()) - {os.getpid()}
+    return sum(_kill_if(pid, mark, leader) for pid in others)
+
+
+def _kill_if(pid: int, mark: bytes, leader: ProcessIdentity | None) -> bool:
+    with _held(pid) as descriptor:
+        if descriptor is None or not (_is_marked(pid, mark) or _is_led_by(pid, leader)):
+            return False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    return True
+
+
+def _is_marked(pid: int, mark: bytes) -> bool:
+    try:
+        return mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _is_led_by(pid: int, leader: ProcessIdentity | None) -> bool:
+    found = _stat(pid)
+    if leader is None or found is None or found.session != leader.pid or found.state in _DEAD:
+        return False
+    # Looked at last: if the number is still the leader's now, it was when we read the session.
+    then = _stat(leader.pid)
+    return then is not None and then.start == leader.start
+
+
+def _carries(process: psutil.Process, variable: str, value: str) -> bool:
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ().get(variable) == value
+    return False
+
+
+def _kill(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            process.kill()
+            return True
+    return False

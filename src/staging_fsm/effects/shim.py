@@ -1,15 +1,18 @@
 """The small process between worker and suite: it outlives the worker, and nothing outlives it.
 
-Started as a script, `python -I -S shim.py RUN_DIR CWD TIMEOUT GRACE LOG_MAX -- ARGV…`,
-with the suite's environment as its own and a secret on standard input. Standard
-library only and nothing that is slow to import: it starts in about the time of a
-bare interpreter. Single-threaded, the only waiter of the suite.
+`main` is the whole life of a process of its own, `python -I -S`, with the suite's
+environment, the suite's command in the run's folder and a secret on standard
+input. Standard library only and nothing that is slow to import: it starts in
+about the time of a bare interpreter. Single-threaded, the only waiter of the
+suite.
 
 The order of what it does is the point:
 
-1. It becomes a child subreaper, takes the run's lock, and writes who it is.
-2. It forks the suite into a session of its own, which waits at a pipe until its
-   identity is on disk too. Nothing of a suite runs before it can be found.
+1. It becomes a child subreaper and forks the suite into a session of its own,
+   which waits at a gate. Forked first, it holds nothing of what comes next.
+2. It takes the run's lock and the room for a result, begins to hear requests to
+   stop, writes who it is and who the suite is, and only then opens the gate.
+   Nothing of a suite runs before it can be found.
 3. It waits for the leader's end, the deadline, or a request to stop. The reason
    for a stop is fixed before the first signal; after it the exit status of the
    suite no longer counts. `Popen.communicate` would wait for a grandchild's pipe.
@@ -28,14 +31,19 @@ import errno
 import fcntl
 import os
 import select
-import signal
 import sys
 import time
 
 TYPE_CHECKING = False  # typing itself would take longer to import than all the rest
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from typing import NoReturn
+else:
+    try:
+        import _signal as signal  # without the enums of signal: 6 ms for the same functions
+    except ImportError:
+        import signal
 
 try:
     from _blake2 import blake2b  # hashlib would load OpenSSL: 10 ms for the same function
@@ -49,10 +57,19 @@ PIPE_BYTES = READ_BYTES = 1024 * 1024
 LATE_OUTPUT_SECONDS = 0.2
 SWEEP_SECONDS = 10.0
 SWEEP_PAUSE_SECONDS = 0.005
+#: A storm of forks must not keep us from looking at the clock.
+REAPS_AT_ONCE = 1000
 DRAIN_SECONDS = 1.0
 POLL_MAX_SECONDS = 3600.0
 SEAL_BYTES = 32
+RESULT_BYTES = 8192
+DETAIL_CHARACTERS = 1000
+#: At most this much stands between head and tail of a log.
+NOTE_BYTES = 200
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HAS_WAITID = hasattr(os, "waitid")  # macOS has it since Python 3.13
+LOOK_ONLY = os.WEXITED | os.WNOHANG | os.WNOWAIT if HAS_WAITID else 0
 
 _NOT_FOUND = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _NOT_EXECUTABLE = {errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EISDIR}
@@ -81,12 +98,18 @@ class BoundedLog:
     def write(self, block: bytes) -> None:
         """Take one block of output; never raises, an unwritable log is only incomplete."""
         self.total += len(block)
+        if not self.complete:
+            return
         try:
             if self.head_left > 0:
                 head = block[: self.head_left]
                 write_all(self.fd, head)
                 self.head_left -= len(head)
                 block = block[len(head) :]
+            # Only the newest two segments survive: what they push out need not be written.
+            surplus = max(0, len(block) - 2 * self.segment_limit)
+            self.dropped += surplus
+            block = block[surplus:]
             while block:
                 block = self._write_tail(block)
         except OSError:
@@ -122,9 +145,9 @@ class BoundedLog:
                 for path in (self.tail + ".old", self.tail):
                     self._append(path)
             os.fsync(self.fd)
+            os.close(self.fd)
         except OSError:
             self.complete = False
-        os.close(self.fd)
 
     def _append(self, path: str) -> None:
         if not os.path.exists(path):
@@ -143,22 +166,36 @@ def write_all(fd: int, block: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def write_durably(folder: str, name: str, text: str) -> None:
-    """Put a file in place whole or not at all, and have it survive a power cut."""
-    temporary = os.path.join(folder, name + ".new")
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(temporary, flags, 0o600)
-    try:
-        write_all(fd, text.encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, os.path.join(folder, name))
+def write_identity(folder: str, name: str, pid: int) -> None:
+    """Put down who `pid` is, whole or not at all.
+
+    Not synced: after a power cut there is nobody left to be identified.
+    """
+    path = os.path.join(folder, name)
+    fd = os.open(path + ".new", NEW_FILE, 0o600)
+    write_all(fd, lines_of(pid=pid, start=start_ticks(pid)).encode())
+    os.close(fd)
+    os.replace(path + ".new", path)
+
+
+def reserve_result(folder: str) -> int:
+    """Take the room that the result will need, before the suite can fill the disk."""
+    fd = os.open(os.path.join(folder, "result.new"), NEW_FILE, 0o600)
+    write_all(fd, bytes(RESULT_BYTES))
+    return fd
+
+
+def write_result(folder: str, fd: int, result: bytes) -> None:
+    """Write the result over its reserved room, and have it survive a power cut."""
+    path = os.path.join(folder, "result")
+    if os.path.lexists(path):
+        return  # not by us: it stays, as evidence, and its seal will not match
+    os.pwrite(fd, result, 0)
+    os.truncate(fd, len(result))
+    os.fsync(fd)
+    os.replace(path + ".new", path)
     directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     os.fsync(directory)
-    os.close(directory)
 
 
 def start_ticks(pid: int) -> int:
@@ -175,15 +212,14 @@ def lines_of(**facts: object) -> str:
     return "".join("%s=%s\n" % (name, "" if fact is None else fact) for name, fact in facts.items())
 
 
-def seal(secret: bytes, text: str) -> str:
-    """Return the keyed digest that proves who wrote `text`."""
-    return blake2b(text.encode(), key=secret, digest_size=SEAL_BYTES).hexdigest()
+def sealed(secret: bytes, text: str) -> bytes:
+    """Return `text` with the keyed digest that proves who wrote it as its last line."""
+    data = text.encode("utf-8", "backslashreplace")
+    return data + blake2b(data, key=secret, digest_size=SEAL_BYTES).hexdigest().encode() + b"\n"
 
 
 def set_up_process() -> Callable[..., int] | None:
     """Make every orphan below us our child, and keep other processes of the user out."""
-    for number in (*STOP_SIGNALS, signal.SIGCHLD):
-        signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     if not IS_LINUX:
@@ -213,22 +249,23 @@ class Suite:
     ) -> None:
         self.folder, self.cwd, self.argv, self.prctl = folder, cwd, argv, prctl
         self.pid = 0
-        self.output = -1
+        self.output = self.gate = self.errors = -1
         self.spawn_error: tuple[str, str] | None = None
         self.ended = False
         self.exit_code: int | None = None
         self.signal: int | None = None
 
     def start(self) -> None:
-        """Fork the suite, write down who it is, and only then let it run."""
+        """Fork the suite, which waits at the gate. There it ends if we end."""
         self.output, output_in = os.pipe()
-        gate_out, gate_in = os.pipe()
-        error_out, error_in = os.pipe()
+        gate_out, self.gate = os.pipe()
+        self.errors, errors_in = os.pipe()
         if IS_LINUX:
             try:
                 fcntl.fcntl(self.output, F_SETPIPE_SZ, PIPE_BYTES)
             except OSError:
                 pass  # a small pipe only costs time
+        os.set_blocking(self.output, False)
         parent = os.getpid()
         try:
             pid = os.fork()
@@ -236,24 +273,28 @@ class Suite:
             self.spawn_error = ("resources", "cannot fork: %s" % error)
             return
         if pid == 0:
-            self._become_suite(parent, output_in, gate_out, gate_in, error_in)
+            self._become_suite(parent, output_in, gate_out, errors_in)
         self.pid = pid
-        for fd in (output_in, gate_out, error_in):
+        for fd in (output_in, gate_out, errors_in):
             os.close(fd)
-        os.set_blocking(self.output, False)
-        leader = lines_of(pid=self.pid, start=start_ticks(self.pid))
-        write_durably(self.folder, "leader", leader)
-        os.write(gate_in, b"1")
-        os.close(gate_in)
+
+    def release(self) -> None:
+        """Write down who the suite is, and only then let it run."""
+        write_identity(self.folder, "leader", self.pid)
+        try:
+            os.write(self.gate, b"1")
+        except OSError:
+            pass  # it was killed at the gate
+        os.close(self.gate)
         failure = b""
-        while part := os.read(error_out, 4096):
+        while part := os.read(self.errors, 4096):
             failure += part
-        os.close(error_out)
+        os.close(self.errors)
         if failure:
             self.spawn_error = self._explain(failure.decode())
 
     def _become_suite(
-        self, parent: int, output_in: int, gate_out: int, gate_in: int, error_in: int
+        self, parent: int, output_in: int, gate_out: int, errors_in: int
     ) -> NoReturn:
         stage = "prepare"
         try:
@@ -262,14 +303,15 @@ class Suite:
                 self.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 if os.getppid() != parent:
                     os._exit(125)
-            for number in (*STOP_SIGNALS, signal.SIGCHLD, signal.SIGPIPE):
+            # Whatever a careless parent or Python itself ignored, the suite does not.
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(number, signal.SIG_DFL)
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
             os.dup2(output_in, 1)
             os.dup2(output_in, 2)
             # Our own end of the gate would keep it from ever being at its end.
-            os.close(gate_in)
+            os.close(self.gate)
             if not os.read(gate_out, 1):
                 os._exit(125)
             stage = "chdir"
@@ -277,9 +319,9 @@ class Suite:
             stage = "exec"
             os.execvpe(self.argv[0], self.argv, os.environ)
         except OSError as error:
-            os.write(error_in, ("%s %d" % (stage, error.errno or 0)).encode())
+            os.write(errors_in, ("%s %d" % (stage, error.errno or 0)).encode())
         except BaseException as error:  # noqa: BLE001  # a forked child must never return
-            os.write(error_in, ("%s 0 %r" % (stage, error)).encode()[:4000])
+            os.write(errors_in, ("%s 0 %r" % (stage, error)).encode()[:4000])
         finally:
             os._exit(127)
 
@@ -289,6 +331,8 @@ class Suite:
         if stage == "chdir":
             return "bad_working_directory", "%s: %s" % (self.cwd, os.strerror(code))
         detail = "%s: %s" % (self.argv[0], os.strerror(code) if code else failure)
+        if stage != "exec":
+            return "resources", detail
         if code in _NOT_FOUND and self._exists():
             return "bad_interpreter", detail
         for kind, codes in (
@@ -305,31 +349,53 @@ class Suite:
         if "/" in name:
             return os.path.exists(os.path.join(self.cwd, name))
         folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-        return any(os.path.exists(os.path.join(folder, name)) for folder in folders)
+        return any(os.path.exists(os.path.join(self.cwd, folder, name)) for folder in folders)
 
-    def reap_orphans(self) -> None:
-        """Reap whoever died but the leader; look at the leader without reaping it.
+    def look(self) -> None:
+        """See whether the leader has ended, without reaping it; reap orphans that have.
 
         The leader stays a zombie until the sweep, so its number cannot be given to
         another process while we signal its group.
         """
-        while not self.ended:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                # Somebody took our leader's status away: unknown, and never a zero.
-                self.ended = True
-                return
+        if self.ended:
+            return
+        try:
+            self._look_at_leader()
+            for _ in range(REAPS_AT_ONCE):
+                if self.ended or not HAS_WAITID:
+                    return
+                found = os.waitid(os.P_ALL, 0, LOOK_ONLY)
+                if found is None or found.si_pid == self.pid:
+                    return
+                os.waitpid(found.si_pid, os.WNOHANG)
+        except ChildProcessError:
+            # Somebody took our leader's status away: unknown, and never a zero.
+            self.ended = True
+
+    def _look_at_leader(self) -> None:
+        if HAS_WAITID:
+            found = os.waitid(os.P_PID, self.pid, LOOK_ONLY)
             if found is None:
                 return
-            if found.si_pid != self.pid:
-                os.waitpid(found.si_pid, os.WNOHANG)
-                continue
-            self.ended = True
-            if found.si_code == os.CLD_EXITED:
-                self.exit_code = found.si_status
-            else:
-                self.signal = found.si_status
+            code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        else:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+        self.ended = True
+        if code < 0:
+            self.signal = -code
+        else:
+            self.exit_code = code
+
+    def company(self) -> int:
+        """Return how many of our children but the leader are alive, reaping those that died."""
+        alive = 0
+        for pid in direct_children(os.getpid())[-REAPS_AT_ONCE:]:
+            if pid != self.pid:
+                alive += os.waitpid(pid, os.WNOHANG)[0] == 0
+        return alive
 
     def signal_group(self, *numbers: int) -> None:
         """Signal the suite's process group; the leader, reaped or not, keeps its number ours."""
@@ -352,8 +418,17 @@ class Watch:
         self.poll = select.poll()
         self.poll.register(self.wake, select.POLLIN)
         self.output_open = False
-        self.stop_requested = False
-        self.signals: set[int] = set()
+        # The handlers keep what happened; the pipe only wakes us, and may be full.
+        self.stop_requested = self.child_ended = False
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGCHLD, self._on_child)
+
+    def _on_stop(self, *_: object) -> None:
+        self.stop_requested = True
+
+    def _on_child(self, *_: object) -> None:
+        self.child_ended = True
 
     def open_output(self) -> None:
         """Begin to read what the suite prints."""
@@ -373,21 +448,12 @@ class Watch:
         """Take in the next output or signal, or return after `seconds`."""
         for fd, _ in self.poll.poll(seconds * 1000):
             if fd == self.wake:
-                self._read_signals()
-            elif fd == self.suite.output:
+                os.read(self.wake, 4096)
+            else:
                 self._read_output()
-        # Cheap, and independent of whether a signal's byte was lost in a full pipe.
-        if self.signals:
-            self.signals.clear()
-            self.suite.reap_orphans()
-
-    def _read_signals(self) -> None:
-        try:
-            self.signals.update(os.read(self.wake, 4096))
-        except BlockingIOError:
-            return
-        if self.signals & set(STOP_SIGNALS):
-            self.stop_requested = True
+        if self.child_ended:
+            self.child_ended = False
+            self.suite.look()
 
     def _read_output(self) -> None:
         try:
@@ -416,81 +482,89 @@ def direct_children(pid: int) -> list[int]:
     return children
 
 
-def kill_descendants() -> int:
-    """Send KILL to everything below us; return how many were signalled.
+def kill_descendants() -> set[int]:
+    """Send KILL to everything below us and reap the dead; return who was not dead yet.
 
-    Our own children cannot be reaped by anybody else, so their numbers are safe.
-    Deeper ones are signalled through a pidfd that is checked after it was opened.
+    Our own children cannot be reaped by anybody else, so their numbers are safe,
+    and so are those of their groups. A group is killed as one: between two forks
+    of a storm there is no moment in which it gets away. Deeper ones are signalled
+    through a pidfd that is checked after it was opened.
     """
-    me = os.getpid()
-    count = 0
-    level = direct_children(me)
-    for pid in level:
-        count += kill_one(os.kill, pid)
-    seen = {me, *level}
+    children = direct_children(os.getpid())
+    for group in {os.getpgid(pid) for pid in children}:
+        kill_one(os.killpg, group)
+    level = [pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0]
+    found = set(level)
     while level:
-        deeper = []
-        for parent in level:
-            for pid in direct_children(parent):
-                if pid not in seen:
-                    seen.add(pid)
-                    deeper.append(pid)
-                    count += kill_below(pid, seen)
-        level = deeper
-    return count
+        deeper = {pid for parent in level for pid in direct_children(parent)} - found
+        found |= deeper
+        for pid in deeper:
+            kill_below(pid, {os.getpid(), *found})
+        level = list(deeper)
+    return found
 
 
-def kill_below(pid: int, ancestors: set[int]) -> int:
-    """Kill `pid` if it still is a child of one of `ancestors`; return 1 if it was signalled."""
+def kill_below(pid: int, family: set[int]) -> None:
+    """Kill `pid` if its parent still is one of `family`."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:
-        return 0
+        return
     try:
         with open("/proc/%d/stat" % pid, "rb") as file:
             parent = int(file.read().rpartition(b")")[2].split()[1])
-        if parent not in ancestors:
-            return 0
-        return kill_one(signal.pidfd_send_signal, fd)
+        if parent in family:
+            kill_one(signal.pidfd_send_signal, fd)
     except (OSError, IndexError, ValueError):
-        return 0
+        pass  # it ended while we looked
     finally:
         os.close(fd)
 
 
-def kill_one(send: Callable[[int, int], None], target: int) -> int:
-    """Send KILL to `target`; return 1 if there was somebody to signal."""
+def kill_one(send: Callable[[int, int], None], target: int) -> None:
+    """Send KILL to `target`, if it is there and ours to signal."""
     try:
         send(target, signal.SIGKILL)
     except OSError:
-        return 0
-    return 1
+        pass
 
 
-def sweep(suite: Suite, watch: Watch) -> tuple[int, int]:
-    """Kill and reap until nothing is left below us; return (survivors of the leader, left over).
+def take_precedence() -> None:
+    """Get ahead of those who are to be killed, where we may: a storm leaves us no time else."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except (OSError, AttributeError):
+        pass  # not root, or not Linux
+
+
+def sweep(suite: Suite, watch: Watch) -> int:
+    """Kill and reap until nothing is left below us; return how many are left all the same.
 
     The group goes first, in one call; then whoever fled from it, until a pass
     finds nobody. Bounded: a process in uninterruptible sleep cannot be killed.
     """
-    before = len([pid for pid in direct_children(os.getpid()) if pid != suite.pid])
     suite.signal_group(signal.SIGKILL)
+    take_precedence()
     deadline = time.monotonic() + SWEEP_SECONDS
-    while reap_all() and time.monotonic() < deadline:
-        if IS_LINUX:
-            kill_descendants()
-        if reap_all():
-            # A child's death ends the pause at once.
+    known: set[int] = set()
+    while time.monotonic() < deadline:
+        found = kill_descendants() if IS_LINUX else set()
+        if not reap_all():
+            return 0
+        # A storm of forks leaves no time for a pause; else a child's death ends it.
+        if found <= known:
             watch.turn(SWEEP_PAUSE_SECONDS)
-    left = len(direct_children(os.getpid())) if IS_LINUX else 0
-    return before, left
+        known |= found
+    # Where the children cannot be listed, whoever is left is at least one.
+    return max(1, len(direct_children(os.getpid())))
 
 
 def reap_all() -> bool:
-    """Reap every dead child; say whether any child is left."""
+    """Reap dead children; say whether any child may be left."""
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        for _ in range(REAPS_AT_ONCE):
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                break
     except ChildProcessError:
         return False
     return True
@@ -499,7 +573,7 @@ def reap_all() -> bool:
 def supervise(suite: Suite, watch: Watch, timeout: float, grace: float) -> str | None:
     """Wait for the suite and end it; return why we stopped it, or None if it ended by itself."""
     watch.open_output()
-    suite.reap_orphans()
+    suite.look()
     deadline = time.monotonic() + timeout
     ended = watch.until(lambda: suite.ended or watch.stop_requested, deadline)
     if suite.ended:
@@ -510,44 +584,52 @@ def supervise(suite: Suite, watch: Watch, timeout: float, grace: float) -> str |
     # The reason stands before the first signal: no later exit status can lift it.
     stopped_by = "request" if ended else "deadline"
     suite.signal_group(signal.SIGTERM, signal.SIGCONT)
-    watch.until(lambda: suite.ended, time.monotonic() + grace)
+    # A shell that dies of TERM leaves the real suite behind: the grace is for all of them.
+    watch.until(lambda: suite.ended and not suite.company(), time.monotonic() + grace)
     return stopped_by
 
 
-def main(
-    folder: str, cwd: str, timeout: float, grace: float, log_limit: int, argv: list[str]
-) -> None:
+def read_command(folder: str) -> list[str]:
+    """Return the suite's argument vector: from a file, as it may be too long for our own."""
+    with open(os.path.join(folder, "command"), "rb") as file:
+        return [os.fsdecode(word) for word in file.read().split(b"\0")]
+
+
+def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str) -> None:
     """Run one suite and leave its sealed result in `folder`."""
     secret = sys.stdin.buffer.read(64)
     if len(secret) < SEAL_BYTES:
         sys.exit("no secret: the worker is gone")
-    prctl = set_up_process()
+    suite = Suite(folder, cwd, read_command(folder), set_up_process())
+    suite.start()
     lock = take_lock(folder)
     if lock is None:
         sys.exit("the run is taken or closed")
-    write_durably(folder, "shim", lines_of(pid=os.getpid(), start=start_ticks(os.getpid())))
-    log = BoundedLog(folder, log_limit)
-    suite = Suite(folder, cwd, argv, prctl)
+    room = reserve_result(folder)
+    log = BoundedLog(folder, int(log_limit))
     watch = Watch(suite, log)
-    started = time.monotonic()
-    suite.start()
-    stopped_by = None
+    write_identity(folder, "shim", os.getpid())
+    stopped_by = "request" if watch.stop_requested else None
     survivors = left = 0
-    if suite.spawn_error is None:
-        stopped_by = supervise(suite, watch, timeout, grace)
+    started = time.monotonic()
+    if suite.pid and stopped_by is None:
+        suite.release()
+    if suite.pid and stopped_by is None and suite.spawn_error is None:
+        stopped_by = supervise(suite, watch, float(timeout), float(grace))
+        survivors = suite.company() if stopped_by is None else 0
     duration = time.monotonic() - started
     if suite.pid:
-        survivors, left = sweep(suite, watch)
+        left = sweep(suite, watch)
         watch.until(lambda: not watch.output_open, time.monotonic() + DRAIN_SECONDS)
     log.finish()
-    kind, detail = suite.spawn_error or (None, None)
+    kind, detail = suite.spawn_error or (None, "")
     unjudged = stopped_by is not None or kind is not None
     text = lines_of(
         run=os.path.basename(folder),
         exit_code=None if unjudged else suite.exit_code,
         signal=None if unjudged else suite.signal,
         spawn_error=kind,
-        spawn_detail=None if detail is None else detail.replace("\n", " "),
+        spawn_detail=detail[-DETAIL_CHARACTERS:].replace("\n", " "),
         stopped_by=stopped_by,
         duration_seconds="%.6f" % duration,
         survivors=survivors,
@@ -556,15 +638,4 @@ def main(
         log_dropped_bytes=log.dropped,
         log_complete=int(log.complete),
     )
-    write_durably(folder, "result", text + seal(secret, text) + "\n")
-
-
-if __name__ == "__main__":
-    main(
-        sys.argv[1],
-        sys.argv[2],
-        float(sys.argv[3]),
-        float(sys.argv[4]),
-        int(sys.argv[5]),
-        sys.argv[7:],
-    )
+    write_result(folder, room, sealed(secret, text))

@@ -4,6 +4,7 @@ The supervisor (`shim.py`) outlives the worker, so everything that is needed to
 judge a run stands in its control folder before it starts:
 
     order.json   what was ordered, by whom, and how things looked before
+    command      the argument vector, its words separated by NUL
     lock         held by the supervisor for as long as it lives
     closed       written by a recovery that found no supervisor: none may start now
     shim, leader who they are
@@ -13,29 +14,26 @@ judge a run stands in its control folder before it starts:
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import hmac
 import json
-import math
 import os
-import select
 import shlex
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import attrs
-import psutil
 
 from staging_fsm.core.errors import PreparationError, ReportUnreadableError
 from staging_fsm.core.evidence import (
     NO_EVIDENCE_REQUIRED,
-    REPORT_MAX_BYTES,
     Evidence,
     EvidenceState,
     read_junit,
@@ -44,17 +42,34 @@ from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import PRESETS, REPORT_DIR_PLACEHOLDER, UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import shim, worktree
-from staging_fsm.effects.files import StateDir, read_tail, sha256_of_file, write_durably
-from staging_fsm.effects.processes import ProcessIdentity, is_alive, start_ticks, this_scope
+from staging_fsm.effects.files import StateDir, sha256_of_file, write_durably
+from staging_fsm.effects.processes import (
+    ProcessIdentity,
+    age_seconds,
+    identify,
+    is_alive,
+    is_stopped,
+    kill_descendants,
+    kill_marked,
+    send_signal,
+    this_scope,
+    wait_for_end,
+)
 
-#: How much longer than deadline and grace a supervisor may take before it counts as hung.
+#: How much longer than deadline or grace a supervisor may take before it is woken.
+SUPERVISOR_LATE_SECONDS: Final = 0.5
+#: How long it may take after that, with its sweep and its log, before it counts as hung.
 SUPERVISOR_MARGIN_SECONDS: Final = 20.0
 #: How long a supervisor may take from its start to its lock.
 SUPERVISOR_START_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 5.0
 SWEEP_SECONDS: Final = 10.0
-_PAUSE_SECONDS: Final = 0.02
-_RESULT_MAX_BYTES: Final = 64 * 1024
+_PAUSE_SECONDS: Final = 0.005
+_SMALL_FILE_BYTES: Final = 64 * 1024
+#: Imported, not run as a script: so its byte code is cached, which saves half of its start.
+SUPERVISOR_CODE: Final = (
+    "import sys; sys.path.append(sys.argv[1]); import shim; shim.main(*sys.argv[2:])"
+)
 #: What every suite gets of the worker's environment; the rest is named in its plan.
 BASE_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "USER")
 RUN_VARIABLE: Final = "STAGING_ATTEMPT"
@@ -71,6 +86,8 @@ class _Order:
     revision: str
     timeout_seconds: float
     kill_grace_seconds: float
+    log_max_bytes: int
+    #: How the tree differed from the commit, as `worktree.tracked_changes` says it.
     changes: str
     report: str | None
     report_before: tuple[int, ...] | None
@@ -100,6 +117,7 @@ class LocalSuites:
             path.mkdir(mode=0o700, parents=True)
         unversioned = order.revision == UNVERSIONED
         in_place = unversioned or order.suite.workspace is Workspace.IN_PLACE
+        dirty_allowed = in_place and not unversioned and order.suite.allow_dirty
         tree = order.repository if in_place else self._state.worktree(order.run_id)
         report = _report_path(order.suite, reports)
         written = _Order(
@@ -110,37 +128,41 @@ class LocalSuites:
             revision=order.revision,
             timeout_seconds=order.suite.timeout_seconds,
             kill_grace_seconds=order.suite.kill_grace_seconds,
-            changes="" if unversioned or not in_place else worktree.tracked_changes(tree),
+            log_max_bytes=order.suite.log_max_bytes,
+            changes=worktree.tracked_changes(tree) if dirty_allowed else "",
             report=None if report is None else str(report),
             report_before=None if report is None else _fingerprint(report),
         )
-        write_durably(folder / "order.json", json.dumps(attrs.asdict(written)).encode())
+        _write_order(folder, written)
         if not in_place:
             worktree.add_worktree(order.repository, order.revision, tree)
+            # Attributes that the committed files contradict make even a fresh checkout differ.
+            if changes := worktree.tracked_changes(tree):
+                _write_order(folder, attrs.evolve(written, changes=changes))
         self._start_supervisor(folder, tree, reports, order)
 
     def _start_supervisor(self, folder: Path, tree: Path, reports: Path, order: RunOrder) -> None:
         suite = order.suite
         command = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in suite.command]
-        arguments: list[str] = [
+        (folder / "command").write_bytes(b"\0".join(os.fsencode(word) for word in command))
+        arguments = [
+            str(Path(shim.__file__).parent),
             str(folder),
             str(tree),
             str(suite.timeout_seconds),
             str(suite.kill_grace_seconds),
             str(suite.log_max_bytes),
-            "--",
-            *command,
         ]
         with (folder / "shim.stderr").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", shim.__file__, *arguments],
+                [sys.executable, "-I", "-S", "-c", SUPERVISOR_CODE, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env=self._environment(suite, order.run_id, reports),
                 start_new_session=True,
             )
-        _CHILDREN[str(folder)] = process
+        _CHILDREN[str(folder)] = process, identify(process.pid)
         assert process.stdin is not None  # noqa: S101  # for the type checker
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(self._state.secret())
@@ -162,11 +184,14 @@ class LocalSuites:
     def await_report(self, run_id: str) -> RunReport:
         """Wait until nothing of the run is alive, remove its checkout, and report."""
         folder = self._state.run(run_id)
-        order = _read_order(folder)
-        limit = order.timeout_seconds + order.kill_grace_seconds + SUPERVISOR_MARGIN_SECONDS
-        self._wait_for_supervisor(folder, limit)
+        try:
+            order = _read_order(folder)
+        except PreparationError:
+            self.reap(run_id)
+            raise
+        self._wait_for_supervisor(folder, order.timeout_seconds, order.kill_grace_seconds)
         result = self._result(folder)
-        if result is None or int(result.get("processes_left", "0")) > 0 or not shim.IS_LINUX:
+        if not result or int(result["processes_left"]) > 0 or not shim.IS_LINUX:
             # The supervisor is gone or could not finish its work: finish it from here.
             self.sweep(run_id)
         try:
@@ -174,22 +199,26 @@ class LocalSuites:
         finally:
             self._remove_checkout(run_id, order)
 
-    def _wait_for_supervisor(self, folder: Path, seconds: float) -> None:
-        child = _CHILDREN.pop(str(folder), None)
+    def _wait_for_supervisor(self, folder: Path, timeout: float, grace: float) -> None:
+        """Wait for the supervisor's end; wake it when it is late, end it when it is hung."""
+        child, identity = _CHILDREN.get(str(folder), (None, None))
+        if child is None:
+            identity = _await_identity(folder)
+        if identity is not None and not _ends(identity, timeout, grace):
+            # Everything of the suite is below it for as long as it lives.
+            _repeat(functools.partial(kill_descendants, identity))
+            send_signal(identity, signal.SIGKILL)
+            wait_for_end(identity, STOP_SECONDS)
         if child is not None:
-            if not _wait_for_end(child.pid, None, seconds):
-                child.kill()
-            child.wait()
-            return
-        identity = _read_identity(folder / "shim")
-        if identity is not None and not _wait_for_end(identity.pid, identity, seconds):
-            _kill(identity)
+            child.poll()
+            _CHILDREN.pop(str(folder), None)
 
     def _result(self, folder: Path) -> dict[str, str] | None:
         """Return the sealed result; empty where there is one that nobody sealed."""
-        raw = _read_small_file(folder / "result")
-        if raw is None:
+        path = folder / "result"
+        if not os.path.lexists(path):
             return None
+        raw = _read_small_file(path)
         text, _, tail = raw.rpartition(b"\n")[0].rpartition(b"\n")
         text += b"\n"
         expected = hashlib.blake2b(
@@ -197,23 +226,26 @@ class LocalSuites:
         ).hexdigest()
         if not hmac.compare_digest(expected.encode(), tail):
             return {}
-        facts = dict(line.split("=", 1) for line in text.decode().splitlines())
+        facts = dict(line.split("=", 1) for line in text.decode().split("\n")[:-1])
         return facts if facts["run"] == folder.name else {}
 
     def _report(self, run_id: str, order: _Order, result: dict[str, str] | None) -> RunReport:
         folder = self._state.run(run_id)
         log = folder / "output.log"
-        sha256 = sha256_of_file(log)
+        size = _size(log)
+        # Larger than a log can be, it is none, and to read it could take for ever.
+        ours = size is not None and size <= order.log_max_bytes + shim.NOTE_BYTES
+        sha256 = sha256_of_file(log) if ours else None
         kept: dict[str, Any] = {
             "log": str(log) if sha256 else None,
             "log_sha256": sha256,
-            "log_bytes": log.stat().st_size if sha256 else None,
+            "log_bytes": size if sha256 else None,
             "log_dropped_bytes": 0,
         }
         if not result:
             supervision = Supervision.LOST if result is None else Supervision.FORGED
-            stderr = read_tail(folder / "shim.stderr", 500).decode("utf-8", "replace").strip()
-            return RunReport(RunFacts(supervision=supervision), detail=stderr or None, **kept)
+            words = _read_tail(folder / "shim.stderr", 500).decode("utf-8", "replace").strip()
+            return RunReport(RunFacts(supervision=supervision), detail=words or None, **kept)
         kept |= {
             "log_bytes": int(result["log_bytes"]),
             "log_dropped_bytes": int(result["log_dropped_bytes"]),
@@ -258,118 +290,100 @@ class LocalSuites:
     def reap(self, run_id: str) -> None:
         """Stop whatever is left of a run and remove its checkout. Safe to repeat."""
         folder = self._state.run(run_id)
-        if self.condition(run_id) is RunCondition.LIVE:
-            identity = _read_identity(folder / "shim")
-            if identity is not None:
-                _signal(identity, signal.SIGTERM)
-                limit = _read_order(folder).kill_grace_seconds + SUPERVISOR_MARGIN_SECONDS
-                if not _wait_for_end(identity.pid, identity, limit):
-                    _kill(identity)
+        condition = self.condition(run_id)
+        if condition is RunCondition.FOREIGN:
+            return
+        try:
+            order = _read_order(folder)
+        except PreparationError:
+            order = None
+        if condition is RunCondition.LIVE and (identity := _await_identity(folder)) is not None:
+            send_signal(identity, signal.SIGTERM)
+            send_signal(identity, signal.SIGCONT)
+        # One that found the run closed before it began is waited for too, if it is our child.
+        if condition is RunCondition.LIVE or str(folder) in _CHILDREN:
+            grace = STOP_SECONDS if order is None else order.kill_grace_seconds
+            self._wait_for_supervisor(folder, 0.0, grace)
             self.condition(run_id)
         self.sweep(run_id)
-        with contextlib.suppress(PreparationError):
-            self._remove_checkout(run_id, _read_order(folder))
+        self._remove_checkout(run_id, order)
 
     def sweep(self, run_id: str) -> int:
         """Kill every process that carries the run's variable; return how many are left.
 
         For a run whose supervisor is gone: its orphans are no longer below anybody
-        of ours, and only their environment tells whose they are. Repeated until a
-        pass finds nobody, as new ones may be born during a pass.
+        of ours, and only their environment tells whose they are, or their session
+        while its leader is still to be seen.
         """
-        deadline = time.monotonic() + SWEEP_SECONDS
-        while found := list(_processes_of(run_id)):
-            if time.monotonic() > deadline:
-                break
-            for process in found:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            psutil.wait_procs(found, timeout=_PAUSE_SECONDS)
-        return len(found)
+        leader = _identity_in(self._state.run(run_id) / "leader")
+        return _repeat(functools.partial(kill_marked, RUN_VARIABLE, run_id, leader))
 
     def log_tail(self, run_id: str, size: int) -> bytes:
         """Return the last `size` bytes of a run's output, also while it is running."""
         folder = self._state.run(run_id)
         parts = (folder / name for name in ("output.log", "output.tail.old", "output.tail"))
-        return b"".join(read_tail(part, size) for part in parts)[-size:]
+        return b"".join(_read_tail(part, size) for part in parts)[-size:]
 
-    def _remove_checkout(self, run_id: str, order: _Order) -> None:
-        if order.workspace == Workspace.WORKTREE:
-            worktree.remove_worktree(Path(order.repository), self._state.worktree(run_id))
+    def _remove_checkout(self, run_id: str, order: _Order | None) -> None:
+        checkout = self._state.worktree(run_id)
+        if order is None:
+            # Whose checkout it is, it may know itself.
+            worktree.remove_worktree(checkout, checkout)
+        elif order.workspace == Workspace.WORKTREE:
+            worktree.remove_worktree(Path(order.repository), checkout)
 
 
 #: Supervisors that this process started: their end must be waited for by their parent.
-_CHILDREN: Final[dict[str, "subprocess.Popen[bytes]"]] = {}
+_CHILDREN: Final[dict[str, tuple["subprocess.Popen[bytes]", ProcessIdentity | None]]] = {}
 
 
-def _wait_for_end(pid: int, identity: ProcessIdentity | None, seconds: float) -> bool:
-    """Wait until `pid` has ended, without polling; False after `seconds`.
+def _ends(identity: ProcessIdentity, timeout: float, grace: float) -> bool:
+    """Wait for a supervisor's end, for as long as it can need; False if it is hung.
 
-    `identity` guards against a number that was given to another process; a child
-    of ours needs none, as nobody else can reap it.
+    A suite may have stopped it with SIGSTOP. Woken, it sees for itself that its
+    time is over, and does what is left to do.
     """
-    if not hasattr(os, "pidfd_open"):
-        return _wait_by_psutil(pid, seconds)
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:
-        return True
-    try:
-        if identity is not None and start_ticks(pid) != identity.start:
+    left = max(0.0, timeout - age_seconds(identity))
+    hindered = False
+    for seconds in (left, grace, 0.0):
+        if wait_for_end(identity, seconds + SUPERVISOR_LATE_SECONDS):
             return True
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(math.ceil(seconds * 1000)))
-    finally:
-        os.close(descriptor)
+        hindered = is_stopped(identity)
+        send_signal(identity, signal.SIGCONT)
+    return not hindered and wait_for_end(identity, SUPERVISOR_MARGIN_SECONDS)
 
 
-def _wait_by_psutil(pid: int, seconds: float) -> bool:
-    try:
-        psutil.Process(pid).wait(seconds)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        return False
-    return True
-
-
-def _signal(identity: ProcessIdentity, number: signal.Signals) -> None:
-    if is_alive(identity):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(identity.pid, number)
-
-
-def _kill(identity: ProcessIdentity) -> None:
-    _signal(identity, signal.SIGKILL)
-    _wait_for_end(identity.pid, identity, STOP_SECONDS)
-
-
-def _processes_of(run_id: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and (
-                process.environ().get(RUN_VARIABLE) == run_id
-            ):
-                yield process
+def _repeat(kill: Callable[[], int]) -> int:
+    """Kill until a pass finds nobody, as new ones may be born during a pass; bounded."""
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while (left := kill()) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_SECONDS)
+    return left
 
 
 @contextlib.contextmanager
 def _run_lock(folder: Path) -> Iterator[bool]:
     """Yield whether the run's lock could be taken: not, while its supervisor lives."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(folder / "lock", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
         yield True
+    finally:
+        os.close(descriptor)
+
+
+def _write_order(folder: Path, order: _Order) -> None:
+    write_durably(folder / "order.json", json.dumps(attrs.asdict(order)).encode())
 
 
 def _read_order(folder: Path) -> _Order:
     try:
-        facts = json.loads((folder / "order.json").read_bytes())
+        facts = json.loads(_read_small_file(folder / "order.json"))
         if facts["report_before"] is not None:
             facts["report_before"] = tuple(facts["report_before"])
         return _Order(**facts)
@@ -378,34 +392,60 @@ def _read_order(folder: Path) -> _Order:
         raise PreparationError(message) from error
 
 
-def _read_identity(path: Path) -> ProcessIdentity | None:
-    """Return who wrote its identity to `path`, waiting a moment for a process just started."""
+def _identity_in(path: Path) -> ProcessIdentity | None:
+    try:
+        facts = dict(line.split("=", 1) for line in _read_small_file(path).decode().splitlines())
+        return ProcessIdentity(this_scope(), int(facts["pid"]), int(facts["start"]))
+    except (ValueError, KeyError):
+        return None
+
+
+def _await_identity(folder: Path) -> ProcessIdentity | None:
+    """Return who supervises the run, waiting a moment for one that was just started."""
     deadline = time.monotonic() + SUPERVISOR_START_SECONDS
-    while True:
-        try:
-            facts = dict(line.split("=", 1) for line in path.read_text().splitlines())
-            return ProcessIdentity(this_scope(), int(facts["pid"]), int(facts["start"]))
-        except FileNotFoundError:
-            if time.monotonic() > deadline:
-                return None
-            with _run_lock(path.parent) as nobody:
-                if nobody:
-                    return None
-            time.sleep(_PAUSE_SECONDS)
-        except (OSError, ValueError, KeyError):
-            return None
+    while not os.path.lexists(folder / "shim") and time.monotonic() < deadline:
+        with _run_lock(folder) as nobody:
+            if nobody:
+                break
+        time.sleep(_PAUSE_SECONDS)
+    return _identity_in(folder / "shim")
 
 
-def _read_small_file(path: Path) -> bytes | None:
+def _open_regular(path: Path) -> BinaryIO | None:
+    """Open a file that a suite may have replaced by a pipe, a link or a folder."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            return file.read(_RESULT_MAX_BYTES)
-        except OSError:
-            return b""
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    return None
+
+
+def _read_small_file(path: Path) -> bytes:
+    file = _open_regular(path)
+    if file is None:
+        return b""
+    with file:
+        return file.read(_SMALL_FILE_BYTES)
+
+
+def _read_tail(path: Path, size: int) -> bytes:
+    file = _open_regular(path)
+    if file is None:
+        return b""
+    with file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read(size)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _report_path(suite: SuitePlan, reports: Path) -> Path | None:
@@ -429,15 +469,14 @@ def _evidence(order: _Order) -> Evidence:
         return Evidence(EvidenceState.MISSING)
     if now == order.report_before:
         return Evidence(EvidenceState.STALE)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_size > REPORT_MAX_BYTES:
-                return Evidence(EvidenceState.UNREADABLE)
-            return Evidence(EvidenceState.READ, read_junit(file))
-    except (OSError, ReportUnreadableError):
+    file = _open_regular(path)
+    if file is None:
         return Evidence(EvidenceState.UNREADABLE)
+    with file:
+        try:
+            return Evidence(EvidenceState.READ, read_junit(file))
+        except (OSError, ReportUnreadableError):
+            return Evidence(EvidenceState.UNREADABLE)
 
 
 def _tree_changed(order: _Order) -> bool:
@@ -445,9 +484,8 @@ def _tree_changed(order: _Order) -> bool:
         return False
     tree = Path(order.tree)
     try:
-        return worktree.head_revision(tree) != order.revision or bool(
-            worktree.tracked_changes(tree)
-        )
+        moved = worktree.head_revision(tree) != order.revision
+        return moved or worktree.tracked_changes(tree) != order.changes
     except PreparationError:
         # A tree that cannot be looked at any more is not the one that was checked out.
         return True

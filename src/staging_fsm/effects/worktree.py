@@ -4,9 +4,11 @@ Git runs without hooks, pagers and file-system monitors, so that the tree under
 test has no say in it.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +20,13 @@ GIT_TIMEOUT_SECONDS: Final = 300
 _QUIET: Final = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
 #: The work items' folders are where artifacts are written: they are not under test.
 _TRACKED_CHANGES: Final = (
+    # Every file counts as binary: git prints its digest, not its text, however large it is.
+    "-c",
+    "core.bigFileThreshold=1",
     "diff",
     "HEAD",
-    "--binary",
+    "--full-index",
+    "--no-renames",
     "--no-ext-diff",
     "--no-textconv",
     "--",
@@ -30,41 +36,52 @@ _TRACKED_CHANGES: Final = (
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git to its end, whatever it answers. Raises PreparationError if it cannot."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        return subprocess.run(
-            ["git", *_QUIET, "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=environment | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-            timeout=GIT_TIMEOUT_SECONDS,
-        )
+        # Files, not pipes: a filter that outlives git would hold a pipe open for ever.
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            ended = subprocess.run(
+                ["git", *_QUIET, "-C", str(folder), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                check=False,
+                env=environment | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+                timeout=GIT_TIMEOUT_SECONDS,
+            )
+            output.seek(0)
+            errors.seek(0)
+            said, complaint = (file.read().decode("utf-8", "replace") for file in (output, errors))
     except (OSError, subprocess.SubprocessError) as error:
         message = f"git could not be run in {folder}: {error}"
         raise PreparationError(message) from error
+    return subprocess.CompletedProcess(ended.args, ended.returncode, said, complaint)
 
 
 def is_versioned(repository: Path) -> bool:
-    """Say whether `repository` is the top of a git work tree with a commit."""
-    if shutil.which("git") is None:
+    """Say whether `repository` is the top of a git work tree with a commit.
+
+    Raises PreparationError where git is at work but does not answer: a commit that
+    cannot be read must not pass for none.
+    """
+    if shutil.which("git") is None or not os.path.lexists(repository / ".git"):
         return False
     found = _git(repository, "rev-parse", "--show-toplevel", "HEAD")
-    lines = found.stdout.splitlines()
-    return found.returncode == 0 and Path(lines[0]).resolve() == repository.resolve()
+    if found.returncode == 0:
+        return Path(found.stdout.splitlines()[0]).resolve() == repository.resolve()
+    branches = _git(repository, "for-each-ref", "--count=1")
+    if branches.returncode == 0 and not branches.stdout:
+        return False
+    message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
+    raise PreparationError(message)
 
 
 def head_revision(repository: Path) -> str:
     """Return the checked-out commit, or "unversioned" for a folder that is no repository."""
     if not is_versioned(repository):
         return UNVERSIONED
-    found = _git(repository, "rev-parse", "HEAD")
-    if found.returncode != 0:
-        message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
-        raise PreparationError(message)
-    return found.stdout.strip()
+    return _git(repository, "rev-parse", "HEAD").stdout.strip()
 
 
 def tracked_changes(tree: Path) -> str:
@@ -96,7 +113,6 @@ def bind_revision(repository: Path, suite: SuitePlan) -> str:
 def add_worktree(repository: Path, revision: str, target: Path) -> None:
     """Check `revision` out into the new folder `target`, detached. Raises PreparationError."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_worktree(repository, target)
     found = _git(repository, "worktree", "add", "--detach", "--force", str(target), revision)
     if found.returncode != 0:
         message = f"revision {revision} cannot be checked out: {found.stderr.strip()[-500:]}"
@@ -105,10 +121,30 @@ def add_worktree(repository: Path, revision: str, target: Path) -> None:
 
 def remove_worktree(repository: Path, target: Path) -> None:
     """Remove a checkout made by `add_worktree`, whatever is left of it. Safe to repeat."""
-    if not os.path.lexists(target):
+    if _remove_by_git(repository, target) or not os.path.lexists(target):
         return
-    if _git(repository, "worktree", "remove", "--force", "--force", str(target)).returncode != 0:
-        # The repository or its record is gone; the files are ours all the same.
-        shutil.rmtree(target, ignore_errors=True)
-        if repository.is_dir():
-            _git(repository, "worktree", "prune")
+    with contextlib.suppress(OSError):
+        if target.is_symlink() or not target.is_dir():
+            target.unlink()
+        else:
+            _open_up(target)
+    shutil.rmtree(target, ignore_errors=True)
+    # Its files are gone; now git takes it off its list, even where it was locked.
+    _remove_by_git(repository, target)
+
+
+def _remove_by_git(repository: Path, target: Path) -> bool:
+    try:
+        found = _git(repository, "worktree", "remove", "--force", "--force", str(target))
+    except PreparationError:
+        return False
+    return found.returncode == 0
+
+
+def _open_up(folder: Path) -> None:
+    """Give ourselves the rights on a folder without which what is in it cannot be deleted."""
+    folder.chmod(0o700)
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            if not (path := Path(parent, name)).is_symlink():
+                path.chmod(0o700)
