@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check format generated clean
+.PHONY: demo test check fuzz format generated clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/staging-fsm demo
@@ -23,6 +23,24 @@ check: $(VENV)/.installed
 	$(BIN)/staging-fsm diagram --check
 	$(BIN)/pytest
 
+# Coverage-guided fuzzing of what reads hostile text, each target for FUZZ_SECONDS. It stops with
+# an error at the end if one crashed, and says which input did it. What it finds is kept, and
+# started from the next time, in FUZZ_VENV/corpus.
+FUZZ_SECONDS ?= 60
+FUZZ_VENV := $(VENV)/fuzz
+
+fuzz: $(FUZZ_VENV)/.installed
+	@PYTHONPATH=tests $(FUZZ_VENV)/bin/python -m fuzz.harness $(FUZZ_SECONDS) $(FUZZ_VENV)/corpus
+
+$(FUZZ_VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "staging_fsm needs Python 3.11 or newer on the PATH"; exit 1; }
+	@test -x $(FUZZ_VENV)/bin/python || $(PYTHON) -m venv $(FUZZ_VENV)
+	@echo "installing into $(FUZZ_VENV) ..."
+	@$(FUZZ_VENV)/bin/python -m pip install --quiet --only-binary=atheris --editable '.[fuzz]' || \
+		{ echo "fuzzing needs a wheel of atheris, and there is none for this Python and system:" \
+		"take Linux on x86-64 with Python 3.11, 3.12 or 3.13"; exit 1; }
+	@touch $@
+
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -31,6 +49,7 @@ format: $(VENV)/.installed
 generated: $(VENV)/.installed
 	$(BIN)/staging-fsm diagram
 	$(BIN)/staging-fsm config --env-example > .env.example
+	$(BIN)/pytest --rewrite --quiet tests/test_docs.py -k generated
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "staging_fsm needs Python 3.11 or newer on the PATH"; exit 1; }

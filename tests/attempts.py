@@ -39,23 +39,28 @@ words = texts | hostile_texts
 amounts = st.floats(0, 1e9) | st.integers(0, 10**6).map(float)
 counted = st.integers(0, 10**9)
 
-suite_plans = st.builds(
-    SuitePlan,
-    command=st.lists(words.filter(lambda word: "\0" not in word), max_size=3)
-    .map(lambda rest: ("make", *rest))
-    .map(tuple),
-    preset=st.sampled_from(Preset),
-    report=st.none() | words,
-    min_tests=counted,
-    max_skipped_ratio=st.floats(0, 1),
-    tool_exit_codes=st.lists(st.integers(1, 255), max_size=3).map(tuple),
-    timeout_seconds=amounts.filter(bool),
-    kill_grace_seconds=amounts,
-    log_max_bytes=st.integers(1, 2**60),
-    workspace=st.sampled_from(Workspace),
-    allow_dirty=st.booleans(),
-    environment=st.lists(words, max_size=2).map(tuple),
-)
+#: What a plan asks for: without a report there is nothing but the exit code to ask.
+asked = st.fixed_dictionaries(
+    {"report": words, "min_tests": counted, "max_skipped_ratio": st.floats(0, 1)}
+) | st.fixed_dictionaries({"report": st.none(), "min_tests": st.integers(0, 1)})
+
+
+@st.composite
+def suite_plans(draw: st.DrawFn) -> SuitePlan:
+    """Return a plan that was accepted."""
+    names = words.filter(lambda word: "\0" not in word)
+    return SuitePlan(
+        command=("make", *draw(st.lists(names, max_size=3))),
+        preset=draw(st.sampled_from(Preset)),
+        tool_exit_codes=tuple(draw(st.lists(st.integers(1, 255), max_size=3))),
+        timeout_seconds=draw(amounts.filter(bool)),
+        kill_grace_seconds=draw(amounts),
+        log_max_bytes=draw(st.integers(1, 2**60)),
+        workspace=draw(st.sampled_from(Workspace)),
+        allow_dirty=draw(st.booleans()),
+        environment=tuple(draw(st.lists(words, max_size=2))),
+        **draw(asked),
+    )
 
 
 @st.composite
@@ -126,7 +131,7 @@ def attempts(draw: st.DrawFn, ends: Iterable[State] = State) -> Snapshot:
         )
     )
     retries = st.integers(max(claims - 1, 0), INFRA_RETRIES_MAX)
-    plan = st.builds(Plan, suite_plans, st.builds(Budget, retries, amounts, amounts), words)
+    plan = st.builds(Plan, suite_plans(), st.builds(Budget, retries, amounts, amounts), words)
     return Snapshot(
         version=draw(st.integers(1, 2**60)),
         attempt_id=draw(words.filter(bool)),

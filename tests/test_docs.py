@@ -247,7 +247,7 @@ def test_every_block_is_one_that_is_run_or_said_not_to_be(name: str) -> None:
     """A fenced block has a language that is run, or one of the few that only show something."""
     text = (ROOT / name).read_text(encoding="utf-8")
     opened = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
-    known = re.compile(r'python|console|sh|text|mermaid|\w+ title="[^"]+"')
+    known = re.compile(r'python|console|sh|text|\w+ title="[^"]+"')
 
     assert [language for language in opened if not known.fullmatch(language)] == []
 
@@ -563,7 +563,16 @@ def test_foreign_orchestrator_advances_and_rolls_back(foreign: Foreign) -> None:
     assert foreign.schema() == schema
 
 
-@pytest.mark.parametrize("said", [{}, {**ON, "ENABLED": "0"}, {**ON, "REPOS": "bakery"}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {**ON, "ENABLED": "0"},
+        {**ON, "REPOS": "bakery"},
+        {"ENABLED": "0", "TIMEOUT_SECONDS": "soon", "SUITES_FILE": "no-such-file"},
+    ],
+    ids=["unset", "off", "out of scope", "off and invalid"],
+)
 def test_foreign_orchestrator_without_the_runner_is_what_it_was(
     foreign: Foreign, said: dict[str, str]
 ) -> None:

@@ -16,6 +16,8 @@ from staging_fsm.core.evidence import (
     NO_EVIDENCE_REQUIRED,
     REPORT_MAX_BYTES,
     REPORT_MAX_DEPTH,
+    REPORT_MAX_NAME_CHARACTERS,
+    REPORT_MAX_TAG_BYTES,
     Counts,
     EvidenceState,
     read_junit,
@@ -248,6 +250,44 @@ def test_size_of_a_report_is_bounded() -> None:
     assert read(filled) == Counts(1, 0, 0, 0)
     with pytest.raises(ReportUnreadableError, match=f"larger than {REPORT_MAX_BYTES} bytes"):
         read(filled + b"\n")
+
+
+@pytest.mark.parametrize("form", ['<testcase name="{}"/>', "<testcase/><!--{}-->"])
+def test_what_the_parser_holds_is_bounded(form: str) -> None:
+    """A tag or a comment may be long; one beyond the bound is refused before it ends."""
+
+    def report(size: int) -> str:
+        return f"<testsuite>{form.format('x' * size)}</testsuite>"
+
+    assert read(report(REPORT_MAX_TAG_BYTES // 2)) == Counts(1, 0, 0, 0)
+    with pytest.raises(ReportUnreadableError, match=f"larger than {REPORT_MAX_TAG_BYTES} bytes"):
+        read(report(2 * REPORT_MAX_TAG_BYTES))
+
+
+def test_long_output_of_a_test_is_read() -> None:
+    """The text in a report may be longer than any tag: it is not kept."""
+    output = "x" * (2 * REPORT_MAX_TAG_BYTES)
+
+    report = f"<testsuite><testcase><system-out>{output}</system-out></testcase></testsuite>"
+
+    assert read(report) == Counts(1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "form", ["<{}/>", '<a {}=""/>', '<a xmlns="{}"/>'], ids=["elements", "attributes", "namespaces"]
+)
+def test_names_in_a_report_are_bounded(form: str) -> None:
+    """One name may come as often as it likes; of different ones there is room for so many."""
+    size = 1000
+
+    def report(different: int, times: int) -> str:
+        names = [f"n{number}".ljust(size, "x") for number in range(different)] * times
+        return f"<testsuite>{''.join(map(form.format, names))}</testsuite>"
+
+    room = REPORT_MAX_NAME_CHARACTERS // (2 * size)
+    assert read(report(room, 10)) == Counts(0, 0, 0, 0)
+    with pytest.raises(ReportUnreadableError, match=f"more than {REPORT_MAX_NAME_CHARACTERS} "):
+        read(report(2 * room + 3, 1))
 
 
 class Endless(io.BytesIO):

@@ -114,6 +114,7 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J10", {"processes_left": 1, "log_complete": False}, Reason.PROCESSES_LEFT),
     ("J11", {"exit_code": 1}, Reason.EXIT_CODE),
     ("J11", {"exit_code": 128}, Reason.EXIT_CODE),
+    ("J11", {"exit_code": 193}, Reason.EXIT_CODE),
     ("J11", {"exit_code": 255}, Reason.EXIT_CODE),
     ("J11", {"exit_code": -1}, Reason.EXIT_CODE),
     ("J12", {}, Reason.PASSED),
@@ -295,7 +296,12 @@ def test_no_other_exit_code_passes(code: int) -> None:
 
 @pytest.mark.parametrize("policy", [PYTEST, EXIT_CODE_ONLY], ids=["pytest", "exit-code"])
 def test_nothing_known_is_no_pass(policy: JudgingPolicy) -> None:
-    """Facts that nobody filled in are a tool error."""
+    """Facts that nobody filled in are a tool error, and none of them looks like a success."""
+    assert attrs.astuple(RunFacts(), recurse=False) == (
+        *(None, None, None, None, False, False, 0),
+        Supervision.LOST,
+        NO_EVIDENCE_REQUIRED,
+    )
     assert judge(RunFacts(), policy).verdict is Verdict.NOT_EXECUTED
 
 

@@ -178,6 +178,13 @@ def test_budget_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: s
         ({"min_tests": -1}, "min_tests must be a number of at least 0, not -1"),
         *(
             (
+                change,
+                "min_tests and max_skipped_ratio need a report: name one, or take a preset",
+            )
+            for change in ({"min_tests": 2}, {"max_skipped_ratio": 0.99})
+        ),
+        *(
+            (
                 {"max_skipped_ratio": value},
                 f"max_skipped_ratio must be between 0 and 1, not {value}",
             )
@@ -215,8 +222,10 @@ def test_plan_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: str
     [
         {"command": ("make", "")},
         {"min_tests": 0},
-        {"max_skipped_ratio": 0.0},
+        {"max_skipped_ratio": 0.0, "report": "out.xml"},
         {"max_skipped_ratio": 1.0},
+        {"min_tests": 1},
+        {"min_tests": 2, "report": "out.xml"},
         {"tool_exit_codes": (1, 255)},
         {"timeout_seconds": 0.1},
         {"kill_grace_seconds": 0.0},

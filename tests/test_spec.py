@@ -139,6 +139,7 @@ def test_machine_is_the_table() -> None:
     assert set(MACHINE.events) == {event.value for event in Event}
     assert MACHINE.initial == INITIAL.value
     assert MACHINE.models == []
+    assert not MACHINE.has_queue
 
 
 def test_nothing_that_is_moved_shadows_an_event() -> None:

@@ -275,7 +275,8 @@ def parse_suites(text: str) -> Suites:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Besides its own error tomllib lets through what a huge number or a deep list raises.
         raise ConfigInvalidError([f"the suites file is no TOML: {error}"]) from error
     try:
         return _CONVERTER.structure(document, Suites)

@@ -7,16 +7,19 @@ document types and entities, as a stream, and within bounds.
 
 from enum import StrEnum, unique
 from typing import BinaryIO, Final
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import ParseError
 
 import attrs
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import iterparse
+from defusedxml.ElementTree import XMLParser
 
 from staging_fsm.core.errors import ReportUnreadableError
 
 REPORT_MAX_BYTES: Final = 16 * 1024 * 1024
 REPORT_MAX_DEPTH: Final = 100
+REPORT_MAX_TAG_BYTES: Final = 1024 * 1024
+#: How many characters the different names of elements, attributes and namespaces may have.
+REPORT_MAX_NAME_CHARACTERS: Final = 64 * 1024
 _ROOTS: Final = frozenset({"testsuites", "testsuite"})
 _TELLING: Final = frozenset({"failure", "error", "skipped"})
 _BLOCK_BYTES: Final = 64 * 1024
@@ -66,54 +69,69 @@ def read_junit(stream: BinaryIO) -> Counts:
 
     Test cases are counted one by one; the totals that a suite claims in its
     attributes only ever add failures and errors, never tests. Memory stays flat
-    whatever the report holds. Raises ReportUnreadableError for anything that is
-    not a complete, harmless report of at most REPORT_MAX_BYTES.
+    whatever the report holds: nothing is kept but one tag and the different names.
+    Raises ReportUnreadableError for anything that is not a complete, harmless
+    report of at most REPORT_MAX_BYTES.
     """
     try:
-        return _count(_Bounded(stream))
+        return _count(stream)
     except (DefusedXmlException, ParseError, ValueError, LookupError) as error:
         message = f"the report is no readable JUnit XML: {error}"
         raise ReportUnreadableError(message) from error
 
 
-class _Bounded:
-    """A reader that refuses to hand out more than REPORT_MAX_BYTES."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._left = stream, REPORT_MAX_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(min(size, _BLOCK_BYTES) if size > 0 else _BLOCK_BYTES)
-        self._left -= len(block)
-        if self._left < 0:
-            message = f"it is larger than {REPORT_MAX_BYTES} bytes"
-            raise ValueError(message)
-        return block
-
-
 @attrs.define
 class _Tally:
+    """What a parser meets, counted at once and then forgotten. Its methods are the parser's."""
+
     tests: int = 0
     failures: int = 0
     errors: int = 0
     skipped: int = 0
     claimed_failures: int = 0
     claimed_errors: int = 0
+    #: The elements that are open, each with the telling children it had so far.
+    open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
+    names: set[str] = attrs.field(factory=set)
+    names_left: int = REPORT_MAX_NAME_CHARACTERS
 
-    def add(self, element: Element, inside: set[str]) -> None:
-        """Count a finished test case or suite whose direct children are named `inside`."""
-        name = _local_name(element)
+    def start_ns(self, prefix: str, uri: str) -> None:
+        self._learn(prefix, uri)
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        name = _local_name(tag)
+        if not self.open_elements and name not in _ROOTS:
+            message = f"its root is <{name}>"
+            raise ValueError(message)
+        self._learn(tag, *attributes)
+        self.open_elements.append((name, set()))
+        if len(self.open_elements) > REPORT_MAX_DEPTH:
+            message = f"it nests deeper than {REPORT_MAX_DEPTH} elements"
+            raise ValueError(message)
+        if name in _ROOTS:
+            self.claimed_failures = max(self.claimed_failures, _claimed(attributes, "failures"))
+            self.claimed_errors = max(self.claimed_errors, _claimed(attributes, "errors"))
+
+    def end(self, _tag: str) -> None:
+        name, inside = self.open_elements.pop()
         if name == "testcase":
             self.tests += 1
             self.skipped += "skipped" in inside and not inside & {"failure", "error"}
-        elif name in _ROOTS:
-            self.claimed_failures = max(self.claimed_failures, _claimed(element, "failures"))
-            self.claimed_errors = max(self.claimed_errors, _claimed(element, "errors"))
-        else:
-            return
-        # An error may stand on a suite itself, outside any test case: a failed collection.
-        self.failures += "failure" in inside
-        self.errors += "error" in inside
+        if name == "testcase" or name in _ROOTS:
+            # An error may stand on a suite itself, outside any test case: a failed collection.
+            self.failures += "failure" in inside
+            self.errors += "error" in inside
+        if self.open_elements and name in _TELLING:
+            self.open_elements[-1][1].add(name)
+
+    def _learn(self, *names: str) -> None:
+        # The parser never forgets a name, so a report of nothing but names would fill the memory.
+        new = set(names) - self.names
+        self.names |= new
+        self.names_left -= sum(map(len, new))
+        if self.names_left < 0:
+            message = f"its names have more than {REPORT_MAX_NAME_CHARACTERS} characters in all"
+            raise ValueError(message)
 
     def counts(self) -> Counts:
         return Counts(
@@ -124,35 +142,30 @@ class _Tally:
         )
 
 
-def _count(source: _Bounded) -> Counts:
+def _count(stream: BinaryIO) -> Counts:
     tally = _Tally()
-    open_elements: list[tuple[Element, set[str]]] = []
-    for moment, element in iterparse(source, events=("start", "end"), forbid_dtd=True):
-        if moment == "start":
-            if not open_elements and _local_name(element) not in _ROOTS:
-                message = f"its root is <{_local_name(element)}>"
-                raise ValueError(message)
-            open_elements.append((element, set()))
-            if len(open_elements) > REPORT_MAX_DEPTH:
-                message = f"it nests deeper than {REPORT_MAX_DEPTH} elements"
-                raise ValueError(message)
-            continue
-        tally.add(*open_elements.pop())
-        if open_elements:
-            parent, names = open_elements[-1]
-            if _local_name(element) in _TELLING:
-                names.add(_local_name(element))
-            # Counted, so forgotten: a report of millions of elements must not be kept.
-            parent.remove(element)
+    parser = XMLParser(target=tally, forbid_dtd=True)
+    size = 0
+    while block := stream.read(_BLOCK_BYTES):
+        size += len(block)
+        if size > REPORT_MAX_BYTES:
+            message = f"it is larger than {REPORT_MAX_BYTES} bytes"
+            raise ValueError(message)
+        parser.feed(block)
+        # What the parser has not told of yet, it holds: a tag or a comment without an end.
+        if size - parser.parser.CurrentByteIndex > REPORT_MAX_TAG_BYTES:
+            message = f"a tag or comment in it is larger than {REPORT_MAX_TAG_BYTES} bytes"
+            raise ValueError(message)
+    parser.close()
     return tally.counts()
 
 
-def _local_name(element: Element) -> str:
-    return element.tag.rpartition("}")[2]
+def _local_name(tag: str) -> str:
+    return tag.rpartition("}")[2]
 
 
-def _claimed(element: Element, attribute: str) -> int:
-    value = element.get(attribute)
+def _claimed(attributes: dict[str, str], attribute: str) -> int:
+    value = attributes.get(attribute)
     if value is None or not value.strip():
         return 0
     count = int(value)

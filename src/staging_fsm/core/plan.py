@@ -137,6 +137,12 @@ class SuitePlan:
     allow_dirty: bool = False
     environment: tuple[str, ...] = ()
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse to be asked for what only a report can show where there is none."""
+        if self.report is None and (self.min_tests > 1 or self.max_skipped_ratio < 1):
+            message = "min_tests and max_skipped_ratio need a report: name one, or take a preset"
+            raise ValueError(message)
+
     def judging_policy(self) -> JudgingPolicy:
         """Return what the rule table needs to know of this plan."""
         configured = dict.fromkeys(self.tool_exit_codes, Reason.TOOL_EXIT_CODE)

@@ -322,7 +322,7 @@ def _failed_closed_words(row: JobRow, snapshot: Snapshot) -> str:
     run = snapshot.last_run
     reason = run.reason or Reason.WORKER_LOST
     return (
-        f"{row.work_item} in {row.repo} failed closed after {len(snapshot.runs)} runs:"
+        f"{row.work_item} in {row.repo} failed closed in run {len(snapshot.runs)}:"
         f" {REASONS[reason].sentence} ({reason}) This is an infrastructure fault,"
         " not a verdict on the code."
     )

@@ -97,6 +97,8 @@ class StagingIntercept:
     suites: Callable[[RunnerConfig], Suites] = read_suites
     bind: Callable[[Path, SuitePlan], str] = bind_revision
     liveness: Liveness = worker_is_alive
+    #: The host's word for the stage that is ours.
+    stage: str = STAGE
     new_id: Callable[[], str] = lambda: secrets.token_hex(6)
     _driving: set[Any] = attrs.field(factory=set, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
@@ -154,8 +156,8 @@ class StagingIntercept:
             return self._after_failure(job_id, error, first_launch=first_launch)
 
     def _launch(self, row: JobRow) -> Decision:
-        if row.stage != STAGE:
-            return Decision(Ruling.DECLINED, f"stage {row.stage} is not {STAGE}")
+        if row.stage != self.stage:
+            return Decision(Ruling.DECLINED, f"stage {row.stage} is not {self.stage}")
         try:
             snapshot = row.snapshot()
         except SnapshotRefusedError as error:

@@ -224,7 +224,7 @@ def _our_document(text: str | None) -> object:
 
 def _refuse_second_key(pairs: list[tuple[str, object]]) -> dict[str, object]:
     # Readers do not agree on which of the two counts.
-    if sum(name == SNAPSHOT_KEY for name, _ in pairs) > 1:
+    if [name for name, _ in pairs].count(SNAPSHOT_KEY) > 1:
         message = f"it holds the key {SNAPSHOT_KEY} twice"
         raise ValueError(message)
     return dict(pairs)

@@ -293,9 +293,7 @@ class Suite:
         if failure:
             self.spawn_error = self._explain(failure.decode())
 
-    def _become_suite(
-        self, parent: int, output_in: int, gate_out: int, errors_in: int
-    ) -> NoReturn:
+    def _become_suite(self, parent: int, output_in: int, gate_out: int, errors_in: int) -> NoReturn:
         stage = "prepare"
         try:
             os.setsid()

@@ -118,8 +118,16 @@ def demo() -> None:
 @click.option("--min-tests", type=int, help="Fewest executed tests that count as a pass.")
 @click.option("--max-skipped-ratio", type=float, help="Largest share of skipped tests, 0 to 1.")
 @click.option("--tool-exit-code", type=int, multiple=True, help="Exit code that is a tool error.")
-@click.option("--preset", type=click.Choice(list(Preset)), help="Kind of suite; default: detected.")
-@click.option("--workspace", type=click.Choice(list(Workspace)), help="Default: worktree.")
+@click.option(
+    "--preset",
+    type=click.Choice([preset.value for preset in Preset]),
+    help="Kind of suite; default: detected.",
+)
+@click.option(
+    "--workspace",
+    type=click.Choice([workspace.value for workspace in Workspace]),
+    help="Default: worktree.",
+)
 @click.option("--allow-dirty", is_flag=True, help="Run although there are uncommitted changes.")
 @click.option("--env", multiple=True, metavar="NAME", help="Variable the suite gets from yours.")
 @click.option(
