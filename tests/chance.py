@@ -6,12 +6,16 @@ from typing import Final
 
 import attrs
 
-from world import ENDINGS, FORGERIES, Damage, Doing, Fate, Shape, World
+from world import ENDINGS, FORGERIES, Damage, Doing, Fate, Shape, Task, World
 
 #: How likely it is that something goes wrong at a point; chosen once for each world.
 STORMS: Final = (0.0, 0.0, 0.02, 0.08, 0.2)
 FAULTS: Final = (Fate.REFUSED, Fate.LOST, Fate.CRASH_BEFORE, Fate.CRASH_AFTER)
 MOVES_PER_JOB: Final = 60
+#: How often a world that has nothing to do looks for something before it comes to rest.
+IDLE_MAX: Final = 4
+#: How many things a worker does before another one has its turn.
+BURSTS: Final = (1, 1, 2, 3, 8, 40)
 _ENDINGS: Final = tuple(ENDINGS)
 _FORGERIES: Final = tuple(FORGERIES)
 _DAMAGES: Final = tuple(Damage)
@@ -66,6 +70,7 @@ class Player:
         self.chance = Random(seed)  # noqa: S311  # it chooses moves, not keys
         draw = self.chance.choice
         self.storm = draw(STORMS)
+        self.idle = 0
         shape = Shape(
             jobs=draw((1, 2, 3, 6)),
             machines=draw(_MACHINES),
@@ -84,9 +89,9 @@ class Player:
         """Move the world for a while, then let it come to rest."""
         world = self.world
         for _ in range(MOVES_PER_JOB * world.shape.jobs):
-            if not world.open_jobs():
-                break
             self.move()
+            if self.idle > IDLE_MAX or not world.open_jobs():
+                break
         world.settle(self._ending())
 
     def move(self) -> None:
@@ -97,20 +102,26 @@ class Player:
             return
         tasks = world.tasks()
         if tasks and draw < 0.8:
-            task = self.chance.choice(tasks)
-            if self.chance.random() < self.storm:
-                fate = self.chance.choice(FAULTS)
-                if task.ready() or fate in (Fate.REFUSED, Fate.CRASH_BEFORE):
-                    world.advance(task, fate)
-                return
-            if task.ready():
-                world.advance(task)
-                return
+            self._go_on(self.chance.choice(tasks))
+            return
         runs = world.live_runs()
         if runs and draw < 0.9:
             world.end_run(self.chance.choice(runs), self._ending())
             return
         self._begin()
+
+    def _go_on(self, task: Task) -> None:
+        """Let a worker do a few things in a row, or many."""
+        for _ in range(self.chance.choice(BURSTS)):
+            fate = Fate.GO
+            if self.storm and self.chance.random() < self.storm:
+                fate = self.chance.choice(FAULTS)
+            # What fails before it was done can fail while it waits.
+            if not task.ready() and fate not in (Fate.REFUSED, Fate.CRASH_BEFORE):
+                return
+            self.world.advance(task, fate)
+            if task.dead:
+                return
 
     def _ending(self) -> str:
         draw = self.chance.random()
@@ -119,23 +130,28 @@ class Player:
         return "tool error" if draw < 0.65 else self.chance.choice(_ENDINGS)
 
     def _begin(self) -> None:
+        """Have a worker begin something, or have come what it waits for."""
         world, chance = self.world, self.chance
         worker = chance.choice(world.workers)
         if not worker.alive:
             world.replace(worker)
             return
-        draw = chance.random()
-        job = chance.choice(world.staging_jobs())
-        if draw < 0.2:
-            world.begin(worker, Doing.RECOVER, 0)
-        elif draw < 0.2 + self.storm / 2:
-            world.begin(worker, Doing.DELIVER_AGAIN, job.id)
-        elif draw < 0.2 + self.storm and world.can_cancel(worker, job.id):
+        draw, jobs = chance.random(), world.staging_jobs()
+        queued = [job for job in jobs if job.status == "queued"]
+        job = chance.choice(queued or jobs)
+        if draw < self.storm / 4:
+            world.begin(worker, Doing.DELIVER_AGAIN, chance.choice(jobs).id)
+        elif draw < self.storm / 2 and world.can_cancel(worker, job.id):
             world.begin(worker, Doing.CANCEL, job.id)
-        elif job.status == "queued":
+        elif queued and world.is_due(job):
             world.begin(worker, Doing.WORK, job.id)
-        elif not world.send_back(job.work_item):
+        elif queued:
             world.pass_time(world.shape.backoff_seconds)
+        elif draw > 0.9:
+            world.send_back(job.work_item)
+        elif not world.tasks():
+            self.idle += 1
+            world.begin(worker, Doing.RECOVER, 0)
 
     def _outside(self) -> None:  # noqa: C901  # one case for each thing that may happen
         """Have something happen that no worker does."""

@@ -6,8 +6,9 @@ to one contract. What a worker does here goes through its `Hands`, so that a
 simulation may stop, fail or end the worker before and after everything it does.
 """
 
+import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from staging_fsm.host.store import Job, WorkItem
 
 T = TypeVar("T")
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_SPACES: Final = frozenset(" \t\n\r")
 UNFINISHED: Final = frozenset({"queued", "running"})
 
 
@@ -102,7 +104,8 @@ class Record:
         )
 
 
-def members(text: str) -> list[tuple[str, str]]:
+@functools.lru_cache(maxsize=256)
+def members(text: str) -> tuple[tuple[str, str], ...]:
     """Return the members of a JSON object, each value as it is written; raises StoreError."""
     try:
         at = _skip(text, _skip(text, 0, "{"))
@@ -114,14 +117,14 @@ def members(text: str) -> list[tuple[str, str]]:
             found.append((name, text[start:at]))
             at = _skip(text, at)
             at = _skip(text, _skip(text, at, ",")) if text[at] == "," else at
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         message = f"malformed JSON: {error}"
         raise StoreError(message) from error
-    return found
+    return tuple(found)
 
 
 def _skip(text: str, at: int, expected: str = "") -> int:
-    while text[at].isspace():
+    while text[at] in _SPACES:
         at += 1
     if expected and text[at] != expected:
         message = f"{expected!r} expected at {at}"
@@ -134,15 +137,13 @@ def foreign(text: str) -> str:
     return _object(member for member in members(text) if member[0] != SNAPSHOT_KEY)
 
 
-def _object(found: Iterator[tuple[str, str]]) -> str:
+def _object(found: Iterable[tuple[str, str]]) -> str:
     return "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in found) + "}"
 
 
 def with_member(text: str, key: str, value: str) -> str:
     """Return the metadata with one member set, in its place or at the end."""
-    found = dict(members(text))
-    found[key] = value
-    return _object(iter(found.items()))
+    return _object((dict(members(text)) | {key: value}).items())
 
 
 class Tables:
@@ -268,9 +269,9 @@ class MemoryRows(_Connected):
         """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
 
         def change(tx: Transaction) -> None:
-            record = _fenced(tx, job_id, snapshot.version - 1 or None)
-            metadata = with_member(record.metadata or "{}", SNAPSHOT_KEY, dump_snapshot(snapshot))
-            tx.change(attrs.evolve(record, metadata=metadata))
+            record, found = _fenced(tx, job_id, snapshot.version - 1 or None)
+            found[SNAPSHOT_KEY] = dump_snapshot(snapshot)
+            tx.change(attrs.evolve(record, metadata=_object(found.items())))
             tx.snapshots[job_id] = snapshot
 
         self._write(f"save {snapshot.history[-1].id}", change, tx)
@@ -279,7 +280,7 @@ class MemoryRows(_Connected):
         """Queue the job again, due later, if the stored version still is `version`."""
 
         def change(tx: Transaction) -> None:
-            record = _fenced(tx, job_id, version)
+            record, _ = _fenced(tx, job_id, version)
             due = format_time(not_before)
             tx.change(attrs.evolve(record, status="queued", not_before=due))
 
@@ -289,7 +290,8 @@ class MemoryRows(_Connected):
         """End the job as cancelled, if the stored version still is `version`."""
 
         def change(tx: Transaction) -> None:
-            tx.change(attrs.evolve(_fenced(tx, job_id, version), status="cancelled"))
+            record, _ = _fenced(tx, job_id, version)
+            tx.change(attrs.evolve(record, status="cancelled"))
 
         self._write("cancel", change, None)
 
@@ -306,16 +308,20 @@ def _job_row(record: Record) -> JobRow:
     )
 
 
-def _fenced(tx: Transaction, job_id: int, version: int | None) -> Record:
-    """Return the job if the stored version is `version`; raises StaleSnapshotError."""
+def _fenced(tx: Transaction, job_id: int, version: int | None) -> tuple[Record, dict[str, str]]:
+    """Return the job and its metadata if the stored version is `version`.
+
+    Raises StaleSnapshotError.
+    """
     record = tx.job(job_id)
     if record is None:
         raise StaleSnapshotError(job_id, version)
-    ours = dict(members(record.metadata or "{}")).get(SNAPSHOT_KEY)
+    found = dict(members(record.metadata or "{}"))
+    ours = found.get(SNAPSHOT_KEY)
     stored = None if ours is None else _stored_version(ours)
     if stored != version:
         raise StaleSnapshotError(job_id, version)
-    return record
+    return record, found
 
 
 def _stored_version(ours: str) -> object:

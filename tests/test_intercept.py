@@ -1,0 +1,815 @@
+"""What `launch_job` may rely on: the intercept's promises, over real rows and real suites."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import pytest
+
+from conftest import REPO, HostKit
+from staging_fsm.core.config import Suites, parse_suites
+from staging_fsm.core.errors import RunRefusedError, SnapshotRefusedError, TransitionRefusedError
+from staging_fsm.core.invariants import Sight, violations
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.ports import JobRow
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
+from staging_fsm.core.spec import Event, State
+from staging_fsm.drive.engine import Place
+from staging_fsm.drive.intercept import Decision, Ruling, StagingIntercept
+from staging_fsm.effects.processes import ProcessIdentity, this_process
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from staging_fsm.host.launcher import launch_job, staging_intercept
+from staging_fsm.host.store import Job
+
+PASSING: Final = '[default]\ncommand = ["true"]\nworkspace = "in-place"\n'
+FAILING: Final = PASSING.replace("true", "false")
+TOOL_ERROR: Final = PASSING.replace('["true"]', '["sh", "-c", "exit 126"]')
+#: An agent that writes down how it was called.
+AGENT: Final = """
+import json, os, pathlib, sys
+folder = pathlib.Path(os.environ["ORCH_WORK_ITEM_DIR"])
+called = {k: v for k, v in os.environ.items() if k.startswith("ORCH_")} | {"argv": sys.argv[1:]}
+with open(pathlib.Path(__file__).with_name("calls.jsonl"), "a") as calls:
+    calls.write(json.dumps(called, sort_keys=True) + "\\n")
+(folder / "15-staging-log.md").write_text("---\\nstaging_status: SUCCESS\\n---\\n")
+"""
+
+
+class Failing:
+    """Stands for a part of the world of which one method fails, at least when `when` says so."""
+
+    def __init__(
+        self, whole: Any, method: str, error: Exception, when: Callable[..., bool] | None = None
+    ) -> None:
+        """Have `method` of `whole` raise `error`."""
+        self._whole, self._method, self._error = whole, method, error
+        self._when = when or (lambda *_: True)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what `whole` has, but for the one method."""
+        found = getattr(self._whole, name)
+        if name != self._method:
+            return found
+
+        def fail(*arguments: Any, **named: Any) -> Any:
+            if self._when(*arguments):
+                raise self._error
+            return found(*arguments, **named)
+
+        return fail
+
+
+class LosesTheAnswer(Failing):
+    """As above, but what was asked for is done before it fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what `whole` has, but for the one method."""
+        found = getattr(self._whole, name)
+        if name != self._method:
+            return found
+
+        def do_and_fail(*arguments: Any, **named: Any) -> Any:
+            result = found(*arguments, **named)
+            if self._when(*arguments):
+                raise self._error
+            return result
+
+        return do_and_fail
+
+
+@attrs.define
+class Desk:
+    """A host with a staging runner, one queued job, and everything there is to look at."""
+
+    kit: HostKit
+    folder: Path
+    variables: dict[str, str]
+    suites_file: str = PASSING
+    staging: StagingIntercept = attrs.field(init=False)
+    job_id: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Queue the job and start the runner."""
+        self.job_id = self.kit.add("deploy-staging")
+        self.staging = self.new_worker()
+
+    def new_worker(self, **replaced: Any) -> StagingIntercept:
+        """Return the intercept of a worker process that has just started."""
+        replaced = {"suites": lambda _config: self.read_suites()} | replaced
+        staging = staging_intercept(self.kit.store, self.kit.host.clock, self.variables, **replaced)
+        staging.engine.worker = str(this_process())
+        return staging
+
+    def read_suites(self) -> Suites:
+        """Return the suites file."""
+        return parse_suites(self.suites_file)
+
+    def set(self, name: str, value: str | None) -> None:
+        """Change a setting of the runner, or remove it."""
+        self.variables.pop(f"ORCH_STAGING_RUNNER_{name}", None)
+        if value is not None:
+            self.variables[f"ORCH_STAGING_RUNNER_{name}"] = value
+
+    def claim(self) -> Job:
+        """Claim the job, as a worker does before it launches it."""
+        job = self.kit.store.claim_next(self.kit.host.clock.now(), "w", self.job_id)
+        assert job is not None
+        return job
+
+    def launch(self, *, first_launch: bool | None = None) -> Decision:
+        """Launch the job, claimed or not."""
+        return self.staging.launch(self.job_id, first_launch=first_launch)
+
+    def defer(self) -> None:
+        """Have a first run end as a tool error, and the job be claimed again when it is due."""
+        self.suites_file = TOOL_ERROR
+        self.claim()
+        self.launch()
+        self.suites_file = PASSING
+
+        assert self.snapshot().state is State.DEFERRED
+        self.claim()
+
+    def break_part(self, part: str, error: Exception, kind: type[Failing] = Failing) -> None:
+        """Have a part of the world fail, like `rows.save` or `gate`."""
+        name, _, method = part.partition(".")
+        of_engine = method or name in ("gate", "place", "watch")
+        owner = self.staging.engine if of_engine and name != "variables" else self.staging
+        whole = getattr(owner, name)
+        if method:
+            setattr(owner, name, kind(whole, method, error))
+        else:
+            setattr(owner, name, kind(SingleMethod(whole), "call", error).call)
+
+    def row(self) -> JobRow:
+        """Return the row, read past everything that is broken."""
+        return self.new_worker().engine.rows.load(self.job_id)
+
+    def snapshot(self) -> Snapshot:
+        """Return the attempt that is stored."""
+        snapshot = self.row().snapshot()
+        assert snapshot is not None
+        return snapshot
+
+    def state(self) -> State | None:
+        """Return where the attempt is that is stored, or None."""
+        snapshot = self.row().snapshot()
+        return None if snapshot is None else snapshot.state
+
+    def alerts(self) -> list[str]:
+        """Return the kinds of all alerts there were."""
+        path = self.folder / "state" / "alerts.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)["kind"] for line in lines]
+
+    def agent_calls(self) -> list[Any]:
+        """Return how the agent was called, each time."""
+        path = self.folder / "calls.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def raw_row(self) -> dict[str, Any]:
+        """Return everything that the row holds but the moment of its last change."""
+        with closing(sqlite3.connect(self.folder / "orchestrator.db")) as database, database:
+            database.row_factory = sqlite3.Row
+            row = database.execute("SELECT * FROM jobs WHERE id = ?", (self.job_id,)).fetchone()
+        return {name: row[name] for name in row.keys() if not name.endswith("_at")}  # noqa: SIM118  # a Row is no mapping
+
+    def write_metadata(self, metadata: str) -> None:
+        """Write the metadata of the row by hand."""
+        with closing(sqlite3.connect(self.folder / "orchestrator.db")) as database, database:
+            database.execute("UPDATE jobs SET metadata = ? WHERE id = ?", (metadata, self.job_id))
+
+
+@attrs.frozen
+class SingleMethod:
+    """A callable as an object with one method."""
+
+    call: Callable[..., Any]
+
+
+@pytest.fixture
+def desk(make_host: Callable[..., HostKit], tmp_path: Path) -> Desk:
+    """Return a host whose runner is switched on, with one retry and no wait before it."""
+    variables = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "ORCH_STAGING_RUNNER_ENABLED": "1",
+        "ORCH_STAGING_RUNNER_REPOS": REPO,
+        "ORCH_STAGING_RUNNER_INFRA_RETRIES": "1",
+        "ORCH_STAGING_RUNNER_RETRY_BACKOFF_SECONDS": "0",
+        "ORCH_STAGING_RUNNER_STATE_DIR": str(tmp_path / "state"),
+    }
+    return Desk(make_host(AGENT), tmp_path, variables)
+
+
+OFF: Final[dict[str, dict[str, str | None]]] = {
+    "off": {"ENABLED": "0"},
+    "not configured": {"ENABLED": None},
+    "empty": {"ENABLED": ""},
+    "off with an invalid rest": {"ENABLED": "off", "INFRA_RETRIES": "many", "TYPO": "1"},
+    "out of scope": {"REPOS": "others"},
+    "no scope": {"REPOS": None},
+}
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_switched_off_runner_leaves_row_and_agent_as_they_are(desk: Desk, name: str) -> None:
+    """Switched off or out of scope, the row and the agent's command are those without a runner."""
+    for setting, value in OFF[name].items():
+        desk.set(setting, value)
+    job = desk.claim()
+    before = desk.raw_row()
+
+    without = attrs.evolve(desk.kit.host, staging=None)
+    launch_job(without, job)
+    row_without, calls_without = desk.raw_row(), desk.agent_calls()
+    with closing(sqlite3.connect(desk.folder / "orchestrator.db")) as database, database:
+        database.execute("UPDATE jobs SET status = 'running' WHERE id = ?", (desk.job_id,))
+        database.execute("UPDATE work_items SET stage = 'deploy-staging'")
+    assert desk.raw_row() == before
+    launch_job(attrs.evolve(desk.kit.host, staging=desk.staging), job)
+
+    assert desk.raw_row() == row_without
+    assert desk.agent_calls() == calls_without * 2
+    assert desk.alerts() == []
+
+
+def test_other_stages_are_none_of_the_runners(desk: Desk) -> None:
+    """A job of another stage is declined, and nothing is written or said about it."""
+    desk.job_id = desk.kit.add("testing", "WI-2")
+    before = desk.raw_row()
+
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.raw_row() == before
+    assert desk.alerts() == []
+
+
+INVALID: Final[dict[str, tuple[dict[str, str], str]]] = {
+    "a number that is none": ({"INFRA_RETRIES": "many"}, PASSING),
+    "a misspelt name": ({"ENABELD": "1"}, PASSING),
+    "a switch that is neither": ({"ENABLED": "maybe"}, PASSING),
+    "no suite for the repository": ({}, '[repos.other]\ncommand = ["true"]\n'),
+    "a suites file that is no TOML": ({}, "[default"),
+    "a suite that cannot be": ({}, "[default]\ncommand = []\n"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_configuration_declines_loudly(desk: Desk, name: str) -> None:
+    """Before the first run an invalid configuration leads to the LLM, with an alert and a trace."""
+    settings, desk.suites_file = INVALID[name]
+    for setting, value in settings.items():
+        desk.set(setting, value)
+    job = desk.claim()
+
+    launch_job(attrs.evolve(desk.kit.host, staging=desk.staging), job)
+
+    assert [move.id for move in desk.snapshot().history] == ["T02"]
+    assert desk.alerts() == ["configuration_invalid"]
+    assert len(desk.agent_calls()) == 1
+    assert desk.kit.item().stage == "deploy"
+
+
+BEFORE_THE_FIRST_RUN: Final = ("suites", "bind", "place", "rows.save")
+
+
+@pytest.mark.parametrize("part", BEFORE_THE_FIRST_RUN)
+def test_internal_error_before_the_first_run_declines(desk: Desk, part: str) -> None:
+    """Whatever fails before a run is counted leads to the LLM, and somebody is told."""
+    desk.claim()
+    desk.break_part(part, RuntimeError("boom"))
+
+    decision = desk.launch()
+
+    assert (decision.ruling, bool(decision)) == (Ruling.DECLINED, False)
+    assert "boom" in decision.reason
+    assert set(desk.alerts()) == {"internal_error"}
+    assert desk.state() is (None if part == "rows.save" else State.LLM_FALLBACK)
+
+
+def test_dirty_tree_declines(desk: Desk) -> None:
+    """A run in place over uncommitted changes is refused before it is counted."""
+    (desk.kit.repository / "shop.py").write_text("PRICE = 4\n")
+    desk.claim()
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "uncommitted changes" in decision.reason
+
+
+def test_declined_launch_stays_declined(desk: Desk) -> None:
+    """A launch that was declined is declined again, also when what was wrong is right."""
+    desk.claim()
+    desk.set("INFRA_RETRIES", "many")
+    desk.launch()
+    desk.set("INFRA_RETRIES", "1")
+
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.new_worker().recover() == []
+    assert len(desk.snapshot().history) == 1
+
+
+AFTER_THE_FIRST_RUN: Final = ("artifacts.set_aside", "suites.start", "suites.await_report", "place")
+
+
+@pytest.mark.parametrize("part", AFTER_THE_FIRST_RUN)
+def test_internal_error_after_a_run_was_counted_is_a_tool_error(desk: Desk, part: str) -> None:
+    """Whatever fails once a run is counted ends that run as a tool error, and no agent starts."""
+    desk.claim()
+    if part == "place":
+        # Fine when the attempt is bound, and gone when its suite starts.
+        answers = [desk.staging.engine.place]
+        desk.staging.engine.place = lambda row: answers.pop()(row)  # noqa: PLW0108  # popped late
+    else:
+        desk.break_part(part, RuntimeError("boom"))
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    snapshot = desk.snapshot()
+    assert [move.id for move in snapshot.history] == ["T01", "T05", "T07"]
+    assert snapshot.reasons == (Reason.INTERNAL_ERROR,)
+    assert desk.agent_calls() == []
+
+
+def test_preparation_that_fails_is_a_tool_error(desk: Desk) -> None:
+    """A run whose checkout cannot be made is counted, with what was wrong with it."""
+    desk.claim()
+    desk.suites_file = PASSING.replace("in-place", "worktree")
+    desk.staging.bind = lambda *_: "0" * 40
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.snapshot().reasons == (Reason.PREPARATION_FAILED,)
+    assert "cannot be checked out" in str(desk.snapshot().last_run.detail)
+
+
+def test_run_of_which_nothing_can_be_seen_is_held(desk: Desk) -> None:
+    """A run that can be neither started nor reaped is held, and counts as lost once it can."""
+    desk.claim()
+    runs = desk.folder / "state" / "runs"
+    runs.parent.mkdir()
+    runs.write_text("a file where the folder of all runs should be")
+
+    assert desk.launch().ruling is Ruling.HELD
+    assert desk.state() is State.RUNNING
+    runs.unlink()
+    desk.staging.recover()
+    assert desk.snapshot().reasons == (Reason.WORKER_LOST,)
+
+
+@pytest.mark.parametrize("change", [("ENABLED", "0"), ("REPOS", "others"), ("ENABLED", None)])
+def test_kill_switch_between_two_runs_leads_to_the_llm(
+    desk: Desk, change: tuple[str, str | None]
+) -> None:
+    """A deferred attempt goes to the LLM when it is launched switched off or out of scope."""
+    desk.defer()
+    desk.set(*change)
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert desk.snapshot().history[-1].id == "T10"
+    assert desk.launch().ruling is Ruling.DECLINED
+
+
+def test_invalid_configuration_between_two_runs_is_a_counted_tool_error(desk: Desk) -> None:
+    """A deferred attempt never goes to the LLM by a broken configuration: it costs a run."""
+    desk.defer()
+    desk.set("INFRA_RETRIES", "many")
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    snapshot = desk.snapshot()
+    assert snapshot.state is State.FAILED_CLOSED
+    assert snapshot.reasons == (Reason.TOOL_EXIT_CODE, Reason.CONFIGURATION_INVALID)
+    assert desk.alerts() == ["configuration_invalid", "failed_closed"]
+
+
+#: Where a save that fails leaves an attempt, and the suite that leads there.
+ON_THE_WAY: Final = {
+    "T03": (State.RUNNING, PASSING),
+    "T04": (State.RUNNING, FAILING),
+    "T05": (State.RUNNING, TOOL_ERROR),
+    "T07": (State.TOOL_ERROR, TOOL_ERROR),
+    "T11": (State.VERDICT_PASSED, PASSING),
+    "T13": (State.VERDICT_FAILED, FAILING),
+}
+
+
+@pytest.mark.parametrize("id_", ON_THE_WAY)
+def test_attempt_under_way_never_goes_to_the_llm(desk: Desk, id_: str) -> None:
+    """Between its first run and its end nothing leads to the LLM but a deferral, switch or not."""
+    state, desk.suites_file = ON_THE_WAY[id_]
+    desk.claim()
+    rows = desk.staging.engine.rows
+    desk.staging.engine.rows = Failing(
+        rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == id_
+    )
+    assert desk.launch().ruling is Ruling.HELD
+    assert desk.state() is state
+    assert desk.alerts() == ["internal_error"]
+    desk.staging.engine.rows = rows
+    desk.set("ENABLED", "0")
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    assert desk.snapshot().state not in (state, State.LLM_FALLBACK)
+    assert desk.agent_calls() == []
+
+
+def test_finished_attempt_is_taken_and_left_alone(desk: Desk) -> None:
+    """A launch that is delivered again after its end starts nothing and writes nothing."""
+    desk.claim()
+    desk.launch()
+    before = desk.raw_row()
+
+    decision = desk.launch()
+
+    assert (decision.ruling, desk.raw_row()) == (Ruling.TAKEN, before)
+    assert "ADVANCED" in decision.reason
+
+
+def damaged_rows() -> dict[str, Callable[[str], str]]:
+    """Return what may become of a row's metadata."""
+
+    def changed(**changes: object) -> Callable[[str], str]:
+        def change(metadata: str) -> str:
+            document = json.loads(metadata)
+            document[SNAPSHOT_KEY] |= changes
+            return json.dumps(document)
+
+        return change
+
+    return {
+        "cut short": lambda metadata: metadata[:-9],
+        "a list": lambda _: "[]",
+        "another type": lambda _: json.dumps({SNAPSHOT_KEY: "RUNNING"}),
+        "a newer format": changed(format=2),
+        "an unknown state": changed(state="PAUSED"),
+        "a state that its history does not lead to": changed(state="VERDICT_PASSED"),
+        "a key too many": changed(note="hello"),
+    }
+
+
+@pytest.mark.parametrize("name", damaged_rows())
+def test_damaged_row_is_held_and_told_of(desk: Desk, name: str) -> None:
+    """A row that cannot be trusted starts neither runner nor LLM, and is left as it is."""
+    desk.defer()
+    desk.write_metadata(damaged_rows()[name](desk.raw_row()["metadata"]))
+    before = desk.raw_row()
+
+    decision = desk.launch(first_launch=True)
+    recovered = desk.new_worker().recover()
+
+    assert (decision.ruling, bool(decision)) == (Ruling.HELD, True)
+    assert recovered == []
+    assert desk.raw_row() == before
+    assert desk.alerts() == ["row_refused", "row_refused"]
+    assert desk.kit.item().stage == "deploy-staging"
+
+
+PARTS: Final = (
+    "rows.load",
+    "rows.save",
+    "rows.requeue",
+    "rows.transaction",
+    "suites.start",
+    "suites.await_report",
+    "suites.condition",
+    "suites.reap",
+    "suites.log_tail",
+    "artifacts.set_aside",
+    "artifacts.write",
+    "artifacts.is_written",
+    "alerts.send",
+    "clock.now",
+    "gate",
+    "place",
+    "watch",
+    "bind",
+    "suites",
+    "liveness",
+    "new_id",
+    "variables.get",
+)
+
+
+def first(desk: Desk) -> None:
+    """Have the job claimed for its first launch."""
+    desk.claim()
+
+
+def broken_configuration(desk: Desk) -> None:
+    """Have the job claimed for a launch that will be declined."""
+    desk.claim()
+    desk.set("INFRA_RETRIES", "many")
+
+
+def deferred(desk: Desk) -> None:
+    """Have a deferred attempt claimed for its second run, which will be its last."""
+    desk.defer()
+    desk.suites_file = TOOL_ERROR
+
+
+def abandoned(desk: Desk) -> None:
+    """Have a worker die while its suite passed."""
+    desk.claim()
+    rows = desk.staging.engine.rows
+    desk.staging.engine.rows = Failing(
+        rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == "T03"
+    )
+    desk.launch()
+    desk.staging.engine.rows = rows
+
+
+@pytest.mark.parametrize("scene", [first, broken_configuration, deferred, abandoned])
+@pytest.mark.parametrize("part", PARTS)
+def test_launch_gives_an_answer_whatever_breaks(
+    desk: Desk, part: str, scene: Callable[[Desk], None]
+) -> None:
+    """A launch never raises; it declines only where no attempt is under way, and promises hold."""
+    scene(desk)
+    desk.break_part(part, KeyError("boom"))
+
+    decision = desk.launch()
+
+    state = desk.state()
+    assert isinstance(decision, Decision)
+    if decision.ruling is Ruling.DECLINED:
+        assert state in (None, State.LLM_FALLBACK)
+    if decision.ruling is Ruling.HELD and part != "alerts.send":
+        assert "internal_error" in desk.alerts()
+    if state is not None:
+        assert violations(Sight(desk.snapshot())) == []
+
+
+@pytest.mark.parametrize("scene", [first, deferred, abandoned])
+def test_launch_gives_an_answer_when_everything_breaks(
+    desk: Desk, scene: Callable[[Desk], None]
+) -> None:
+    """With every part of the world broken at once a launch still answers, and never by a guess."""
+    scene(desk)
+    before = desk.raw_row()
+    for part in PARTS:
+        desk.break_part(part, OSError("boom"))
+
+    assert desk.launch(first_launch=scene is first).ruling is (
+        Ruling.DECLINED if scene is first else Ruling.HELD
+    )
+    assert desk.raw_row() == before
+
+
+def test_interrupt_by_a_person_goes_through(desk: Desk) -> None:
+    """An interrupt is no error: it ends the worker, and the run goes on for the next one."""
+    desk.claim()
+    desk.break_part("suites.await_report", KeyboardInterrupt())  # type: ignore[arg-type]  # no Exception, and that is the point
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.launch()
+
+    assert desk.state() is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("first_launch", "expected"),
+    [(True, Ruling.DECLINED), (False, Ruling.HELD), (None, Ruling.HELD)],
+)
+def test_row_that_cannot_be_read_is_held_unless_nothing_can_be_in_it(
+    desk: Desk,
+    first_launch: bool | None,  # noqa: FBT001  # pytest passes it by name
+    expected: Ruling,
+) -> None:
+    """Where the row cannot be read, only a launch known to be the first goes to the LLM."""
+    desk.claim()
+    desk.break_part("rows.load", OSError("boom"))
+
+    assert desk.launch(first_launch=first_launch).ruling is expected
+    assert desk.alerts() == ["internal_error"]
+
+
+def test_first_launch_that_turns_out_not_to_be_one_is_held(desk: Desk) -> None:
+    """What the row says counts for more than what the caller knew of it."""
+    desk.defer()
+    answers = [OSError("boom")]
+    desk.staging.engine.rows = Failing(
+        desk.staging.engine.rows, "load", answers[0], lambda _id: bool(answers and answers.pop())
+    )
+
+    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+
+
+def test_damaged_row_is_held_also_when_it_is_read_late(desk: Desk) -> None:
+    """A row that can be read only at the second try, and is damaged then, is held."""
+    desk.claim()
+    desk.write_metadata('{"staging_runner": 17}')
+    answers = [OSError("boom")]
+    desk.staging.engine.rows = Failing(
+        desk.staging.engine.rows, "load", answers[0], lambda _id: bool(answers and answers.pop())
+    )
+
+    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+
+
+def lose_answer_and_store(desk: Desk, id_: str) -> None:
+    """Have the store store a move, lose the answer, and be gone from then on."""
+    rows, gone = desk.staging.engine.rows, list[bool]()
+
+    def lost(_id: object, saved: Snapshot, *_: object) -> bool:
+        gone.append(saved.history[-1].id == id_)
+        return gone[-1]
+
+    losing = LosesTheAnswer(rows, "save", OSError("boom"), lost)
+    desk.staging.engine.rows = Failing(losing, "load", OSError("gone"), lambda _id: True in gone)
+
+
+def test_counted_run_is_never_taken_for_a_first_launch(desk: Desk) -> None:
+    """A first run that was counted without an answer is held, though the caller knew of none."""
+    desk.claim()
+    lose_answer_and_store(desk, "T01")
+
+    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.state() is State.RUNNING
+
+
+def test_store_that_goes_away_during_the_first_run_holds_the_launch(desk: Desk) -> None:
+    """A verdict that was stored without an answer is held, though this was the first launch."""
+    desk.claim()
+    lose_answer_and_store(desk, "T03")
+
+    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.state() is State.VERDICT_PASSED
+
+
+@pytest.mark.parametrize("id_", ["T02", "T10"])
+def test_fallback_that_was_stored_without_an_answer_is_one(desk: Desk, id_: str) -> None:
+    """A way back to the LLM that the row shows is taken, also when the store seemed to refuse."""
+    if id_ == "T10":
+        desk.defer()
+        desk.set("ENABLED", "0")
+    else:
+        desk.claim()
+        desk.set("INFRA_RETRIES", "many")
+    desk.break_part("rows.save", OSError("boom"), LosesTheAnswer)
+
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.snapshot().history[-1].id == id_
+
+
+def test_switch_that_cannot_be_stored_between_two_runs_holds_the_launch(desk: Desk) -> None:
+    """Without its row T10 a deferred attempt must not have an agent beside it."""
+    desk.defer()
+    desk.set("ENABLED", "0")
+    desk.break_part("rows.save", OSError("boom"))
+
+    assert desk.launch().ruling is Ruling.HELD
+    assert desk.state() is State.DEFERRED
+
+
+def under_worker(desk: Desk, worker: str) -> None:
+    """Have a suite be started by `worker` and left alone."""
+    desk.claim()
+    desk.staging.engine.worker = worker
+    desk.break_part("rows.save", OSError("boom"), LosesTheAnswer)
+    desk.launch()
+    desk.staging = desk.new_worker()
+
+
+@pytest.mark.parametrize("living", [True, None])
+def test_attempt_of_a_worker_that_may_live_is_left_to_it(
+    desk: Desk,
+    living: bool | None,  # noqa: FBT001  # pytest passes it by name
+) -> None:
+    """An attempt whose worker lives, or might, is taken by it alone, at launch and at recovery."""
+    here = this_process()
+    scope = here.scope if living else "elsewhere:boot:1"
+    under_worker(desk, str(ProcessIdentity(scope, 1 if living else 7, here.start)))
+    desk.staging.liveness = lambda _worker: living
+    before = desk.raw_row()
+
+    decision = desk.launch()
+    recovered = desk.staging.recover()
+
+    assert (decision.ruling, recovered) == (Ruling.TAKEN, [])
+    assert desk.raw_row() == before
+
+
+def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
+    """An attempt whose worker is dead is taken up by the next launch, and its run is lost."""
+    here = this_process()
+    under_worker(desk, str(ProcessIdentity(here.scope, here.pid, here.start + 1)))
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    assert [move.row.event for move in desk.snapshot().history] == [
+        Event.JOB_CLAIMED,
+        Event.WORKER_LOST,
+        Event.BUDGET_LEFT,
+    ]
+
+
+def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None:
+    """A second launch or recovery of a job that this very process works on does nothing."""
+    desk.claim()
+    inner: list[Any] = []
+
+    def bind(_repository: Path, _suite: object) -> str:
+        inner.append(desk.launch())
+        inner.append(desk.staging.recover())
+        return "unversioned"
+
+    desk.staging.bind = bind
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert [inner[0].ruling, inner[1]] == [Ruling.TAKEN, []]
+    assert "this process is already working on it" in inner[0].reason
+    assert desk.state() is State.ADVANCED
+
+
+def test_recovery_goes_on_behind_a_row_that_cannot_be_driven(desk: Desk) -> None:
+    """A row that recovery cannot drive is told of, and every other row is driven all the same."""
+    desk.claim()
+    desk.break_part("suites.await_report", KeyboardInterrupt())  # type: ignore[arg-type]  # as a worker that is stopped
+    with pytest.raises(KeyboardInterrupt):
+        desk.launch()
+    broken, desk.job_id = desk.job_id, desk.kit.add("deploy-staging", "WI-2")
+    desk.claim()
+    with pytest.raises(KeyboardInterrupt):
+        desk.launch()
+    desk.staging = desk.new_worker()
+    engine = desk.staging.engine
+    place = engine.place
+
+    def no_place(row: JobRow) -> Place:
+        if row.id == broken:
+            message = "boom"
+            raise LookupError(message)
+        return place(row)
+
+    engine.place = no_place
+
+    recovered = desk.staging.recover()
+
+    assert [row.id for row in recovered] == [desk.job_id]
+    assert desk.state() is State.ADVANCED
+    assert desk.alerts() == ["internal_error"]
+
+
+def test_recovery_says_nothing_of_rows_of_other_stages(desk: Desk) -> None:
+    """A row of another stage is not the runner's to complain of, however broken."""
+    desk.job_id = desk.kit.add("testing", "WI-2")
+    desk.write_metadata("certainly not")
+
+    assert desk.staging.recover() == []
+    assert desk.alerts() == []
+
+
+def test_job_that_never_ran_can_be_cancelled(desk: Desk) -> None:
+    """A queued job is cancelled before anything of it has started."""
+    snapshot = desk.staging.cancel(desk.job_id)
+
+    assert snapshot.state is State.CANCELLED
+    assert desk.raw_row()["status"] == "cancelled"
+    with pytest.raises(TransitionRefusedError):
+        desk.staging.cancel(desk.job_id)
+
+
+def test_only_staging_jobs_can_be_cancelled(desk: Desk) -> None:
+    """A job of another stage is not touched by a cancellation, which says so."""
+    desk.job_id = desk.kit.add("testing", "WI-2")
+    before = desk.raw_row()
+
+    with pytest.raises(RunRefusedError, match="only deploy-staging has attempts to cancel"):
+        desk.staging.cancel(desk.job_id)
+
+    assert desk.raw_row() == before
+
+
+def test_damaged_attempt_cannot_be_cancelled(desk: Desk) -> None:
+    """A person who cancels a damaged attempt is told what is wrong with it."""
+    desk.write_metadata('{"staging_runner": 17}')
+
+    with pytest.raises(SnapshotRefusedError, match="it is a int, not an object"):
+        desk.staging.cancel(desk.job_id)
+
+
+def test_runner_and_agent_leave_the_same_traces_of_a_pass(desk: Desk) -> None:
+    """After a pass the host's tables look as they do after an agent's SUCCESS."""
+    launch_job(attrs.evolve(desk.kit.host, staging=desk.staging), desk.claim())
+    other = desk.kit.add("deploy-staging", "WI-2")
+    job = desk.kit.store.claim_next(desk.kit.host.clock.now(), "w", other)
+    assert job is not None
+    launch_job(desk.kit.host, job)
+
+    ours, theirs = desk.kit.item("WI-1"), desk.kit.item("WI-2")
+    assert attrs.evolve(ours, id="") == attrs.evolve(theirs, id="")
+    assert desk.kit.store.job(desk.job_id).status == desk.kit.store.job(other).status == "done"
+    for item in ("WI-1", "WI-2"):
+        text = (desk.kit.repository / "docs/work-items" / item / ARTIFACT_NAME).read_text()
+        assert text.startswith("---\nstaging_status: SUCCESS\n")

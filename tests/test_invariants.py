@@ -1,0 +1,388 @@
+"""Each invariant speaks where its promise is broken, by name and in a sentence, and only there."""
+
+import hashlib
+from typing import Any
+
+import attrs
+import pytest
+
+from staging_fsm.core.evidence import Counts, EvidenceState
+from staging_fsm.core.invariants import INVARIANTS, Movement, Sight, Start, violations
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.plan import Budget, Plan, SuitePlan
+from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.snapshot import ADOPTIONS_MAX, Artifact, Move, Run, Snapshot, replay
+from staging_fsm.core.spec import State
+
+NOW = "2026-01-01T00:00:00.000000Z"
+TEXT = "---\nstaging_status: SUCCESS\n---\n"
+RED_TEXT = "---\nstaging_status: FAILED\n---\n"
+PASSED = Run(1, NOW, NOW, Reason.PASSED, "J12", 0, None, 60.0)
+FAILED = Run(1, NOW, NOW, Reason.EXIT_CODE, "J11", 1, None, 60.0)
+BROKEN = Run(1, NOW, NOW, Reason.TOOL_EXIT_CODE, "J08", 126, None, 60.0)
+OPEN = Run(1, NOW)
+PLAN = Plan(SuitePlan(("suite",), timeout_seconds=60), Budget(infra_retries=1), "abc123")
+JUNIT = attrs.evolve(PLAN, suite=attrs.evolve(PLAN.suite, report="junit.xml", min_tests=3))
+
+
+def attempt(path: str, *runs: Run, plan: Plan | None = PLAN, **changes: Any) -> Snapshot:
+    """Return a sound attempt that walked the rows of `path`."""
+    moves = tuple(Move(id_, NOW, "because", "w") for id_ in path.split())
+    numbered = tuple(attrs.evolve(run, number=number) for number, run in enumerate(runs, 1))
+    sound = Snapshot(len(moves), "1-a", replay(moves), "w", plan, numbered, moves, None, None)
+    return attrs.evolve(sound, **changes)
+
+
+def artifact(text: str) -> Artifact:
+    """Return the record of a written artifact."""
+    return Artifact("/a", hashlib.sha256(text.encode()).hexdigest())
+
+
+ADVANCED = attempt("T01 T03 T11", PASSED, artifact=artifact(TEXT))
+FAILED_CLOSED = attempt("T01 T05 T07 T09 T05 T08 T14", BROKEN, BROKEN, artifact=artifact(RED_TEXT))
+DEFERRED = attempt("T01 T05 T07", BROKEN)
+RUNNING = attempt("T01", OPEN)
+
+
+def with_report(evidence: EvidenceState, counts: Counts | None) -> Snapshot:
+    """Return an advanced attempt whose plan asks for three tests, with this for evidence."""
+    run = attrs.evolve(PASSED, evidence=evidence, counts=counts)
+    return attrs.evolve(ADVANCED, plan=JUNIT, runs=(run,))
+
+
+def passed_with(**changes: Any) -> Snapshot:
+    """Return an advanced attempt whose run is not quite what a pass is."""
+    return attrs.evolve(ADVANCED, runs=(attrs.evolve(PASSED, **changes),))
+
+
+SOUND = {
+    "a pass": Sight(
+        ADVANCED,
+        earlier=attempt("T01 T03", PASSED),
+        gate_text=TEXT,
+        movements=(Movement.FORWARD,),
+        developer_retries_spent=0,
+        written=(TEXT, TEXT),
+        starts=(Start(1, 1, older_artifact=False),),
+        live_runs=(),
+        job_ended=True,
+        declined_in=(),
+        foreign_before="{}",
+        foreign_after="{}",
+        raised=(),
+        alerts=(),
+    ),
+    "a pass with evidence": Sight(with_report(EvidenceState.READ, Counts(4, 0, 0, 1))),
+    "a pass whose late output took a moment": Sight(passed_with(duration_seconds=60.5)),
+    "a failure": Sight(
+        attempt("T01 T04 T13", FAILED, artifact=artifact(RED_TEXT)),
+        movements=(Movement.BACK,),
+        developer_retries_spent=1,
+        written=(RED_TEXT,),
+    ),
+    "an altered artifact": Sight(
+        attempt("T01 T03 T12", PASSED, artifact=artifact(TEXT)),
+        gate_text=RED_TEXT,
+        movements=(Movement.BACK,),
+        developer_retries_spent=1,
+    ),
+    "exhaustion": Sight(
+        FAILED_CLOSED,
+        movements=(Movement.BACK,),
+        developer_retries_spent=1,
+        written=(RED_TEXT,),
+        alerts=(AlertKind.FAILED_CLOSED,),
+    ),
+    "a run under way": Sight(RUNNING, live_runs=(1,), job_ended=False),
+    "a cancelled run that is still to be reaped": Sight(
+        attempt("T01 T16", OPEN), live_runs=(1,), job_ended=False
+    ),
+    "a declined launch": Sight(
+        attempt("T02", plan=None), declined_in=(None, State.LLM_FALLBACK), starts=()
+    ),
+    "a kill switch between two runs": Sight(
+        attempt("T01 T05 T07 T10", BROKEN),
+        switched_off=True,
+        starts=(Start(1, 1, older_artifact=False),),
+    ),
+}
+BREACHES: dict[str, tuple[str, Sight]] = {
+    "the work item moved forwards, but the attempt is ROLLED_BACK": (
+        "no_silent_advance",
+        Sight(
+            attempt("T01 T04 T13", FAILED, artifact=artifact(TEXT)), movements=(Movement.FORWARD,)
+        ),
+    ),
+    "it is ADVANCED, and its history holds no SUITE_PASSED": (
+        "no_silent_advance",
+        Sight(attrs.evolve(FAILED_CLOSED, state=State.ADVANCED)),
+    ),
+    "it advanced without an artifact": (
+        "no_silent_advance",
+        Sight(attrs.evolve(ADVANCED, artifact=None)),
+    ),
+    "the artifact that the gate read is not the one that this attempt wrote": (
+        "no_silent_advance",
+        Sight(ADVANCED, gate_text=TEXT + " "),
+    ),
+    "a suite passed, but there is no run or no plan": (
+        "no_silent_advance",
+        Sight(attrs.evolve(ADVANCED, plan=None)),
+    ),
+    "run 1 passed, and its reason is tool_exit_code": (
+        "no_silent_advance",
+        Sight(passed_with(reason=Reason.TOOL_EXIT_CODE)),
+    ),
+    "run 1 passed with exit code 1 and signal None": (
+        "no_silent_advance",
+        Sight(passed_with(exit_code=1)),
+    ),
+    "run 1 passed with exit code None and signal 9": (
+        "no_silent_advance",
+        Sight(passed_with(exit_code=None, signal=9)),
+    ),
+    "run 1 passed with exit code 0 and signal 9": (
+        "no_silent_advance",
+        Sight(passed_with(signal=9)),
+    ),
+    "run 1 passed after 62.0 s, past": (
+        "no_silent_advance",
+        Sight(passed_with(duration_seconds=62.0)),
+    ),
+    "run 1 passed after None s, past": (
+        "no_silent_advance",
+        Sight(passed_with(duration_seconds=None)),
+    ),
+    "run 1 passed on no revision": (
+        "no_silent_advance",
+        Sight(attrs.evolve(ADVANCED, plan=attrs.evolve(PLAN, revision=""))),
+    ),
+    "the report it was asked for is missing": (
+        "no_silent_advance",
+        Sight(with_report(EvidenceState.MISSING, None)),
+    ),
+    "the report it was asked for is stale": (
+        "no_silent_advance",
+        Sight(with_report(EvidenceState.STALE, Counts(3, 0, 0, 0))),
+    ),
+    "its report shows failures or errors": (
+        "no_silent_advance",
+        Sight(with_report(EvidenceState.READ, Counts(4, 0, 1, 0))),
+    ),
+    "run 1 passed with 2 tests, fewer": (
+        "no_silent_advance",
+        Sight(with_report(EvidenceState.READ, Counts(4, 0, 0, 2))),
+    ),
+    "run 1 passed with 1 of 5 tests skipped": (
+        "no_silent_advance",
+        Sight(
+            attrs.evolve(
+                with_report(EvidenceState.READ, Counts(5, 0, 0, 1)),
+                plan=attrs.evolve(JUNIT, suite=attrs.evolve(JUNIT.suite, max_skipped_ratio=0.1)),
+            )
+        ),
+    ),
+    "it has an artifact without a verdict": (
+        "tool_error_is_nobodys_fault",
+        Sight(attrs.evolve(DEFERRED, artifact=artifact(RED_TEXT))),
+    ),
+    "it wrote a SUCCESS, and no suite passed": (
+        "tool_error_is_nobodys_fault",
+        Sight(FAILED_CLOSED, written=(TEXT,)),
+    ),
+    "it cost 1 developer retries, and it is DEFERRED": (
+        "tool_error_is_nobodys_fault",
+        Sight(DEFERRED, developer_retries_spent=1),
+    ),
+    "it cost 1 developer retries, and it is ADVANCED": (
+        "tool_error_is_nobodys_fault",
+        Sight(ADVANCED, developer_retries_spent=1),
+    ),
+    "it cost 2 developer retries, and it is FAILED_CLOSED": (
+        "tool_error_is_nobodys_fault",
+        Sight(FAILED_CLOSED, developer_retries_spent=2),
+    ),
+    "it failed closed, and nobody was alerted": (
+        "tool_error_is_nobodys_fault",
+        Sight(FAILED_CLOSED, alerts=(AlertKind.INTERNAL_ERROR,)),
+    ),
+    "it holds 3 runs, and its budget does not": (
+        "budget_is_total",
+        Sight(attempt("T01 T05 T07 T09 T05 T07 T09", BROKEN, BROKEN, OPEN)),
+    ),
+    "run 1 was started when 0 runs were counted": (
+        "budget_is_total",
+        Sight(RUNNING, starts=(Start(1, 0, older_artifact=False),)),
+    ),
+    "a run followed one that ended for no_tests": (
+        "budget_is_total",
+        Sight(
+            attempt("T01 T05 T07 T09", attrs.evolve(BROKEN, reason=Reason.NO_TESTS), OPEN),
+        ),
+    ),
+    "a run followed two that ended for deadline_exceeded": (
+        "budget_is_total",
+        Sight(
+            attempt(
+                "T01 T05 T07 T09 T05 T07 T09",
+                *[attrs.evolve(BROKEN, reason=Reason.DEADLINE_EXCEEDED)] * 2,
+                OPEN,
+                plan=attrs.evolve(PLAN, budget=Budget(infra_retries=5)),
+            )
+        ),
+    ),
+    f"runs changed hands {ADOPTIONS_MAX + 1} times": (
+        "budget_is_total",
+        Sight(attempt("T01" + " T18" * (ADOPTIONS_MAX + 1), OPEN)),
+    ),
+    "it was FAILED_CLOSED and changed": (
+        "terminal_is_forever",
+        Sight(attrs.evolve(FAILED_CLOSED, worker="x"), earlier=FAILED_CLOSED),
+    ),
+    "its earlier history is no part": (
+        "terminal_is_forever",
+        Sight(RUNNING, earlier=attempt("T01 T18", OPEN)),
+    ),
+    "attempt 1-a became 1-b": (
+        "terminal_is_forever",
+        Sight(attrs.evolve(RUNNING, attempt_id="1-b"), earlier=RUNNING),
+    ),
+    "move 2 is 'T99', which is no row": (
+        "history_is_a_path",
+        Sight(
+            attrs.evolve(
+                RUNNING, version=2, history=(*RUNNING.history, Move("T99", NOW, "because", "w"))
+            )
+        ),
+    ),
+    "its history leads to RUNNING, and its state is DEFERRED": (
+        "history_is_a_path",
+        Sight(attrs.evolve(RUNNING, state=State.DEFERRED)),
+    ),
+    "its version is 2 after 1 moves": (
+        "history_is_a_path",
+        Sight(attrs.evolve(RUNNING, version=2)),
+    ),
+    "run 1 was followed by another before it ended": (
+        "one_live_run_per_job",
+        Sight(attempt("T01 T05 T07 T09", OPEN, OPEN)),
+    ),
+    "runs (1, 2) are alive at the same time": (
+        "one_live_run_per_job",
+        Sight(attempt("T01 T05 T07 T09", BROKEN, OPEN), live_runs=(1, 2)),
+    ),
+    "run 1 was started more than once": (
+        "one_live_run_per_job",
+        Sight(RUNNING, starts=(Start(1, 1, older_artifact=False),) * 2),
+    ),
+    "a process of run 1 is alive, and the attempt is DEFERRED": (
+        "no_process_outlives_its_run",
+        Sight(DEFERRED, live_runs=(1,)),
+    ),
+    "a process of run 1 is alive, and the attempt is RUNNING": (
+        "no_process_outlives_its_run",
+        Sight(attempt("T01 T05 T07 T09", BROKEN, OPEN), live_runs=(1,)),
+    ),
+    "a process of run 1 is alive, and the attempt is CANCELLED": (
+        "no_process_outlives_its_run",
+        Sight(attempt("T01 T16", OPEN), live_runs=(1,), job_ended=True),
+    ),
+    "run 1 was started with an older artifact in place": (
+        "stale_artifact_is_never_read",
+        Sight(RUNNING, starts=(Start(1, 1, older_artifact=True),)),
+    ),
+    "the gate was asked 2 times": (
+        "hand_over_is_idempotent",
+        Sight(attrs.evolve(ADVANCED, history=(*ADVANCED.history, ADVANCED.history[-1]))),
+    ),
+    "the work item moved 2 times for 1 answers of the gate": (
+        "hand_over_is_idempotent",
+        Sight(ADVANCED, movements=(Movement.FORWARD,) * 2),
+    ),
+    "the work item moved 0 times for 1 answers of the gate": (
+        "hand_over_is_idempotent",
+        Sight(ADVANCED, movements=()),
+    ),
+    "it wrote artifacts that differ": (
+        "hand_over_is_idempotent",
+        Sight(ADVANCED, written=(TEXT, TEXT + "\n")),
+    ),
+    "a launch went to the LLM path while the attempt was RUNNING": (
+        "one_producer_per_launch",
+        Sight(RUNNING, declined_in=(None, State.RUNNING)),
+    ),
+    "run 1 is alive beside the LLM agent": (
+        "one_producer_per_launch",
+        Sight(attempt("T01 T05 T07 T10", BROKEN), live_runs=(1,)),
+    ),
+    "a suite was started for a job that the runner never took": (
+        "one_producer_per_launch",
+        Sight(attempt("T02", plan=None), starts=(Start(1, 1, older_artifact=False),)),
+    ),
+    'foreign metadata was {"a":1} and is {"a":2}': (
+        "foreign_metadata_is_untouched",
+        Sight(RUNNING, foreign_before='{"a":1}', foreign_after='{"a":2}'),
+    ),
+    "a launch raised OSError()": (
+        "intercept_never_raises",
+        Sight(RUNNING, raised=("OSError()",)),
+    ),
+    "it fell back to the LLM path after run 1 ended for exit_code": (
+        "fallback_only_before_the_first_run_or_by_kill_switch",
+        Sight(attempt("T01 T05 T07 T10", FAILED)),
+    ),
+    "it fell back to the LLM path after run 1 ended for None": (
+        "fallback_only_before_the_first_run_or_by_kill_switch",
+        Sight(attempt("T01 T05 T07 T10", OPEN)),
+    ),
+    "nobody had switched it off": (
+        "fallback_only_before_the_first_run_or_by_kill_switch",
+        Sight(attempt("T01 T05 T07 T10", BROKEN), switched_off=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_no_invariant_speaks_of_a_sound_attempt(name: str) -> None:
+    """An attempt that kept every promise is passed over in silence."""
+    assert violations(SOUND[name]) == []
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_every_invariant_does_with_the_snapshot_alone(name: str) -> None:
+    """Where nobody looked beside the snapshot, every invariant still answers."""
+    assert violations(Sight(SOUND[name].snapshot)) == []
+
+
+@pytest.mark.parametrize("sentence", BREACHES)
+def test_broken_promise_is_named_and_told(sentence: str) -> None:
+    """A broken promise is told in a sentence that says what was seen, under its own name."""
+    name, sight = BREACHES[sentence]
+
+    told = [line for line in violations(sight) if line.startswith(f"{name}: ")]
+
+    assert any(sentence in line for line in told)
+
+
+def test_gate_that_was_asked_too_early_is_told() -> None:
+    """A gate that was asked while runs were left is a broken promise, whatever its answer."""
+    early = attrs.evolve(DEFERRED, history=(*DEFERRED.history, ADVANCED.history[-1]))
+
+    told = violations(Sight(early))
+
+    assert (
+        "tool_error_is_nobodys_fault: the gate was asked without a verdict and with budget left"
+        in told
+    )
+
+
+def test_every_invariant_can_be_broken() -> None:
+    """No invariant is there for show: for each there is an attempt of which it speaks."""
+    assert {name for name, _ in BREACHES.values()} == {f.__name__ for f in INVARIANTS}
+
+
+@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda function: function.__name__)
+def test_every_invariant_is_a_promise_in_one_sentence(invariant: Any) -> None:
+    """The docstring of an invariant is its promise, one sentence long."""
+    assert invariant.__doc__.count("\n") == 0
+    assert invariant.__doc__.endswith(".")
