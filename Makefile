@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fuzz format generated clean
+.PHONY: demo test check fuzz soak format generated clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/staging-fsm demo
@@ -41,6 +41,13 @@ $(FUZZ_VENV)/.installed: pyproject.toml constraints.txt
 		"take Linux on x86-64 with Python 3.11, 3.12 or 3.13"; exit 1; }
 	@touch $@
 
+# The simulation for volume: SOAK_ATTEMPTS attempts in worlds full of faults, from SOAK_SEED on.
+SOAK_ATTEMPTS ?= 1000000
+SOAK_SEED ?= 1
+
+soak: $(VENV)/.installed
+	@$(BIN)/python tests/soak.py --attempts $(SOAK_ATTEMPTS) --seed $(SOAK_SEED)
+
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -49,7 +56,7 @@ format: $(VENV)/.installed
 generated: $(VENV)/.installed
 	$(BIN)/staging-fsm diagram
 	$(BIN)/staging-fsm config --env-example > .env.example
-	$(BIN)/pytest --rewrite --quiet tests/test_docs.py -k generated
+	$(BIN)/pytest --rewrite --quiet tests/test_docs.py tests/test_specification.py -k "generated or current"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "staging_fsm needs Python 3.11 or newer on the PATH"; exit 1; }
