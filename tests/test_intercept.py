@@ -15,7 +15,7 @@ from staging_fsm.core.config import Suites, parse_suites
 from staging_fsm.core.errors import RunRefusedError, SnapshotRefusedError, TransitionRefusedError
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.ports import JobRow
+from staging_fsm.core.ports import JobRow, RunCondition
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Place
@@ -712,6 +712,19 @@ def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
         Event.WORKER_LOST,
         Event.BUDGET_LEFT,
     ]
+
+
+def test_run_of_another_machine_is_left_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on another machine is neither adopted nor reaped, also where its worker is dead."""
+    here = this_process()
+    under_worker(desk, str(ProcessIdentity(here.scope, here.pid, here.start + 1)))
+    before = desk.raw_row()
+    monkeypatch.setattr(
+        desk.staging.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN
+    )
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.raw_row() == before
 
 
 def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None:
