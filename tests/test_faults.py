@@ -306,10 +306,12 @@ def test_job_that_waits_is_left_waiting_by_recovery() -> None:
     story.launch("tool error")
     before = story.world.tables.jobs[1]
     story.kill_the_first_worker()
+    begun = len(story.world.trace)
 
     story.recover()
 
     assert story.world.tables.jobs[1] == before
+    assert not [move for move in story.world.trace[begun:] if move.endswith(": requeue")]
 
 
 @pytest.mark.parametrize("damage", Damage)

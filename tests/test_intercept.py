@@ -604,6 +604,19 @@ def test_first_launch_that_turns_out_not_to_be_one_is_held(desk: Desk) -> None:
     assert desk.launch(first_launch=True).ruling is Ruling.HELD
 
 
+def test_attempt_that_was_seen_is_not_forgotten(desk: Desk) -> None:
+    """Once the row was read, what the caller knew of it counts no more, also when it is gone."""
+    desk.defer()
+    reads = [False]
+    desk.staging.engine.rows = Failing(
+        desk.staging.engine.rows, "load", OSError("boom"), lambda _id: not reads or reads.pop()
+    )
+    desk.break_part("clock.now", OSError("boom"))
+
+    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.state() is State.DEFERRED
+
+
 def test_damaged_row_is_held_also_when_it_is_read_late(desk: Desk) -> None:
     """A row that can be read only at the second try, and is damaged then, is held."""
     desk.claim()

@@ -124,6 +124,7 @@ mtype:Run = { UNBORN, STARTING, LIVE, ORPHANED, PASSED, FAILED, NOT_EXECUTED, CL
 mtype:File = { ABSENT, STALE, FORGED, OUR_SUCCESS, OUR_FAILED };
 
 #define is_terminal(state) ($terminal)
+#define is_ours(file) (file == OUR_SUCCESS || file == OUR_FAILED)
 #define is_success(file) (file == STALE || file == FORGED || file == OUR_SUCCESS)
 #define goes_on(n) (suite[n] == STARTING || suite[n] == LIVE || suite[n] == ORPHANED)
 #define has_result(n) (suite[n] == PASSED || suite[n] == FAILED || suite[n] == NOT_EXECUTED)
@@ -145,7 +146,7 @@ typedef Snapshot {
 Snapshot row;
 /* Snapshot.worker. */
 byte owner = NOBODY;
-/* The host's columns. */
+/* The host's columns; its words are queued, running, done, cancelled. */
 mtype:Status status = QUEUED;
 byte claimed_by = NOBODY;
 
@@ -312,13 +313,14 @@ step:
         atomic {
             duplicate = false;
             if
-            /* The gate took a file for a yes that is not ours: its transaction is undone. */
-            :: event == GATE_OPENED && artifact != OUR_SUCCESS -> goto write
+            /* The gate opened, but not for what was written: its transaction is undone. */
+            :: event == GATE_OPENED && !is_ours(artifact) -> goto write
             :: else
             fi;
 ask:
             walk();
             if
+            /* The gate opened against the verdict: the same. */
             :: walked == UNWALKED && is_gates -> goto write
             :: walked == UNWALKED && role == PERSON -> bury(); forget(); goto end_here
             :: else
@@ -521,7 +523,7 @@ end_world:
     :: kill ! (crashes < CRASHES && !has_ended -> WORKER_A : NOBODY)
     :: kill ! (crashes < CRASHES && !has_ended -> WORKER_B : NOBODY)
     :: kill ! (crashes < CRASHES && !has_ended -> PERSON : NOBODY)
-    :: atomic { (artifact == OUR_SUCCESS || artifact == OUR_FAILED) && !altered && !has_ended ->
+    :: atomic { is_ours(artifact) && !altered && !has_ended ->
         altered = true;
         if
         :: artifact = ABSENT
