@@ -231,6 +231,12 @@ def test_refusal_says_what_is_wrong(text: str, problem: str) -> None:
         read(text)
 
 
+def test_bounds_of_a_report_are_known() -> None:
+    """A report has at most 16 MiB, 100 levels, 1 MiB in a tag and 64 Ki characters of names."""
+    assert (REPORT_MAX_BYTES, REPORT_MAX_DEPTH) == (2**24, 100)
+    assert (REPORT_MAX_TAG_BYTES, REPORT_MAX_NAME_CHARACTERS) == (2**20, 2**16)
+
+
 def test_depth_of_a_report_is_bounded() -> None:
     """A report may nest as deep as the bound, and no deeper."""
 
@@ -274,7 +280,9 @@ def test_long_output_of_a_test_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["<{}/>", '<a {}=""/>', '<a xmlns="{}"/>'], ids=["elements", "attributes", "namespaces"]
+    "form",
+    ["<{}/>", '<a {}=""/>', '<a xmlns:{}="u"/>', '<a xmlns:p="{}"/>'],
+    ids=["elements", "attributes", "prefixes", "namespaces"],
 )
 def test_names_in_a_report_are_bounded(form: str) -> None:
     """One name may come as often as it likes; of different ones there is room for so many."""

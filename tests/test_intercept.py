@@ -361,19 +361,19 @@ def test_run_of_which_nothing_can_be_seen_is_held(desk: Desk) -> None:
     assert desk.snapshot().reasons == (Reason.WORKER_LOST,)
 
 
-@pytest.mark.parametrize("change", [("ENABLED", "0"), ("REPOS", "others"), ("ENABLED", None)])
-def test_kill_switch_between_two_runs_leads_to_the_llm(
-    desk: Desk, change: tuple[str, str | None]
-) -> None:
+@pytest.mark.parametrize("name", OFF)
+def test_kill_switch_between_two_runs_leads_to_the_llm(desk: Desk, name: str) -> None:
     """A deferred attempt goes to the LLM when it is launched switched off or out of scope."""
     desk.defer()
-    desk.set(*change)
+    for setting, value in OFF[name].items():
+        desk.set(setting, value)
 
     decision = desk.launch()
 
     assert decision.ruling is Ruling.DECLINED
     assert desk.snapshot().history[-1].id == "T10"
     assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.alerts() == []
 
 
 def test_invalid_configuration_between_two_runs_is_a_counted_tool_error(desk: Desk) -> None:

@@ -204,6 +204,11 @@ def test_facts_of_an_attempt() -> None:
     assert not running.is_terminal
 
 
+def test_nothing_is_known_of_a_run_that_has_just_begun() -> None:
+    """A new run has its number and its start, and nothing that looks like a result."""
+    assert set(attrs.astuple(Run(1, "2030-01-01T00:00:00Z"))) == {1, "2030-01-01T00:00:00Z", None}
+
+
 def test_attempt_without_a_plan_says_so() -> None:
     """Asking an attempt that never ran for its plan is refused by name."""
     fresh = fresh_snapshot("7-3f", "a worker")
