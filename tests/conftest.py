@@ -8,6 +8,7 @@ from typing import Protocol
 
 import attrs
 import pytest
+from hypothesis import settings
 
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
@@ -16,6 +17,10 @@ from staging_fsm.host.settings import load_host_settings
 from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
 
 REPO = "shop"
+# The same examples on every machine, and no judgement by the clock: a test says what is
+# promised, not how fast the machine is that runs it.
+settings.register_profile("specification", deadline=None, derandomize=True, database=None)
+settings.load_profile("specification")
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from attempts import attempts, hostile_texts, words
 from conftest import Golden
 from staging_fsm.core.artifact import (
+    COMMAND_CHARACTERS,
     TAIL_LINE_CHARACTERS,
     TAIL_LINES,
     StagingLog,
@@ -222,6 +223,24 @@ def test_long_command_does_not_shut_the_gate(command: tuple[str, ...]) -> None:
     snapshot = judged(PASSED, suite=attrs.evolve(SUITE, command=command))
 
     assert reads_as_judged(snapshot, log(snapshot))
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("make", "x" * (COMMAND_CHARACTERS - 6)), ["make", "x" * (COMMAND_CHARACTERS - 6)]),
+        (
+            ("make", "x" * COMMAND_CHARACTERS, "y"),
+            ["make", "x" * (COMMAND_CHARACTERS - 5) + " … (3 words in all)"],
+        ),
+    ],
+    ids=["whole", "cut"],
+)
+def test_long_command_is_cut(command: tuple[str, ...], shown: list[str]) -> None:
+    """A command stands whole as long as there is room, else it is cut and says how long it was."""
+    snapshot = judged(PASSED, suite=attrs.evolve(SUITE, command=command))
+
+    assert front_matter(snapshot, log(snapshot))["command"] == shown
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,22 @@ def test_launch_before_its_time_gives_the_job_back() -> None:
     assert [start.run for start in story.world.facts[1].starts] == [1]
 
 
+def test_due_time_is_forgotten_when_the_next_run_starts() -> None:
+    """A deferred attempt says when its next run is due, and no more once it has started."""
+    story = Teller()
+    story.launch("tool error")
+    deferred = story.world.facts[1].snapshot
+    story.wait()
+
+    story.launch("passed")
+
+    ended = story.world.facts[1].snapshot
+    assert deferred is not None
+    assert deferred.next_run_at == story.world.tables.jobs[1].not_before
+    assert ended is not None
+    assert ended.next_run_at is None
+
+
 def test_job_that_waits_is_left_waiting_by_recovery() -> None:
     """Recovery does not touch a deferred attempt that waits for its time."""
     story = Teller()

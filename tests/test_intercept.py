@@ -745,17 +745,33 @@ def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None
     desk.claim()
     inner: list[Any] = []
 
-    def bind(_repository: Path, _suite: object) -> str:
-        inner.append(desk.launch())
-        inner.append(desk.staging.recover())
-        return "unversioned"
+    def watch(_row: JobRow, snapshot: Snapshot) -> None:
+        if snapshot.state is State.RUNNING:
+            inner.append(desk.launch())
+            inner.append(desk.staging.recover())
 
-    desk.staging.bind = bind
+    desk.staging.engine.watch = watch
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert [inner[0].ruling, inner[1]] == [Ruling.TAKEN, []]
     assert "this process is already working on it" in inner[0].reason
     assert desk.state() is State.ADVANCED
+
+
+def test_of_two_workers_at_a_first_launch_one_runs_the_suite(desk: Desk) -> None:
+    """A worker that is overtaken while it binds the attempt leaves it alone, and nobody is told."""
+    desk.claim()
+    other = desk.new_worker()
+
+    def bind(_repository: Path, _suite: object) -> str:
+        other.launch(desk.job_id)
+        return "unversioned"
+
+    desk.staging.bind = bind
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert [move.id for move in desk.snapshot().history] == ["T01", "T03", "T11"]
+    assert desk.alerts() == []
 
 
 def test_recovery_goes_on_behind_a_row_that_cannot_be_driven(desk: Desk) -> None:

@@ -134,7 +134,7 @@ ENDINGS: Final[dict[str, tuple[RunFacts, Evidence]]] = {
     "tree changed": (_facts(tree_changed=True), _counts(3)),
     "log lost": (_facts(log_complete=False), _counts(3)),
     "process left": (_facts(processes_left=1), _counts(3)),
-    "forged": (RunFacts(exit_code=0, supervision=Supervision.FORGED), NO_EVIDENCE_REQUIRED),
+    "forged": (attrs.evolve(_facts(), supervision=Supervision.FORGED), _counts(3)),
 }
 LOST_REPORT: Final = RunReport(RunFacts(supervision=Supervision.LOST))
 STOPPED_REPORT: Final = RunReport(_facts(stopped_by=Stop.REQUEST))
