@@ -13,7 +13,7 @@ STORMS: Final = (0.0, 0.0, 0.02, 0.08, 0.2)
 FAULTS: Final = (Fate.REFUSED, Fate.LOST, Fate.CRASH_BEFORE, Fate.CRASH_AFTER)
 MOVES_PER_JOB: Final = 60
 #: How often a world that has nothing to do looks for something before it comes to rest.
-IDLE_MAX: Final = 4
+IDLE_MAX: Final = 2
 #: How many things a worker does before another one has its turn.
 BURSTS: Final = (1, 1, 2, 3, 8, 40)
 _ENDINGS: Final = tuple(ENDINGS)

@@ -189,8 +189,8 @@ def test_interrupted_run_is_cancelled(shell: Shell) -> None:
         "run", "--repo", str(shell.repository), "--json", "--", "sh", "-c", suite
     )
     process = subprocess.Popen(command, env=shell.environment(), stdout=subprocess.PIPE, text=True)
-    with started.open():
-        process.send_signal(signal.SIGINT)
+    started.read_text()
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
 
     assert process.returncode == ExitCode.CANCELLED
@@ -207,9 +207,9 @@ def test_cancel_from_elsewhere_ends_the_run(shell: Shell) -> None:
         "run", "--repo", str(shell.repository), "--json", "--", "sh", "-c", suite
     )
     process = subprocess.Popen(command, env=shell.environment(), stdout=subprocess.PIPE, text=True)
-    with started.open():
-        queued = json.loads(shell.call("queue", "--json").stdout)
-        cancelled = shell.call("cancel", str(queued["attempts"][0]["job_id"]))
+    started.read_text()
+    queued = json.loads(shell.call("queue", "--json").stdout)
+    cancelled = shell.call("cancel", str(queued["attempts"][0]["job_id"]))
     process.communicate(timeout=60)
 
     assert queued["counts"] == {"RUNNING": 1}

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from crashing_worker import suite, variables
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.effects.processes import identify, wait_for_end
 from staging_fsm.effects.suite import RUN_VARIABLE
 from staging_fsm.faces.session import (
     AttemptDriver,
@@ -159,14 +160,19 @@ def test_machine_that_loses_worker_and_supervisor_counts_the_run(site: Site) -> 
     command = ["sh", "-c", once]
     job_id = site.job("machine-lost")
     worker = site.worker(job_id, 0, command)
-    with started.open():
-        started.unlink()
-        worker.kill()
+    # Read to its end: a suite that writes to nobody would die of it.
+    started.read_text()
+    started.unlink()
+    worker.kill()
     worker.communicate(timeout=60)
     snapshot = site.session.rows.load(job_id).snapshot()
     assert snapshot is not None
     shim = site.session.state.run(f"{snapshot.attempt_id}.1") / "shim"
-    os.kill(int(shim.read_text().splitlines()[0].removeprefix("pid=")), signal.SIGKILL)
+    supervisor = identify(int(shim.read_text().splitlines()[0].removeprefix("pid=")))
+    assert supervisor is not None
+    os.kill(supervisor.pid, signal.SIGKILL)
+    # Killed is not yet gone: while it dies it still holds the run, which then would be adopted.
+    assert wait_for_end(supervisor, 60)
     ended = site.recover(job_id, command)
 
     site.check(job_id, ended, {State.ADVANCED})

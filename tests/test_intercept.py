@@ -827,10 +827,27 @@ def test_only_staging_jobs_can_be_cancelled(desk: Desk) -> None:
     desk.job_id = desk.kit.add("testing", "WI-2")
     before = desk.raw_row()
 
-    with pytest.raises(RunRefusedError, match="only deploy-staging has attempts to cancel"):
+    with pytest.raises(RunRefusedError, match="only deploy-staging has attempts"):
         desk.staging.cancel(desk.job_id)
 
     assert desk.raw_row() == before
+
+
+def test_host_may_have_its_own_word_for_the_stage(desk: Desk) -> None:
+    """A host's own word for the stage holds for launch, recovery and cancellation alike."""
+    with closing(sqlite3.connect(desk.folder / "orchestrator.db")) as database, database:
+        database.execute("UPDATE jobs SET stage = 'pre-production'")
+    desk.claim()
+    desk.staging = desk.new_worker(stage="pre-production")
+    desk.break_part("rows.save", OSError("boom"), LosesTheAnswer)
+    assert desk.launch().ruling is Ruling.HELD
+    desk.staging = desk.new_worker(stage="pre-production")
+
+    recovered = desk.staging.recover()
+
+    assert [row.id for row in recovered] == [desk.job_id]
+    assert desk.state() is State.DEFERRED
+    assert desk.staging.cancel(desk.job_id).state is State.CANCELLED
 
 
 def test_damaged_attempt_cannot_be_cancelled(desk: Desk) -> None:

@@ -300,8 +300,7 @@ def test_reap_stops_a_run_in_other_hands(suites: LocalSuites, tmp_path: Path) ->
     reports: list[RunReport] = []
     waiter = threading.Thread(target=lambda: reports.append(suites.await_report(RUN)))
     waiter.start()
-    with started.open():
-        pass
+    started.read_text()
     suites.reap(RUN)
     waiter.join()
 

@@ -513,6 +513,7 @@ class World:
         self._accusations: list[str] = []
         self.broken = False
         self._workers_made = 0
+        self.commits = 0
         self.variables: dict[str, str] = {
             "ORCH_STAGING_RUNNER_ENABLED": "1" if shape.enabled else "0",
             "ORCH_STAGING_RUNNER_REPOS": REPO,
@@ -613,6 +614,7 @@ class World:
         self.touched.add(job_id)
 
     def _committed(self, tx: Transaction) -> None:
+        self.commits += 1
         task = getcurrent()
         for job_id, snapshot in tx.snapshots.items():
             self._stored(job_id, snapshot, task)
@@ -891,14 +893,15 @@ class World:
         rounds = 2 * (3 + self.shape.infra_retries)
         for number in range(2 * rounds):
             self.finish_tasks(ending)
+            commits = self.commits
             for worker in list(self.workers):
                 self.begin(worker, Doing.RECOVER, 0)
                 self.finish_tasks(ending)
-            for job in self.staging_jobs():
-                if job.status == "queued":
-                    self.begin(self.workers[job.id % len(self.workers)], Doing.WORK, job.id)
+            queued = [job for job in self.staging_jobs() if job.status == "queued"]
+            for job in queued:
+                self.begin(self.workers[job.id % len(self.workers)], Doing.WORK, job.id)
             self.finish_tasks(ending)
-            if all(self.is_hopeless(job_id) for job_id in self.open_jobs()):
+            if not queued and self.commits == commits:
                 return
             # First as long as any wait may be; then until everything is due that a clock
             # which was set back has put off for the host.

@@ -313,7 +313,7 @@ class StagingIntercept:
         return touched
 
     def _recover_one(self, row: JobRow) -> bool:
-        if row.stage != STAGE:
+        if row.stage != self.stage:
             return False
         snapshot = row.snapshot()
         if snapshot is None or snapshot.state is State.LLM_FALLBACK:
@@ -335,8 +335,8 @@ class StagingIntercept:
         RunRefusedError for a job of another stage.
         """
         row = self.engine.rows.load(job_id)
-        if row.stage != STAGE:
-            message = f"job {job_id} is of stage {row.stage}: only {STAGE} has attempts to cancel"
+        if row.stage != self.stage:
+            message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
             raise RunRefusedError(message)
         snapshot = row.snapshot() or fresh_snapshot(f"{row.id}-{self.new_id()}", self.engine.worker)
         step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
