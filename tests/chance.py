@@ -141,7 +141,7 @@ class Player:
         job = chance.choice(queued or jobs)
         if draw < self.storm / 4:
             world.begin(worker, Doing.DELIVER_AGAIN, chance.choice(jobs).id)
-        elif draw < self.storm / 2 and world.can_cancel(worker, job.id):
+        elif draw < self.storm / 2 and world.can_cancel():
             world.begin(worker, Doing.CANCEL, job.id)
         elif queued and world.is_due(job):
             world.begin(worker, Doing.WORK, job.id)

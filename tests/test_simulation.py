@@ -133,7 +133,7 @@ class AnyWorld(RuleBasedStateMachine):
         if not chosen.alive:
             chosen = self.world.replace(chosen)
         job_id = jobs[job % len(jobs)].id
-        if doing is not Doing.CANCEL or self.world.can_cancel(chosen, job_id):
+        if doing is not Doing.CANCEL or self.world.can_cancel():
             self.world.begin(chosen, doing, job_id)
 
     @precondition(lambda self: self.world.tasks())

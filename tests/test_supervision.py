@@ -1,365 +1,1134 @@
-"""Supervision with real process trees: nothing leaks, nothing hangs, nothing is fooled."""
+"""Supervision, with real process trees: it cannot leak, hang, or be fooled.
 
+Every process of a suite in `suites/` holds a line to the test, a pipe it inherits.
+The line's end, and nothing less, shows that nobody is left.
+"""
+
+import fcntl
+import json
 import os
+import resource
+import select
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
+import attrs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from staging_fsm.core.errors import PreparationError
-from staging_fsm.core.evidence import EvidenceState
-from staging_fsm.core.outcome import SpawnError, Stop, Supervision
-from staging_fsm.core.plan import UNVERSIONED, SuitePlan
+from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
+from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision, Verdict, judge
+from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
+from staging_fsm.effects import suite as suite_module
 from staging_fsm.effects.files import StateDir
-from staging_fsm.effects.processes import identify
-from staging_fsm.effects.suite import RUN_VARIABLE, LocalSuites
+from staging_fsm.effects.processes import ProcessIdentity, start_ticks, wait_for_end
+from staging_fsm.effects.shim import BoundedLog
+from staging_fsm.effects.suite import LocalSuites
 
-RUN = "7-feedface0000.1"
-PATH = os.environ["PATH"]
-Runner = Callable[..., RunReport]
+SUITES = Path(__file__).parent / "suites"
+PYTHON = (sys.executable, "-S", "-E")
+#: How long a test waits for what must happen before it calls it a failure.
+PATIENCE_SECONDS = 60.0
+MEBIBYTE = 1024 * 1024
+FLAT_BYTES = 16 * MEBIBYTE
+RUN = "attempt.1"
+
+KINDS = (
+    "plain", "orphan", "session", "group", "daemon",
+    "stubborn", "stopped", "chain", "crowd", "keeper",
+)  # fmt: skip
 
 
-def order(folder: Path, *command: str, **plan: object) -> RunOrder:
-    """Return the order of a run in a folder without git, with a short grace."""
-    settings = {"kill_grace_seconds": 0.2, "timeout_seconds": 30.0, **plan}
-    suite = SuitePlan(command, **settings)  # type: ignore[arg-type]  # checked by the plan itself
-    return RunOrder(RUN, folder, UNVERSIONED, suite)
+class Lifeline:
+    """The reading end of the line that every process of a suite holds."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the pipe at `path`."""
+        self.path = path
+        os.mkfifo(path)
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def await_members(self, count: int) -> None:
+        """Wait until `count` processes have announced themselves."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while count > 0:
+            assert is_ready(self.fd, deadline - time.monotonic()), "nobody announced itself"
+            count -= len(os.read(self.fd, count))
+
+    def is_cut(self) -> bool:
+        """Say whether everybody who held the line is gone."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while is_ready(self.fd, deadline - time.monotonic()):
+            if not os.read(self.fd, 4096):
+                return True
+        return False
+
+
+def is_ready(fd: int, seconds: float = PATIENCE_SECONDS) -> bool:
+    """Wait until `fd` can be read, or is at its end."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+def has_ended(pid: int, seconds: float = PATIENCE_SECONDS) -> bool:
+    """Wait for the end of a process."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return is_ready(fd, seconds)
+    finally:
+        os.close(fd)
+
+
+def program(name: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command of a program in `suites/`."""
+    return (*PYTHON, str(SUITES / f"{name}.py"), *arguments)
+
+
+@attrs.frozen
+class Stand:
+    """A place for real runs, in a folder without git."""
+
+    root: Path
+    lifeline: Lifeline
+    release: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return the worker's environment."""
+        own = {"LIFELINE": str(self.lifeline.path), "RELEASE": str(self.release)}
+        return {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", **own}
+
+    @property
+    def state(self) -> StateDir:
+        """Return the state folder."""
+        return StateDir(self.root / "state")
+
+    @property
+    def suites(self) -> LocalSuites:
+        """Return a fresh worker's view of the runs."""
+        return LocalSuites(self.state, self.variables)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Return what a worker without root must own."""
+        return (self.root, self.root / "tree", self.lifeline.path, self.release)
+
+    def start(self, *command: str, run_id: str = RUN, **plan: Any) -> None:
+        """Start a run in place."""
+        plan = {"timeout_seconds": PATIENCE_SECONDS, "kill_grace_seconds": 0.2, **plan}
+        plan.setdefault("environment", ("LIFELINE", "RELEASE"))
+        plan.setdefault("workspace", Workspace.IN_PLACE)
+        order = RunOrder(run_id, self.root / "tree", UNVERSIONED, SuitePlan(command, **plan))
+        self.suites.start(order)
+
+    def collect(self, run_id: str = RUN) -> RunReport:
+        """Wait for a run's end."""
+        return self.suites.await_report(run_id)
+
+    def run(self, *command: str, run_id: str = RUN, **plan: Any) -> RunReport:
+        """Start a run and wait for its end."""
+        self.start(*command, run_id=run_id, **plan)
+        return self.collect(run_id)
+
+    def facts(self, *command: str, **plan: Any) -> RunFacts:
+        """Return the facts of a run."""
+        return self.run(*command, **plan).facts
+
+    def file(self, name: str, run_id: str = RUN) -> Path:
+        """Return a file of a run's control folder."""
+        return self.state.run(run_id) / name
+
+    def pid(self, name: str = "shim", run_id: str = RUN) -> int:
+        """Return the process id of a run's supervisor, or of its leader."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.file(name, run_id).exists():
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        return int(self.file(name, run_id).read_text().splitlines()[0].removeprefix("pid="))
+
+    def log(self) -> bytes:
+        """Return the log of the run."""
+        return self.file("output.log").read_bytes()
+
+    def let_go(self) -> None:
+        """Release a program that waits for it."""
+        with self.release.open("wb"):
+            pass
 
 
 @pytest.fixture
-def suites(tmp_path: Path) -> LocalSuites:
-    """Return runs below a state folder, with a secret in the orchestrator's environment."""
-    variables = {"PATH": PATH, "HOME": str(tmp_path), "ORCH_TOKEN": "hunter2", "NAMED": "yes"}
-    return LocalSuites(StateDir(tmp_path / "state"), variables)
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    """Return a stand; whatever a failed test left running is killed."""
+    (tmp_path / "tree").mkdir()
+    release = tmp_path / "release"
+    os.mkfifo(release)
+    stand = Stand(tmp_path, Lifeline(tmp_path / "lifeline"), release)
+    yield stand
+    for run in (stand.root / "state" / "runs").glob("*"):
+        stand.suites.reap(run.name)
+    os.close(stand.lifeline.fd)
 
 
-@pytest.fixture
-def run(suites: LocalSuites, tmp_path: Path) -> Runner:
-    """Return a function that runs a command to its end and checks that nothing of it is left."""
-    work = tmp_path / "work"
-    work.mkdir()
-
-    def run_command(*command: str, **plan: object) -> RunReport:
-        suites.start(order(work, *command, **plan))
-        report = suites.await_report(RUN)
-        assert [process.pid for process in alive()] == []
-        return report
-
-    return run_command
+def verdict(facts: RunFacts) -> Verdict:
+    """Return what a run shows where nothing but its exit code is asked."""
+    return judge(facts, SuitePlan(("suite",)).judging_policy()).verdict
 
 
-def alive() -> Iterator[psutil.Process]:
-    """Yield every live process of the run."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(RUN_VARIABLE) == RUN:
-                yield process
-        except psutil.Error:
-            continue
-
-
-def python(code: str) -> tuple[str, ...]:
-    """Return a command that runs Python code without site packages."""
-    return (sys.executable, "-I", "-S", "-c", code)
+# How a suite ends.
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 126, 127, 137, 255])
-def test_exit_code_is_kept_as_it_is(run: Runner, code: int) -> None:
-    """An exit code arrives as an exit code, also one that a shell would use for a signal."""
-    facts = run("sh", "-c", f"exit {code}").facts
+def test_exit_code_is_the_suites_own(stand: Stand, code: int) -> None:
+    """An exit code is reported as it is, also one that a shell would use for something else."""
+    facts = stand.facts("/bin/sh", "-c", f"exit {code}")
 
-    assert (facts.exit_code, facts.signal, facts.stopped_by) == (code, None, None)
-    assert facts.supervision is Supervision.SOUND
-
-
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL, signal.SIGTERM])
-def test_signal_is_no_exit_code(run: Runner, number: signal.Signals) -> None:
-    """A suite that dies by a signal has that signal and no exit code."""
-    facts = run("sh", "-c", f"kill -{number.value} $$").facts
-
-    assert (facts.exit_code, facts.signal) == (None, number)
+    assert (facts.exit_code, facts.signal, facts.spawn_error) == (code, None, None)
 
 
-def test_spawn_errors_are_told_apart(run: Runner, tmp_path: Path) -> None:
-    """A command that is not there, cannot be executed, or has no interpreter is named as such."""
-    script = tmp_path / "script"
-    script.write_text("#!/no/such/interpreter\n")
-    assert run("no-such-command").facts.spawn_error is SpawnError.NOT_FOUND
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGUSR1])
+def test_signal_is_kept_apart_from_exit_codes(stand: Stand, number: signal.Signals) -> None:
+    """A suite that died by a signal has a signal and no exit code."""
+    facts = stand.facts("/bin/sh", "-c", f"kill -{number.value} $$")
+
+    assert (facts.exit_code, facts.signal, facts.stopped_by) == (None, number, None)
 
 
-@pytest.mark.parametrize(
-    ("text", "mode", "expected"),
-    [
-        ("#!/no/such/interpreter\n", 0o755, SpawnError.BAD_INTERPRETER),
-        ("#!/bin/sh\n", 0o644, SpawnError.NOT_EXECUTABLE),
-        ("neither script nor program\n", 0o755, SpawnError.NOT_EXECUTABLE),
-    ],
-)
-def test_script_that_cannot_be_executed_is_a_spawn_error(
-    run: Runner, tmp_path: Path, text: str, mode: int, expected: SpawnError
+def test_parent_that_ignores_signals_does_not_turn_a_failure_into_success(stand: Stand) -> None:
+    """The exit code survives a worker whose parent ignored SIGCHLD and blocked others."""
+    shown = worker(stand, "careless", "/bin/sh", "-c", "exit 3")
+
+    assert shown[:3] == [Supervision.SOUND, 3, None]
+
+
+def test_suite_gets_default_signals_whatever_the_worker_ignores(stand: Stand) -> None:
+    """Nothing that a worker's parent ignored or blocked is ignored or blocked in the suite."""
+    worker(stand, "careless", "grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
+    masks = [int(line.split()[1], 16) for line in stand.log().splitlines()]
+
+    assert masks == [0, 0]
+
+
+def worker(stand: Stand, mode: str, *command: str, before: tuple[str, ...] = ()) -> list[Any]:
+    """Run a worker in a process of its own and return what it prints."""
+    ended = subprocess.run(
+        [*before, *worker_command(stand, mode, *command)],
+        env={**os.environ, **stand.variables},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    shown: list[Any] = json.loads(ended.stdout)
+    return shown
+
+
+def worker_command(stand: Stand, mode: str, *command: str) -> list[str]:
+    """Return the command line of a worker in a process of its own."""
+    return [sys.executable, str(SUITES / "worker.py"), str(stand.state.root), RUN, mode, *command]
+
+
+# What a suite is given.
+
+
+def test_suite_sees_three_descriptors_and_no_input(stand: Stand) -> None:
+    """A suite gets its own session, an empty input, its output, and not one descriptor more."""
+    stand.run(*program("probe"))
+    seen = json.loads(stand.log())
+
+    assert seen["descriptors"] == [0, 1, 2]
+    assert seen["input"] == ""
+    assert seen["leads_its_session"]
+    assert seen["folder"] == str((stand.root / "tree").resolve())
+
+
+def test_suite_environment_is_declared(stand: Stand) -> None:
+    """A suite gets the base variables, those its plan names and its own three, and no other."""
+    offered = {**stand.variables, "HOME": "/nowhere", "NAMED": "yes", "DATABASE_PASSWORD": "secret"}
+    plan = SuitePlan(("/usr/bin/env",), environment=("NAMED", "ABSENT"))
+    suites = LocalSuites(stand.state, offered)
+    suites.start(RunOrder(RUN, stand.root, UNVERSIONED, plan))
+    suites.await_report(RUN)
+    seen = dict(line.split("=", 1) for line in stand.log().decode().splitlines())
+
+    assert seen == {
+        "PATH": offered["PATH"],
+        "HOME": "/nowhere",
+        "LANG": "C.UTF-8",
+        "NAMED": "yes",
+        "CI": "true",
+        "STAGING_REPORT_DIR": str(stand.state.reports(RUN)),
+        "STAGING_ATTEMPT": RUN,
+    }
+
+
+# Suites that cannot be started.
+
+
+def test_missing_command_is_not_found(stand: Stand) -> None:
+    """A command that does not exist, by name or by path, is a spawn error of its own."""
+    by_name = stand.facts("no-such-command-anywhere")
+    by_path = stand.facts("./no/such/command", run_id="attempt.2")
+
+    assert by_name.spawn_error == by_path.spawn_error == SpawnError.NOT_FOUND
+    assert (by_name.exit_code, by_name.signal) == (None, None)
+
+
+def test_command_with_any_name_is_reported(stand: Stand) -> None:
+    """A command whose name is no text is reported missing like any other."""
+    report = stand.run("/no\udcff\r\u2028=\nsuch")
+
+    assert report.facts.spawn_error == SpawnError.NOT_FOUND
+    assert report.facts.supervision == Supervision.SOUND
+
+
+@pytest.mark.parametrize("content", ["exit 0\n", "#!/bin/sh\nexit 0\n", "\x7fELF broken"])
+@pytest.mark.parametrize("mode", [0o644, 0o755])
+def test_file_that_cannot_be_executed_is_named_so(stand: Stand, content: str, mode: int) -> None:
+    """A command without execute rights, or in no format the kernel knows, is not executable."""
+    command = stand.root / "tree" / "suite"
+    command.write_text(content)
+    command.chmod(mode)
+    facts = stand.facts("./suite")
+
+    runs = content.startswith("#!") and mode == 0o755
+    assert facts.spawn_error == (None if runs else SpawnError.NOT_EXECUTABLE)
+    assert facts.exit_code == (0 if runs else None)
+
+
+def test_folder_as_a_command_is_not_executable(stand: Stand) -> None:
+    """A folder is no command."""
+    assert stand.facts(str(stand.root)).spawn_error == SpawnError.NOT_EXECUTABLE
+
+
+@pytest.mark.parametrize("named", ["./suite", "suite"])
+def test_script_without_its_interpreter_is_told_from_a_missing_command(
+    stand: Stand, named: str
 ) -> None:
-    """A script without its interpreter, its mode or its first line never ran."""
-    script = tmp_path / "script"
-    script.write_text(text)
-    script.chmod(mode)
+    """A script that exists, but whose interpreter does not, is a bad interpreter."""
+    command = stand.root / "tree" / "suite"
+    command.write_text("#!/no/such/interpreter\n")
+    command.chmod(0o755)
+    suites = LocalSuites(stand.state, {"PATH": f"{command.parent}:/usr/bin"})
+    suites.start(RunOrder(RUN, command.parent, UNVERSIONED, SuitePlan((named,))))
 
-    assert run(str(script)).facts.spawn_error is expected
-
-
-def test_environment_is_clean_and_declared(run: Runner) -> None:
-    """The suite gets the base, the named variables and ours, and no secret of the orchestrator."""
-    code = "import os; print(sorted(n for n in os.environ if n not in ('LC_CTYPE', 'PWD')))"
-    report = run(*python(code), environment=("NAMED",))
-
-    names = ["CI", "HOME", "NAMED", "PATH", RUN_VARIABLE, "STAGING_REPORT_DIR"]
-    assert Path(report.log or "").read_text().strip() == str(sorted(names))
+    assert suites.await_report(RUN).facts.spawn_error == SpawnError.BAD_INTERPRETER
 
 
-def test_suite_sees_no_descriptor_of_ours(run: Runner) -> None:
-    """Standard input is empty, and descriptors 0, 1 and 2 are all there is."""
-    code = "import os, sys; print(sys.stdin.read() == '', sorted(os.listdir('/proc/self/fd'))[:4])"
-    report = run(*python(code))
+@pytest.mark.parametrize("folder", ["absent", "file"])
+def test_missing_working_directory_is_a_spawn_error(stand: Stand, folder: str) -> None:
+    """A working directory that does not exist, or is none, is a spawn error of its own."""
+    (stand.root / "file").touch()
+    order = RunOrder(RUN, stand.root / folder, UNVERSIONED, SuitePlan(("true",)))
+    stand.suites.start(order)
 
-    # The fourth is the listing's own.
-    assert Path(report.log or "").read_text().strip() == "True ['0', '1', '2', '3']"
-
-
-def test_suite_leads_a_session_of_its_own(run: Runner) -> None:
-    """The suite's leader is the leader of its session and of its group."""
-    code = "import os; print(os.getpid() == os.getsid(0) == os.getpgrp())"
-    report = run(*python(code))
-
-    assert Path(report.log or "").read_text().strip() == "True"
+    assert stand.collect().facts.spawn_error == SpawnError.BAD_WORKING_DIRECTORY
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "trap 'exit 0' TERM; while :; do sleep 0.02; done",
-        "trap '' TERM; while :; do sleep 0.02; done",
-        "kill -STOP $$; exit 0",
-    ],
-    ids=["exits 0 on TERM", "ignores TERM", "is stopped"],
-)
-def test_suite_past_its_deadline_has_no_exit_code(run: Runner, command: str) -> None:
-    """After a signal of ours nothing counts: not an exit code 0, not anything else."""
-    facts = run("sh", "-c", command, timeout_seconds=0.3).facts
+@pytest.mark.parametrize("words", [["x" * 200_000], ["x" * 100_000] * 40])
+def test_argument_list_that_is_too_long_is_a_spawn_error(stand: Stand, words: list[str]) -> None:
+    """A command line that the system does not take is a permanent error of its own."""
+    assert stand.facts("/bin/true", *words).spawn_error == SpawnError.BAD_ARGUMENTS
+
+
+def test_nul_in_a_command_is_refused_before_there_is_a_run() -> None:
+    """A command with a NUL in it never becomes a plan."""
+    with pytest.raises(ValueError, match="NUL"):
+        SuitePlan(("true", "a\0b"))
+
+
+# Deadline and stop.
+
+
+def test_deadline_is_a_reason_and_not_an_exit_code(stand: Stand) -> None:
+    """A suite past its deadline is stopped, and its own end counts no longer."""
+    facts = stand.facts("/bin/sleep", "600", timeout_seconds=0.3)
 
     assert (facts.stopped_by, facts.exit_code, facts.signal) == (Stop.DEADLINE, None, None)
+    assert facts.supervision == Supervision.SOUND
 
 
-ESCAPES = {
-    "background": "import subprocess; subprocess.Popen(['sleep', '600'])",
-    "own session": (
-        "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
-    ),
-    "double fork": (
-        "import os, subprocess\n"
-        "if os.fork() == 0:\n    os.setsid()\n"
-        "    if os.fork() == 0:\n        os.execvp('sleep', ['sleep', '600'])\n    os._exit(0)\n"
-        "os.wait()"
-    ),
-    "empty environment": (
-        "import subprocess; subprocess.Popen(['sleep', '600'], env={}, start_new_session=True)"
-    ),
-    "forty of them": (
-        "import subprocess\nfor n in range(40):\n"
-        "    subprocess.Popen(['sleep', '600'], start_new_session=n % 4 == 0)"
-    ),
-}
-
-
-@pytest.mark.parametrize("name", sorted(ESCAPES))
-def test_nobody_escapes(run: Runner, tmp_path: Path, name: str) -> None:
-    """Whoever a suite leaves behind, in whatever session, is gone when its run has ended.
-
-    Each of them inherits the write end of a pipe: only when all are gone it is at its end.
-    """
-    lifeline = tmp_path / "lifeline"
-    os.mkfifo(lifeline)
-    reader = os.open(lifeline, os.O_RDONLY | os.O_NONBLOCK)
-    hold = f"import os; os.set_inheritable(os.open({str(lifeline)!r}, os.O_WRONLY), True)\n"
-    code = hold + ESCAPES[name].replace("600']", "600'], close_fds=False")
-    facts = run(*python(code)).facts
-
-    assert (facts.exit_code, facts.processes_left) == (0, 0)
-    assert os.read(reader, 1) == b""
-    os.close(reader)
-
-
-def test_held_output_delays_nothing(run: Runner) -> None:
-    """A grandchild that holds the output open does not hold up the end of the run."""
-    report = run("sh", "-c", "sleep 600 & echo done")
-
-    assert report.facts.exit_code == 0
-    assert Path(report.log or "").read_text() == "done\n"
-
-
-def test_closed_output_is_no_end(run: Runner) -> None:
-    """A suite that closes its output runs on, and its exit code counts."""
-    assert run("sh", "-c", "exec >&- 2>&-; sleep 0.2; exit 4").facts.exit_code == 4
-
-
-def test_output_is_bounded_and_says_what_was_dropped(run: Runner) -> None:
-    """Of much output head and tail are kept, and the log says how much is missing between them."""
-    code = "import sys\nfor n in range(200_000):\n    print(f'line {n:06}')"
-    report = run(*python(code), log_max_bytes=65536)
-    text = Path(report.log or "").read_text()
-
-    assert report.facts.log_complete
-    assert report.log_bytes == 200_000 * 12
-    assert text.startswith("line 000000\n")
-    assert text.endswith("line 199999\n")
-    assert f"{report.log_dropped_bytes} bytes of output dropped here" in text
-    assert len(text) < 65536 + 200
-
-
-def test_hostile_bytes_are_kept_as_they_are(run: Runner) -> None:
-    """NUL, invalid UTF-8 and a line of megabytes go through the log unchanged."""
-    data = b"\0\xff\x1b[2J" + b"x" * 3_000_000
-    code = f"import sys; sys.stdout.buffer.write({data[:6]!r} + b'x' * 3_000_000)"
-    report = run(*python(code))
-
-    assert Path(report.log or "").read_bytes() == data
-
-
-def test_forged_result_is_found_out(run: Runner, tmp_path: Path) -> None:
-    """A suite that finds the control folder and writes a result there is not believed."""
-    result = tmp_path / "state" / "runs" / RUN / "result"
-    text = f"run={RUN}\nexit_code=0\nsignal=\nlog_complete=1\n{'0' * 64}\n"
-    facts = run(*python(f"open({str(result)!r}, 'w').write({text!r}); raise SystemExit(1)")).facts
-
-    assert facts.supervision is Supervision.FORGED
-
-
-def test_killed_supervisor_leaves_no_pass_and_no_process(run: Runner) -> None:
-    """A suite that kills its supervisor is swept, and its run has no result."""
-    command = "sleep 600 & kill -9 $PPID; sleep 600"
-
-    assert run("sh", "-c", command).facts.supervision is Supervision.LOST
-
-
-def test_ignored_sigchld_does_not_make_a_failure_a_pass(
-    suites: LocalSuites, tmp_path: Path
-) -> None:
-    """A careless parent that ignores SIGCHLD does not turn exit code 3 into 0."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
-        suites.start(order(tmp_path, "sh", "-c", "exit 3"))
-        report = suites.await_report(RUN)
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-
-    assert report.facts.exit_code == 3
-
-
-def test_live_run_is_collected_by_another_worker(tmp_path: Path) -> None:
-    """A run goes on without the worker that started it, and another one takes its result."""
-    state, go = StateDir(tmp_path / "state"), tmp_path / "go"
-    wait = f"until test -e {go}; do sleep 0.02; done; exit 5"
-    script = (
-        f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
-        "from test_supervision import *\n"
-        f"suites = LocalSuites(StateDir(Path({str(state.root)!r})), {{'PATH': PATH}})\n"
-        f"suites.start(order(Path({str(tmp_path)!r}), 'sh', '-c', {wait!r}))\n"
-        "os._exit(0)\n"
+def test_suite_that_ignores_every_signal_ends_at_its_deadline(stand: Stand) -> None:
+    """A suite that ignores TERM is killed when its grace is over."""
+    facts = stand.facts(
+        "/bin/sh", "-c", "trap '' TERM HUP INT; while :; do sleep 1; done", timeout_seconds=0.3
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
-    other = LocalSuites(state, {"PATH": PATH})
-    while not (state.run(RUN) / "shim").exists():
-        os.sched_yield()
-    condition = other.condition(RUN)
-    go.touch()
-    report = other.await_report(RUN)
 
-    assert condition is RunCondition.LIVE
-    assert (report.facts.exit_code, report.facts.supervision) == (5, Supervision.SOUND)
+    assert facts.stopped_by == Stop.DEADLINE
 
 
-def test_run_that_was_found_lost_cannot_start_any_more(suites: LocalSuites, tmp_path: Path) -> None:
-    """Once a run counts as lost it is closed: nobody can start it later."""
-    condition = suites.condition(RUN)
+def test_suite_that_stops_itself_ends_at_its_deadline(stand: Stand) -> None:
+    """A suite that is stopped by SIGSTOP is past its deadline like any other."""
+    facts = stand.facts("/bin/sh", "-c", "kill -STOP $$", timeout_seconds=0.3)
 
-    assert condition is RunCondition.LOST
-    assert (tmp_path / "state" / "runs" / RUN / "closed").exists()
-    with pytest.raises(PreparationError):
-        suites.start(order(tmp_path, "true"))
+    assert facts.stopped_by == Stop.DEADLINE
 
 
-def test_reap_stops_a_run_in_other_hands(suites: LocalSuites, tmp_path: Path) -> None:
-    """Reaping a live run stops its suite; whoever waits for it learns that it was stopped."""
-    started = tmp_path / "started"
-    os.mkfifo(started)
-    suites.start(order(tmp_path, "sh", "-c", f"echo > {started}; exec sleep 600"))
-    reports: list[RunReport] = []
-    waiter = threading.Thread(target=lambda: reports.append(suites.await_report(RUN)))
-    waiter.start()
-    started.read_text()
-    suites.reap(RUN)
-    waiter.join()
+def test_success_after_our_signal_is_none(stand: Stand) -> None:
+    """A suite that traps TERM, cleans up and exits 0 has no exit code, and has not passed."""
+    stand.start(*program("polite"), kill_grace_seconds=PATIENCE_SECONDS)
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+    facts = stand.collect().facts
 
-    assert list(alive()) == []
-    assert reports[0].facts.exit_code is None
+    assert b"cleaned up" in stand.log()
+    assert (facts.stopped_by, facts.exit_code) == (Stop.REQUEST, None)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
 
 
-def test_bystander_with_a_reused_number_is_not_signalled(
-    suites: LocalSuites, tmp_path: Path
+def test_grace_is_for_everybody_below_the_leader(stand: Stand) -> None:
+    """A wrapper that dies of TERM at once does not cost the real suite its grace."""
+    stand.start(*program("nurse"), kill_grace_seconds=PATIENCE_SECONDS)
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert b"cleaned up" in stand.log()
+
+
+def test_timeout_of_any_length_can_be_waited_for(stand: Stand) -> None:
+    """A deadline further away than a system call can wait is a deadline all the same."""
+    assert stand.facts("true", timeout_seconds=1e12).exit_code == 0
+
+
+def test_request_to_stop_that_comes_before_the_suite_keeps_it_from_running(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A recorded process whose start time is another one is never signalled."""
-    bystander = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    suites.start(order(tmp_path, "true"))
-    suites.await_report(RUN)
-    folder = tmp_path / "state" / "runs" / RUN
-    (folder / "result").unlink()
-    for name in ("shim", "leader"):
-        (folder / name).write_text(f"pid={bystander.pid}\nstart=1\n")
-    suites.reap(RUN)
+    """A run that is stopped between its supervisor's start and its own never runs."""
+    patch_supervisor(
+        monkeypatch,
+        "import os; write = shim.write_identity;"
+        "shim.write_identity = lambda *a: (write(*a), os.kill(os.getpid(), 15));"
+        "shim.supervise = None;",
+    )
+    facts = stand.facts("/usr/bin/touch", "it-ran")
 
-    assert identify(bystander.pid) is not None
-    bystander.kill()
-    bystander.wait()
+    assert facts.stopped_by == Stop.REQUEST
+    assert not (stand.root / "tree" / "it-ran").exists()
 
 
-REPORT = '<testsuite tests="1"><testcase name="a"/></testsuite>'
+def patch_supervisor(monkeypatch: pytest.MonkeyPatch, code: str, before: str = "") -> None:
+    """Run `code` in the supervisor before its `main`, and `before` before its import."""
+    real = suite_module.SUPERVISOR_CODE
+    patched = real.replace("shim.main(", f"{code}shim.main(")
+    patched = patched.replace("import shim", f"{before}import shim")
+    monkeypatch.setattr(suite_module, "SUPERVISOR_CODE", patched)
+
+
+# Nobody is left.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_outlives_a_suite_that_ends(stand: Stand, kind: str) -> None:
+    """Whatever a suite leaves behind when it ends is dead before there is a report."""
+    facts = stand.facts(*program("tree", kind, "exit"))
+
+    stand.lifeline.await_members(1)
+    assert stand.lifeline.is_cut()
+    assert (facts.exit_code, facts.stopped_by, facts.processes_left) == (0, None, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_outlives_a_suite_that_is_stopped(stand: Stand, kind: str) -> None:
+    """Whoever a suite has started is dead when it has been stopped."""
+    stand.start(*program("tree", kind, "stay"))
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert stand.lifeline.is_cut()
+    assert stand.collect().facts.stopped_by == Stop.REQUEST
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "daemon"])
+def test_nobody_outlives_a_supervisor_that_is_killed(stand: Stand, kind: str) -> None:
+    """If the supervisor is killed, the run is lost, and whoever carries its mark is killed."""
+    stand.start(*program("tree", kind, "stay"))
+    stand.lifeline.await_members(1)
+    os.kill(stand.pid(), signal.SIGKILL)
+    facts = stand.collect().facts
+
+    assert stand.lifeline.is_cut()
+    assert facts.supervision == Supervision.LOST
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+def test_leader_dies_with_its_supervisor(stand: Stand) -> None:
+    """The kernel kills the leader of a suite whose supervisor is gone, though nobody looks."""
+    stand.start(*program("tree", "plain", "stay"))
+    stand.lifeline.await_members(1)
+    leader = stand.pid("leader")
+    os.kill(stand.pid(), signal.SIGKILL)
+
+    assert has_ended(leader)
+
+
+def test_storm_of_forks_ends(stand: Stand) -> None:
+    """A suite that forks and flees while it is being killed is killed."""
+    stand.start(*program("storm", "20", "100000"))
+    stand.lifeline.await_members(20)
+    stand.suites.reap(RUN)
+
+    assert stand.lifeline.is_cut()
+    assert stand.collect().facts.processes_left == 0
+
+
+def test_what_outlived_the_suite_is_said(stand: Stand) -> None:
+    """A report says how many processes outlived the suite."""
+    report = stand.run(*program("tree", "session", "exit"))
+
+    assert report.detail == "1 processes outlived the suite and were killed"
+
+
+def test_grandchild_that_holds_the_output_does_not_delay_the_end(stand: Stand) -> None:
+    """A run ends with its leader, not with the last one that could still print."""
+    report = stand.run(*program("holder"))
+
+    assert (report.facts.exit_code, report.facts.stopped_by) == (0, None)
+    assert report.duration_seconds is not None
+    assert report.duration_seconds < PATIENCE_SECONDS
+    assert stand.lifeline.is_cut()
+
+
+def test_end_of_output_is_not_the_end_of_the_suite(stand: Stand) -> None:
+    """A suite that closes its output runs on and has the exit code that it ends with."""
+    stand.start(*program("closer"))
+    stand.lifeline.await_members(1)
+    stand.let_go()
+
+    assert stand.collect().facts.exit_code == 3
+    assert stand.log() == b"the last words\n"
+
+
+# Output.
+
+
+def peak_bytes(pid: int | str) -> int:
+    """Return the most memory that a process ever held."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def test_memory_is_flat_whatever_a_suite_prints(stand: Stand) -> None:
+    """Two hundred megabytes of output cost neither supervisor nor worker any memory."""
+    size, limit = 200 * MEBIBYTE, MEBIBYTE
+    stand.start(*program("spew", str(size)), log_max_bytes=limit)
+    stand.lifeline.await_members(1)
+    supervisor = stand.pid()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_bytes(supervisor), peak_bytes("self")
+    stand.let_go()
+    stand.lifeline.await_members(1)
+    after = peak_bytes(supervisor)
+    stand.let_go()
+    report = stand.collect()
+    log = stand.log()
+
+    assert after - before[0] < FLAT_BYTES
+    assert peak_bytes("self") - before[1] < FLAT_BYTES
+    assert report.facts.log_complete
+    assert report.log_bytes == size + len(b"HEADTAIL")
+    assert report.log_dropped_bytes == size + len(b"HEADTAIL") - kept_bytes(log)
+    assert kept_bytes(log) <= limit
+    assert log.startswith(b"HEADxxx")
+    assert log.endswith(b"xxxTAIL")
+
+
+def kept_bytes(log: bytes) -> int:
+    """Return how much of a log is output."""
+    head, _, rest = log.partition(b"\n[staging_fsm: ")
+    return len(head) + len(rest.partition(b"dropped here]\n")[2])
+
+
+def test_line_of_any_length_is_output(stand: Stand) -> None:
+    """A line of fifty megabytes passes like any other."""
+    report = stand.run("/bin/sh", "-c", "head -c 52428800 /dev/zero | tr '\\0' x; echo; echo end")
+
+    assert report.log_bytes == 50 * MEBIBYTE + len("\nend\n")
+    assert stand.log().endswith(b"x\nend\n")
+
+
+def test_output_is_kept_byte_for_byte(stand: Stand) -> None:
+    """NUL, invalid UTF-8 and control sequences are kept as they were printed."""
+    wanted = b"\0\xff\xfe\xc3(\x1b[31m\r\n\x07" * 100
+    (stand.root / "tree" / "output").write_bytes(wanted)
+    report = stand.run("/bin/cat", "output")
+
+    assert stand.log() == wanted
+    assert (report.log_bytes, report.log_dropped_bytes) == (len(wanted), 0)
+    assert stand.suites.log_tail(RUN, 7) == wanted[-7:]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    limit=st.integers(1, 200),
+    blocks=st.lists(st.binary(min_size=1, max_size=300), max_size=30),
+)
+def test_log_is_head_note_and_tail(
+    limit: int, blocks: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A log is all output, or its head and its newest part with the number of bytes between."""
+    folder = tmp_path_factory.mktemp("log")
+    log = BoundedLog(str(folder), limit)
+    for block in blocks:
+        log.write(block)
+    log.finish()
+    os.close(log.fd)
+    written = b"".join(blocks)
+    kept = (folder / "output.log").read_bytes()
+    head = written[: limit // 2]
+    note = b"\n[staging_fsm: %d bytes of output dropped here]\n" % log.dropped
+    tail = written[len(head) + log.dropped :]
+
+    assert log.complete
+    assert log.total == len(written)
+    assert kept == (head + note + tail if log.dropped else written)
+    assert len(head) + len(tail) <= max(limit, 3)
+    assert not log.dropped or len(tail) >= max(1, limit // 4)
+    assert sorted(path.name for path in folder.iterdir()) == ["output.log"]
+
+
+def test_log_with_a_gap_ends_there(tmp_path: Path) -> None:
+    """Once output could not be kept, nothing more is: a log has no gap that it hides."""
+    log = BoundedLog(str(tmp_path), 8)
+    (tmp_path / "output.tail").mkdir()
+    log.write(b"head")
+    log.write(b"lost")
+    (tmp_path / "output.tail").rmdir()
+    log.write(b"tail")
+    log.finish()
+    os.close(log.fd)
+
+    assert (log.complete, log.total) == (False, 12)
+    assert (tmp_path / "output.log").read_bytes() == b"head"
+
+
+def test_log_on_a_full_disk_is_incomplete_and_the_run_is_not(stand: Stand) -> None:
+    """Where the disk is full the log says that it is incomplete, and the result is there."""
+    stand.state.ensure()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(stand.state.root)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("a disk of its own takes root")
+    try:
+        facts = stand.facts("/bin/sh", "-c", "head -c 8388608 /dev/zero; exit 7")
+    finally:
+        subprocess.run(["umount", "--lazy", str(stand.state.root)], check=True)
+
+    assert (facts.supervision, facts.exit_code) == (Supervision.SOUND, 7)
+    assert not facts.log_complete
+
+
+def test_log_that_cannot_be_written_is_incomplete(stand: Stand) -> None:
+    """A suite that passed, but whose output could not be kept, has not passed."""
+    stand.start(*program("spew", str(8 * MEBIBYTE)))
+    stand.lifeline.await_members(1)
+    resource.prlimit(stand.pid(), resource.RLIMIT_FSIZE, (MEBIBYTE, MEBIBYTE))
+    stand.let_go()
+    stand.lifeline.await_members(1)
+    stand.let_go()
+    facts = stand.collect().facts
+
+    assert (facts.supervision, facts.exit_code, facts.log_complete) == (Supervision.SOUND, 0, False)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+# A suite against its supervisor.
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGUSR1])
+def test_suite_that_kills_its_supervisor_gets_no_verdict(
+    stand: Stand, number: signal.Signals
+) -> None:
+    """A suite whose supervisor died has no verdict, and nobody of it is left."""
+    facts = stand.facts(*program("parricide", str(number.value), "once"))
+
+    assert (facts.supervision, verdict(facts)) == (Supervision.LOST, Verdict.NOT_EXECUTED)
+    assert stand.lifeline.is_cut()
+
+
+def test_suite_that_terminates_its_supervisor_is_stopped(stand: Stand) -> None:
+    """A suite that sends TERM to its supervisor has asked to be stopped."""
+    facts = stand.facts(*program("parricide", str(signal.SIGTERM.value), "once"))
+
+    assert facts.stopped_by == Stop.REQUEST
+    assert stand.lifeline.is_cut()
+
+
+def test_supervisor_that_was_stopped_is_woken_at_the_deadline(stand: Stand) -> None:
+    """A suite that stops its supervisor ends at its deadline all the same."""
+    facts = stand.facts(
+        *program("parricide", str(signal.SIGSTOP.value), "once"), timeout_seconds=0.3
+    )
+
+    assert (facts.supervision, facts.stopped_by) == (Supervision.SOUND, Stop.DEADLINE)
+    assert stand.lifeline.is_cut()
+
+
+def test_suite_that_ended_unseen_has_not_ended_in_time(stand: Stand) -> None:
+    """A suite that ended while its supervisor was stopped, until after the deadline, is late."""
+    facts = stand.facts(
+        *program("parricide", str(signal.SIGSTOP.value), "leave"), timeout_seconds=0.3
+    )
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
+
+
+def test_supervisor_that_was_stopped_can_be_told_to_stop(stand: Stand) -> None:
+    """A run whose supervisor is stopped can be reaped."""
+    stand.start(*program("parricide", str(signal.SIGSTOP.value), "once"))
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert stand.lifeline.is_cut()
+
+
+def test_suite_that_never_lets_its_supervisor_go_gets_no_verdict(stand: Stand) -> None:
+    """A suite that stops its supervisor again and again is killed over its head."""
+    facts = stand.facts(
+        *program("parricide", str(signal.SIGSTOP.value), "again"), timeout_seconds=0.3
+    )
+
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+    assert stand.lifeline.is_cut()
+
+
+@pytest.mark.parametrize("kind", ["crowd", "daemon"])
+def test_supervisor_that_hangs_is_ended_with_all_that_is_below_it(
+    stand: Stand, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that does not do its work in time loses it, and nobody gets away."""
+    monkeypatch.setattr(suite_module, "SUPERVISOR_MARGIN_SECONDS", 0.1)
+    patch_supervisor(monkeypatch, "shim.supervise = lambda *_: shim.select.poll().poll();")
+    stand.start(*program("tree", kind, "stay"), timeout_seconds=0.1)
+    stand.lifeline.await_members(1)
+    facts = stand.collect().facts
+
+    assert facts.supervision == Supervision.LOST
+    assert stand.lifeline.is_cut()
 
 
 @pytest.mark.parametrize(
-    ("command", "expected"),
+    "deed", ["success", "unsealed", "garbage", "empty", "pipe", "link", "folder", "huge"]
+)
+def test_result_that_the_suite_wrote_is_found_out(stand: Stand, deed: str) -> None:
+    """Whatever a suite puts in the place of its result, it is no result and nobody waits for it."""
+    facts = stand.facts(*program("forger", "result", deed))
+
+    assert (facts.supervision, facts.exit_code) == (Supervision.FORGED, None)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+def test_sealed_result_of_another_run_is_found_out(stand: Stand) -> None:
+    """A result is of one run: sealed as it is, it proves nothing in another."""
+    assert stand.facts("true", run_id="attempt.0").supervision == Supervision.SOUND
+
+    assert stand.facts(*program("forger", "result", "replay")).supervision == Supervision.FORGED
+
+
+@pytest.mark.parametrize("deed", ["success", "empty", "pipe", "link", "folder", "huge", "nothing"])
+def test_no_file_of_the_control_folder_makes_a_pass(stand: Stand, deed: str) -> None:
+    """A suite that tampers with what its result is made from gets no result."""
+    facts = stand.facts(*program("forger", "result.new", deed))
+
+    assert facts.supervision != Supervision.SOUND
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+@pytest.mark.parametrize("name", ["shim", "leader", "shim.stderr", "lock", "closed", "command"])
+@pytest.mark.parametrize("deed", ["garbage", "pipe", "link", "huge", "nothing"])
+def test_tampering_elsewhere_never_hangs(stand: Stand, name: str, deed: str) -> None:
+    """Whatever else a suite does to its control folder, its run ends and is judged by its end."""
+    facts = stand.facts(*program("forger", name, deed))
+
+    assert (facts.supervision, facts.exit_code) == (Supervision.SOUND, 0)
+
+
+@pytest.mark.parametrize("deed", ["garbage", "pipe", "link", "huge", "nothing"])
+def test_log_that_was_replaced_is_incomplete(stand: Stand, deed: str) -> None:
+    """A suite that replaces its own log has not passed, and nobody waits for what it put there."""
+    facts = stand.facts(*program("forger", "output.log", deed))
+
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+    assert len(stand.suites.log_tail(RUN, 100)) <= 100
+
+
+@pytest.mark.parametrize("deed", ["garbage", "pipe", "link", "folder", "huge", "nothing"])
+def test_order_that_was_replaced_ends_the_run(stand: Stand, deed: str) -> None:
+    """A run whose order cannot be read any more has no verdict, and nobody of it is left."""
+    forger = " ".join(program("forger", "order.json", deed))
+    stand.start("/bin/sh", "-c", f"{forger}; echo > $LIFELINE; exec sleep 600")
+    stand.lifeline.await_members(1)
+
+    with pytest.raises(PreparationError, match="order"):
+        stand.collect()
+    assert has_ended(stand.pid("leader"))
+
+
+def test_forger_that_killed_its_supervisor_leaves_nobody(stand: Stand) -> None:
+    """A forged result does not keep what the dead supervisor left from being killed."""
+    stand.start(*program("tree", "crowd", "stay"))
+    stand.lifeline.await_members(1)
+    os.kill(stand.pid(), signal.SIGKILL)
+    stand.file("result").write_text("run=attempt.1\nexit_code=0\n" + "0" * 64 + "\n")
+
+    assert stand.collect().facts.supervision == Supervision.FORGED
+    assert stand.lifeline.is_cut()
+
+
+def test_result_that_was_altered_after_the_run_is_found_out(stand: Stand) -> None:
+    """A sealed result in which one character is changed is no result any more."""
+    stand.start("/bin/sh", "-c", "exit 1")
+    assert has_ended(stand.pid())
+    result = stand.file("result")
+    result.write_text(result.read_text().replace("exit_code=1", "exit_code=0"))
+
+    assert stand.collect().facts.supervision == Supervision.FORGED
+
+
+# A worker that is gone.
+
+
+@pytest.fixture
+def orphaned(stand: Stand) -> Callable[..., Stand]:
+    """Return a starter of runs whose worker is killed as soon as the run has begun."""
+
+    def start(*command: str) -> Stand:
+        abandoning = subprocess.Popen(
+            worker_command(stand, "abandon", *command),
+            env={**os.environ, **stand.variables},
+            stdout=subprocess.PIPE,
+        )
+        with abandoning:
+            assert abandoning.stdout is not None
+            assert abandoning.stdout.readline() == b"started\n"
+            stand.pid("leader")
+            abandoning.kill()
+        return stand
+
+    return start
+
+
+def test_run_outlives_its_worker_and_is_collected_by_another(
+    orphaned: Callable[..., Stand],
+) -> None:
+    """A run goes on when its worker is killed; another worker adopts it and gets its result."""
+    stand = orphaned(*program("closer"))
+    stand.lifeline.await_members(1)
+
+    assert stand.suites.condition(RUN) == RunCondition.LIVE
+    stand.let_go()
+    assert (stand.collect().facts.exit_code, stand.log()) == (3, b"the last words\n")
+
+
+def test_run_that_ended_without_its_worker_is_finished(orphaned: Callable[..., Stand]) -> None:
+    """A run whose worker died is finished when its result is there, and has lost nothing."""
+    stand = orphaned("/bin/sh", "-c", "exit 4")
+    assert has_ended(stand.pid())
+
+    assert stand.suites.condition(RUN) == RunCondition.FINISHED
+    assert stand.collect().facts.exit_code == 4
+
+
+def test_live_run_of_another_worker_can_be_stopped(orphaned: Callable[..., Stand]) -> None:
+    """A run can be reaped by a worker that did not start it."""
+    stand = orphaned(*program("tree", "crowd", "stay"))
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert stand.lifeline.is_cut()
+    assert stand.suites.condition(RUN) == RunCondition.FINISHED
+
+
+def test_adopted_run_keeps_its_deadline(
+    orphaned: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adopted supervisor that hangs has the time left that it had, not its whole time again."""
+    waits: list[float] = []
+
+    def wait(identity: ProcessIdentity, seconds: float) -> bool:
+        waits.append(seconds)
+        return wait_for_end(identity, 0.0)
+
+    monkeypatch.setattr(suite_module, "wait_for_end", wait)
+    monkeypatch.setattr(suite_module, "age_seconds", lambda _: PATIENCE_SECONDS)
+    stand = orphaned(*program("tree", "plain", "stay"))
+    stand.lifeline.await_members(1)
+    stand.collect()
+
+    assert waits[0] == suite_module.SUPERVISOR_LATE_SECONDS
+
+
+def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:
+    """Once a run is said to be lost, nobody can start it."""
+    assert stand.suites.condition(RUN) == RunCondition.LOST
+
+    with pytest.raises(PreparationError):
+        stand.start("/usr/bin/touch", "it-ran")
+    assert not (stand.root / "tree" / "it-ran").exists()
+
+
+def test_supervisor_that_was_asleep_when_its_run_was_given_up_starts_nothing(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that comes to its lock after the run was closed ends without a suite."""
+    patch_supervisor(monkeypatch, "", before="import os; os.kill(os.getpid(), 19); ")
+    stand.start("/usr/bin/touch", "it-ran")
+    supervisor, _ = suite_module._CHILDREN[str(stand.state.run(RUN))]
+    os.waitid(os.P_PID, supervisor.pid, os.WSTOPPED | os.WNOWAIT)
+    assert stand.suites.condition(RUN) == RunCondition.LOST
+    supervisor.send_signal(signal.SIGCONT)
+
+    assert has_ended(supervisor.pid)
+    stand.suites.reap(RUN)
+    assert not (stand.root / "tree" / "it-ran").exists()
+    assert not suite_module._CHILDREN
+
+
+def test_second_supervisor_of_a_run_starts_nothing(stand: Stand) -> None:
+    """A run has one supervisor: while its lock is held, no other starts the suite again."""
+    stand.start(*program("closer"))
+    stand.lifeline.await_members(1)
+    folder = stand.state.run(RUN)
+    tree = stand.root / "tree"
+    order = RunOrder(RUN, tree, UNVERSIONED, SuitePlan(("/usr/bin/touch", "it-ran")))
+    first = suite_module._CHILDREN.pop(str(folder))
+    stand.suites._start_supervisor(folder, tree, tree, order)
+    second, _ = suite_module._CHILDREN.pop(str(folder))
+    suite_module._CHILDREN[str(folder)] = first
+
+    assert second.wait() == 1
+    assert "taken" in stand.file("shim.stderr").read_text()
+    assert not (tree / "it-ran").exists()
+    stand.let_go()
+    assert stand.collect().facts.exit_code == 3
+
+
+def test_who_waits_for_a_run_that_is_stopped_learns_of_it(stand: Stand) -> None:
+    """A worker that waits for a run which somebody else reaps is told that it was stopped."""
+    stand.start(*program("tree", "plain", "stay"))
+    stand.lifeline.await_members(1)
+    reports: list[RunReport] = []
+    waiting = threading.Thread(target=lambda: reports.append(stand.collect()))
+    waiting.start()
+    stand.suites.reap(RUN)
+    waiting.join()
+
+    assert [report.facts.stopped_by for report in reports] == [Stop.REQUEST]
+
+
+def test_run_is_started_once(stand: Stand) -> None:
+    """A run that was started once is not started again: it is one execution."""
+    stand.run("true")
+
+    with pytest.raises(PreparationError, match="exists"):
+        stand.start("/usr/bin/touch", "it-ran")
+    assert not (stand.root / "tree" / "it-ran").exists()
+
+
+def test_run_of_another_machine_is_left_alone(stand: Stand) -> None:
+    """A run that another machine started is neither judged nor touched."""
+    stand.run("true")
+    order = json.loads(stand.file("order.json").read_bytes())
+    order |= {"scope": "elsewhere:boot:1", "workspace": Workspace.WORKTREE}
+    stand.file("order.json").write_text(json.dumps(order))
+    stand.file("result").unlink()
+    stand.state.worktree(RUN).mkdir(parents=True)
+    stand.suites.reap(RUN)
+
+    assert stand.suites.condition(RUN) == RunCondition.FOREIGN
+    assert not stand.file("closed").exists()
+    assert stand.state.worktree(RUN).exists()
+
+
+def test_bystander_with_the_number_of_a_supervisor_is_never_signalled(stand: Stand) -> None:
+    """A process that was given the number of a supervisor that is gone survives its reaping."""
+    stand.run("true")
+    stand.file("result").unlink()
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bystander,
+        stand.file("lock").open("rb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        start = start_ticks(bystander.pid)
+        assert start is not None
+        for name in ("shim", "leader"):
+            stand.file(name).write_text(f"pid={bystander.pid}\nstart={start - 1}\n")
+        assert stand.suites.condition(RUN) == RunCondition.LIVE
+        stand.suites.reap(RUN)
+        answer, _ = bystander.communicate(b"alive")
+
+    assert (answer, bystander.returncode) == (b"alive", 0)
+
+
+def test_bystander_with_another_mark_survives_the_sweep(stand: Stand) -> None:
+    """A sweep kills whoever carries the mark of its run, to the letter, and nobody else."""
+    environment = {"STAGING_ATTEMPT": RUN + "0", "PATH": os.environ["PATH"]}
+    with subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as bystander:
+        left = stand.suites.sweep(RUN)
+        answer, _ = bystander.communicate(b"alive")
+
+    assert (left, answer) == (0, b"alive")
+
+
+# Who is nobody's root, and other machines.
+
+
+def as_nobody(*paths: Path) -> tuple[str, ...]:
+    """Return what makes a command run without root, as the owner of `paths`."""
+    if os.geteuid() != 0:
+        return ()
+    if shutil.which("setpriv") is None:
+        pytest.skip("root, and cannot run anything without")
+    nobody = 65534
+    for path in paths:
+        os.chown(path, nobody, nobody)
+    # The right to read is kept: this interpreter may stand where only root may look.
+    rights = "+dac_read_search"
+    return (
+        "setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups",
+        f"--inh-caps={rights}", f"--ambient-caps={rights}",
+    )  # fmt: skip
+
+
+def test_supervision_needs_no_root(stand: Stand) -> None:
+    """Without root, a run is supervised, swept and collected like any other."""
+    command = program("tree", "crowd", "exit")
+    shown = worker(stand, "collect", *command, before=as_nobody(*stand.paths))
+
+    assert shown[:3] == [Supervision.SOUND, 0, None]
+    assert shown[3] != 0
+    assert stand.lifeline.is_cut()
+
+
+def test_supervisor_keeps_its_secret(stand: Stand) -> None:
+    """A suite of the same user cannot look into the supervisor that holds the seal."""
+    looks = "for file in environ maps mem; do head -c 1 /proc/$PPID/$file && exit 1; done; exit 0"
+    shown = worker(stand, "collect", "/bin/sh", "-c", looks, before=as_nobody(*stand.paths))
+
+    assert shown[:2] == [Supervision.SOUND, 0]
+
+
+@pytest.mark.parametrize(("code", "ends"), [("exit 3", (3, None)), ("kill -9 $$", (None, 9))])
+def test_supervisor_works_with_what_macos_has(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, code: str, ends: tuple[int | None, int | None]
+) -> None:
+    """Where there is no subreaper, no pidfd and no waitid, a suite is supervised all the same."""
+    without = "import os, sys; sys.platform = 'darwin'; del os.waitid, os.pidfd_open;"
+    patch_supervisor(monkeypatch, "", before=without)
+    facts = stand.facts("/bin/sh", "-c", code)
+    left = stand.facts(*program("tree", "plain", "exit"), run_id="attempt.3")
+    late = stand.facts("/bin/sleep", "600", run_id="attempt.2", timeout_seconds=0.2)
+
+    assert (facts.exit_code, facts.signal) == ends
+    assert (left.exit_code, stand.lifeline.is_cut()) == (0, True)
+    assert late.stopped_by == Stop.DEADLINE
+
+
+# Waiting costs nothing.
+
+
+def activity(task: Path) -> tuple[str, ...]:
+    """Return how often a thread gave up the processor, and how long it had it."""
+    status = (task / "status").read_text()
+    times = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
+    return (status.split("\nvoluntary_ctxt_switches:")[1].split()[0], *times)
+
+
+def test_waiting_costs_nothing(stand: Stand) -> None:
+    """While a suite says nothing, neither its supervisor nor its worker ever wakes up."""
+    stand.start(*program("closer"))
+    stand.lifeline.await_members(1)
+    waiting = threading.Thread(target=stand.collect)
+    waiting.start()
+    tasks = [Path(f"/proc/{stand.pid()}"), Path(f"/proc/self/task/{waiting.native_id}")]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    before: list[tuple[str, ...]] = []
+    after = [activity(task) for task in tasks]
+    # At first both still have something to do; who polls never comes to rest.
+    while before != after and time.monotonic() < deadline:
+        before = after
+        assert not has_ended(stand.pid(), 0.5)
+        after = [activity(task) for task in tasks]
+    stand.let_go()
+    waiting.join()
+
+    assert after == before
+
+
+# Evidence.
+
+JUNIT = '<testsuite><testcase name="a"/></testsuite>'
+OVERSIZE = f"""
+    exec > $STAGING_REPORT_DIR/junit.xml
+    echo '<testsuite>'; head -c {REPORT_MAX_BYTES} /dev/zero | tr '\\0' ' '; echo '</testsuite>'
+"""
+
+
+def evidence(stand: Stand, script: str, report: str = "junit.xml") -> EvidenceState:
+    """Return what became of the report of a suite that is a shell script."""
+    return stand.facts("/bin/sh", "-c", script, report=report).evidence.state
+
+
+@pytest.mark.parametrize(
+    ("script", "state"),
     [
-        (f"printf '{REPORT}' > $STAGING_REPORT_DIR/junit.xml", EvidenceState.READ),
+        (f"echo '{JUNIT}' > $STAGING_REPORT_DIR/junit.xml", EvidenceState.READ),
         ("true", EvidenceState.MISSING),
+        ("echo '<testsuite>' > $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
         ("mkfifo $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
         ("mkdir $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
-        ("ln -s /etc/passwd $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
-        ("printf '<testsuite>' > $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
+        ("ln -s /dev/zero $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
+        (
+            f"echo '{JUNIT}' > real.xml; ln -s $PWD/real.xml $STAGING_REPORT_DIR/junit.xml",
+            EvidenceState.UNREADABLE,
+        ),
+        (OVERSIZE, EvidenceState.UNREADABLE),
     ],
-    ids=["fresh", "missing", "pipe", "folder", "link", "truncated"],
 )
-def test_only_a_fresh_regular_report_is_evidence(
-    run: Runner, command: str, expected: EvidenceState
+def test_report_is_a_readable_file_of_this_run(
+    stand: Stand, script: str, state: EvidenceState
 ) -> None:
-    """A report is read if it is a complete regular file of this run, and never waited for."""
-    assert run("sh", "-c", command, report="junit.xml").facts.evidence.state is expected
+    """Only a complete report, in a regular file of bounded size, is evidence."""
+    assert evidence(stand, script) == state
 
 
-def test_report_from_before_the_run_is_stale(run: Runner, tmp_path: Path) -> None:
-    """A report outside the run's folder that the run did not write is stale."""
-    report = tmp_path / "junit.xml"
-    report.write_text(REPORT)
+@pytest.mark.parametrize(
+    ("script", "state"),
+    [
+        ("true", EvidenceState.STALE),
+        ("cat report.xml > copy.xml; mv copy.xml report.xml", EvidenceState.READ),
+        ("rm report.xml", EvidenceState.MISSING),
+    ],
+)
+def test_report_outside_the_runs_folder_must_be_of_this_run(
+    stand: Stand, script: str, state: EvidenceState
+) -> None:
+    """A report that was there before and did not change is stale."""
+    report = stand.root / "tree" / "report.xml"
+    report.write_text(JUNIT)
 
-    assert run("true", report=str(report)).facts.evidence.state is EvidenceState.STALE
+    assert evidence(stand, script, str(report)) == state
 
 
-def test_run_is_ordered_once(suites: LocalSuites, tmp_path: Path) -> None:
-    """A second start of the same run is refused: a run is one execution."""
-    suites.start(order(tmp_path, "true"))
-    suites.await_report(RUN)
+def test_command_is_told_where_its_report_goes(stand: Stand) -> None:
+    """The placeholder in a command stands for the run's report folder."""
+    report = stand.run("/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml")
 
-    with pytest.raises(PreparationError, match="File exists"):
-        suites.start(order(tmp_path, "true"))
+    assert report.facts.exit_code == 1
+    assert str(stand.state.reports(RUN)).encode() not in stand.log()
+    (stand.root / "tree" / "junit.xml").write_text(JUNIT)
+    again = stand.facts(
+        "/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml", run_id="attempt.2"
+    )
+    assert again.evidence.state == EvidenceState.READ

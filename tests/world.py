@@ -790,11 +790,9 @@ class World:
         """Say whether a queued job may be claimed."""
         return job.not_before is None or job.not_before <= format_time(self.time)
 
-    def can_cancel(self, worker: Worker, job_id: int) -> bool:
-        """Say whether a worker can reach the machine of every run of a job."""
-        return all(
-            run.machine == worker.machine for run in self.runs.values() if run.job_id == job_id
-        )
+    def can_cancel(self) -> bool:
+        """Say whether a person may cancel: a run is only reaped from the machine that it is on."""
+        return len({*self.shape.machines}) == 1
 
     def is_hopeless(self, job_id: int) -> bool:
         """Say whether an attempt is damaged, or has lost its job to an agent."""
@@ -893,6 +891,8 @@ class World:
         rounds = 2 * (3 + self.shape.infra_retries)
         for number in range(2 * rounds):
             self.finish_tasks(ending)
+            if not self.open_jobs():
+                return
             commits = self.commits
             for worker in list(self.workers):
                 self.begin(worker, Doing.RECOVER, 0)

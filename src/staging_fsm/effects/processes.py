@@ -8,6 +8,7 @@ bystander is hit that got the number in between.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import select
@@ -24,9 +25,23 @@ import psutil
 _PROC: Final = Path("/proc")
 _DEAD: Final = frozenset("ZXx")
 _HAS_PROC: Final = _PROC.joinpath("self/stat").exists()
-_HAS_PIDFD: Final = hasattr(os, "pidfd_open")
-#: `poll` takes milliseconds in 31 bits; longer waits are made of several.
-_POLL_MAX_SECONDS: Final = 3600.0
+#: What opening a descriptor of a process answers where there is no such process.
+_NOBODY: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
+#: The system takes milliseconds in 31 bits; longer waits are made of several.
+_WAIT_MAX_SECONDS: Final = 3600.0
+#: How often a process is looked at where the system cannot tell of its end.
+_LOOK_SECONDS: Final = 0.02
+
+
+def _has_pidfd() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+_HAS_PIDFD: Final = _has_pidfd()
 
 
 @attrs.frozen
@@ -147,7 +162,10 @@ def _held(pid: int) -> Iterator[int | None]:
     """Yield a descriptor that means this process for ever, or None if there is none."""
     try:
         descriptor = os.pidfd_open(pid)
-    except OSError:
+    except OSError as error:
+        # Out of descriptors, say, nothing is known: that must not pass for dead.
+        if error.errno not in _NOBODY:
+            raise
         yield None
         return
     try:
@@ -169,32 +187,33 @@ def send_signal(identity: ProcessIdentity, number: signal.Signals) -> None:
 
 
 def wait_for_end(identity: ProcessIdentity, seconds: float) -> bool:
-    """Wait until the process has ended, without polling; False after `seconds`."""
-    if not _HAS_PIDFD:
-        return _wait_by_psutil(identity, seconds)
+    """Wait until the process has ended, on Linux without polling; False after `seconds`."""
     deadline = time.monotonic() + seconds
+    wait = _wait_by_descriptor if _HAS_PIDFD else _wait_by_looking
+    while not wait(identity, min(seconds, _WAIT_MAX_SECONDS)):
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
+            return False
+    return True
+
+
+def _wait_by_descriptor(identity: ProcessIdentity, seconds: float) -> bool:
     with _held(identity.pid) as descriptor:
         # One that cannot be looked at is a zombie, which its descriptor tells, or hidden.
         if descriptor is None or start_ticks(identity.pid) not in (None, identity.start):
             return True
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            if poll.poll(1000 * min(left, _POLL_MAX_SECONDS)):
-                return True
-            if not left:
-                return False
+        return bool(poll.poll(seconds * 1000))
 
 
-def _wait_by_psutil(identity: ProcessIdentity, seconds: float) -> bool:
-    try:
-        if is_alive(identity):
-            psutil.Process(identity.pid).wait(seconds)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        return False
+def _wait_by_looking(identity: ProcessIdentity, seconds: float) -> bool:
+    # Not by psutil: of a child of ours it would take the exit status away.
+    deadline = time.monotonic() + seconds
+    while is_alive(identity):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_SECONDS)
     return True
 
 

@@ -64,8 +64,6 @@ POLL_MAX_SECONDS = 3600.0
 SEAL_BYTES = 32
 RESULT_BYTES = 8192
 DETAIL_CHARACTERS = 1000
-#: At most this much stands between head and tail of a log.
-NOTE_BYTES = 200
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HAS_WAITID = hasattr(os, "waitid")  # macOS has it since Python 3.13
@@ -95,7 +93,7 @@ class BoundedLog:
         self.total = self.dropped = self.old_bytes = 0
         self.complete = True
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes | memoryview) -> None:
         """Take one block of output; never raises, an unwritable log is only incomplete."""
         self.total += len(block)
         if not self.complete:
@@ -115,7 +113,7 @@ class BoundedLog:
         except OSError:
             self.complete = False
 
-    def _write_tail(self, block: bytes) -> bytes:
+    def _write_tail(self, block: bytes | memoryview) -> bytes | memoryview:
         fd = self.segment_fd
         if fd is None or self.segment_bytes >= self.segment_limit:
             fd = self._next_segment()
@@ -127,11 +125,13 @@ class BoundedLog:
     def _next_segment(self) -> int:
         if self.segment_fd is not None:
             os.close(self.segment_fd)
+            if self.old_bytes:
+                # To rename over it would make ext4 write out the new one: half of the speed.
+                os.unlink(self.tail + ".old")
             self.dropped += self.old_bytes
             self.old_bytes = self.segment_bytes
-            os.replace(self.tail, self.tail + ".old")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self.segment_fd = os.open(self.tail, flags, 0o600)
+            os.rename(self.tail, self.tail + ".old")
+        self.segment_fd = os.open(self.tail, NEW_FILE, 0o600)
         self.segment_bytes = 0
         return self.segment_fd
 
@@ -145,9 +145,13 @@ class BoundedLog:
                 for path in (self.tail + ".old", self.tail):
                     self._append(path)
             os.fsync(self.fd)
-            os.close(self.fd)
         except OSError:
             self.complete = False
+
+    def identity(self) -> str:
+        """Return what tells the file that was written from one that was put in its place."""
+        found = os.fstat(self.fd)
+        return "%d:%d" % (found.st_ino, found.st_size)
 
     def _append(self, path: str) -> None:
         if not os.path.exists(path):
@@ -159,7 +163,7 @@ class BoundedLog:
         os.unlink(path)
 
 
-def write_all(fd: int, block: bytes) -> None:
+def write_all(fd: int, block: bytes | memoryview) -> None:
     """Write all of `block`."""
     view = memoryview(block)
     while view:
@@ -278,11 +282,11 @@ class Suite:
         for fd in (output_in, gate_out, errors_in):
             os.close(fd)
 
-    def release(self) -> None:
-        """Write down who the suite is, and only then let it run."""
+    def release(self, *, run: bool) -> None:
+        """Write down who the suite is, and only then let it run, or let it go."""
         write_identity(self.folder, "leader", self.pid)
         try:
-            os.write(self.gate, b"1")
+            os.write(self.gate, b"1" if run else b"")
         except OSError:
             pass  # it was killed at the gate
         os.close(self.gate)
@@ -387,13 +391,15 @@ class Suite:
         else:
             self.exit_code = code
 
-    def company(self) -> int:
-        """Return how many of our children but the leader are alive, reaping those that died."""
-        alive = 0
-        for pid in direct_children(os.getpid())[-REAPS_AT_ONCE:]:
-            if pid != self.pid:
-                alive += os.waitpid(pid, os.WNOHANG)[0] == 0
-        return alive
+    def company(self) -> list[int]:
+        """Return those of our children but the leader that are alive, and reap the dead."""
+        children = direct_children(os.getpid())[-REAPS_AT_ONCE:]
+        others = [pid for pid in children if pid != self.pid]
+        return [pid for pid in others if os.waitpid(pid, os.WNOHANG)[0] == 0]
+
+    def is_over(self) -> bool:
+        """Say whether the leader has ended and left nobody in its group."""
+        return self.ended and not any(os.getpgid(pid) == self.pid for pid in self.company())
 
     def signal_group(self, *numbers: int) -> None:
         """Signal the suite's process group; the leader, reaped or not, keeps its number ours."""
@@ -409,6 +415,7 @@ class Watch:
 
     def __init__(self, suite: Suite, log: BoundedLog) -> None:
         self.suite, self.log = suite, log
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self.wake, wake_in = os.pipe()
         for fd in (self.wake, wake_in):
             os.set_blocking(fd, False)
@@ -455,13 +462,13 @@ class Watch:
 
     def _read_output(self) -> None:
         try:
-            block = os.read(self.suite.output, READ_BYTES)
+            size = os.readv(self.suite.output, [self.buffer])
         except BlockingIOError:
             return
         except OSError:
-            block = b""
-        if block:
-            self.log.write(block)
+            size = 0
+        if size:
+            self.log.write(self.buffer[:size])
         else:
             # Closed is not ended: a suite may close its output and run on.
             self.poll.unregister(self.suite.output)
@@ -489,7 +496,7 @@ def kill_descendants() -> set[int]:
     through a pidfd that is checked after it was opened.
     """
     children = direct_children(os.getpid())
-    for group in {os.getpgid(pid) for pid in children}:
+    for group in {os.getpgid(pid) for pid in children} - {os.getpgrp()}:
         kill_one(os.killpg, group)
     level = [pid for pid in children if os.waitpid(pid, os.WNOHANG)[0] == 0]
     found = set(level)
@@ -527,31 +534,36 @@ def kill_one(send: Callable[[int, int], None], target: int) -> None:
         pass
 
 
-def take_precedence() -> None:
-    """Get ahead of those who are to be killed, where we may: a storm leaves us no time else."""
+def take_precedence(*, over_all: bool) -> None:
+    """Get ahead of everybody, where we may, or back in line."""
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        if over_all:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        else:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     except (OSError, AttributeError):
         pass  # not root, or not Linux
 
 
-def sweep(suite: Suite, watch: Watch) -> int:
+def sweep(suite: Suite) -> int:
     """Kill and reap until nothing is left below us; return how many are left all the same.
 
     The group goes first, in one call; then whoever fled from it, until a pass
     finds nobody. Bounded: a process in uninterruptible sleep cannot be killed.
     """
     suite.signal_group(signal.SIGKILL)
-    take_precedence()
     deadline = time.monotonic() + SWEEP_SECONDS
     known: set[int] = set()
     while time.monotonic() < deadline:
+        # A storm of forks would leave us no time, and must not be left any; those who
+        # are only dying need the processor for it.
+        take_precedence(over_all=True)
         found = kill_descendants() if IS_LINUX else set()
         if not reap_all():
             return 0
-        # A storm of forks leaves no time for a pause; else a child's death ends it.
+        take_precedence(over_all=False)
         if found <= known:
-            watch.turn(SWEEP_PAUSE_SECONDS)
+            time.sleep(SWEEP_PAUSE_SECONDS)
         known |= found
     # Where the children cannot be listed, whoever is left is at least one.
     return max(1, len(direct_children(os.getpid())))
@@ -582,8 +594,8 @@ def supervise(suite: Suite, watch: Watch, timeout: float, grace: float) -> str |
     # The reason stands before the first signal: no later exit status can lift it.
     stopped_by = "request" if ended else "deadline"
     suite.signal_group(signal.SIGTERM, signal.SIGCONT)
-    # A shell that dies of TERM leaves the real suite behind: the grace is for all of them.
-    watch.until(lambda: suite.ended and not suite.company(), time.monotonic() + grace)
+    # A shell that dies of TERM leaves the real suite behind: the grace is for both.
+    watch.until(suite.is_over, time.monotonic() + grace)
     return stopped_by
 
 
@@ -610,14 +622,14 @@ def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str) -> Non
     stopped_by = "request" if watch.stop_requested else None
     survivors = left = 0
     started = time.monotonic()
-    if suite.pid and stopped_by is None:
-        suite.release()
+    if suite.pid:
+        suite.release(run=stopped_by is None)
     if suite.pid and stopped_by is None and suite.spawn_error is None:
         stopped_by = supervise(suite, watch, float(timeout), float(grace))
-        survivors = suite.company() if stopped_by is None else 0
+        survivors = len(suite.company()) if stopped_by is None else 0
     duration = time.monotonic() - started
     if suite.pid:
-        left = sweep(suite, watch)
+        left = sweep(suite)
         watch.until(lambda: not watch.output_open, time.monotonic() + DRAIN_SECONDS)
     log.finish()
     kind, detail = suite.spawn_error or (None, "")
@@ -635,5 +647,6 @@ def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str) -> Non
         log_bytes=log.total,
         log_dropped_bytes=log.dropped,
         log_complete=int(log.complete),
+        log_file=log.identity(),
     )
     write_result(folder, room, sealed(secret, text))

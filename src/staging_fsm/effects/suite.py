@@ -13,6 +13,7 @@ judge a run stands in its control folder before it starts:
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -27,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import attrs
 
@@ -66,6 +67,8 @@ STOP_SECONDS: Final = 5.0
 SWEEP_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.005
 _SMALL_FILE_BYTES: Final = 64 * 1024
+#: What a suite put in the place of its lock is held by nobody: a link, a folder, a socket.
+_NO_LOCK: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
 #: Imported, not run as a script: so its byte code is cached, which saves half of its start.
 SUPERVISOR_CODE: Final = (
     "import sys; sys.path.append(sys.argv[1]); import shim; shim.main(*sys.argv[2:])"
@@ -86,7 +89,6 @@ class _Order:
     revision: str
     timeout_seconds: float
     kill_grace_seconds: float
-    log_max_bytes: int
     #: How the tree differed from the commit, as `worktree.tracked_changes` says it.
     changes: str
     report: str | None
@@ -128,7 +130,6 @@ class LocalSuites:
             revision=order.revision,
             timeout_seconds=order.suite.timeout_seconds,
             kill_grace_seconds=order.suite.kill_grace_seconds,
-            log_max_bytes=order.suite.log_max_bytes,
             changes=worktree.tracked_changes(tree) if dirty_allowed else "",
             report=None if report is None else str(report),
             report_before=None if report is None else _fingerprint(report),
@@ -232,24 +233,13 @@ class LocalSuites:
     def _report(self, run_id: str, order: _Order, result: dict[str, str] | None) -> RunReport:
         folder = self._state.run(run_id)
         log = folder / "output.log"
-        size = _size(log)
-        # Larger than a log can be, it is none, and to read it could take for ever.
-        ours = size is not None and size <= order.log_max_bytes + shim.NOTE_BYTES
-        sha256 = sha256_of_file(log) if ours else None
-        kept: dict[str, Any] = {
-            "log": str(log) if sha256 else None,
-            "log_sha256": sha256,
-            "log_bytes": size if sha256 else None,
-            "log_dropped_bytes": 0,
-        }
         if not result:
             supervision = Supervision.LOST if result is None else Supervision.FORGED
             words = _read_tail(folder / "shim.stderr", 500).decode("utf-8", "replace").strip()
-            return RunReport(RunFacts(supervision=supervision), detail=words or None, **kept)
-        kept |= {
-            "log_bytes": int(result["log_bytes"]),
-            "log_dropped_bytes": int(result["log_dropped_bytes"]),
-        }
+            name = str(log) if log.is_file() else None
+            return RunReport(RunFacts(supervision=supervision), detail=words or None, log=name)
+        # Only the file that the supervisor wrote: to read another could take for ever.
+        sha256 = sha256_of_file(log) if _log_identity(log) == result["log_file"] else None
         facts = RunFacts(
             exit_code=_optional_int(result["exit_code"]),
             signal=_optional_int(result["signal"]),
@@ -265,7 +255,10 @@ class LocalSuites:
             facts,
             duration_seconds=float(result["duration_seconds"]),
             detail=_detail(result),
-            **kept,
+            log=str(log) if sha256 else None,
+            log_sha256=sha256,
+            log_bytes=int(result["log_bytes"]),
+            log_dropped_bytes=int(result["log_dropped_bytes"]),
         )
 
     def condition(self, run_id: str) -> RunCondition:
@@ -299,7 +292,6 @@ class LocalSuites:
             order = None
         if condition is RunCondition.LIVE and (identity := _await_identity(folder)) is not None:
             send_signal(identity, signal.SIGTERM)
-            send_signal(identity, signal.SIGCONT)
         # One that found the run closed before it began is waited for too, if it is our child.
         if condition is RunCondition.LIVE or str(folder) in _CHILDREN:
             grace = STOP_SECONDS if order is None else order.kill_grace_seconds
@@ -366,7 +358,13 @@ def _run_lock(folder: Path) -> Iterator[bool]:
     """Yield whether the run's lock could be taken: not, while its supervisor lives."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(folder / "lock", flags, 0o600)
+    try:
+        descriptor = os.open(folder / "lock", flags, 0o600)
+    except OSError as error:
+        if error.errno not in _NO_LOCK:
+            raise
+        yield True
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -440,12 +438,12 @@ def _read_tail(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def _size(path: Path) -> int | None:
+def _log_identity(path: Path) -> str | None:
     try:
         found = path.lstat()
     except OSError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return f"{found.st_ino}:{found.st_size}"
 
 
 def _report_path(suite: SuitePlan, reports: Path) -> Path | None:

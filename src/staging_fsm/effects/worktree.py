@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +25,6 @@ _TRACKED_CHANGES: Final = (
     "diff",
     "HEAD",
     "--full-index",
-    "--no-renames",
     "--no-ext-diff",
     "--no-textconv",
     "--",
@@ -36,27 +34,21 @@ _TRACKED_CHANGES: Final = (
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run git to its end, whatever it answers. Raises PreparationError if it cannot."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        # Files, not pipes: a filter that outlives git would hold a pipe open for ever.
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            ended = subprocess.run(
-                ["git", *_QUIET, "-C", str(folder), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                check=False,
-                env=environment | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-                timeout=GIT_TIMEOUT_SECONDS,
-            )
-            output.seek(0)
-            errors.seek(0)
-            said, complaint = (file.read().decode("utf-8", "replace") for file in (output, errors))
+        return subprocess.run(
+            ["git", *_QUIET, "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            timeout=GIT_TIMEOUT_SECONDS,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         message = f"git could not be run in {folder}: {error}"
         raise PreparationError(message) from error
-    return subprocess.CompletedProcess(ended.args, ended.returncode, said, complaint)
 
 
 def is_versioned(repository: Path) -> bool:
@@ -71,7 +63,7 @@ def is_versioned(repository: Path) -> bool:
     if found.returncode == 0:
         return Path(found.stdout.splitlines()[0]).resolve() == repository.resolve()
     branches = _git(repository, "for-each-ref", "--count=1")
-    if branches.returncode == 0 and not branches.stdout:
+    if branches.returncode == 0 and not branches.stdout and not branches.stderr:
         return False
     message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
     raise PreparationError(message)

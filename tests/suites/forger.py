@@ -1,0 +1,53 @@
+"""Finds the control folder of its own run and tampers with it: `forger.py FILE DEED`, exit 0."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+NAME, DEED = sys.argv[1:]
+RUN = os.environ["STAGING_ATTEMPT"]
+RUNS = Path(os.environ["STAGING_REPORT_DIR"]).parent.parent / "runs"
+TARGET = RUNS / RUN / NAME
+SUCCESS = f"""run={RUN}
+exit_code=0
+signal=
+spawn_error=
+spawn_detail=
+stopped_by=
+duration_seconds=1.0
+survivors=0
+processes_left=0
+log_bytes=0
+log_dropped_bytes=0
+log_complete=1
+"""
+
+
+def write(data: bytes) -> None:
+    """Put a file there, whatever was there before."""
+    forged = TARGET.with_name("forged")
+    forged.write_bytes(data)
+    forged.replace(TARGET)
+
+
+def huge() -> None:
+    """Put a file there that nobody can read in a lifetime."""
+    write(b"")
+    os.truncate(TARGET, 1 << 42)
+
+
+DEEDS: dict[str, Callable[[], object]] = {
+    "success": lambda: write(SUCCESS.encode() + b"0" * 64 + b"\n"),
+    "unsealed": lambda: write(SUCCESS.encode()),
+    "garbage": lambda: write(b"\0\xff\n\n=\n"),
+    "empty": lambda: write(b""),
+    "replay": lambda: write((RUNS / "attempt.0" / "result").read_bytes()),
+    "pipe": lambda: os.mkfifo(TARGET),
+    "link": lambda: TARGET.symlink_to("/dev/zero"),
+    "folder": TARGET.mkdir,
+    "huge": huge,
+    "nothing": lambda: None,
+}
+TARGET.unlink(missing_ok=True)
+DEEDS[DEED]()

@@ -1,0 +1,293 @@
+"""Process identities: a number alone is nobody, and nobody else is ever signalled."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from staging_fsm.effects import processes
+from staging_fsm.effects.processes import (
+    ProcessIdentity,
+    age_seconds,
+    identify,
+    is_alive,
+    is_stopped,
+    kill_descendants,
+    kill_marked,
+    send_signal,
+    this_process,
+    this_scope,
+    wait_for_end,
+)
+
+MARK = "STAGING_TEST_MARK"
+PATIENCE_SECONDS = 60.0
+
+
+@attrs.define
+class Bystanders:
+    """Processes that live until their input ends or somebody kills them."""
+
+    stack: ExitStack
+    started: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
+
+    def start(self, *command: str, **variables: str) -> subprocess.Popen[bytes]:
+        """Start one that answers what it is sent."""
+        process = subprocess.Popen(
+            command or ("cat",),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"PATH": os.environ["PATH"], **variables},
+        )
+        self.stack.enter_context(process)
+        self.stack.callback(process.kill)
+        self.started.append(process)
+        return process
+
+
+@pytest.fixture
+def bystanders() -> Iterator[Bystanders]:
+    """Return a starter of processes; all are gone afterwards."""
+    with ExitStack() as stack:
+        yield Bystanders(stack)
+
+
+@pytest.fixture(params=["linux", "portable"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Hold on Linux, and on a system without its process files and descriptors."""
+    if request.param == "portable":
+        monkeypatch.setattr(processes, "_HAS_PROC", False)
+        monkeypatch.setattr(processes, "_HAS_PIDFD", False)
+    return str(request.param)
+
+
+def identity_of(process: subprocess.Popen[bytes]) -> ProcessIdentity:
+    """Return the identity of a process that lives."""
+    found = identify(process.pid)
+    assert found is not None
+    return found
+
+
+def answers(process: subprocess.Popen[bytes]) -> bool:
+    """Say whether a process lives, by asking it; it ends then."""
+    try:
+        return process.communicate(b"alive", PATIENCE_SECONDS)[0] == b"alive"
+    except BrokenPipeError:
+        return False
+
+
+def another(identity: ProcessIdentity) -> ProcessIdentity:
+    """Return a process that had the same number earlier."""
+    return attrs.evolve(identity, start=identity.start - 1)
+
+
+@given(
+    scope=st.text(st.characters(codec="ascii", exclude_characters="/\n")),
+    pid=st.integers(0),
+    start=st.integers(0),
+)
+def test_identity_survives_being_written_down(scope: str, pid: int, start: int) -> None:
+    """An identity is the same after it was written to a row and read back."""
+    identity = ProcessIdentity(scope, pid, start)
+
+    assert ProcessIdentity.parse(str(identity)) == identity
+
+
+@pytest.mark.parametrize("text", ["", "worker", "a/b", "a/1/x", "a//1"])
+def test_text_that_is_no_identity_is_refused(text: str) -> None:
+    """What is no identity is never read as one."""
+    with pytest.raises(ValueError, match=r"unpack|invalid"):
+        ProcessIdentity.parse(text)
+
+
+def test_process_is_alive_until_it_ends(system: str, bystanders: Bystanders) -> None:
+    """A process lives until it ends; a zombie that nobody has waited for does not."""
+    process = bystanders.start()
+    identity = identity_of(process)
+    assert is_alive(identity)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+    assert is_alive(identity) is False, system
+    process.wait()
+    assert is_alive(identity) is False
+
+
+def test_number_that_was_given_to_another_process_is_not_alive(
+    system: str, bystanders: Bystanders
+) -> None:
+    """A process that started at another time is another process, whatever its number."""
+    assert is_alive(another(identity_of(bystanders.start()))) is False, system
+
+
+def test_this_process_knows_itself(system: str) -> None:
+    """The calling process has an identity, and it is alive."""
+    assert is_alive(this_process()), system
+
+
+def test_process_of_an_earlier_boot_is_dead_and_one_of_another_machine_unknown() -> None:
+    """After a reboot of this machine all are dead; of another machine nothing is known."""
+    host, boot, namespace = this_scope().rsplit(":", 2)
+
+    assert is_alive(ProcessIdentity(f"{host}:another-boot:{namespace}", os.getpid(), 1)) is False
+    assert is_alive(ProcessIdentity(f"another:{boot}:{namespace}", os.getpid(), 1)) is None
+    assert is_alive(ProcessIdentity(f"{host}:{boot}:0", os.getpid(), 1)) is None
+
+
+def test_signal_reaches_its_process_and_never_another(system: str, bystanders: Bystanders) -> None:
+    """A signal reaches the process that is meant, and nobody who has its number now."""
+    process = bystanders.start()
+    identity = identity_of(process)
+    send_signal(another(identity), signal.SIGKILL)
+    send_signal(attrs.evolve(identity, scope="elsewhere:boot:1"), signal.SIGKILL)
+    assert answers(process), system
+    process = bystanders.start()
+    send_signal(identity_of(process), signal.SIGKILL)
+
+    assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
+
+def test_signal_to_a_dead_process_is_nothing(system: str, bystanders: Bystanders) -> None:
+    """Who is gone is signalled without a complaint."""
+    process = bystanders.start()
+    identity = identity_of(process)
+    process.kill()
+    process.wait()
+    send_signal(identity, signal.SIGKILL)
+
+    assert wait_for_end(identity, PATIENCE_SECONDS), system
+
+
+def test_end_is_waited_for(system: str, bystanders: Bystanders) -> None:
+    """Who lives is waited for as long as was asked, and who ends no longer."""
+    process = bystanders.start()
+    identity = identity_of(process)
+    assert not wait_for_end(identity, 0.05), system
+    process.kill()
+
+    assert wait_for_end(identity, 1e9)
+    assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
+
+def test_end_of_another_is_not_waited_for(system: str, bystanders: Bystanders) -> None:
+    """A process whose number was given to another has ended."""
+    process = bystanders.start()
+
+    assert wait_for_end(another(identity_of(process)), PATIENCE_SECONDS), system
+    assert answers(process)
+
+
+def test_wait_longer_than_a_system_call_can_is_made_of_several(
+    system: str, bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wait goes on after each of the waits it is made of."""
+    monkeypatch.setattr(processes, "_WAIT_MAX_SECONDS", 0.01)
+    process = bystanders.start()
+
+    assert not wait_for_end(identity_of(process), 0.05), system
+    assert answers(process)
+
+
+def test_age_is_counted_from_the_start(system: str, bystanders: Bystanders) -> None:
+    """A process is as old as the time since it started, by a clock that nobody can set."""
+    before = time.monotonic()
+    identity = identity_of(bystanders.start())
+    waited = time.monotonic() - before
+    older = age_seconds(attrs.evolve(identity, start=identity.start - 100 * 3600))
+
+    assert 3600 - 1 < older < 3600 + waited + PATIENCE_SECONDS, system
+    assert age_seconds(attrs.evolve(identity, start=identity.start + 100 * 3600)) == 0
+
+
+def test_stopped_process_is_seen(bystanders: Bystanders) -> None:
+    """A process that was stopped says so, until it goes on."""
+    process = bystanders.start()
+    identity = identity_of(process)
+    assert not is_stopped(identity)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    assert is_stopped(identity)
+    assert not is_stopped(another(identity))
+    assert is_alive(identity)
+
+
+def test_marked_processes_are_killed_and_no_others(system: str, bystanders: Bystanders) -> None:
+    """Whoever carries the mark to the letter is killed, and nobody who carries almost the same."""
+    marked = [bystanders.start(**{MARK: "run.1"}) for _ in range(3)]
+    others = [
+        bystanders.start(**{MARK: "run.10"}),
+        bystanders.start(**{MARK + "S": "run.1"}),
+        bystanders.start(OTHER=f"{MARK}=run.1"),
+        bystanders.start("cat", "-", A=f"\n{MARK}=run.1"),
+    ]
+
+    assert kill_marked(MARK, "run.1") == len(marked), system
+    assert [process.wait(PATIENCE_SECONDS) for process in marked] == [-signal.SIGKILL] * 3
+    assert kill_marked(MARK, "run.1") == 0
+    assert all(answers(process) for process in others)
+
+
+def test_caller_that_carries_the_mark_itself_survives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sweeps does not sweep itself, though it may carry the mark."""
+    code = (
+        "import sys; from staging_fsm.effects.processes import kill_marked;"
+        f"sys.exit(kill_marked('{MARK}', 'mine'))"
+    )
+    monkeypatch.setenv(MARK, "mine")
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+#: Leads a session, with a member that has an emptied environment and says when it is there.
+LEADER = "exec env -i sh -c 'echo; exec sleep 600' & wait"
+
+
+def test_session_of_a_leader_that_can_still_be_seen_is_swept(tmp_path: Path) -> None:
+    """Members of a session are killed, also without a mark, while its leader is to be seen."""
+    output, into = os.pipe()
+    leader = subprocess.Popen(
+        ["sh", "-c", LEADER], stdout=into, start_new_session=True, cwd=tmp_path
+    )
+    os.close(into)
+    assert os.read(output, 1) == b"\n"
+    identity = identity_of(leader)
+    leader.kill()
+    os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)
+    assert kill_marked(MARK, "run.1", another(identity)) == 0
+    assert kill_marked(MARK, "run.1", identity) == 1
+    leader.wait()
+
+    poll = select.poll()
+    poll.register(output, select.POLLIN)
+    assert poll.poll(PATIENCE_SECONDS * 1000)
+    assert os.read(output, 1) == b""
+    os.close(output)
+
+
+def test_everything_below_a_process_is_killed_and_it_is_not(bystanders: Bystanders) -> None:
+    """Descendants are killed in whatever session they are; who is above them is not."""
+    process = bystanders.start(
+        "sh", "-c", "setsid sleep 600 & sleep 600 & echo ready; wait; exec cat"
+    )
+    identity = identity_of(process)
+    assert process.stdout is not None
+    assert process.stdout.read(6) == b"ready\n"
+    assert kill_descendants(another(identity)) == 0
+    killed = 0
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while killed < 2 and time.monotonic() < deadline:
+        killed += kill_descendants(identity)
+
+    assert killed >= 2
+    assert answers(process)

@@ -1,0 +1,414 @@
+"""The bound revision: a verdict is on exactly one commit, or there is none."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from conftest import git
+from staging_fsm.core.errors import PreparationError, RunRefusedError
+from staging_fsm.core.outcome import RunFacts, Supervision
+from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
+from staging_fsm.core.ports import RunOrder
+from staging_fsm.effects import worktree
+from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.worktree import (
+    add_worktree,
+    bind_revision,
+    head_revision,
+    remove_worktree,
+    tracked_changes,
+)
+from test_supervision import as_nobody
+
+RUN = "attempt.1"
+IN_PLACE = SuitePlan(("true",), workspace=Workspace.IN_PLACE)
+DIRTY = attrs.evolve(IN_PLACE, allow_dirty=True)
+
+
+@attrs.frozen
+class Site:
+    """A repository and runs of shell scripts on it."""
+
+    repository: Path
+    state: StateDir
+
+    @property
+    def suites(self) -> LocalSuites:
+        """Return a fresh worker's view of the runs."""
+        return LocalSuites(self.state)
+
+    @property
+    def checkout(self) -> Path:
+        """Return where the run's private checkout is."""
+        return self.state.worktree(RUN)
+
+    def start(self, script: str, revision: str | None = None, **plan: Any) -> None:
+        """Start a run of a shell script on a revision."""
+        suite = SuitePlan(("/bin/sh", "-c", script), timeout_seconds=60, **plan)
+        bound = bind_revision(self.repository, suite) if revision is None else revision
+        self.suites.start(RunOrder(RUN, self.repository, bound, suite))
+
+    def run(self, script: str, revision: str | None = None, **plan: Any) -> RunFacts:
+        """Run a shell script on a revision."""
+        self.start(script, revision, **plan)
+        facts = self.suites.await_report(RUN).facts
+        assert facts.supervision == Supervision.SOUND
+        return facts
+
+    def output(self) -> str:
+        """Return what the run printed."""
+        return (self.state.run(RUN) / "output.log").read_text()
+
+    def checkouts(self) -> list[str]:
+        """Return git's own list of checkouts of the repository."""
+        listed = git(self.repository, "worktree", "list", "--porcelain").splitlines()
+        return [line for line in listed if line.startswith("worktree ")]
+
+
+@pytest.fixture
+def site(repository: Path, tmp_path: Path) -> Iterator[Site]:
+    """Return a repository with two commits and a place for runs; nothing runs afterwards."""
+    (repository / "docs" / "work-items" / "WI-1").mkdir(parents=True)
+    (repository / "docs" / "work-items" / "WI-1" / "log.md").write_text("old\n")
+    commit(repository, "shop.py", "PRICE = 4\n")
+    site = Site(repository, StateDir(tmp_path / "state"))
+    yield site
+    site.suites.reap(RUN)
+
+
+def commit(repository: Path, name: str, text: str) -> str:
+    """Commit everything with one file changed; return the commit."""
+    (repository / name).write_text(text)
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", f"{name} changes.")
+    return git(repository, "rev-parse", "HEAD")
+
+
+# Which commit.
+
+
+def test_attempt_is_bound_to_the_checked_out_commit(site: Site) -> None:
+    """The bound revision is the commit that is checked out when the attempt starts."""
+    assert bind_revision(site.repository, SuitePlan(("true",))) == git(
+        site.repository, "rev-parse", "HEAD"
+    )
+
+
+def test_folder_without_git_is_unversioned(tmp_path: Path, site: Site) -> None:
+    """A folder that is no repository, has no commit, or only lies in one is unversioned."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    unborn = tmp_path / "unborn"
+    unborn.mkdir()
+    git(unborn, "init", "--quiet")
+
+    for folder in (empty, unborn, site.repository / "docs", tmp_path / "absent"):
+        assert bind_revision(folder, IN_PLACE) == UNVERSIONED
+
+
+def test_machine_without_git_knows_no_revision(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where git is not installed every folder is unversioned."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    assert head_revision(site.repository) == UNVERSIONED
+
+
+@pytest.mark.parametrize("damage", ["HEAD", "refs/heads/main"])
+def test_repository_that_cannot_be_read_is_no_unversioned_folder(site: Site, damage: str) -> None:
+    """A repository whose commit cannot be read is an error, and never passes for a bare folder."""
+    (site.repository / ".git" / damage).write_text("garbage\n")
+
+    with pytest.raises(PreparationError, match="revision"):
+        bind_revision(site.repository, IN_PLACE)
+
+
+def test_hostile_variables_do_not_lead_git_astray(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables that tell git to look elsewhere are not passed on to it."""
+    wanted = head_revision(site.repository)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+
+    assert head_revision(site.repository) == wanted
+    assert tracked_changes(site.repository) == ""
+
+
+def test_dirty_tree_is_refused_in_place(site: Site) -> None:
+    """A run in place over uncommitted changes is refused before it is a run."""
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+
+    with pytest.raises(RunRefusedError, match="uncommitted"):
+        bind_revision(site.repository, IN_PLACE)
+
+
+def test_staged_change_is_a_change(site: Site) -> None:
+    """A change that is staged and not committed makes a tree dirty too."""
+    (site.repository / "new.py").write_text("")
+    git(site.repository, "add", "new.py")
+
+    with pytest.raises(RunRefusedError, match="uncommitted"):
+        bind_revision(site.repository, IN_PLACE)
+
+
+def test_dirty_tree_may_be_allowed(site: Site) -> None:
+    """A dirty tree is bound in place where the suite allows it, and in a worktree always."""
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+    head = git(site.repository, "rev-parse", "HEAD")
+
+    assert bind_revision(site.repository, DIRTY) == head
+    assert bind_revision(site.repository, SuitePlan(("true",))) == head
+
+
+# In a worktree.
+
+
+def test_suite_runs_on_exactly_the_bound_commit(site: Site) -> None:
+    """A suite sees the files of the bound commit, whatever is checked out or lying about."""
+    older = git(site.repository, "rev-parse", "HEAD~1")
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+    (site.repository / "untracked").write_text("")
+    facts = site.run("cat shop.py; git rev-parse HEAD; git status --short; pwd; ls", older)
+
+    assert facts.exit_code == 0
+    assert not facts.tree_changed
+    assert site.output() == f"PRICE = 3\n{older}\n{site.checkout.resolve()}\nshop.py\n"
+
+
+def test_checkout_is_gone_when_the_run_is_over(site: Site) -> None:
+    """A private checkout is removed after its run, from the disk and from git's list."""
+    before = site.checkouts()
+    site.start("git branch | cat")
+    assert len(site.checkouts()) == 2
+    site.suites.await_report(RUN)
+
+    assert not site.checkout.exists()
+    assert site.checkouts() == before
+    assert (site.repository / "shop.py").read_text() == "PRICE = 4\n"
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "rm -rf ../$STAGING_ATTEMPT",
+        "rm .git",
+        "rm .git; mkdir .git",
+        "git worktree lock .",
+        "git worktree lock .; rm .git",
+        "mkdir -p a/b; touch a/b/c; chmod 500 a/b; chmod 0 a; rm .git",
+        "cd ..; mv $STAGING_ATTEMPT elsewhere; ln -s $PWD/elsewhere $STAGING_ATTEMPT",
+        "cd ..; rm -rf $STAGING_ATTEMPT; touch $STAGING_ATTEMPT",
+    ],
+)
+def test_checkout_is_removed_whatever_the_suite_made_of_it(site: Site, deed: str) -> None:
+    """A checkout that the suite damaged, hid or locked is removed all the same."""
+    before = site.checkouts()
+    site.run(deed)
+
+    assert not os.path.lexists(site.checkout)
+    assert site.checkouts() == before
+
+
+@pytest.mark.parametrize("deed", ["rm -rf ../$STAGING_ATTEMPT", "rm .git", "rm .git; mkdir .git"])
+def test_checkout_that_is_none_any_more_has_no_verdict(site: Site, deed: str) -> None:
+    """A tree that cannot be compared with its commit any more counts as moved."""
+    assert site.run(deed).tree_changed
+
+
+def test_checkout_of_a_lost_run_is_removed(site: Site) -> None:
+    """A checkout does not outlive its run, however the run ends."""
+    before = site.checkouts()
+    site.start("kill -KILL $PPID; sleep 600")
+
+    assert site.suites.await_report(RUN).facts.supervision == Supervision.LOST
+    assert not site.checkout.exists()
+    assert site.checkouts() == before
+
+
+def test_checkout_of_a_crashed_start_is_removed(site: Site) -> None:
+    """What a worker left that was killed in the middle of a checkout is removed by the next."""
+    before = site.checkouts()
+    site.start("sleep 600")
+    shim = site.state.run(RUN) / "shim"
+    while not shim.exists():
+        os.sched_yield()
+    os.kill(int(shim.read_text().splitlines()[0].removeprefix("pid=")), signal.SIGKILL)
+    git(site.repository, "worktree", "lock", "--reason", "initializing", str(site.checkout))
+    (site.checkout / "shop.py").unlink()
+    site.suites.reap(RUN)
+    site.suites.reap(RUN)
+
+    assert not site.checkout.exists()
+    assert site.checkouts() == before
+
+
+def test_removal_needs_no_repository(site: Site) -> None:
+    """A checkout is removed though its repository is gone."""
+    add_worktree(site.repository, "HEAD", site.checkout)
+    shutil.rmtree(site.repository)
+    remove_worktree(site.repository, site.checkout)
+    remove_worktree(site.repository, site.checkout)
+
+    assert not site.checkout.exists()
+
+
+def test_removal_needs_no_right_that_the_suite_took(tmp_path: Path) -> None:
+    """A checkout is removed though the suite left folders in it that may not be written to."""
+    checkout = tmp_path / "checkout"
+    (checkout / "a" / "b").mkdir(parents=True)
+    (checkout / "a" / "b" / "file").touch()
+    paths = (tmp_path, checkout, checkout / "a", checkout / "a" / "b")
+    before = as_nobody(*paths)
+    for path in reversed(paths[1:]):
+        path.chmod(0)
+    code = (
+        "import pathlib, sys; from staging_fsm.effects.worktree import remove_worktree;"
+        "remove_worktree(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([*before, sys.executable, "-c", code, str(checkout)], check=True)
+
+    assert not checkout.exists()
+
+
+def test_revision_that_does_not_exist_cannot_be_prepared(site: Site) -> None:
+    """A run on a commit that is not there is a preparation error and leaves nothing behind."""
+    before = site.checkouts()
+
+    with pytest.raises(PreparationError, match="checked out"):
+        site.start("true", "0" * 40)
+    assert not site.checkout.exists()
+    assert site.checkouts() == before
+
+
+def test_hooks_of_the_repository_do_not_run(site: Site, tmp_path: Path) -> None:
+    """The code under test has no say in its own checkout."""
+    hook = site.repository / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {tmp_path}/hook-ran\n")
+    hook.chmod(0o755)
+    site.run("true")
+
+    assert not (tmp_path / "hook-ran").exists()
+
+
+def test_git_that_hangs_is_given_up(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout whose filter hangs is a preparation error, though the filter holds the output."""
+    filter_pid = tmp_path / "pid"
+    script = f"echo $$ > {filter_pid}; exec sleep 600"
+    git(site.repository, "config", "filter.slow.smudge", script)
+    revision = commit(site.repository, ".gitattributes", "*.py filter=slow\n")
+    monkeypatch.setattr(worktree, "GIT_TIMEOUT_SECONDS", 1.0)
+
+    with pytest.raises(PreparationError, match="git could not be run"):
+        site.start("true", revision)
+    os.kill(int(filter_pid.read_text()), signal.SIGKILL)
+
+
+def test_checkout_that_differs_from_the_start_is_not_the_suites_doing(site: Site) -> None:
+    """Files that the repository's own attributes make differ are no change of the run."""
+    (site.repository / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
+    git(site.repository, "add", ".")
+    git(site.repository, "commit", "--quiet", "-m", "Committed as it is.")
+    (site.repository / ".gitattributes").write_text("*.txt text eol=crlf\n")
+    git(site.repository, "add", ".gitattributes")
+    git(site.repository, "commit", "--quiet", "-m", "Now it should be another.")
+    unmoved = site.run("git status --short")
+    printed = site.output()
+    shutil.rmtree(site.state.root)
+
+    assert printed == " M dos.txt\n"
+    assert not unmoved.tree_changed
+    assert site.run("echo three >> dos.txt").tree_changed
+
+
+# A tree that moves.
+
+MOVES = {
+    "change": ("echo 'PRICE = 9' > shop.py", True),
+    "deletion": ("rm shop.py", True),
+    "mode": ("chmod +x shop.py", True),
+    "link": ("rm shop.py; ln -s /dev/null shop.py", True),
+    "staged file": ("touch new; git add new", True),
+    "same length": ("printf 'PRICE = 5\\n' > shop.py; touch -r .git shop.py", True),
+    "moved head": ("git checkout --quiet --detach HEAD~1", True),
+    "commit": ("git -c user.name=a -c user.email=b commit --quiet --allow-empty -m x", True),
+    "nothing": ("true", False),
+    "touched": ("touch shop.py", False),
+    "untracked": ("touch new; mkdir -p build; touch build/made", False),
+    "work item": ("echo new > docs/work-items/WI-1/log.md", False),
+    "undone": ("cp shop.py kept; echo > shop.py; mv kept shop.py", False),
+}
+
+
+@pytest.mark.parametrize("workspace", Workspace)
+@pytest.mark.parametrize("move", MOVES)
+def test_tree_that_moved_during_the_run_has_no_verdict(
+    site: Site, workspace: Workspace, move: str
+) -> None:
+    """A tracked file or HEAD that moved makes a run void; what is untracked does not."""
+    script, moves = MOVES[move]
+    facts = site.run(script, workspace=workspace)
+
+    assert facts.exit_code == 0
+    assert facts.tree_changed == moves
+
+
+def test_allowed_dirt_is_no_movement_and_more_of_it_is(site: Site) -> None:
+    """Where a dirty tree is allowed it must stay as it was, to the byte, during the run."""
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+    unmoved = site.run("true", workspace=Workspace.IN_PLACE, allow_dirty=True)
+    shutil.rmtree(site.state.root)
+    moved = site.run("echo 'PRICE = 6' > shop.py", workspace=Workspace.IN_PLACE, allow_dirty=True)
+
+    assert not unmoved.tree_changed
+    assert moved.tree_changed
+
+
+def test_tree_that_became_dirty_before_its_run_has_no_verdict(site: Site) -> None:
+    """A tree in place that moved between binding and run has no verdict either."""
+    revision = bind_revision(site.repository, IN_PLACE)
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+
+    assert site.run("true", revision, workspace=Workspace.IN_PLACE).tree_changed
+
+
+def test_head_that_moved_before_its_run_has_no_verdict(site: Site) -> None:
+    """A run in place on another commit than the bound one has no verdict."""
+    revision = bind_revision(site.repository, IN_PLACE)
+    commit(site.repository, "shop.py", "PRICE = 6\n")
+
+    assert site.run("true", revision, workspace=Workspace.IN_PLACE).tree_changed
+
+
+def test_unversioned_folder_runs_in_place_and_never_moves(tmp_path: Path) -> None:
+    """A folder without git is run in as it is, and no movement is seen in it."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("old\n")
+    site = Site(folder, StateDir(tmp_path / "state"))
+    facts = site.run("echo new > file; pwd")
+
+    assert not facts.tree_changed
+    assert site.output() == f"{folder.resolve()}\n"
+
+
+def test_size_of_a_change_costs_no_memory(site: Site) -> None:
+    """A tracked file of any size is compared by its digest, not by its text."""
+    commit(site.repository, "large.txt", "one line\n" * 100_000)
+    (site.repository / "large.txt").write_text("another line\n" * 100_000)
+    said = worktree._git(site.repository, *worktree._TRACKED_CHANGES).stdout
+
+    assert re.search(r"index [0-9a-f]{40}\.\.[0-9a-f]{40}", said)
+    assert len(said) < 1000
