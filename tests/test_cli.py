@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import click
 import pytest
 
 from conftest import git
 from staging_fsm.core.spec import State
-from staging_fsm.faces.cli import ExitCode
+from staging_fsm.faces import commands
+from staging_fsm.faces.cli import COMMANDS, main
 from staging_fsm.faces.demo import STORIES
+from staging_fsm.faces.exits import ExitCode
 from staging_fsm.host.contract.gate import check_staging_status
 
 PYTHON = sys.executable
@@ -341,3 +345,24 @@ def test_demo_goes_three_ways(shell: Shell) -> None:
     listed = ended.stdout.partition("What the gate read:")[2].splitlines()[1:4]
     assert [line.split()[0] for line in listed] == [str(story.end) for story in STORIES]
     assert all(Path(line.split()[1]).is_file() for line in listed)
+
+
+def test_every_command_is_listed_once() -> None:
+    """The commands that `--help` lists are the modules of `commands`, and each of them loads."""
+    modules = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}
+    context = click.Context(main)
+
+    assert modules == COMMANDS.keys()
+    assert [main.get_command(context, name).name for name in COMMANDS] == list(COMMANDS)  # type: ignore[union-attr]  # each is there
+
+
+def test_help_loads_no_command() -> None:
+    """`staging-fsm --help` is answered without the database library or the console's."""
+    code = (
+        "import sys; from staging_fsm.faces.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print({'sqlalchemy', 'rich', 'transitions'} & {*sys.modules}, file=sys.stderr)"
+    )
+    ended = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ended.stderr.strip() == "set()"

@@ -37,8 +37,8 @@ from staging_fsm.core.outcome import REASONS, RULES, Reason, Verdict
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import load_snapshot
 from staging_fsm.effects.rows import COLUMNS, STATUSES
-from staging_fsm.faces.cli import ExitCode
 from staging_fsm.faces.diagrams import Diagram, markdown_table
+from staging_fsm.faces.exits import ExitCode
 from staging_fsm.host.settings import HostSettings
 from test_repo import LAYERS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from staging_fsm.faces.cli import env_file
+from staging_fsm.faces.commands.config import env_file
 from staging_fsm.faces.diagrams import Diagram, outdated
 
 ROOT = Path(__file__).parent.parent

@@ -23,6 +23,7 @@ from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.processes import ProcessIdentity, is_alive, this_process
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
 from staging_fsm.host.launcher import Host, staging_intercept
 from staging_fsm.host.settings import HostSettings, load_host_settings
@@ -81,6 +82,13 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
         clock=SystemClock(),
         worker=str(this_process()),
     )
+
+
+def stored_view(session: Session, row: JobRow) -> dict[str, Any]:
+    """Return what the faces say about the attempt in a row that has one."""
+    snapshot = row.snapshot()
+    assert snapshot is not None  # noqa: S101  # the caller has looked
+    return attempt_view(row, snapshot, session.next_stage(row))
 
 
 def register_repository(store: SqlHostStore, path: Path) -> str:

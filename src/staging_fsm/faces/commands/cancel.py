@@ -1,0 +1,16 @@
+"""`staging-fsm cancel`: nothing is judged, and the job ends as cancelled."""
+
+import click
+
+from staging_fsm.faces.options import db_option
+from staging_fsm.faces.session import open_session
+
+
+@click.command()
+@click.argument("job", type=int)
+@db_option
+def cancel(job: int, db: str | None) -> None:
+    """Stop an attempt: its suite is stopped, nothing is judged, the job ends as cancelled."""
+    session = open_session(db)
+    ended = session.staging().cancel(job)
+    click.echo(f"job {job}: {ended.state}")

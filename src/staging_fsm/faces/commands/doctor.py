@@ -1,0 +1,28 @@
+"""`staging-fsm doctor`: everything that a run needs, in words."""
+
+import json
+import os
+import sys
+
+import attrs
+import click
+
+from staging_fsm.effects.files import StateDir, state_dir
+from staging_fsm.faces.doctor import Health, examine
+from staging_fsm.faces.options import db_option, json_option
+from staging_fsm.faces.session import open_session
+
+
+@click.command()
+@db_option
+@json_option
+def doctor(db: str | None, *, as_json: bool) -> None:
+    """Look at everything a run needs; exit code 1 if something is missing."""
+    state = StateDir(state_dir(os.environ))
+    findings = list(examine(os.environ, state, lambda: open_session(db).store.engine.url))
+    if as_json:
+        click.echo(json.dumps([attrs.asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.health:8} {finding.name}: {finding.words}")
+    sys.exit(1 if any(finding.health is Health.FAILED for finding in findings) else 0)

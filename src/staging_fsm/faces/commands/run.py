@@ -1,0 +1,166 @@
+"""`staging-fsm run`: one attempt of one repository, to its end, with an exit code for the shell."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from staging_fsm.core.config import SuiteEntry, load_config
+from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
+from staging_fsm.core.spec import State
+from staging_fsm.drive.intercept import Decision
+from staging_fsm.effects.worktree import head_revision, tracked_changes
+from staging_fsm.faces.commands.show import print_end
+from staging_fsm.faces.exits import ExitCode
+from staging_fsm.faces.options import db_option, json_option
+from staging_fsm.faces.progress import Progress
+from staging_fsm.faces.session import (
+    WORK_ITEM_PATTERN,
+    AttemptDriver,
+    Session,
+    new_work_item,
+    one_suite,
+    open_session,
+    place_in,
+    register_repository,
+    staging_job,
+    switched_on,
+)
+from staging_fsm.faces.views import attempt_view
+
+_EXIT_CODES = {
+    State.ADVANCED: ExitCode.ADVANCED,
+    State.ROLLED_BACK: ExitCode.ROLLED_BACK,
+    State.FAILED_CLOSED: ExitCode.FAILED_CLOSED,
+    State.LLM_FALLBACK: ExitCode.DECLINED,
+    State.CANCELLED: ExitCode.CANCELLED,
+}
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option(
+    "--repo",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Folder under test; a git repository, or any folder.",
+)
+@click.option("--work-item", metavar="ID", help="Name of the work item; default: a new one.")
+@db_option
+@click.option("--timeout-seconds", type=float, help="Deadline of one run.")
+@click.option("--kill-grace-seconds", type=float, help="Time between TERM and KILL.")
+@click.option("--infra-retries", type=int, help="Further runs after tool errors.")
+@click.option(
+    "--report", metavar="FILE", help="JUnit report, below $STAGING_REPORT_DIR or absolute."
+)
+@click.option("--min-tests", type=int, help="Fewest executed tests that count as a pass.")
+@click.option("--max-skipped-ratio", type=float, help="Largest share of skipped tests, 0 to 1.")
+@click.option("--tool-exit-code", type=int, multiple=True, help="Exit code that is a tool error.")
+@click.option(
+    "--preset",
+    type=click.Choice([preset.value for preset in Preset]),
+    help="Kind of suite; default: detected.",
+)
+@click.option(
+    "--workspace",
+    type=click.Choice([workspace.value for workspace in Workspace]),
+    help="Default: worktree.",
+)
+@click.option("--allow-dirty", is_flag=True, help="Run although there are uncommitted changes.")
+@click.option("--env", multiple=True, metavar="NAME", help="Variable the suite gets from yours.")
+@click.option(
+    "--artifact-dir",
+    is_flag=False,
+    flag_value="",
+    metavar="[DIR]",
+    help="Write the artifact to DIR/<work item>, or to the state folder, not into the repository.",
+)
+@click.option("--follow", is_flag=True, help="Show the suite's output as it comes.")
+@json_option
+@click.argument("argv", nargs=-1, required=True)
+def run(argv: tuple[str, ...], **options: Any) -> None:
+    """Run one staging attempt of a repository with the suite ARGV, to its end.
+
+    Exit code: 0 advanced, 1 rolled back, 2 usage, 3 failed closed, 4 declined or
+    refused, 5 cancelled.
+    """
+    work_item = options["work_item"] or new_work_item()
+    if not WORK_ITEM_PATTERN.fullmatch(work_item):
+        message = f"{work_item!r} must be letters, digits, dots, dashes and underscores"
+        raise click.BadParameter(message, param_hint="--work-item")
+    _refuse_dirty(options)
+    session = open_session(options["db"], _run_variables(options))
+    try:
+        entry = _suite_entry(argv, options)
+        entry.plan(load_config(session.variables))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    console = Console(stderr=options["as_json"], highlight=False)
+    progress = Progress(console, session.state, follow=options["follow"])
+    replaced: dict[str, Any] = {"suites": one_suite(entry), "watch": progress.moved}
+    if options["artifact_dir"] is not None:
+        folder = Path(options["artifact_dir"] or session.state.root / "artifacts").absolute()
+        replaced["place"] = place_in(session, folder)
+    repo = register_repository(session.store, options["repo"])
+    job_id = staging_job(session, repo, work_item)
+    driver = AttemptDriver(session, session.staging(**replaced), job_id)
+    with driver.cancelled_by_signals():
+        decision = driver.drive()
+    progress.stop()
+    sys.exit(_end_of_run(session, job_id, decision, console, as_json=options["as_json"]))
+
+
+def _refuse_dirty(options: dict[str, Any]) -> None:
+    """Refuse a dirty tree in either workspace: a person expects what they see to be tested."""
+    repository = options["repo"]
+    if options["allow_dirty"] or head_revision(repository) == UNVERSIONED:
+        return
+    if tracked_changes(repository):
+        click.echo(
+            f"staging-fsm: {repository} has uncommitted changes to tracked files. A verdict is on"
+            " a commit: commit or stash them, or say --allow-dirty (with the worktree workspace"
+            " the commit is tested without them).",
+            err=True,
+        )
+        sys.exit(ExitCode.DECLINED)
+
+
+def _run_variables(options: dict[str, Any]) -> dict[str, str]:
+    names = ("timeout_seconds", "kill_grace_seconds", "infra_retries")
+    return switched_on(dict(os.environ), **{name: options[name] for name in names})
+
+
+def _suite_entry(argv: tuple[str, ...], options: dict[str, Any]) -> SuiteEntry:
+    return SuiteEntry(
+        command=argv,
+        preset=options["preset"] and Preset(options["preset"]),
+        report=options["report"],
+        min_tests=options["min_tests"],
+        max_skipped_ratio=options["max_skipped_ratio"],
+        tool_exit_codes=options["tool_exit_code"] or None,
+        workspace=options["workspace"] and Workspace(options["workspace"]),
+        allow_dirty=options["allow_dirty"],
+        environment=options["env"] or None,
+    )
+
+
+def _end_of_run(
+    session: Session, job_id: int, decision: Decision | None, console: Console, *, as_json: bool
+) -> ExitCode:
+    row = session.rows.load(job_id)
+    snapshot = row.snapshot()
+    if snapshot is None:
+        click.echo(f"staging-fsm: {decision.reason if decision else 'nothing was run'}", err=True)
+        return ExitCode.DECLINED
+    if snapshot.state is State.LLM_FALLBACK and row.status == "running":
+        # There is no agent here to hand it to: the job ends with the reason on its row.
+        session.rows.cancel(job_id, snapshot.version)
+    view = attempt_view(row, snapshot, session.next_stage(row))
+    if as_json:
+        click.echo(json.dumps(view))
+    else:
+        print_end(console, view, snapshot)
+    return _EXIT_CODES.get(snapshot.state, ExitCode.DECLINED)

@@ -1,0 +1,27 @@
+"""`staging-fsm worker`: the embedded orchestrator's loop."""
+
+import logging
+import signal
+
+import click
+
+from staging_fsm.faces.options import db_option
+from staging_fsm.faces.session import open_session
+from staging_fsm.host.worker import Worker
+
+
+@click.command()
+@db_option
+@click.option("--once", is_flag=True, help="Work until nothing is due, then end.")
+def worker(db: str | None, *, once: bool) -> None:
+    """Work on the jobs of the embedded orchestrator, staging jobs by the runner."""
+    logging.getLogger("staging_fsm").setLevel(logging.INFO)
+    session = open_session(db)
+    loop = Worker(session.host(session.staging()), session.worker)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: loop.stop())
+    if once:
+        loop.recover()
+        click.echo(f"{loop.run_until_idle()} jobs launched")
+    else:
+        loop.run_forever()
