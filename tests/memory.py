@@ -132,6 +132,7 @@ def _skip(text: str, at: int, expected: str = "") -> int:
     return at + len(expected)
 
 
+@functools.lru_cache(maxsize=256)
 def foreign(text: str) -> str:
     """Return the metadata without our key, each other member as it is written."""
     return _object(member for member in members(text) if member[0] != SNAPSHOT_KEY)

@@ -19,7 +19,7 @@ from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS, ST
 
 FROZEN = {
     "stages.py": "00bce8b5ba54573123292f73dcbe3b265ec882612ce57fb973fa9483b023333e",
-    "gate.py": "75b64f0d7a19c5fe1c9a00e7829ca7d78fb339ce09849202e4302c57c840da58",
+    "gate.py": "5affae7a9ffddf9b8e93f4ab96834a978abb81879a63d7bbc9635e364c14f05f",
     "self_deploy.py": "a6ba7ea50b656bef6a715ff80e45c475858abe65b9a36f6c7489b5d56d9e81ea",
     "schema.sql": "b613d0d4afae1ee09fdb49626ae801797b4b79876460c86718158c99e7afa5bf",
 }
@@ -81,6 +81,7 @@ NO = [
     "---\nSTAGING_STATUS: SUCCESS\n---\n",
     "---\n? [staging_status]\n: SUCCESS\n---\n",
     "---\nstaging_status: |\n  SUCCESS\n---\n",
+    '---\nstaging_status: "\\UFFFFFFFF"\n---\n',
     "---\n" + "[" * 1500 + "\nstaging_status: SUCCESS\n---\n",
     "---\n" + "# filler\n" * 10_000 + "staging_status: SUCCESS\n---\n",
 ]

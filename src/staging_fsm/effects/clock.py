@@ -3,9 +3,7 @@
 import threading
 import time
 from datetime import UTC, datetime
-from typing import Final, Protocol
-
-TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
+from typing import Protocol
 
 
 class Clock(Protocol):
@@ -49,10 +47,15 @@ class SystemClock:
 
 
 def format_time(moment: datetime) -> str:
-    """Return `moment` as ISO 8601 in UTC with microseconds: text order is time order."""
-    return moment.astimezone(UTC).strftime(TIME_FORMAT)
+    """Return `moment` as ISO 8601 in UTC with microseconds and a Z: text order is time order."""
+    in_utc = moment.astimezone(UTC).replace(tzinfo=None)
+    return in_utc.isoformat(timespec="microseconds") + "Z"
 
 
 def parse_time(text: str) -> datetime:
     """Return the moment written by `format_time`; raises ValueError for anything else."""
-    return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or format_time(moment) != text:
+        message = f"{text!r} is no time like {format_time(datetime.fromtimestamp(0, UTC))}"
+        raise ValueError(message)
+    return moment

@@ -7,9 +7,11 @@ and levels.
 
 import functools
 import logging
-from typing import Any
+from typing import Any, Final
 
 from staging_fsm.core.spec import Transition
+
+_LOG: Final = logging.getLogger("staging_fsm")
 
 
 @functools.cache
@@ -17,7 +19,7 @@ def _logger() -> Any:
     import structlog  # noqa: PLC0415  # 100 ms that a launch which is declined does not pay
 
     return structlog.wrap_logger(
-        logging.getLogger("staging_fsm"),
+        _LOG,
         processors=[structlog.processors.LogfmtRenderer(key_order=["event"])],
         wrapper_class=structlog.stdlib.BoundLogger,
     )
@@ -25,6 +27,8 @@ def _logger() -> Any:
 
 def log_transition(job_id: object, attempt_id: str, row: Transition, reason: str) -> None:
     """Log that an attempt walked a row of the table."""
+    if not _LOG.isEnabledFor(logging.INFO):
+        return  # before structlog is loaded, and before anything is rendered for nobody
     _logger().info(
         "transition",
         id=row.id,

@@ -212,9 +212,10 @@ def _our_document(text: str | None) -> object:
     if text is None or text == "":
         return None
     try:
-        metadata = json.loads(
-            text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_second_key
-        )
+        # Looking at every pair takes longer than reading it all: only where there may be two.
+        doubtful = text.count(SNAPSHOT_KEY) > 1 or "\\u" in text
+        pairs_hook = _refuse_second_key if doubtful else None
+        metadata = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs_hook)
     except (ValueError, RecursionError) as error:
         return BrokenMetadata(f"the row's metadata is no JSON ({error})")
     if not isinstance(metadata, dict):

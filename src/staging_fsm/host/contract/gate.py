@@ -2,7 +2,7 @@
 
 The gate reads the YAML front matter of `15-staging-log.md` and only its key
 `staging_status`. A missing file, a missing key, another word, a duplicate key,
-an alias, a tag or broken YAML are all "no": a gate that has to guess stays shut.
+an alias, a tag on the verdict or broken YAML are all "no": a gate that has to guess stays shut.
 """
 
 import os
@@ -16,6 +16,19 @@ ARTIFACT_NAME: Final = "15-staging-log.md"
 STATUS_KEY: Final = "staging_status"
 #: Front matter is a page of facts; anything larger is not ours to read.
 FRONT_MATTER_MAX_BYTES: Final = 64 * 1024
+#: What YAML makes of text that is none: an escape far beyond Unicode overflows before Python 3.13.
+_UNREADABLE: Final = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+
+
+class _Loader(yaml.SafeLoader):
+    """The loader in Python, not the one in C: that one ends the process at deep nesting."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node; an alias, which could be anything, is broken YAML here."""
+        if self.check_event(yaml.AliasEvent):
+            message = "an alias"
+            raise yaml.YAMLError(message)
+        return super().compose_node(parent, index)
 
 
 def check_staging_status(work_item_dir: Path | str) -> bool:
@@ -26,7 +39,7 @@ def check_staging_status(work_item_dir: Path | str) -> bool:
     try:
         text = _read_regular_file(Path(work_item_dir) / ARTIFACT_NAME)
         return _parse_staging_status(text) == "SUCCESS"
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return False
 
 
@@ -40,11 +53,8 @@ def _parse_staging_status(text: str) -> str | None:
     if front_matter is None:
         return None
     try:
-        events = list(yaml.parse(front_matter, Loader=yaml.SafeLoader))
-        root = yaml.compose(front_matter, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None
-    if any(isinstance(event, yaml.AliasEvent) for event in events):
+        root = yaml.compose(front_matter, Loader=_Loader)
+    except _UNREADABLE:
         return None
     if not isinstance(root, yaml.MappingNode):
         return None
