@@ -266,6 +266,12 @@ class MemoryRows(_Connected):
         rows = [_job_row(job) for job in self.tables.jobs.values() if job.status in UNFINISHED]
         return [row for row in rows if row.document is not None]
 
+    def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
+        """Return the `limit` rows with the greatest ids, greatest first; of `repo` if given."""
+        jobs = sorted(self.tables.jobs.values(), key=lambda job: job.id, reverse=True)[:limit]
+        rows = [_job_row(job) for job in jobs if repo in (None, job.repo)]
+        return self.hands.do("recent", lambda: rows)
+
     def save(self, job_id: Any, snapshot: Snapshot, tx: Transaction | None = None) -> None:
         """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
 

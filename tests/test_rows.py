@@ -438,6 +438,28 @@ def test_unfinished_are_the_queued_and_running_rows_with_our_key(kit: Kit) -> No
     assert [row.id for row in kit.rows.unfinished()] == [JOB, others[3]]
 
 
+def test_recent_are_the_rows_with_the_greatest_ids(kit: Kit) -> None:
+    """The newest rows are found by id, newest first, with and without an attempt."""
+    kit.add("{}")
+    with kit.store.transaction() as tx:
+        item = kit.store.work_item(tx, "shop", "WI-1")
+        others = [kit.store.enqueue(tx, item, "deployer", NOW) for _ in range(3)]
+    kit.rows.save(others[1], attempt(1))
+    found = kit.rows.recent(3)
+
+    assert [row.id for row in found] == others[::-1]
+    assert [row.snapshot() for row in found] == [None, attempt(1), None]
+
+
+def test_recent_of_a_repository_are_those_among_the_newest(kit: Kit) -> None:
+    """Asked for one repository, the newest rows are searched, and no row beyond them."""
+    kit.add("{}")
+
+    assert [row.id for row in kit.rows.recent(5, "shop")] == [JOB]
+    assert kit.rows.recent(5, "sho%") == []
+    assert kit.rows.recent(0, "shop") == []
+
+
 FOREIGN_NAMES = {
     "id": "uid",
     "repo": "project",

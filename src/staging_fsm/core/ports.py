@@ -86,6 +86,15 @@ class JobRows(Protocol):
         """Return every queued or running row that carries our key, however broken."""
         ...
 
+    def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
+        """Return the `limit` rows with the greatest ids, greatest first; of `repo` alone if given.
+
+        A bounded read by the primary key: of a table of millions no more is looked
+        at than of a small one. With `repo`, what is returned are the rows of that
+        repository among those `limit`.
+        """
+        ...
+
 
 @attrs.frozen
 class RunOrder:

@@ -140,6 +140,26 @@ class SqlRows:
         rows = self.load_many(self._column("status").in_(words))
         return [row for row in rows if row.document is not None]
 
+    def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
+        """Return the `limit` rows with the greatest ids, greatest first; of `repo` alone if given.
+
+        A bounded read by the primary key. What is no attempt of ours is not read out
+        of the database, however much of it there is.
+        """
+        wanted = [self._column(name).label(name) for name in COLUMNS if name != "metadata"]
+        ours = sa.case((self._document.contains(f'"{SNAPSHOT_KEY}"'), self._document))
+        newest = (
+            sa.select(*wanted, ours.label("metadata"))
+            .order_by(self._column("id").desc())
+            .limit(limit)
+            .subquery()
+        )
+        statement = sa.select(newest).order_by(newest.c.id.desc())
+        if repo is not None:
+            statement = statement.where(newest.c.repo == repo)
+        with self.engine.connect() as connection:
+            return [self._job_row(row) for row in connection.execute(statement).mappings()]
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Yield a connection inside one transaction."""
