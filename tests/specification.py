@@ -155,7 +155,7 @@ HELD_BY: Final[Mapping[str, Holds]] = MappingProxyType(
         "one_producer_per_launch": Holds(
             tests=(
                 "test_judged_attempt_never_goes_to_the_llm",
-                "test_only_spawn_starts_the_agent_command",
+                "test_spawn_is_the_only_transport",
                 "test_spawn_is_called_by_launch_job_alone",
             ),
             model=("one_producer_per_launch",),

@@ -1,12 +1,19 @@
-"""TC-14: only one function of the code base starts an LLM, shown on the syntax tree."""
+"""TC-14: only one function of the code base starts an LLM, shown on the syntax tree.
+
+What may start a process or speak to the network stands in `docs/llm-call-sites.md`.
+"""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import staging_fsm
+from blocks import yaml_block
 
 SOURCE = Path(staging_fsm.__file__).parent
+SITES = yaml_block("docs/llm-call-sites.md")
 #: Whatever can start a process, in any module.
 STARTERS = {
     "Popen",
@@ -14,92 +21,127 @@ STARTERS = {
     "call",
     "check_call",
     "check_output",
+    "getoutput",
+    "getstatusoutput",
     "system",
     "popen",
     "fork",
+    "forkpty",
     "posix_spawn",
     "posix_spawnp",
-    "execv",
-    "execve",
-    "execvp",
-    "execvpe",
-    "spawnv",
+    *(f"exec{suffix}" for suffix in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+    *(f"spawn{suffix}" for suffix in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
+    "spawn",
+    "Process",
     "create_subprocess_exec",
     "create_subprocess_shell",
 }
 MODULES_THAT_START = {"subprocess", "os", "asyncio", "pty", "multiprocessing"}
+#: Clients of the network that an LLM could be asked through.
+NETWORK_CLIENTS = {
+    "aiohttp",
+    "anthropic",
+    "apprise",
+    "http.client",
+    "httpx",
+    "litellm",
+    "openai",
+    "requests",
+    "socket",
+    "ssl",
+    "urllib.request",
+    "urllib3",
+    "websockets",
+}
+MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    """Yield (function, call) for every call, with the function or method it stands in."""
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.Call):
-                    yield function.name, node
+def tree(module: str) -> ast.Module:
+    """Return the syntax tree of a module."""
+    return ast.parse((SOURCE / module).read_text(encoding="utf-8"))
 
 
-def starts_process(call: ast.Call) -> bool:
-    """Say whether a call names a way of starting a process."""
-    function = call.func
+def nodes(node: ast.AST, function: str = "<module>") -> Iterator[tuple[str, ast.AST]]:
+    """Yield every node with the innermost function it stands in."""
+    for child in ast.iter_child_nodes(node):
+        yield function, child
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from nodes(child, child.name)
+        else:
+            yield from nodes(child, function)
+
+
+def starts_process(node: ast.AST) -> bool:
+    """Say whether a node names a way of starting a process, called or only passed on."""
     return (
-        isinstance(function, ast.Attribute)
-        and function.attr in STARTERS
-        and isinstance(function.value, ast.Name)
-        and function.value.id in MODULES_THAT_START
+        isinstance(node, ast.Attribute)
+        and node.attr in STARTERS
+        and isinstance(node.value, ast.Name)
+        and node.value.id in MODULES_THAT_START
     )
 
 
+def users(name: str) -> set[str]:
+    """Return the functions, as sites, that use a function or a setting by its name."""
+    return {
+        f"{module}::{function}"
+        for module in MODULES
+        for function, node in nodes(tree(module))
+        if (isinstance(node, ast.Attribute) and node.attr == name)
+        or (isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load))
+    }
+
+
 def test_every_process_start_is_listed() -> None:
-    """Each function that starts a process is known here, with what it starts."""
+    """Each function that starts a process is listed with what it starts."""
     found = {
-        (path.relative_to(SOURCE).as_posix(), name)
-        for path in SOURCE.rglob("*.py")
-        for name, call in calls(ast.parse(path.read_text(encoding="utf-8")))
-        if starts_process(call)
+        f"{module}::{function}"
+        for module in MODULES
+        for function, node in nodes(tree(module))
+        if starts_process(node)
     }
 
-    assert found == {
-        ("effects/shim.py", "start"),  # forks the suite
-        ("effects/shim.py", "_become_suite"),  # the suite itself
-        ("effects/suite.py", "_start_supervisor"),  # the supervisor
-        ("effects/worktree.py", "_git"),  # git
-        ("faces/demo.py", "_git"),  # git
-        ("host/launcher.py", "_git"),  # git
-        ("host/launcher.py", "_probe"),  # the monitor's probe
-        ("host/launcher.py", "_spawn"),  # the LLM agent: the only transport
-    }
+    assert found == {row["site"] for row in SITES["process_starts"]}
+    assert all(row["starts"] for row in SITES["process_starts"])
 
 
-def test_only_spawn_starts_the_agent_command() -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_no_start_hides_behind_another_name(module: str) -> None:
+    """What can start a process is called by its module's own name, where it can be seen."""
+    hidden = []
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            hidden += [n.name for n in node.names if n.name in MODULES_THAT_START and n.asname]
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES_THAT_START:
+            hidden += [n.name for n in node.names if n.name in STARTERS | {"*"}]
+
+    assert hidden == []
+
+
+def test_every_network_client_is_listed() -> None:
+    """Each module that imports a client of the network is listed with whom it speaks to."""
+    found = set()
+    for module in MODULES:
+        for _, node in nodes(tree(module)):
+            names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
+            found |= {(module, name) for name in names if name in NETWORK_CLIENTS}
+
+    assert found == {(row["module"], row["imports"]) for row in SITES["network_clients"]}
+    assert all(row["speaks_to"] for row in SITES["network_clients"])
+
+
+def test_spawn_is_the_only_transport() -> None:
     """The configured agent command is read by one function, and only `_spawn` calls it."""
-    readers, callers = set(), set()
-    for path in SOURCE.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for function in ast.walk(tree):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            for node in ast.walk(function):
-                if isinstance(node, ast.Attribute) and node.attr == "agent_command":
-                    readers.add(function.name)
-                if (
-                    isinstance(node, ast.Call)
-                    and isinstance(node.func, ast.Name)
-                    and node.func.id == "agent_command"
-                ):
-                    callers.add(function.name)
+    transports = [row["site"] for row in SITES["process_starts"] if row.get("llm")]
 
-    assert readers == {"agent_command"}
-    assert callers == {"_spawn"}
+    assert SITES["transport"] == "host/launcher.py::_spawn"
+    assert transports == [SITES["transport"]]
+    assert users("agent_command") == {"host/launcher.py::agent_command", SITES["transport"]}
 
 
 def test_spawn_is_called_by_launch_job_alone() -> None:
     """No face, no drive and no recovery can start an LLM: `launch_job` is the only way to it."""
-    callers = {
-        name
-        for path in SOURCE.rglob("*.py")
-        for name, call in calls(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(call.func, ast.Name) and call.func.id == "_spawn"
-    }
-
-    assert callers == {"launch_job"}
+    assert users("_spawn") == {SITES["caller"]}
+    assert SITES["caller"] == "host/launcher.py::launch_job"

@@ -8,6 +8,7 @@ blocks afresh; whoever commits that has read the difference.
 """
 
 import difflib
+import inspect
 import json
 import os
 import re
@@ -30,17 +31,25 @@ from sybil import Document, Example, Region
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
+import test_anti_drift
 from conftest import git
+from specification import test_functions
 from staging_fsm import Effect, Event, Ruling, State
 from staging_fsm.core.config import SuiteEntry, parse_suites, settings
 from staging_fsm.core.outcome import REASONS, RULES, Reason, Verdict
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import load_snapshot
+from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.rows import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table
 from staging_fsm.faces.exits import ExitCode
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
+from staging_fsm.host.launcher import RESERVED_AGENTS
+from staging_fsm.host.pipeline import ARTIFACT_GATES
 from staging_fsm.host.settings import HostSettings
 from test_repo import LAYERS
+from test_stories import STORIES
 
 ROOT: Final = Path(__file__).parent.parent
 EXAMPLES: Final = ROOT / "examples"
@@ -247,7 +256,7 @@ def test_every_block_is_one_that_is_run_or_said_not_to_be(name: str) -> None:
     """A fenced block has a language that is run, or one of the few that only show something."""
     text = (ROOT / name).read_text(encoding="utf-8")
     opened = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
-    known = re.compile(r'python|console|sh|text|\w+ title="[^"]+"')
+    known = re.compile(r'python|console|sh|text|yaml|\w+ title="[^"]+"')
 
     assert [language for language in opened if not known.fullmatch(language)] == []
 
@@ -324,6 +333,51 @@ def example_patch() -> str:
     return '```diff title="staging.patch"\n' + "\n".join(lines) + "\n```\n"
 
 
+def stage_rows() -> str:
+    """Return the stages with who works on them and where each outcome leads."""
+    kinds = dict.fromkeys(RESERVED_AGENTS, "code") | {
+        STAGE_AGENTS[STAGE]: "staging runner, else LLM"
+    }
+    rows = (
+        (
+            f"`{stage}`",
+            f"`{agent}`",
+            kinds.get(agent, "LLM"),
+            f"`{ARTIFACT_NAME}`" if stage in ARTIFACT_GATES else "exit code",
+            f"`{STAGE_TRANSITIONS[stage, 'success']}`",
+            f"`{STAGE_TRANSITIONS[stage, 'failure']}`",
+        )
+        for stage, agent in STAGE_AGENTS.items()
+    )
+    return table(["stage", "agent", "producer", "the gate reads", "success", "failure"], rows)
+
+
+def case_rows() -> str:
+    """Return the request's cases with the tests that hold them."""
+    held = [
+        (
+            f"TC-{story.__name__.split('_')[1]}",
+            inspect.getdoc(story),
+            f"`test_stories.py::test_story[{story.__name__}]`",
+        )
+        for story in STORIES
+        if story.__name__.startswith("tc_")
+    ]
+    held += [
+        ("TC-14", inspect.getdoc(getattr(test_anti_drift, name)), f"`{file}::{name}`")
+        for name, file in test_functions().items()
+        if file == "test_anti_drift.py"
+    ]
+    return table(["case", "rule", "held by"], held)
+
+
+def test_every_case_of_the_request_is_held() -> None:
+    """Each of TC-01 to TC-14 is held by at least one test, and no other case is named."""
+    cases = re.findall(r"^\| (TC-\d\d) \|", case_rows(), re.MULTILINE)
+
+    assert list(dict.fromkeys(cases)) == [f"TC-{number:02}" for number in range(1, 15)]
+
+
 #: (document, marker) -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`.
 GENERATED: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("README.md", "table"): lambda: markdown_table(Diagram()),
@@ -333,6 +387,8 @@ GENERATED: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("docs/judging.md", "reasons"): reason_rows,
     ("docs/embedding.md", "before"): lambda: example_block("foreign_orchestrator_before.py"),
     ("docs/embedding.md", "patch"): example_patch,
+    ("docs/pipeline.md", "stages"): stage_rows,
+    ("docs/test-cases.md", "test-cases"): case_rows,
 }
 
 

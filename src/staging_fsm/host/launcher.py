@@ -6,6 +6,7 @@ import subprocess
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -47,10 +48,8 @@ def launch_job(host: Host, job: Job) -> GateResult | None:
     Reserved agents are code of this module; everybody else is an LLM agent behind
     `_spawn`.
     """
-    if job.agent == "deploy-finalizer":
-        exit_code = _run_deploy_finalizer_job(host, job)
-    elif job.agent == "post-deploy-monitor":
-        exit_code = _run_post_deploy_monitor_job(host, job)
+    if reserved := RESERVED_AGENTS.get(job.agent):
+        exit_code = reserved(host, job)
     elif _run_staging_runner_job(host, job):
         # The runner has initiated the gate itself, or will when its next run has ended.
         return None
@@ -230,3 +229,12 @@ def _probe(settings: HostSettings) -> str | None:
             return None
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+#: Agents that are code of this module, not an LLM.
+RESERVED_AGENTS: Final[Mapping[str, Callable[[Host, Job], int]]] = MappingProxyType(
+    {
+        "deploy-finalizer": _run_deploy_finalizer_job,
+        "post-deploy-monitor": _run_post_deploy_monitor_job,
+    }
+)
