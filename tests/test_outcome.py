@@ -90,6 +90,7 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J05", {"stopped_by": Stop.DEADLINE}, Reason.DEADLINE_EXCEEDED),
     ("J05", {"stopped_by": Stop.IDLE}, Reason.IDLE_TIMEOUT),
     ("J05", {"stopped_by": Stop.REQUEST}, Reason.STOPPED),
+    ("J05", {"stopped_by": Stop.FENCE_LOST}, Reason.FENCE_LOST),
     ("J06", {"exit_code": None}, Reason.NO_EXIT_STATUS),
     ("J06", {"signal": signal.SIGKILL}, Reason.NO_EXIT_STATUS),
     ("J06", {"signal": signal.SIGKILL, "exit_code": 2}, Reason.NO_EXIT_STATUS),

@@ -11,11 +11,12 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,15 @@ class Stand:
         """Return what a worker without root must own."""
         return (self.root, self.root / "tree", self.lifeline.path, self.release)
 
-    def start(self, *command: str, run_id: str = RUN, **plan: Any) -> None:
+    def start(
+        self, *command: str, run_id: str = RUN, inherited: Sequence[int] = (), **plan: Any
+    ) -> None:
         """Start a run in place."""
         plan = {"timeout_seconds": PATIENCE_SECONDS, "kill_grace_seconds": 0.2, **plan}
         plan.setdefault("environment", ("LIFELINE", "RELEASE"))
         plan.setdefault("workspace", Workspace.IN_PLACE)
         order = RunOrder(run_id, self.root / "tree", UNVERSIONED, SuitePlan(command, **plan))
-        self.suites.start(order)
+        LocalSuites(self.state, self.variables, inherited).start(order)
 
     def collect(self, run_id: str = RUN) -> RunReport:
         """Wait for a run's end."""
@@ -414,6 +417,68 @@ def test_request_to_stop_that_comes_before_the_suite_keeps_it_from_running(
     facts = stand.facts("/usr/bin/touch", "it-ran")
 
     assert facts.stopped_by == Stop.REQUEST
+    assert not (stand.root / "tree" / "it-ran").exists()
+
+
+# A connection that keeps others off.
+
+
+@pytest.fixture
+def fence() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Return both sides of a connection: the worker's, and whoever's it leads to."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_supervisor_holds_the_fence_for_as_long_as_it_lives(
+    stand: Stand, fence: tuple[socket.socket, socket.socket]
+) -> None:
+    """A fence stands until its run has ended, although its worker is gone."""
+    ours, theirs = fence
+    stand.start(*program("tree", "plain", "stay"), inherited=[ours.fileno()])
+    stand.lifeline.await_members(1)
+    ours.close()
+
+    assert not is_ready(theirs.fileno(), 0)
+    stand.suites.reap(RUN)
+    assert is_ready(theirs.fileno())
+    assert theirs.recv(1) == b""
+
+
+def test_suite_has_no_descriptor_but_the_usual(
+    stand: Stand, fence: tuple[socket.socket, socket.socket]
+) -> None:
+    """A suite cannot speak on the connection that fences it off: it does not get it."""
+    listing = "import os; print(*sorted(os.listdir('/proc/self/fd')))"
+    stand.start(sys.executable, "-c", listing, inherited=[fence[0].fileno()])
+    stand.collect()
+
+    # The fourth is the list's own.
+    assert stand.log().split() == [b"0", b"1", b"2", b"3"]
+
+
+def test_suite_that_lost_its_fence_is_killed_at_once(
+    stand: Stand, fence: tuple[socket.socket, socket.socket]
+) -> None:
+    """Where the fence breaks, a suite is killed without grace, and has not passed."""
+    stubborn = program("tree", "stubborn", "stay")
+    stand.start(*stubborn, inherited=[fence[0].fileno()], kill_grace_seconds=100 * PATIENCE_SECONDS)
+    stand.lifeline.await_members(1)
+    fence[1].close()
+
+    assert stand.lifeline.is_cut()
+    assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
+
+
+def test_suite_does_not_start_behind_a_broken_fence(
+    stand: Stand, fence: tuple[socket.socket, socket.socket]
+) -> None:
+    """A worker that was frozen until its fence broke starts nothing any more."""
+    fence[1].close()
+    stand.start("/usr/bin/touch", "it-ran", inherited=[fence[0].fileno()])
+
+    assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
     assert not (stand.root / "tree" / "it-ran").exists()
 
 

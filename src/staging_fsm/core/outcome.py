@@ -73,6 +73,7 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     IDLE_TIMEOUT = "idle_timeout"
     STOPPED = "stopped"
+    FENCE_LOST = "fence_lost"
     KILLED_BY_SIGNAL = "killed_by_signal"
     TOOL_EXIT_CODE = "tool_exit_code"
     USAGE_ERROR = "usage_error"
@@ -134,6 +135,9 @@ REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
             "The suite was stopped: it printed nothing for too long.", Retry.ONCE
         ),
         Reason.STOPPED: _tool("The suite was stopped from outside before it ended."),
+        Reason.FENCE_LOST: _tool(
+            "The suite was stopped: the connection that kept others off its repository broke."
+        ),
         Reason.KILLED_BY_SIGNAL: _tool(
             "The suite was killed by a signal that is no crash of its own."
         ),
@@ -185,6 +189,7 @@ class Stop(StrEnum):
     DEADLINE = "deadline"
     IDLE = "idle"
     REQUEST = "request"
+    FENCE_LOST = "fence_lost"
 
 
 @unique
@@ -278,6 +283,7 @@ _STOP_REASONS: Final = {
     Stop.DEADLINE: Reason.DEADLINE_EXCEEDED,
     Stop.IDLE: Reason.IDLE_TIMEOUT,
     Stop.REQUEST: Reason.STOPPED,
+    Stop.FENCE_LOST: Reason.FENCE_LOST,
 }
 _SUPERVISION_REASONS: Final = {
     Supervision.LOST: Reason.SUPERVISOR_LOST,

@@ -53,6 +53,7 @@ except ImportError:
 IS_LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 F_SETPIPE_SZ = 1031
+POLLRDHUP = getattr(select, "POLLRDHUP", 0)  # without it, on macOS, POLLHUP has to do
 PIPE_BYTES = READ_BYTES = 1024 * 1024
 LATE_OUTPUT_SECONDS = 0.2
 SWEEP_SECONDS = 10.0
@@ -413,7 +414,7 @@ class Suite:
 class Watch:
     """Waits for output, the suite's end, a stop signal and a point in time, all at once."""
 
-    def __init__(self, suite: Suite, log: BoundedLog) -> None:
+    def __init__(self, suite: Suite, log: BoundedLog, fences: tuple[int, ...] = ()) -> None:
         self.suite, self.log = suite, log
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.wake, wake_in = os.pipe()
@@ -424,7 +425,11 @@ class Watch:
         self.poll.register(self.wake, select.POLLIN)
         self.output_open = False
         # The handlers keep what happened; the pipe only wakes us, and may be full.
-        self.stop_requested = self.child_ended = False
+        self.stop_requested = self.child_ended = self.fence_lost = False
+        # Ours to hold, not to read: only the end of a connection is of interest.
+        self.fences = fences
+        for fd in fences:
+            self.poll.register(fd, POLLRDHUP)
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGCHLD, self._on_child)
@@ -434,6 +439,12 @@ class Watch:
 
     def _on_child(self, *_: object) -> None:
         self.child_ended = True
+
+    def stop_reason(self) -> str | None:
+        """Return why the suite must not go on, or None if it may."""
+        if self.fence_lost:
+            return "fence_lost"
+        return "request" if self.stop_requested else None
 
     def open_output(self) -> None:
         """Begin to read what the suite prints."""
@@ -454,6 +465,9 @@ class Watch:
         for fd, _ in self.poll.poll(seconds * 1000):
             if fd == self.wake:
                 os.read(self.wake, 4096)
+            elif fd in self.fences:
+                self.fence_lost = True
+                self.poll.unregister(fd)
             else:
                 self._read_output()
         if self.child_ended:
@@ -585,17 +599,19 @@ def supervise(suite: Suite, watch: Watch, timeout: float, grace: float) -> str |
     watch.open_output()
     suite.look()
     deadline = time.monotonic() + timeout
-    ended = watch.until(lambda: suite.ended or watch.stop_requested, deadline)
+    watch.until(lambda: suite.ended or watch.stop_reason() is not None, deadline)
     if suite.ended:
         # Stopped or suspended ourselves, we cannot say that it ended in time: then it did not.
         in_time = time.monotonic() <= deadline
         watch.until(lambda: not watch.output_open, time.monotonic() + LATE_OUTPUT_SECONDS)
         return None if in_time else "deadline"
     # The reason stands before the first signal: no later exit status can lift it.
-    stopped_by = "request" if ended else "deadline"
-    suite.signal_group(signal.SIGTERM, signal.SIGCONT)
-    # A shell that dies of TERM leaves the real suite behind: the grace is for both.
-    watch.until(suite.is_over, time.monotonic() + grace)
+    stopped_by = watch.stop_reason() or "deadline"
+    if not watch.fence_lost:
+        suite.signal_group(signal.SIGTERM, signal.SIGCONT)
+    # A shell that dies of TERM leaves the real suite behind: the grace is for both. Without
+    # its fence a suite has none: another machine may be about to start the next one.
+    watch.until(lambda: watch.fence_lost or suite.is_over(), time.monotonic() + grace)
     return stopped_by
 
 
@@ -605,11 +621,24 @@ def read_command(folder: str) -> list[str]:
         return [os.fsdecode(word) for word in file.read().split(b"\0")]
 
 
-def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str) -> None:
-    """Run one suite and leave its sealed result in `folder`."""
+def keep_to_ourselves(numbers: str) -> tuple[int, ...]:
+    """Return the descriptors that `numbers` names, closed to every program we start."""
+    fences = tuple(int(number) for number in numbers.split(",") if number)
+    for fd in fences:
+        os.set_inheritable(fd, False)  # noqa: FBT003  # it takes no keyword
+    return fences
+
+
+def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str, inherited: str) -> None:
+    """Run one suite and leave its sealed result in `folder`.
+
+    `inherited` are the numbers of the connections that fence the run off, separated
+    by commas: held for as long as we live, and the end of one is the end of the suite.
+    """
     secret = sys.stdin.buffer.read(64)
     if len(secret) < SEAL_BYTES:
         sys.exit("no secret: the worker is gone")
+    fences = keep_to_ourselves(inherited)
     suite = Suite(folder, cwd, read_command(folder), set_up_process())
     suite.start()
     lock = take_lock(folder)
@@ -617,9 +646,10 @@ def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str) -> Non
         sys.exit("the run is taken or closed")
     room = reserve_result(folder)
     log = BoundedLog(folder, int(log_limit))
-    watch = Watch(suite, log)
+    watch = Watch(suite, log, fences)
     write_identity(folder, "shim", os.getpid())
-    stopped_by = "request" if watch.stop_requested else None
+    watch.turn(0)
+    stopped_by = watch.stop_reason()
     survivors = left = 0
     started = time.monotonic()
     if suite.pid:

@@ -26,7 +26,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -98,9 +98,19 @@ class _Order:
 class LocalSuites:
     """Runs of suites on this machine, below one state folder."""
 
-    def __init__(self, state: StateDir, variables: Mapping[str, str] | None = None) -> None:
-        """Keep runs below `state`; `variables` is the environment suites may inherit from."""
-        self._state = state
+    def __init__(
+        self,
+        state: StateDir,
+        variables: Mapping[str, str] | None = None,
+        inherited: Sequence[int] = (),
+    ) -> None:
+        """Keep runs below `state`; `variables` is the environment suites may inherit from.
+
+        `inherited` are descriptors of connections that a supervisor, and nobody below
+        it, holds for as long as it lives: a lock that is bound to one outlives the
+        worker. Where one of them is closed by its other side, the suite is killed.
+        """
+        self._state, self._inherited = state, inherited
         self._variables = os.environ if variables is None else variables
 
     def start(self, order: RunOrder) -> None:
@@ -153,6 +163,7 @@ class LocalSuites:
             str(suite.timeout_seconds),
             str(suite.kill_grace_seconds),
             str(suite.log_max_bytes),
+            ",".join(map(str, self._inherited)),
         ]
         with (folder / "shim.stderr").open("wb") as errors:
             process = subprocess.Popen(
@@ -162,6 +173,7 @@ class LocalSuites:
                 stderr=errors,
                 env=self._environment(suite, order.run_id, reports),
                 start_new_session=True,
+                pass_fds=self._inherited,
             )
         _CHILDREN[str(folder)] = process, identify(process.pid)
         assert process.stdin is not None  # noqa: S101  # for the type checker
