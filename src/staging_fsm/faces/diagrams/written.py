@@ -1,35 +1,7 @@
-"""Diagrams from the table: one model, several renderers, no drawing program needed.
+"""The diagrams that are read as text: Mermaid, Graphviz, and the table itself."""
 
-An edge that is not a row cannot be drawn, and a row that is not drawn fails the
-test that compares the committed files with fresh output.
-"""
-
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
-from types import MappingProxyType
-from typing import Final
-
-import attrs
-
-from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Effect, State, Transition
-
-#: The brief's VERDICT: one state to a reader, two in the table.
-VERDICT_GROUP: Final = (State.VERDICT_PASSED, State.VERDICT_FAILED)
-
-
-@attrs.frozen
-class Diagram:
-    """What is drawn: the rows, how often each was walked, and where an attempt is."""
-
-    rows: tuple[Transition, ...] = TRANSITIONS
-    counts: Mapping[str, int] | None = None
-    path: Collection[str] = ()
-    current: State | None = None
-
-    def label(self, row: Transition) -> str:
-        """Return the text of an edge."""
-        count = "" if self.counts is None else f" ({self.counts.get(row.id, 0)})"
-        return f"{row.id} {row.event}{count}"
+from staging_fsm.core.spec import INITIAL, TERMINAL, Effect, State
+from staging_fsm.faces.diagrams.model import VERDICT_GROUP, Diagram
 
 
 def mermaid(diagram: Diagram) -> str:
@@ -38,7 +10,7 @@ def mermaid(diagram: Diagram) -> str:
     lines += ["    state VERDICT {", *(f"        {state}" for state in VERDICT_GROUP), "    }"]
     lines += [f"    {row.source} --> {row.target}: {diagram.label(row)}" for row in diagram.rows]
     lines += [f"    {state} --> [*]" for state in State if state in TERMINAL]
-    walked = [str(state) for state in State if _is_on_path(diagram, state)]
+    walked = [str(state) for state in State if diagram.is_visited(state)]
     if walked:
         lines += ["    classDef walked stroke-width:3px", f"    class {','.join(walked)} walked"]
     if diagram.current is not None:
@@ -87,43 +59,12 @@ def markdown_table(diagram: Diagram) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _is_on_path(diagram: Diagram, state: State) -> bool:
-    return any(row.id in diagram.path and state in (row.source, row.target) for row in diagram.rows)
-
-
 def _dot_node(diagram: Diagram, state: State) -> str:
     facts = []
     if state in TERMINAL:
         facts.append("peripheries=2")
     if state is diagram.current:
         facts.append('style="rounded,bold"')
-    elif _is_on_path(diagram, state):
+    elif diagram.is_visited(state):
         facts.append("penwidth=2")
     return f" [{', '.join(facts)}]" if facts else ""
-
-
-#: File name -> renderer. Every file of this name is generated, and compared byte for byte.
-RENDERERS: Final[Mapping[str, Callable[[Diagram], str]]] = MappingProxyType(
-    {"attempt.mmd": mermaid, "attempt.dot": dot, "table.md": markdown_table}
-)
-
-
-def write_diagrams(folder: Path, diagram: Diagram) -> list[Path]:
-    """Write every format into `folder`; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, renderer in RENDERERS.items():
-        path = folder / name
-        path.write_text(renderer(diagram), encoding="utf-8")
-        written.append(path)
-    return written
-
-
-def outdated(folder: Path, diagram: Diagram) -> list[str]:
-    """Return the names of the files in `folder` that differ from fresh output."""
-    return [
-        name
-        for name, renderer in RENDERERS.items()
-        if not (folder / name).is_file()
-        or (folder / name).read_text(encoding="utf-8") != renderer(diagram)
-    ]
