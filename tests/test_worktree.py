@@ -408,7 +408,7 @@ def test_size_of_a_change_costs_no_memory(site: Site) -> None:
     """A tracked file of any size is compared by its digest, not by its text."""
     commit(site.repository, "large.txt", "one line\n" * 100_000)
     (site.repository / "large.txt").write_text("another line\n" * 100_000)
-    said = worktree._git(site.repository, *worktree._TRACKED_CHANGES).stdout
+    said = worktree.run_git(site.repository, *worktree._TRACKED_CHANGES).stdout
 
     assert re.search(r"index [0-9a-f]{40}\.\.[0-9a-f]{40}", said)
     assert len(said) < 1000

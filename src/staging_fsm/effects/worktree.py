@@ -17,6 +17,9 @@ from staging_fsm.effects.files import sha256_of_text
 
 GIT_TIMEOUT_SECONDS: Final = 300
 _QUIET: Final = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+#: How a remote may be reached is the operator's to say; everything else of git's is ours.
+_CREDENTIALS: Final = frozenset({"GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS"})
+_UNATTENDED: Final = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 #: The work items' folders are where artifacts are written: they are not under test.
 _TRACKED_CHANGES: Final = (
     # Every file counts as binary: git prints its digest, not its text, however large it is.
@@ -33,8 +36,13 @@ _TRACKED_CHANGES: Final = (
 )
 
 
-def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git in `folder`, whatever it answers. Raises PreparationError if it cannot be run."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name in _CREDENTIALS
+    }
     try:
         return subprocess.run(
             ["git", *_QUIET, "-C", str(folder), *arguments],
@@ -43,7 +51,7 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
-            env=environment | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            env=environment | _UNATTENDED,
             timeout=GIT_TIMEOUT_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
@@ -59,10 +67,10 @@ def is_versioned(repository: Path) -> bool:
     """
     if shutil.which("git") is None or not os.path.lexists(repository / ".git"):
         return False
-    found = _git(repository, "rev-parse", "--show-toplevel", "HEAD")
+    found = run_git(repository, "rev-parse", "--show-toplevel", "HEAD")
     if found.returncode == 0:
         return Path(found.stdout.splitlines()[0]).resolve() == repository.resolve()
-    branches = _git(repository, "for-each-ref", "--count=1")
+    branches = run_git(repository, "for-each-ref", "--count=1")
     if branches.returncode == 0 and not branches.stdout and not branches.stderr:
         return False
     message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
@@ -73,12 +81,12 @@ def head_revision(repository: Path) -> str:
     """Return the checked-out commit, or "unversioned" for a folder that is no repository."""
     if not is_versioned(repository):
         return UNVERSIONED
-    return _git(repository, "rev-parse", "HEAD").stdout.strip()
+    return run_git(repository, "rev-parse", "HEAD").stdout.strip()
 
 
 def tracked_changes(tree: Path) -> str:
     """Return a digest of how tracked files differ from the commit; empty for a clean tree."""
-    found = _git(tree, *_TRACKED_CHANGES)
+    found = run_git(tree, *_TRACKED_CHANGES)
     if found.returncode != 0:
         message = f"the state of {tree} cannot be read: {found.stderr.strip()}"
         raise PreparationError(message)
@@ -105,7 +113,7 @@ def bind_revision(repository: Path, suite: SuitePlan) -> str:
 def add_worktree(repository: Path, revision: str, target: Path) -> None:
     """Check `revision` out into the new folder `target`, detached. Raises PreparationError."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    found = _git(repository, "worktree", "add", "--detach", "--force", str(target), revision)
+    found = run_git(repository, "worktree", "add", "--detach", "--force", str(target), revision)
     if found.returncode != 0:
         message = f"revision {revision} cannot be checked out: {found.stderr.strip()[-500:]}"
         raise PreparationError(message)
@@ -127,7 +135,7 @@ def remove_worktree(repository: Path, target: Path) -> None:
 
 def _remove_by_git(repository: Path, target: Path) -> bool:
     try:
-        found = _git(repository, "worktree", "remove", "--force", "--force", str(target))
+        found = run_git(repository, "worktree", "remove", "--force", "--force", str(target))
     except PreparationError:
         return False
     return found.returncode == 0

@@ -1,0 +1,185 @@
+"""A repository that lies elsewhere: real remotes, real pushes, nothing overwritten."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from conftest import git
+from staging_fsm.core.errors import PreparationError, StagingError
+from staging_fsm.effects.remote import PUSH_TRIES, Mirror
+
+BRANCH = "WI-1"
+PAPERS = {"docs/work-items/WI-1/15-staging-log.md": b"---\nstaging_status: SUCCESS\n---\n"}
+
+
+def nothing_forbidden() -> None:
+    """Permit."""
+
+
+@attrs.frozen
+class Site:
+    """A developer's clone, the remote, and a mirror of it on a worker's machine."""
+
+    clone: Path
+    remote: Path
+    mirror: Mirror
+    tree: Path
+
+    def develop(self, text: str) -> str:
+        """Commit and push something; return the commit."""
+        (self.clone / "shop.py").write_text(text)
+        git(self.clone, "commit", "--quiet", "--all", "-m", "On.")
+        git(self.clone, "push", "--quiet", str(self.remote), f"HEAD:refs/heads/{BRANCH}")
+        return git(self.clone, "rev-parse", "HEAD")
+
+    def publish(self, permitted: Callable[[], None] = nothing_forbidden) -> str:
+        """Publish the papers."""
+        return self.mirror.publish(self.tree, BRANCH, PAPERS, "WI-1: papers", permitted)
+
+    def remote_head(self) -> str:
+        """Return the branch's commit on the remote."""
+        return git(self.remote, "rev-parse", f"refs/heads/{BRANCH}")
+
+
+@pytest.fixture
+def site(tmp_path: Path, repository: Path) -> Site:
+    """Return a site whose remote has the branch."""
+    remote = tmp_path / "remote.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(remote))
+    mirror = Mirror.below(tmp_path / "mirrors", "shop", str(remote))
+    site = Site(repository, remote, mirror, tmp_path / "tree")
+    site.develop("PRICE = 4\n")
+    return site
+
+
+def test_checkout_is_the_branchs_newest_commit(site: Site) -> None:
+    """A checkout holds the commit at which the remote's branch is when it is made."""
+    site.mirror.checkout(BRANCH, site.tree)
+    newer = site.develop("PRICE = 5\n")
+
+    assert site.mirror.checkout(BRANCH, site.tree) == newer
+    assert (site.tree / "shop.py").read_text() == "PRICE = 5\n"
+
+
+def test_exactly_the_commit_that_was_asked_for_is_fetched(site: Site) -> None:
+    """A commit that no branch is at any more is still the one that is fetched."""
+    bound = site.mirror.head(BRANCH)
+    site.develop("PRICE = 5\n")
+    site.mirror.fetch(bound)
+
+    assert git(site.mirror.path, "for-each-ref", "--format=%(objectname)") == bound
+
+
+@pytest.mark.parametrize("commit", ["0" * 40, "main", "--upload-pack=touch it-ran"])
+def test_commit_that_cannot_be_had_is_no_verdict(site: Site, commit: str) -> None:
+    """A commit that the remote does not have, and a word that is none, is a tool error."""
+    with pytest.raises(PreparationError):
+        site.mirror.fetch(commit)
+
+
+def test_missing_branch_and_missing_remote_are_said(site: Site, tmp_path: Path) -> None:
+    """What is missing is named, and a password in an address is not."""
+    nowhere = Mirror.below(tmp_path, "shop", "https://ada:secret@127.0.0.1:1/shop.git")
+    with pytest.raises(PreparationError, match="no branch 'WI-2'"):
+        site.mirror.head("WI-2")
+    with pytest.raises(PreparationError, match=r"127\.0\.0\.1:1") as refused:
+        nowhere.head(BRANCH)
+    assert "secret" not in str(refused.value)
+
+
+def test_fetch_that_was_killed_does_not_stand_in_the_way(site: Site) -> None:
+    """What a killed git has left locked is unlocked by the next one."""
+    bound = site.mirror.head(BRANCH)
+    lock = site.mirror.path / "refs" / "staging" / f"{bound}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    site.mirror.fetch(bound)
+
+    assert git(site.mirror.path, "cat-file", "-t", bound) == "commit"
+
+
+def test_papers_are_one_commit_on_top_of_the_branch(site: Site) -> None:
+    """Published papers are on the remote's branch, in one commit of theirs alone."""
+    base = site.mirror.checkout(BRANCH, site.tree)
+    commit = site.publish()
+    (path,) = PAPERS
+
+    assert site.remote_head() == commit
+    assert git(site.remote, "rev-parse", f"{commit}^") == base
+    assert git(site.remote, "diff", "--name-only", base, commit) == path
+    assert (site.tree / path).read_bytes() == PAPERS[path]
+
+
+def test_publishing_twice_is_publishing_once(site: Site) -> None:
+    """Papers that are there already are not committed again."""
+    site.mirror.checkout(BRANCH, site.tree)
+
+    assert site.publish() == site.publish()
+
+
+def test_push_of_somebody_else_is_never_overwritten(site: Site) -> None:
+    """Where the branch moves while papers are published, they go on top of what moved it."""
+    site.mirror.checkout(BRANCH, site.tree)
+    theirs: list[str] = []
+
+    def somebody_pushes() -> None:
+        if not theirs:
+            theirs.append(site.develop("PRICE = 6\n"))
+
+    commit = site.publish(somebody_pushes)
+
+    assert git(site.remote, "rev-parse", f"{commit}^") == theirs[0]
+    assert site.remote_head() == commit
+
+
+def test_branch_that_never_stands_still_is_given_up(site: Site) -> None:
+    """A push that is always too late is given up after so many tries, and says so."""
+    site.mirror.checkout(BRANCH, site.tree)
+    prices = iter(range(100))
+
+    def somebody_pushes() -> None:
+        site.develop(f"PRICE = {next(prices)}.5\n")
+
+    with pytest.raises(PreparationError, match=f"moved {PUSH_TRIES} times"):
+        site.publish(somebody_pushes)
+
+
+def test_publisher_that_is_forbidden_pushes_nothing(site: Site) -> None:
+    """Whoever has lost the right to publish is stopped between reading and writing the branch."""
+    base = site.mirror.checkout(BRANCH, site.tree)
+
+    def forbid() -> None:
+        message = "overtaken"
+        raise StagingError(message)
+
+    with pytest.raises(StagingError, match="overtaken"):
+        site.publish(forbid)
+    assert site.remote_head() == base
+
+
+def test_remote_that_refuses_is_a_tool_error(site: Site) -> None:
+    """A remote whose hook refuses the push is said, with what it answered."""
+    site.mirror.checkout(BRANCH, site.tree)
+    hook = site.remote / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho 'frozen for the release' >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(PreparationError, match="frozen for the release"):
+        site.publish()
+
+
+def test_checkout_is_gone_when_it_is_discarded(site: Site) -> None:
+    """A discarded checkout leaves neither a folder nor an entry in the mirror."""
+    site.mirror.checkout(BRANCH, site.tree)
+    site.mirror.discard(site.tree)
+    listed = subprocess.run(
+        ["git", "-C", str(site.mirror.path), "worktree", "list"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert not site.tree.exists()
+    assert str(site.tree) not in listed.stdout
