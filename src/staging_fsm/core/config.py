@@ -4,14 +4,15 @@ Pure: variables come in as a mapping and the suites file as text, both read
 afresh at each launch by the caller. Every problem is reported, not the first.
 """
 
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import cattrs
 import environ
+import msgspec
 
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.plan import (
@@ -23,7 +24,6 @@ from staging_fsm.core.plan import (
     Workspace,
     detect_preset,
 )
-from staging_fsm.core.strict import describe, strict_converter
 
 PREFIX: Final = "ORCH_STAGING_RUNNER"
 _YES: Final = frozenset({"1", "true", "yes", "on"})
@@ -264,11 +264,8 @@ class Suites:
         return self.repos.get(repo, self.default)
 
 
-_CONVERTER: Final = strict_converter(detailed=True)
-
-
 def parse_suites(text: str) -> Suites:
-    """Return the suites that the TOML `text` names; raises ConfigInvalidError.
+    """Return the suites that the TOML `text` names; raises ConfigInvalidError with every problem.
 
     The file is the orchestrator's own. It is never read from the tree under test:
     the code must not choose its judge.
@@ -278,8 +275,50 @@ def parse_suites(text: str) -> Suites:
     except (ValueError, RecursionError) as error:
         # Besides its own error tomllib lets through what a huge number or a deep list raises.
         raise ConfigInvalidError([f"the suites file is no TOML: {error}"]) from error
-    try:
-        return _CONVERTER.structure(document, Suites)
-    except Exception as error:
-        # Whatever a converter raises for a value it cannot read, the answer is the same.
-        raise ConfigInvalidError(cattrs.transform_error(error, "suites file", describe)) from error
+    problems: list[str] = []
+    suites = _read_suites(document, problems)
+    if problems:
+        raise ConfigInvalidError([f"the suites file: {problem}" for problem in problems])
+    return suites
+
+
+def _read_suites(document: dict[str, Any], problems: list[str]) -> Suites:
+    fields = [field.name for field in attrs.fields(Suites)]
+    problems += [f"unknown key {name}" for name in document if name not in fields]
+    default = (
+        _read_entry("default", document["default"], problems) if "default" in document else None
+    )
+    repos = document.get("repos", {})
+    if type(repos) is not dict:
+        problems.append("repos is no table")
+        repos = {}
+    entries = {repo: _read_entry(f"repos.{repo}", said, problems) for repo, said in repos.items()}
+    return Suites(default, {repo: entry for repo, entry in entries.items() if entry is not None})
+
+
+def _read_entry(where: str, said: object, problems: list[str]) -> SuiteEntry | None:
+    """Return what the file says of one suite, or None and what is wrong with it."""
+    if type(said) is not dict:
+        problems.append(f"{where} is no table")
+        return None
+    fields = attrs.fields_dict(SuiteEntry)
+    found, before = {}, len(problems)
+    for name, value in said.items():
+        try:
+            found[name] = _read_value(fields[name].type, value)
+        except KeyError:
+            problems.append(f"{where}: unknown key {name}")
+        except (ValueError, OverflowError) as error:
+            problems.append(f"{where}.{name}: {error}")
+    if "command" not in said:
+        problems.append(f"{where}: the key command is missing")
+    return None if len(problems) > before else SuiteEntry(**found)
+
+
+def _read_value(kind: Any, said: object) -> Any:
+    # Strict: a number given as text, or a list given as one word, is an error.
+    value = msgspec.convert(said, kind)
+    if type(value) is float and not (math.isfinite(value) and value == said):
+        message = f"{said!r} is no finite number that is kept exactly"
+        raise ValueError(message)
+    return value

@@ -7,19 +7,17 @@ path through the table are never guessed at.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+import math
+from typing import Any, Final, get_args
 
 import attrs
-import cattrs
-from cattrs.gen import make_dict_structure_fn
+import msgspec
 
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import Plan
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, Transition
-from staging_fsm.core.strict import strict_converter
 
 SNAPSHOT_KEY: Final = "staging_runner"
 FORMAT: Final = 1
@@ -126,35 +124,59 @@ def fresh_snapshot(attempt_id: str, worker: str) -> Snapshot:
     return Snapshot(0, attempt_id, INITIAL, worker, None, (), (), None, None)
 
 
-def _build_converter() -> cattrs.Converter:
-    converter = strict_converter(detailed=False)
-    converter.register_structure_hook_factory(
-        attrs.has,
-        lambda kind: _all_keys_required(kind, make_dict_structure_fn(kind, converter)),
+@attrs.frozen
+class _Form:
+    """What the conversion does not look at: which keys an object has, and its fractions."""
+
+    keys: frozenset[str]
+    fractions: tuple[str, ...]
+    #: Which keys hold objects of ours, alone or in a list.
+    parts: "dict[str, _Form]"
+
+
+def _form_of(kind: type) -> _Form:
+    fields = attrs.fields(attrs.resolve_types(kind))
+    inner = {field.name: (field.type, *get_args(field.type)) for field in fields}
+    return _Form(
+        keys=frozenset(inner),
+        fractions=tuple(name for name, types in inner.items() if float in types),
+        parts={
+            name: _form_of(part)
+            for name, types in inner.items()
+            for part in types
+            if attrs.has(part)
+        },
     )
-    return converter
 
 
-def _all_keys_required(kind: Any, structure: Any) -> Any:
-    # cattrs would fill a missing key from the class default: a guess.
-    names = frozenset(field.name for field in attrs.fields(kind))
-
-    def structure_all(value: Any, kind_: Any) -> Any:
-        if type(value) is not dict or value.keys() != names:
-            found = sorted(value) if type(value) is dict else type(value).__name__
-            message = f"{kind.__name__} has keys {sorted(names)}, not {found}"
-            raise TypeError(message)
-        return structure(value, kind_)
-
-    return structure_all
+_FORM: Final = _form_of(Snapshot)
 
 
-_CONVERTER: Final = _build_converter()
+def _check_form(form: _Form, where: str, value: object) -> None:
+    """Refuse what would not come back as it is: a key too many or too few, a rounded number."""
+    if type(value) is not dict:
+        return  # the conversion says what it should be
+    if value.keys() != form.keys:
+        message = f"{where} has keys {sorted(form.keys)}, not {sorted(value)}"
+        raise TypeError(message)
+    for name in form.fractions:
+        number = value[name]
+        if type(number) in (int, float) and not (math.isfinite(number) and float(number) == number):
+            message = f"{number!r} is no finite number that is kept exactly - at {where}.{name}"
+            raise ValueError(message)
+    for name, part in form.parts.items():
+        inner = value[name]
+        for item in inner if type(inner) is list else (inner,):
+            _check_form(part, name, item)
+
+
+#: Not msgspec's: it writes what is no number as null, and refuses a lone surrogate.
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def dump_snapshot(snapshot: Snapshot) -> str:
     """Return the snapshot as one line of JSON."""
-    return json.dumps(_CONVERTER.unstructure(snapshot), separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(msgspec.to_builtins(snapshot))
 
 
 def load_snapshot(document: object) -> Snapshot:
@@ -162,7 +184,7 @@ def load_snapshot(document: object) -> Snapshot:
 
     Raises SnapshotRefusedError, naming the first thing wrong with it.
     """
-    if not isinstance(document, Mapping):
+    if type(document) is not dict:
         message = f"it is a {type(document).__name__}, not an object"
         raise SnapshotRefusedError(message)
     format_ = document.get("format")
@@ -173,7 +195,8 @@ def load_snapshot(document: object) -> Snapshot:
         message = f"its format is {format_!r}, not {FORMAT}"
         raise SnapshotRefusedError(message)
     try:
-        snapshot = _CONVERTER.structure(dict(document), Snapshot)
+        _check_form(_FORM, "the snapshot", document)
+        snapshot = msgspec.convert(document, Snapshot)
     except Exception as error:
         # Whatever a converter raises for a value it cannot read, the answer is the same.
         message = f"it cannot be read ({type(error).__name__}: {error})"
