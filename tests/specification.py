@@ -11,11 +11,15 @@ import attrs
 
 from staging_fsm.core.invariants import INVARIANTS
 from staging_fsm.core.spec import TRANSITIONS, Effect, Event, State, Transition
+from staging_fsm.faces.promela import LIVENESS, PROPERTIES
 
 TESTS: Final = Path(__file__).parent
 DOCUMENT: Final = TESTS.parent / "docs" / "specification.md"
 MODEL: Final = TESTS.parent / "diagrams" / "staging.pml"
 STORIES: Final = TESTS / "golden" / "stories"
+
+#: A property that no bug can break is no property.
+SEEDED: Final = "test_seeded_bug_leaves_a_trail"
 
 INTRODUCTION: Final = """# Specification
 
@@ -217,7 +221,8 @@ test_functions.__test__ = False  # type: ignore[attr-defined]  # a lister of tes
 
 def specification() -> str:
     """Return the whole document."""
-    return "\n".join([INTRODUCTION, *(part for name in HELD_BY for part in _section(name))])
+    sections = [part for name in HELD_BY for part in _section(name)]
+    return "\n".join([INTRODUCTION, *sections, *_properties_of_the_model()])
 
 
 def _section(name: str) -> Iterator[str]:
@@ -231,3 +236,20 @@ def _section(name: str) -> Iterator[str]:
         yield f"- model: {', '.join(f'`{item}`' for item in holds.model)}"
     yield from (f"- transcript: `{story}`" for story in holds.stories)
     yield from (f"- test: `{homes.get(test, '?')}::{test}`" for test in holds.tests)
+
+
+def _properties_of_the_model() -> Iterator[str]:
+    """Yield what only the model holds, because it is about every order of events at once."""
+    homes = test_functions()
+    safety = {name: text for name, text in PROPERTIES.items() if name not in HELD_BY}
+    yield from _property(safety, "test_no_interleaving_breaks_a_property", homes)
+    liveness = {LIVENESS: "Whatever happens, an attempt comes to an end, and its job with it."}
+    yield from _property(liveness, "test_every_attempt_ends", homes)
+
+
+def _property(sentences: Mapping[str, str], test: str, homes: Mapping[str, str]) -> Iterator[str]:
+    for name, sentence in sentences.items():
+        yield f"\n## {name}\n"
+        yield f"{sentence}\n"
+        yield f"- model: `{name}`"
+        yield from (f"- test: `{homes[held]}::{held}`" for held in (test, SEEDED))
