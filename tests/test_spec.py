@@ -99,14 +99,14 @@ def test_every_cell_is_a_row_or_a_refusal(state: State, event: Event) -> None:
         assert step(state, event) is row
         return
     allowed = tuple(row.event for row in TRANSITIONS if row.source is state)
-    options = ", ".join(allowed) if allowed else "nothing: the state is terminal"
+    options = ", ".join(allowed) if allowed else "nothing, the attempt has ended"
 
     with pytest.raises(TransitionRefusedError) as refused:
         step(state, event)
 
     assert (refused.value.state, refused.value.event) == (state, event)
     assert refused.value.allowed == allowed == allowed_events(state)
-    assert str(refused.value) == f"{event} is not allowed in {state} (allowed: {options})"
+    assert str(refused.value) == f"{event} is not allowed in {state}; allowed is {options}"
     assert refused.value.__suppress_context__
 
 

@@ -13,8 +13,8 @@ class TransitionRefusedError(StagingError):
     def __init__(self, state: str, event: str, allowed: Sequence[str]) -> None:
         """Keep state, event and what would be allowed."""
         self.state, self.event, self.allowed = state, event, tuple(allowed)
-        options = ", ".join(self.allowed) if self.allowed else "nothing: the state is terminal"
-        super().__init__(f"{event} is not allowed in {state} (allowed: {options})")
+        options = ", ".join(self.allowed) if self.allowed else "nothing, the attempt has ended"
+        super().__init__(f"{event} is not allowed in {state}; allowed is {options}")
 
 
 class SnapshotRefusedError(StagingError):
