@@ -49,6 +49,11 @@ BOUNDS: dict[str, tuple[str, str, list[str]]] = {
     "infra_retries": ("0", str(INFRA_RETRIES_MAX), ["-1", str(INFRA_RETRIES_MAX + 1)]),
     "retry_backoff_seconds": ("0", str(DAY), ["-0.1", "86400.1", "nan"]),
     "retry_backoff_max_seconds": ("0", str(DAY), ["-0.1", "86400.1", "nan"]),
+    "idle_timeout_seconds": ("0", str(DAY), ["-0.1", "86400.1", "nan"]),
+    "memory_max_bytes": ("0", str(2**60), ["-1", str(2**62)]),
+    "processes_max": ("0", str(2**22), ["-1", str(2**22 + 1)]),
+    "open_files_max": ("0", str(2**30), ["-1", str(2**30 + 1)]),
+    "file_max_bytes": ("0", str(2**60), ["-1", str(2**62)]),
     "log_max_bytes": ("4096", str(2**40), ["4095", "0", "-1", str(2**40 + 1)]),
 }
 ON = ["1", "true", "yes", "on", "TRUE", "Yes", " on "]
@@ -96,6 +101,11 @@ def test_defaults_are_what_they_say() -> None:
         "retry_backoff_max_seconds": 900.0,
         "state_dir": None,
         "log_max_bytes": 16 * 1024 * 1024,
+        "idle_timeout_seconds": 0.0,
+        "memory_max_bytes": 0,
+        "processes_max": 0,
+        "open_files_max": 0,
+        "file_max_bytes": 0,
         "alert_urls": (),
     }
 
@@ -305,6 +315,11 @@ max_skipped_ratio = 0.5
 tool_exit_codes = [75]
 timeout_seconds = 60
 kill_grace_seconds = 1.5
+idle_timeout_seconds = 5
+memory_max_bytes = 1000000
+processes_max = 50
+open_files_max = 100
+file_max_bytes = 2000000
 workspace = "in-place"
 allow_dirty = true
 environment = ["HOME", "LANG"]
@@ -325,6 +340,11 @@ def test_suites_file_names_suites() -> None:
         tool_exit_codes=(75,),
         timeout_seconds=60.0,
         kill_grace_seconds=1.5,
+        idle_timeout_seconds=5.0,
+        memory_max_bytes=1_000_000,
+        processes_max=50,
+        open_files_max=100,
+        file_max_bytes=2_000_000,
         workspace=Workspace.IN_PLACE,
         allow_dirty=True,
         environment=("HOME", "LANG"),
@@ -462,14 +482,16 @@ def test_any_text_is_suites_or_problems(text: str) -> None:
     assert problems is None or problems
 
 
-CONFIG = load(timeout_seconds="60", kill_grace_seconds="2", log_max_bytes="5000")
+OF_EVERY_SUITE = {name: float(n) for n, name in enumerate(declared.OF_EVERY_SUITE, 100)}
+OF_EVERY_SUITE["log_max_bytes"] = 5000.0
+CONFIG = load(**{name: f"{value:g}" for name, value in OF_EVERY_SUITE.items()})
 
 
 def test_plan_takes_what_is_not_said_from_the_configuration() -> None:
-    """Deadline, grace and log size come from the settings where the suite says nothing."""
-    assert SuiteEntry(("make",)).plan(CONFIG) == SuitePlan(
-        ("make",), timeout_seconds=60.0, kill_grace_seconds=2.0, log_max_bytes=5000
-    )
+    """Deadline, grace and limits come from the settings where the suite says nothing."""
+    plan = SuiteEntry(("make",)).plan(CONFIG)
+
+    assert plan == SuitePlan(("make",), **OF_EVERY_SUITE)  # type: ignore[arg-type]  # numbers
 
 
 def test_plan_takes_what_is_said_from_the_suite() -> None:
@@ -481,7 +503,7 @@ def test_plan_takes_what_is_said_from_the_suite() -> None:
     plan = attrs.asdict(entry.plan(CONFIG))
 
     assert {name: plan[name] for name in said} == said
-    assert plan["log_max_bytes"] == 5000
+    assert plan["log_max_bytes"] == OF_EVERY_SUITE["log_max_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,8 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J04", {"evidence": counted(0, errors=1)}, Reason.TESTS_FAILED),
     ("J05", {"stopped_by": Stop.DEADLINE}, Reason.DEADLINE_EXCEEDED),
     ("J05", {"stopped_by": Stop.IDLE}, Reason.IDLE_TIMEOUT),
+    ("J05", {"stopped_by": Stop.MEMORY}, Reason.MEMORY_LIMIT),
+    ("J05", {"stopped_by": Stop.PROCESSES}, Reason.PROCESS_LIMIT),
     ("J05", {"stopped_by": Stop.REQUEST}, Reason.STOPPED),
     ("J05", {"stopped_by": Stop.FENCE_LOST}, Reason.FENCE_LOST),
     ("J06", {"exit_code": None}, Reason.NO_EXIT_STATUS),
@@ -98,6 +100,14 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J07", {"exit_code": 139}, Reason.CRASHED),
     ("J07", {"signal": signal.SIGKILL, "exit_code": None}, Reason.KILLED_BY_SIGNAL),
     ("J07", {"exit_code": 137}, Reason.KILLED_BY_SIGNAL),
+    ("J07", {"exit_code": 143, "out_of_memory": True}, Reason.KILLED_BY_SIGNAL),
+    ("J07", {"exit_code": 137, "out_of_memory": True}, Reason.OUT_OF_MEMORY),
+    (
+        "J07",
+        {"signal": signal.SIGKILL, "exit_code": None, "out_of_memory": True},
+        Reason.OUT_OF_MEMORY,
+    ),
+    ("J07", {"signal": signal.SIGXFSZ, "exit_code": None}, Reason.FILE_SIZE_LIMIT),
     ("J08", {"exit_code": 127}, Reason.TOOL_EXIT_CODE),
     ("J08", {"exit_code": 4}, Reason.USAGE_ERROR),
     ("J08", {"exit_code": 5}, Reason.NO_TESTS),
@@ -119,6 +129,7 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J11", {"exit_code": 255}, Reason.EXIT_CODE),
     ("J11", {"exit_code": -1}, Reason.EXIT_CODE),
     ("J12", {}, Reason.PASSED),
+    ("J12", {"out_of_memory": True}, Reason.PASSED),
     ("J12", {"evidence": counted(2)}, Reason.PASSED),
     ("J12", {"evidence": counted(4, skipped=2)}, Reason.PASSED),
 ]
@@ -141,6 +152,7 @@ differences = st.fixed_dictionaries(
         "signal": st.none() | st.integers(-1, 70),
         "spawn_error": st.none() | st.sampled_from(SpawnError),
         "stopped_by": st.none() | st.sampled_from(Stop),
+        "out_of_memory": st.booleans(),
         "tree_changed": st.booleans(),
         "log_complete": st.booleans(),
         "processes_left": st.integers(-1, 2),
@@ -279,7 +291,8 @@ def test_signal_and_its_shell_code_mean_the_same(number: int) -> None:
         signal.SIGSEGV,
         signal.SIGSYS,
     }
-    expected = Outcome(Reason.CRASHED if own else Reason.KILLED_BY_SIGNAL, "J07")
+    other = Reason.FILE_SIZE_LIMIT if number == signal.SIGXFSZ else Reason.KILLED_BY_SIGNAL
+    expected = Outcome(Reason.CRASHED if own else other, "J07")
     killed = attrs.evolve(CLEAN, exit_code=None, signal=number)
     shell = attrs.evolve(CLEAN, exit_code=SHELL_SIGNAL_BASE + number)
 
@@ -299,7 +312,7 @@ def test_no_other_exit_code_passes(code: int) -> None:
 def test_nothing_known_is_no_pass(policy: JudgingPolicy) -> None:
     """Facts that nobody filled in are a tool error, and none of them looks like a success."""
     assert attrs.astuple(RunFacts(), recurse=False) == (
-        *(None, None, None, None, False, False, 0),
+        *(None, None, None, None, False, False, False, 0),
         Supervision.LOST,
         NO_EVIDENCE_REQUIRED,
     )
@@ -414,4 +427,4 @@ def test_one_reason_passes() -> None:
     passing = [reason for reason, facts in REASONS.items() if facts.verdict is Verdict.PASSED]
 
     assert passing == [Reason.PASSED]
-    assert [rule for rule, _, reason in CASES if reason is Reason.PASSED] == ["J12"] * 3
+    assert [rule for rule, _, reason in CASES if reason is Reason.PASSED] == ["J12"] * 4

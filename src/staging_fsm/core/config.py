@@ -135,6 +135,31 @@ class RunnerConfig:
         converter=_checked(_number(int, 4096, 2**40)),
         help="How much output of a run is kept; head and tail survive.",
     )
+    idle_timeout_seconds: float = environ.var(
+        "0",
+        converter=_checked(_number(float, 0, _DAY_SECONDS)),
+        help="How long a suite may print nothing before it is stopped; 0: as long as it likes.",
+    )
+    memory_max_bytes: int = environ.var(
+        "0",
+        converter=_checked(_number(int, 0, 2**60)),
+        help="How much memory a whole suite may use; 0: no limit.",
+    )
+    processes_max: int = environ.var(
+        "0",
+        converter=_checked(_number(int, 0, 2**22)),
+        help="How many processes and threads a suite may have at a time; 0: no limit.",
+    )
+    open_files_max: int = environ.var(
+        "0",
+        converter=_checked(_number(int, 0, 2**30)),
+        help="How many files each process of a suite may have open; 0: as the worker.",
+    )
+    file_max_bytes: int = environ.var(
+        "0",
+        converter=_checked(_number(int, 0, 2**60)),
+        help="How large a file a suite may write; 0: no limit.",
+    )
     alert_urls: tuple[str, ...] = environ.var(
         "",
         converter=_checked(_words),
@@ -216,6 +241,19 @@ def settings() -> tuple[Setting, ...]:
     return tuple(Setting(row["var_name"], row["default"], row["help_str"]) for row in rows)
 
 
+#: Settings that a suite has where the suites file says nothing else.
+OF_EVERY_SUITE: Final = (
+    "timeout_seconds",
+    "kill_grace_seconds",
+    "log_max_bytes",
+    "idle_timeout_seconds",
+    "memory_max_bytes",
+    "processes_max",
+    "open_files_max",
+    "file_max_bytes",
+)
+
+
 @attrs.frozen
 class SuiteEntry:
     """What the suites file may say of one suite. Only `command` is needed."""
@@ -228,6 +266,11 @@ class SuiteEntry:
     tool_exit_codes: tuple[int, ...] | None = None
     timeout_seconds: float | None = None
     kill_grace_seconds: float | None = None
+    idle_timeout_seconds: float | None = None
+    memory_max_bytes: int | None = None
+    processes_max: int | None = None
+    open_files_max: int | None = None
+    file_max_bytes: int | None = None
     workspace: Workspace | None = None
     allow_dirty: bool | None = None
     environment: tuple[str, ...] | None = None
@@ -243,9 +286,7 @@ class SuiteEntry:
         return SuitePlan(
             **{
                 "report": PRESETS[preset].report,
-                "timeout_seconds": config.timeout_seconds,
-                "kill_grace_seconds": config.kill_grace_seconds,
-                "log_max_bytes": config.log_max_bytes,
+                **{name: getattr(config, name) for name in OF_EVERY_SUITE},
                 **said,
                 "preset": preset,
             }

@@ -72,8 +72,12 @@ class Reason(StrEnum):
     PREPARATION_FAILED = "preparation_failed"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     IDLE_TIMEOUT = "idle_timeout"
+    MEMORY_LIMIT = "memory_limit"
+    PROCESS_LIMIT = "process_limit"
     STOPPED = "stopped"
     FENCE_LOST = "fence_lost"
+    OUT_OF_MEMORY = "out_of_memory"
+    FILE_SIZE_LIMIT = "file_size_limit"
     KILLED_BY_SIGNAL = "killed_by_signal"
     TOOL_EXIT_CODE = "tool_exit_code"
     USAGE_ERROR = "usage_error"
@@ -134,10 +138,18 @@ REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
         Reason.IDLE_TIMEOUT: _tool(
             "The suite was stopped: it printed nothing for too long.", Retry.ONCE
         ),
+        Reason.MEMORY_LIMIT: _tool("The suite used more memory than it may.", Retry.ONCE),
+        Reason.PROCESS_LIMIT: _tool(
+            "The suite had more processes and threads than it may.", Retry.ONCE
+        ),
         Reason.STOPPED: _tool("The suite was stopped from outside before it ended."),
         Reason.FENCE_LOST: _tool(
             "The suite was stopped: the connection that kept others off its repository broke."
         ),
+        Reason.OUT_OF_MEMORY: _tool(
+            "The suite was killed while the system was out of memory.", Retry.ONCE
+        ),
+        Reason.FILE_SIZE_LIMIT: _tool("The suite wrote a larger file than it may.", Retry.ONCE),
         Reason.KILLED_BY_SIGNAL: _tool(
             "The suite was killed by a signal that is no crash of its own."
         ),
@@ -184,10 +196,15 @@ class SpawnError(StrEnum):
 
 @unique
 class Stop(StrEnum):
-    """Why we stopped a suite. Fixed before our first signal is sent."""
+    """Why a suite did not end by itself: a limit was met, or we were asked to stop it.
+
+    Fixed before our first signal is sent.
+    """
 
     DEADLINE = "deadline"
     IDLE = "idle"
+    MEMORY = "memory"
+    PROCESSES = "processes"
     REQUEST = "request"
     FENCE_LOST = "fence_lost"
 
@@ -231,6 +248,8 @@ class RunFacts:
     signal: int | None = None
     spawn_error: SpawnError | None = None
     stopped_by: Stop | None = None
+    #: Whether the kernel killed anybody for want of memory while the suite ran.
+    out_of_memory: bool = False
     tree_changed: bool = False
     log_complete: bool = False
     processes_left: int = 0
@@ -268,6 +287,8 @@ CRASH_SIGNALS: Final = frozenset(
         signal.SIGSYS,
     }
 )
+#: Signals by which the kernel says that a limit was met.
+_LIMIT_SIGNALS: Final[Mapping[int, Reason]] = {signal.SIGXFSZ: Reason.FILE_SIZE_LIMIT}
 SHELL_SIGNAL_BASE: Final = 128
 _SIGNAL_NUMBERS: Final = range(1, 65)
 
@@ -282,6 +303,8 @@ _SPAWN_REASONS: Final = {
 _STOP_REASONS: Final = {
     Stop.DEADLINE: Reason.DEADLINE_EXCEEDED,
     Stop.IDLE: Reason.IDLE_TIMEOUT,
+    Stop.MEMORY: Reason.MEMORY_LIMIT,
+    Stop.PROCESSES: Reason.PROCESS_LIMIT,
     Stop.REQUEST: Reason.STOPPED,
     Stop.FENCE_LOST: Reason.FENCE_LOST,
 }
@@ -340,7 +363,11 @@ def _died_by_signal(facts: RunFacts, _: JudgingPolicy) -> Reason | None:
     number = _ending_signal(facts)
     if number is None:
         return None
-    return Reason.CRASHED if number in CRASH_SIGNALS else Reason.KILLED_BY_SIGNAL
+    if number in CRASH_SIGNALS:
+        return Reason.CRASHED
+    if number == signal.SIGKILL and facts.out_of_memory:
+        return Reason.OUT_OF_MEMORY
+    return _LIMIT_SIGNALS.get(number, Reason.KILLED_BY_SIGNAL)
 
 
 def _evidence_insufficient(facts: RunFacts, policy: JudgingPolicy) -> Reason | None:
@@ -391,7 +418,9 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "J04", "A fresh report shows failures or errors: the failure floor.", _report_shows_failures
     ),
-    Rule("J05", "We stopped the suite: never a pass after our own signal.", _we_stopped_it),
+    Rule(
+        "J05", "We stopped the suite, or a limit was met: never a pass after that.", _we_stopped_it
+    ),
     Rule("J06", "The system did not say how the suite ended.", _no_exit_status),
     Rule("J07", "The suite died by a signal, its own or a shell's 128 + n.", _died_by_signal),
     Rule("J08", "The exit code is one of the tool's.", _tool_exit_code),

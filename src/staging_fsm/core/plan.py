@@ -132,6 +132,14 @@ class SuitePlan:
     timeout_seconds: float = attrs.field(default=1800.0, validator=_positive)
     kill_grace_seconds: float = attrs.field(default=10.0, validator=_not_negative)
     log_max_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_positive)
+    #: The following are limits, and 0 is none.
+    idle_timeout_seconds: float = attrs.field(default=0.0, validator=_not_negative)
+    #: Of the whole suite, like the number of its processes and threads.
+    memory_max_bytes: int = attrs.field(default=0, validator=_not_negative)
+    processes_max: int = attrs.field(default=0, validator=_not_negative)
+    #: Of each process.
+    open_files_max: int = attrs.field(default=0, validator=_not_negative)
+    file_max_bytes: int = attrs.field(default=0, validator=_not_negative)
     workspace: Workspace = Workspace.WORKTREE
     #: In place only: run although tracked files differ from the commit.
     allow_dirty: bool = False

@@ -13,9 +13,10 @@ The order of what it does is the point:
 2. It takes the run's lock and the room for a result, begins to hear requests to
    stop, writes who it is and who the suite is, and only then opens the gate.
    Nothing of a suite runs before it can be found.
-3. It waits for the leader's end, the deadline, or a request to stop. The reason
-   for a stop is fixed before the first signal; after it the exit status of the
-   suite no longer counts. `Popen.communicate` would wait for a grandchild's pipe.
+3. It waits for the leader's end, the deadline, too long a silence, a limit that
+   is met, or a request to stop. The reason for a stop is fixed before the first
+   signal; after it the exit status of the suite no longer counts.
+   `Popen.communicate` would wait for a grandchild's pipe.
 4. It kills and reaps everything below it, whatever group or session it fled to.
 5. Only then it writes the result: atomically, synced, sealed with the secret.
    A suite that writes a result of its own cannot seal it.
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
     from typing import NoReturn
+
+    from staging_fsm.effects.limits import Group, Sampled
 else:
     try:
         import _signal as signal  # without the enums of signal: 6 ms for the same functions
@@ -66,6 +69,9 @@ SEAL_BYTES = 32
 RESULT_BYTES = 8192
 DETAIL_CHARACTERS = 1000
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Whoever uses up the machine gets no grace: it would only use up more. Nor who has lost its
+#: fence: another machine may be about to start the next suite.
+AT_ONCE = ("memory", "processes", "fence_lost")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HAS_WAITID = hasattr(os, "waitid")  # macOS has it since Python 3.13
 LOOK_ONLY = os.WEXITED | os.WNOHANG | os.WNOWAIT if HAS_WAITID else 0
@@ -250,9 +256,16 @@ class Suite:
     """The suite's leader and what is known of its end."""
 
     def __init__(
-        self, folder: str, cwd: str, argv: list[str], prctl: Callable[..., int] | None
+        self,
+        folder: str,
+        cwd: str,
+        argv: list[str],
+        prctl: Callable[..., int] | None,
+        resources: dict[str, int],
     ) -> None:
         self.folder, self.cwd, self.argv, self.prctl = folder, cwd, argv, prctl
+        #: Limits of each process, which it inherits: name in `resource` -> value.
+        self.resources = resources
         self.pid = 0
         self.output = self.gate = self.errors = -1
         self.spawn_error: tuple[str, str] | None = None
@@ -313,6 +326,7 @@ class Suite:
             os.dup2(null, 0)
             os.dup2(output_in, 1)
             os.dup2(output_in, 2)
+            self._limit_resources()
             # Our own end of the gate would keep it from ever being at its end.
             os.close(self.gate)
             if not os.read(gate_out, 1):
@@ -327,6 +341,17 @@ class Suite:
             os.write(errors_in, ("%s 0 %r" % (stage, error)).encode()[:4000])
         finally:
             os._exit(127)
+
+    def _limit_resources(self) -> None:
+        if not self.resources:
+            return
+        import resource
+
+        for name, value in self.resources.items():
+            number = getattr(resource, name)
+            hard = resource.getrlimit(number)[1]
+            least = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(number, (least, least))
 
     def _explain(self, failure: str) -> tuple[str, str]:
         stage, number = failure.split()[:2]
@@ -414,8 +439,14 @@ class Suite:
 class Watch:
     """Waits for output, the suite's end, a stop signal and a point in time, all at once."""
 
-    def __init__(self, suite: Suite, log: BoundedLog, fences: tuple[int, ...] = ()) -> None:
-        self.suite, self.log = suite, log
+    def __init__(
+        self,
+        suite: Suite,
+        log: BoundedLog,
+        limits: Group | Sampled | None,
+        fences: tuple[int, ...],
+    ) -> None:
+        self.suite, self.log, self.limits = suite, log, limits
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.wake, wake_in = os.pipe()
         for fd in (self.wake, wake_in):
@@ -423,7 +454,10 @@ class Watch:
         signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
         self.poll = select.poll()
         self.poll.register(self.wake, select.POLLIN)
+        for fd in limits.events if limits else []:
+            self.poll.register(fd, select.POLLPRI)
         self.output_open = False
+        self.last_output = 0.0
         # The handlers keep what happened; the pipe only wakes us, and may be full.
         self.stop_requested = self.child_ended = self.fence_lost = False
         # Ours to hold, not to read: only the end of a connection is of interest.
@@ -444,12 +478,15 @@ class Watch:
         """Return why the suite must not go on, or None if it may."""
         if self.fence_lost:
             return "fence_lost"
-        return "request" if self.stop_requested else None
+        if self.stop_requested:
+            return "request"
+        return self.limits.breach() if self.limits else None
 
     def open_output(self) -> None:
         """Begin to read what the suite prints."""
         self.poll.register(self.suite.output, select.POLLIN | select.POLLHUP)
         self.output_open = True
+        self.last_output = time.monotonic()
 
     def until(self, condition: Callable[[], bool], deadline: float) -> bool:
         """Wait until `condition` holds or the monotonic `deadline` passes; say which."""
@@ -460,16 +497,36 @@ class Watch:
             self.turn(min(left, POLL_MAX_SECONDS))
         return True
 
+    def await_stop(self, deadline: float, idle: float) -> str | None:
+        """Return why the suite must be stopped now, or wait for something to happen: None."""
+        reason = self.stop_reason()
+        if reason:
+            return reason
+        now = time.monotonic()
+        if now >= deadline:
+            return "deadline"
+        silent_until = self.last_output + idle if idle else deadline
+        if now >= silent_until:
+            # We may have been asleep ourselves: what was printed meanwhile was printed.
+            before = self.last_output
+            self.turn(0)
+            return "idle" if self.last_output == before and not self.suite.ended else None
+        look = self.limits.seconds if self.limits else POLL_MAX_SECONDS
+        self.turn(min(deadline - now, silent_until - now, look, POLL_MAX_SECONDS))
+        return None
+
     def turn(self, seconds: float) -> None:
         """Take in the next output or signal, or return after `seconds`."""
         for fd, _ in self.poll.poll(seconds * 1000):
             if fd == self.wake:
                 os.read(self.wake, 4096)
+            elif fd == self.suite.output:
+                self._read_output()
             elif fd in self.fences:
                 self.fence_lost = True
                 self.poll.unregister(fd)
             else:
-                self._read_output()
+                os.pread(fd, 4096, 0)  # a limit's events: read, or they would wake us again
         if self.child_ended:
             self.child_ended = False
             self.suite.look()
@@ -482,6 +539,7 @@ class Watch:
         except OSError:
             size = 0
         if size:
+            self.last_output = time.monotonic()
             self.log.write(self.buffer[:size])
         else:
             # Closed is not ended: a suite may close its output and run on.
@@ -559,12 +617,14 @@ def take_precedence(*, over_all: bool) -> None:
         pass  # not root, or not Linux
 
 
-def sweep(suite: Suite) -> int:
+def sweep(suite: Suite, limits: Group | Sampled | None) -> int:
     """Kill and reap until nothing is left below us; return how many are left all the same.
 
     The group goes first, in one call; then whoever fled from it, until a pass
     finds nobody. Bounded: a process in uninterruptible sleep cannot be killed.
     """
+    if limits:
+        limits.kill()
     suite.signal_group(signal.SIGKILL)
     deadline = time.monotonic() + SWEEP_SECONDS
     known: set[int] = set()
@@ -594,24 +654,27 @@ def reap_all() -> bool:
     return True
 
 
-def supervise(suite: Suite, watch: Watch, timeout: float, grace: float) -> str | None:
+def supervise(suite: Suite, watch: Watch, order: dict[str, float]) -> str | None:
     """Wait for the suite and end it; return why we stopped it, or None if it ended by itself."""
     watch.open_output()
     suite.look()
-    deadline = time.monotonic() + timeout
-    watch.until(lambda: suite.ended or watch.stop_reason() is not None, deadline)
+    deadline = time.monotonic() + order["timeout"]
+    # The reason stands before the first signal: no later exit status can lift it.
+    stopped_by = None
+    while not suite.ended and stopped_by is None:
+        stopped_by = watch.await_stop(deadline, order["idle"])
     if suite.ended:
         # Stopped or suspended ourselves, we cannot say that it ended in time: then it did not.
         in_time = time.monotonic() <= deadline
         watch.until(lambda: not watch.output_open, time.monotonic() + LATE_OUTPUT_SECONDS)
-        return None if in_time else "deadline"
-    # The reason stands before the first signal: no later exit status can lift it.
-    stopped_by = watch.stop_reason() or "deadline"
-    if not watch.fence_lost:
+        # A limit that was met is one, even if the suite got over it.
+        limit = watch.limits.breach() if watch.limits else None
+        return limit or (None if in_time else "deadline")
+    if stopped_by not in AT_ONCE:
         suite.signal_group(signal.SIGTERM, signal.SIGCONT)
-    # A shell that dies of TERM leaves the real suite behind: the grace is for both. Without
-    # its fence a suite has none: another machine may be about to start the next one.
-    watch.until(lambda: watch.fence_lost or suite.is_over(), time.monotonic() + grace)
+        # A shell that dies of TERM leaves the real suite behind: the grace is for both.
+        end = time.monotonic() + order["grace"]
+        watch.until(lambda: watch.fence_lost or suite.is_over(), end)
     return stopped_by
 
 
@@ -629,38 +692,75 @@ def keep_to_ourselves(numbers: str) -> tuple[int, ...]:
     return fences
 
 
-def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str, inherited: str) -> None:
-    """Run one suite and leave its sealed result in `folder`.
+def oom_kills() -> int:
+    """Return how many processes of the machine were killed for want of memory since it started."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            return int(file.read().partition(b"\noom_kill ")[2].split(b"\n", 1)[0])
+    except (OSError, ValueError):
+        return 0
+
+
+def hold_limits(folder: str, memory: int, processes: int) -> Group | Sampled | None:
+    """Return what holds the limits on the whole suite, written down for whoever comes after us."""
+    if not IS_LINUX or not (memory or processes):
+        return None
+    if TYPE_CHECKING:
+        from staging_fsm.effects import limits
+    else:
+        import limits
+    held = limits.hold(os.path.basename(folder), memory, processes, direct_children)
+    if isinstance(held, limits.Group):
+        with open(os.path.join(folder, "group"), "xb") as file:
+            file.write(os.fsencode(held.path))
+    return held
+
+
+def main(folder: str, cwd: str, inherited: str, *words: str) -> None:
+    """Run one suite and leave its sealed result in `folder`; `words` are `name=number`.
 
     `inherited` are the numbers of the connections that fence the run off, separated
     by commas: held for as long as we live, and the end of one is the end of the suite.
     """
+    order = {name: float(value) for name, value in (word.split("=") for word in words)}
     secret = sys.stdin.buffer.read(64)
     if len(secret) < SEAL_BYTES:
         sys.exit("no secret: the worker is gone")
     fences = keep_to_ourselves(inherited)
-    suite = Suite(folder, cwd, read_command(folder), set_up_process())
+    resources = {
+        name: int(order[key])
+        for name, key in (("RLIMIT_NOFILE", "open_files"), ("RLIMIT_FSIZE", "file_bytes"))
+        if order[key]
+    }
+    suite = Suite(folder, cwd, read_command(folder), set_up_process(), resources)
     suite.start()
     lock = take_lock(folder)
     if lock is None:
         sys.exit("the run is taken or closed")
     room = reserve_result(folder)
-    log = BoundedLog(folder, int(log_limit))
-    watch = Watch(suite, log, fences)
+    log = BoundedLog(folder, int(order["log"]))
+    limits = hold_limits(folder, int(order["memory"]), int(order["processes"]))
+    watch = Watch(suite, log, limits, fences)
     write_identity(folder, "shim", os.getpid())
+    killed_before = oom_kills()
     watch.turn(0)
     stopped_by = watch.stop_reason()
     survivors = left = 0
     started = time.monotonic()
     if suite.pid:
+        if limits:
+            limits.add(suite.pid)
         suite.release(run=stopped_by is None)
     if suite.pid and stopped_by is None and suite.spawn_error is None:
-        stopped_by = supervise(suite, watch, float(timeout), float(grace))
+        stopped_by = supervise(suite, watch, order)
         survivors = len(suite.company()) if stopped_by is None else 0
     duration = time.monotonic() - started
+    out_of_memory = oom_kills() > killed_before
     if suite.pid:
-        left = sweep(suite)
+        left = sweep(suite, limits)
         watch.until(lambda: not watch.output_open, time.monotonic() + DRAIN_SECONDS)
+    if limits:
+        limits.end()
     log.finish()
     kind, detail = suite.spawn_error or (None, "")
     unjudged = stopped_by is not None or kind is not None
@@ -671,6 +771,7 @@ def main(folder: str, cwd: str, timeout: str, grace: str, log_limit: str, inheri
         spawn_error=kind,
         spawn_detail=detail[-DETAIL_CHARACTERS:].replace("\n", " "),
         stopped_by=stopped_by,
+        out_of_memory=int(out_of_memory),
         duration_seconds="%.6f" % duration,
         survivors=survivors,
         processes_left=left,

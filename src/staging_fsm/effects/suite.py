@@ -8,6 +8,7 @@ judge a run stands in its control folder before it starts:
     lock         held by the supervisor for as long as it lives
     closed       written by a recovery that found no supervisor: none may start now
     shim, leader who they are
+    group        the control group that holds the suite, if there is one
     output.log   what the suite printed
     result       sealed; written when nothing of the run is alive any more
 """
@@ -42,7 +43,7 @@ from staging_fsm.core.evidence import (
 from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import PRESETS, REPORT_DIR_PLACEHOLDER, UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
-from staging_fsm.effects import shim, worktree
+from staging_fsm.effects import limits, shim, worktree
 from staging_fsm.effects.files import StateDir, sha256_of_file, write_durably
 from staging_fsm.effects.processes import (
     ProcessIdentity,
@@ -160,10 +161,15 @@ class LocalSuites:
             str(Path(shim.__file__).parent),
             str(folder),
             str(tree),
-            str(suite.timeout_seconds),
-            str(suite.kill_grace_seconds),
-            str(suite.log_max_bytes),
             ",".join(map(str, self._inherited)),
+            f"timeout={suite.timeout_seconds}",
+            f"grace={suite.kill_grace_seconds}",
+            f"idle={suite.idle_timeout_seconds}",
+            f"log={suite.log_max_bytes}",
+            f"memory={suite.memory_max_bytes}",
+            f"processes={suite.processes_max}",
+            f"open_files={suite.open_files_max}",
+            f"file_bytes={suite.file_max_bytes}",
         ]
         with (folder / "shim.stderr").open("wb") as errors:
             process = subprocess.Popen(
@@ -257,6 +263,7 @@ class LocalSuites:
             signal=_optional_int(result["signal"]),
             spawn_error=SpawnError(result["spawn_error"]) if result["spawn_error"] else None,
             stopped_by=Stop(result["stopped_by"]) if result["stopped_by"] else None,
+            out_of_memory=result["out_of_memory"] == "1",
             tree_changed=_tree_changed(order),
             log_complete=result["log_complete"] == "1" and sha256 is not None,
             processes_left=int(result["processes_left"]),
@@ -319,7 +326,9 @@ class LocalSuites:
         of ours, and only their environment tells whose they are, or their session
         while its leader is still to be seen.
         """
-        leader = _identity_in(self._state.run(run_id) / "leader")
+        folder = self._state.run(run_id)
+        _kill_group(folder)
+        leader = _identity_in(folder / "leader")
         return _repeat(functools.partial(kill_marked, RUN_VARIABLE, run_id, leader))
 
     def log_tail(self, run_id: str, size: int) -> bytes:
@@ -408,6 +417,15 @@ def _identity_in(path: Path) -> ProcessIdentity | None:
         return ProcessIdentity(this_scope(), int(facts["pid"]), int(facts["start"]))
     except (ValueError, KeyError):
         return None
+
+
+def _kill_group(folder: Path) -> None:
+    """Kill and remove the control group that a supervisor which is gone has left."""
+    group = Path(os.fsdecode(_read_small_file(folder / "group")))
+    # The suite may have written that file: only a group with the name of its own run counts.
+    if group.name == limits.GROUP_PREFIX + folder.name:
+        limits.kill_group(str(group))
+        limits.remove_group(str(group))
 
 
 def _await_identity(folder: Path) -> ProcessIdentity | None:

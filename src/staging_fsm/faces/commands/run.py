@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from staging_fsm.core.config import SuiteEntry, load_config
+from staging_fsm.core.config import OF_EVERY_SUITE, SuiteEntry, load_config
 from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
 from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import Decision
@@ -52,6 +52,11 @@ _EXIT_CODES = {
 @db_option
 @click.option("--timeout-seconds", type=float, help="Deadline of one run.")
 @click.option("--kill-grace-seconds", type=float, help="Time between TERM and KILL.")
+@click.option("--idle-timeout-seconds", type=float, help="Longest silence of a suite; 0: any.")
+@click.option("--memory-max-bytes", type=int, help="Memory of the whole suite; 0: no limit.")
+@click.option("--processes-max", type=int, help="Processes and threads of it; 0: no limit.")
+@click.option("--open-files-max", type=int, help="Open files of each process; 0: as here.")
+@click.option("--file-max-bytes", type=int, help="Largest file it may write; 0: no limit.")
 @click.option("--infra-retries", type=int, help="Further runs after tool errors.")
 @click.option(
     "--report", metavar="FILE", help="JUnit report, below $STAGING_REPORT_DIR or absolute."
@@ -129,8 +134,8 @@ def _refuse_dirty(options: dict[str, Any]) -> None:
 
 
 def _run_variables(options: dict[str, Any]) -> dict[str, str]:
-    names = ("timeout_seconds", "kill_grace_seconds", "infra_retries")
-    return switched_on(dict(os.environ), **{name: options[name] for name in names})
+    names = ("infra_retries", *OF_EVERY_SUITE)
+    return switched_on(dict(os.environ), **{name: options.get(name) for name in names})
 
 
 def _suite_entry(argv: tuple[str, ...], options: dict[str, Any]) -> SuiteEntry:
