@@ -60,6 +60,11 @@ class Shell:
         view: dict[str, Any] = json.loads(ended.stdout)
         return ended.returncode, view
 
+    def queue(self) -> dict[str, Any]:
+        """Return the block that `queue --json` prints."""
+        block: dict[str, Any] = json.loads(self.call("queue", "--json").stdout)["staging_runner"]
+        return block
+
 
 @pytest.fixture
 def shell(tmp_path: Path, repository: Path) -> Shell:
@@ -212,7 +217,7 @@ def test_cancel_from_elsewhere_ends_the_run(shell: Shell) -> None:
     )
     process = subprocess.Popen(command, env=shell.environment(), stdout=subprocess.PIPE, text=True)
     started.read_text()
-    queued = json.loads(shell.call("queue", "--json").stdout)
+    queued = shell.queue()
     cancelled = shell.call("cancel", str(queued["attempts"][0]["job_id"]))
     process.communicate(timeout=60)
 
@@ -237,7 +242,7 @@ def test_run_takes_up_a_deferred_attempt(shell: Shell) -> None:
     process.kill()
     process.communicate()
     flag.touch()
-    job_id = json.loads(shell.call("queue", "--json").stdout)["attempts"][0]["job_id"]
+    job_id = shell.queue()["attempts"][0]["job_id"]
     make_due(shell, job_id)
     code, view = shell.run(*arguments)
 
@@ -262,10 +267,11 @@ def test_show_and_queue_speak_json(shell: Shell) -> None:
     """`show` repeats what `run` said, and a finished attempt is not in the queue."""
     _, view = shell.run("--", "true")
     shown = json.loads(shell.call("show", str(view["job_id"]), "--json").stdout)
-    queued = json.loads(shell.call("queue", "--json").stdout)
+    queued = shell.queue()
 
     assert shown == view
-    assert queued == {"counts": {}, "attempts": [], "refused": []}
+    assert (queued["counts"], queued["attempts"], queued["refused"]) == ({}, [], [])
+    assert [end["job_id"] for end in queued["last_outcomes"]] == [view["job_id"]]
 
 
 def test_unknown_job_is_a_sentence(shell: Shell) -> None:
@@ -290,7 +296,7 @@ def test_damaged_row_is_shown_and_never_touched(shell: Shell) -> None:
         )
     before = database.execute("SELECT * FROM jobs").fetchall()
     recovered = shell.call("recover", "--json")
-    queued = json.loads(shell.call("queue", "--json").stdout)
+    queued = shell.queue()
 
     assert json.loads(recovered.stdout) == []
     assert "its history leads to ADVANCED" in queued["refused"][0]["problem"]

@@ -107,6 +107,7 @@ def test_defaults_are_what_they_say() -> None:
         "open_files_max": 0,
         "file_max_bytes": 0,
         "alert_urls": (),
+        "http_token": "",
     }
 
 

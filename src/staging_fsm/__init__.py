@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from staging_fsm.drive.engine import Place
     from staging_fsm.drive.intercept import Decision, Ruling, StagingIntercept
     from staging_fsm.effects.rows import SqlRows
+    from staging_fsm.faces.queue import staging_runner_block
     from staging_fsm.host.contract.gate import check_staging_status
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "State": "staging_fsm.core.spec",
     "Transition": "staging_fsm.core.spec",
     "check_staging_status": "staging_fsm.host.contract.gate",
+    "staging_runner_block": "staging_fsm.faces.queue",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "State",
     "Transition",
     "check_staging_status",
+    "staging_runner_block",
 ]
 
 

@@ -29,6 +29,8 @@ PREFIX: Final = "ORCH_STAGING_RUNNER"
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off", ""})
 _DAY_SECONDS: Final = 86_400
+#: What nobody guesses by trying: 16 random characters of base 16 are 64 bits.
+TOKEN_CHARACTERS_MIN: Final = 16
 
 
 @attrs.frozen
@@ -44,6 +46,16 @@ def _checked(convert: Callable[[str], Any]) -> Callable[[Any], Any]:
             return convert(str(value))
         except ValueError as error:
             return _Problem(f"{value!r} {error}")
+
+    return collect
+
+
+def _secret(convert: Callable[[str], Any]) -> Callable[[Any], Any]:
+    def collect(value: Any) -> Any:
+        try:
+            return convert(str(value))
+        except ValueError as error:
+            return _Problem(f"its value {error}")
 
     return collect
 
@@ -77,6 +89,13 @@ def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
+
+
+def _token(text: str) -> str:
+    if text and not (len(text) >= TOKEN_CHARACTERS_MIN and text.isascii() and text.isprintable()):
+        message = f"is not a token of at least {TOKEN_CHARACTERS_MIN} printable ASCII characters"
+        raise ValueError(message)
+    return text
 
 
 def _path(text: str) -> Path | None:
@@ -164,6 +183,11 @@ class RunnerConfig:
         "",
         converter=_checked(_words),
         help="Apprise addresses that are alerted, separated by blanks.",
+    )
+    http_token: str = environ.var(
+        "",
+        converter=_secret(_token),
+        help="What `staging-fsm serve` asks for; it must be set to serve beyond this machine.",
     )
 
     def in_scope(self, repo: str) -> bool:

@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "demo": "Carry three work items their three ways.",
     "run": "Run one staging attempt of a repository, to its end.",
     "worker": "Work on the jobs of the embedded orchestrator.",
+    "serve": "Serve the queue, the pages and the metrics over HTTP.",
     "recover": "Take up every attempt whose worker is gone.",
     "queue": "Show every unfinished attempt, and why it waits.",
     "show": "Show one attempt: its state, history and runs.",

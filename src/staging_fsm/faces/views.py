@@ -1,20 +1,19 @@
 """What the faces say about an attempt: one object for programs, the same facts for people."""
 
-from collections import Counter
-from collections.abc import Iterable
-from datetime import datetime
-from typing import Any
+import itertools
+from typing import Any, Final
 
 import attrs
 
 from staging_fsm.core.artifact import fault
-from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.outcome import REASONS
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.effects.clock import parse_time
 
+_MINUTE: Final = 60
+_HOUR: Final = 60 * _MINUTE
+_DAY: Final = 24 * _HOUR
 _STATUS: dict[State, str] = {
     State.ADVANCED: "SUCCESS",
     State.ROLLED_BACK: "FAILED",
@@ -36,7 +35,7 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
         "attempt_id": snapshot.attempt_id,
         "state": str(snapshot.state),
         "status": _STATUS.get(snapshot.state),
-        "reason": str(reason) if reason else snapshot.history[-1].reason,
+        "reason": str(reason) if reason else _last_words(snapshot),
         "fault": fault(snapshot) if reason else None,
         "revision": snapshot.plan.revision if snapshot.plan else None,
         "runs": [
@@ -65,41 +64,19 @@ def sentence(snapshot: Snapshot) -> str:
     reason = snapshot.runs and snapshot.last_run.reason
     if reason and snapshot.state not in (State.LLM_FALLBACK, State.CANCELLED):
         return REASONS[reason].sentence
-    return snapshot.history[-1].reason
+    return _last_words(snapshot)
 
 
-def queue_view(rows: Iterable[JobRow], now: datetime) -> dict[str, Any]:
-    """Return the unfinished attempts: counts by state, and each with what comes next.
-
-    A row whose snapshot is refused is shown with the problem: it is what an
-    operator has to look at first.
-    """
-    attempts, refused = [], []
-    for row in rows:
-        try:
-            snapshot = row.snapshot()
-        except SnapshotRefusedError as error:
-            refused.append({"job_id": row.id, "work_item": row.work_item, "problem": error.problem})
-            continue
-        if snapshot is not None:
-            attempts.append(_queued(row, snapshot, now))
-    counts = Counter(attempt["state"] for attempt in attempts)
-    return {"counts": dict(sorted(counts.items())), "attempts": attempts, "refused": refused}
+def _last_words(snapshot: Snapshot) -> str:
+    return snapshot.history[-1].reason if snapshot.history else "nothing has happened yet"
 
 
-def _queued(row: JobRow, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
-    since = parse_time(snapshot.history[-1].time)
-    plan = snapshot.plan
-    return {
-        "job_id": row.id,
-        "repo": row.repo,
-        "work_item": row.work_item,
-        "state": str(snapshot.state),
-        "run": len(snapshot.runs),
-        "runs_max": plan.budget.runs_max if plan else None,
-        "seconds_in_state": round((now - since).total_seconds(), 1),
-        "timeout_seconds": plan.suite.timeout_seconds if plan else None,
-        "next_run_at": snapshot.next_run_at,
-        "reason": sentence(snapshot),
-        "worker": snapshot.worker,
-    }
+def duration_words(seconds: float) -> str:
+    """Return a span of time as a person says it, to two units at most."""
+    left = round(max(0.0, seconds))
+    units = (("d", _DAY), ("h", _HOUR), ("min", _MINUTE), ("s", 1))
+    for (unit, size), (smaller, part) in itertools.pairwise(units):
+        if left >= size:
+            rest = left % size // part
+            return f"{left // size} {unit} {rest} {smaller}" if rest else f"{left // size} {unit}"
+    return f"{left} s"

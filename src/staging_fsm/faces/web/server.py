@@ -1,0 +1,65 @@
+"""The app over the embedded orchestrator, run by uvicorn."""
+
+from typing import Any, Final
+
+import click
+import uvicorn
+
+from staging_fsm.core.ports import JobRow
+from staging_fsm.drive.engine import Place
+from staging_fsm.faces.session import Session
+from staging_fsm.faces.web.app import create_app
+from staging_fsm.faces.web.guard import LOOPBACK_HOSTS
+from staging_fsm.faces.web.source import Source
+from staging_fsm.host.pipeline import work_item_dir
+from staging_fsm.host.store import WorkItem
+
+#: How long open answers may take to end once the server is told to.
+GRACE_SECONDS: Final = 2
+CONCURRENCY_MAX: Final = 200
+
+
+def source_of(session: Session) -> Source:
+    """Return what the pages of the embedded orchestrator are made from."""
+
+    def place(row: JobRow) -> Place:
+        repository = session.store.repository_path(row.repo)
+        return Place(repository, work_item_dir(repository, row.work_item))
+
+    def work_item(row: JobRow) -> WorkItem | None:
+        try:
+            with session.store.transaction() as tx:
+                return session.store.work_item(tx, row.repo, row.work_item)
+        except LookupError:
+            return None
+
+    return Source(session.rows, session.variables, place, work_item)
+
+
+def run(session: Session, host: str, port: int, token: str) -> None:
+    """Serve until SIGINT or SIGTERM."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            for server in self.servers:
+                for socket in server.sockets:
+                    click.echo(f"serving on {_address(socket.getsockname())}")
+
+    hosts = None if token else LOOPBACK_HOSTS
+    app = create_app(source_of(session), token=token, hosts=hosts)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=CONCURRENCY_MAX,
+    )
+    Server(config).run()
+
+
+def _address(name: tuple[Any, ...]) -> str:
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"http://{host}:{name[1]}/"

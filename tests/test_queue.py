@@ -1,0 +1,327 @@
+"""The block `staging_runner`: what it says of each state, of hostile rows, and what it costs."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import attrs
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attempts import attempts, words
+from memory import MemoryRows, Record, SureHands, Tables
+from staging_fsm.core.config import variable_name
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.plan import Budget, Plan, SuitePlan
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Move, Run, Snapshot, dump_snapshot
+from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.effects.clock import format_time
+from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.faces.queue import (
+    LISTED_MAX,
+    OUTCOMES_LISTED,
+    RECENT_JOBS,
+    STUCK_SECONDS,
+    StagingRunnerBlock,
+    staging_runner_block,
+)
+from staging_fsm.faces.views import duration_words
+from staging_fsm.host.store import SqlHostStore, open_database
+
+NOW: Final = datetime(2026, 3, 29, 3, 0, 0, tzinfo=UTC)
+ME: Final = str(this_process())
+#: A process of this boot that can no longer live: pid 1 started with the machine.
+GONE: Final = "/".join([ME.split("/")[0], "1", "1"])
+PLAN: Final = Plan(SuitePlan(("make",), timeout_seconds=600.0), Budget(2, 30.0, 900.0), "abc")
+#: The shortest way to each state that is not terminal.
+WAYS: Final = {
+    State.RUNNING: ["T01"],
+    State.VERDICT_PASSED: ["T01", "T03"],
+    State.VERDICT_FAILED: ["T01", "T04"],
+    State.TOOL_ERROR: ["T01", "T05"],
+    State.DEFERRED: ["T01", "T05", "T07"],
+    State.EXHAUSTED: ["T01", "T05", "T08"],
+    State.ADVANCED: ["T01", "T03", "T11"],
+    State.ROLLED_BACK: ["T01", "T04", "T13"],
+    State.FAILED_CLOSED: ["T01", "T05", "T08", "T14"],
+    State.LLM_FALLBACK: ["T02"],
+}
+ENDINGS: Final = {"T03": Reason.PASSED, "T04": Reason.TESTS_FAILED, "T05": Reason.TOOL_EXIT_CODE}
+
+
+def attempt(state: State, ago: float = 5.0, worker: str = ME, due: float = 40.0) -> Snapshot:
+    """Return an attempt whose last move was `ago` seconds before NOW; its next run is `due`."""
+    when = format_time(NOW - timedelta(seconds=ago))
+    history = tuple(Move(id_, when, "because", worker) for id_ in WAYS[state])
+    reason = next((ENDINGS[id_] for id_ in WAYS[state] if id_ in ENDINGS), None)
+    code = None if reason is None else 0 if reason is Reason.PASSED else 1
+    run = Run(1, when, reason=reason, exit_code=code)
+    ran = "T01" in WAYS[state]
+    next_run = format_time(NOW + timedelta(seconds=due)) if state is State.DEFERRED else None
+    return Snapshot(
+        len(history),
+        "a",
+        state,
+        worker,
+        PLAN if ran else None,
+        (run,) if ran else (),
+        history,
+        next_run,
+        None,
+    )
+
+
+def block_of(
+    *jobs: Snapshot | str | None, variables: dict[str, str] | None = None, status: str = "running"
+) -> StagingRunnerBlock:
+    """Return the block over jobs 1, 2, …: an attempt, a broken metadata, or nothing."""
+    tables = Tables()
+    for number, job in enumerate(jobs, 1):
+        text = f'{{"{SNAPSHOT_KEY}": {dump_snapshot(job)}}}' if isinstance(job, Snapshot) else job
+        ended = isinstance(job, Snapshot) and job.is_terminal
+        tables.jobs[number] = Record(
+            number,
+            "shop",
+            f"WI-{number}",
+            "deploy-staging",
+            "deployer",
+            "done" if ended else status,
+            metadata=text or "{}",
+        )
+    return staging_runner_block(MemoryRows(tables, SureHands()), variables or {}, NOW)
+
+
+@pytest.mark.parametrize("state", [state for state in WAYS if state not in TERMINAL])
+def test_unfinished_attempt_says_what_comes_next(state: State) -> None:
+    """Every state that is not terminal is counted and listed, with what happens next in words."""
+    block = block_of(attempt(state))
+    one = block["attempts"][0]
+
+    assert block["counts"] == {state: 1}
+    assert (one["state"], one["run"], one["runs_max"], one["stuck"]) == (state, 1, 3, None)
+    assert one["next"].endswith(".")
+
+
+def test_running_attempt_shows_its_time_against_its_deadline() -> None:
+    """A running suite is shown with how long it has lasted and when it will be stopped."""
+    one = block_of(attempt(State.RUNNING, ago=90))["attempts"][0]
+
+    assert (one["elapsed_seconds"], one["timeout_seconds"]) == (90.0, 600.0)
+    assert one["next"] == "Judged when it ends; stopped in 8 min 30 s."
+
+
+def test_deferred_attempt_says_when_it_runs_again() -> None:
+    """An attempt that waits says for which run, and until when."""
+    block = block_of(attempt(State.DEFERRED, due=40))
+
+    assert block["attempts"][0]["next"] == "Run 2 of 3 in 40 s."
+    assert block["attempts"][0]["fault"] == "infrastructure"
+    assert block["oldest_waiting"] == {
+        "job_id": 1,
+        "repo": "shop",
+        "work_item": "WI-1",
+        "state": State.DEFERRED,
+        "seconds": 5.0,
+    }
+
+
+LATE: Final = STUCK_SECONDS + 1
+STUCK: Final = {
+    "worker gone": (attempt(State.RUNNING, worker=GONE), "worker is gone"),
+    "worker gone with a verdict": (attempt(State.VERDICT_PASSED, worker=GONE), "worker is gone"),
+    "past its deadline": (attempt(State.RUNNING, ago=610 + LATE), "Past its deadline by"),
+    "not claimed": (attempt(State.DEFERRED, due=-LATE), "no worker has claimed it"),
+    "not handed over": (attempt(State.EXHAUSTED, ago=LATE), "hand-over has not succeeded"),
+}
+NOT_STUCK: Final = {
+    "worker elsewhere": attempt(State.RUNNING, worker="another-boot/1/1"),
+    "worker of no name": attempt(State.RUNNING, worker="?"),
+    "being stopped": attempt(State.RUNNING, ago=605),
+    "just due": attempt(State.DEFERRED, due=-1),
+    "deferred by a worker that is gone": attempt(State.DEFERRED, worker=GONE),
+    "handing over": attempt(State.EXHAUSTED, ago=LATE - 2),
+}
+
+
+@pytest.mark.parametrize("name", STUCK)
+def test_stuck_attempt_comes_first_and_says_why(name: str) -> None:
+    """What will not go on by itself is listed before everything else, with the reason."""
+    stuck, words_ = STUCK[name]
+    block = block_of(attempt(State.RUNNING, ago=90), stuck)
+
+    assert words_ in (block["attempts"][0]["stuck"] or "")
+    assert block["attempts"][1]["stuck"] is None
+
+
+@pytest.mark.parametrize("name", NOT_STUCK)
+def test_slow_attempt_is_not_called_stuck(name: str) -> None:
+    """What is merely slow, or cannot be judged from this machine, is not called stuck."""
+    assert block_of(NOT_STUCK[name])["attempts"][0]["stuck"] is None
+
+
+def test_refused_rows_are_listed_whether_finished_or_not() -> None:
+    """A row that cannot be read is listed with its problem, also where its job has ended."""
+    damaged = '{"staging_runner": 17}'
+    queued = block_of(attempt(State.RUNNING), damaged)
+    done = block_of(attempt(State.RUNNING), damaged, status="done")
+
+    for block in (queued, done):
+        assert [row["job_id"] for row in block["refused"]] == [2]
+        assert "it is a int, not an object" in block["refused"][0]["problem"]
+
+
+def test_outcomes_are_the_last_ones_newest_first() -> None:
+    """What ended is listed by the time of its end, the last one first, and not without end."""
+    ended = [attempt(State.ADVANCED, ago=float(10 * n)) for n in range(OUTCOMES_LISTED + 5)]
+    block = block_of(*reversed(ended))
+    times = [end["ended_at"] for end in block["last_outcomes"]]
+
+    assert len(times) == OUTCOMES_LISTED
+    assert times == sorted(times, reverse=True)
+    assert times[0] == format_time(NOW)
+
+
+def test_failed_closed_of_the_last_day_are_counted() -> None:
+    """FAILED_CLOSED counts for a day; whether more jobs than are looked at fell into it is said."""
+    day = 24 * 3600.0
+    fresh, old = attempt(State.FAILED_CLOSED, day - 1), attempt(State.FAILED_CLOSED, day)
+    few = block_of(fresh, old, attempt(State.ADVANCED))
+    many = block_of(fresh, *[None] * (RECENT_JOBS - 1))
+    many_and_old = block_of(old, fresh, *[None] * (RECENT_JOBS - 2))
+
+    assert (few["failed_closed_last_day"], few["last_day_is_whole"]) == (1, True)
+    assert (many["failed_closed_last_day"], many["last_day_is_whole"]) == (1, False)
+    assert (many_and_old["failed_closed_last_day"], many_and_old["last_day_is_whole"]) == (1, True)
+
+
+def test_counts_count_what_is_not_listed() -> None:
+    """However many attempts are active, the list is bounded and the counts are not."""
+    block = block_of(*[attempt(State.RUNNING)] * (LISTED_MAX + 1))
+
+    assert len(block["attempts"]) == LISTED_MAX
+    assert block["counts"] == {State.RUNNING: LISTED_MAX + 1}
+
+
+def test_configuration_is_said() -> None:
+    """Kill switch and scope are shown; an invalid configuration shows as off, and why."""
+    on = {variable_name("enabled"): "1", variable_name("repos"): "b,a"}
+    wrong = {variable_name("enabled"): "1", variable_name("timeout_seconds"): "soon"}
+
+    assert block_of(variables=on)["enabled"]
+    assert block_of(variables=on)["scope"] == ["a", "b"]
+    assert not block_of(variables=wrong)["enabled"]
+    assert variable_name("timeout_seconds") in block_of(variables=wrong)["problems"][0]
+
+
+@given(attempts=st.lists(attempts() | words, max_size=3), names=words, status=words)
+def test_any_row_makes_a_block_of_plain_json(
+    attempts: list[Snapshot | str], names: str, status: str
+) -> None:
+    """Whatever stands in the rows, the block is JSON that any client reads, and moves no cursor."""
+    tables = Tables()
+    for number, job in enumerate(attempts, 1):
+        ours = dump_snapshot(job) if isinstance(job, Snapshot) else json.dumps(job)
+        metadata = f'{{"{SNAPSHOT_KEY}": {ours}}}'
+        word = ["running", "queued", status][number % 3]
+        tables.jobs[number] = Record(number, names, names, "s", "a", word, metadata=metadata)
+    block = staging_runner_block(MemoryRows(tables, SureHands()), {}, NOW)
+    text = json.dumps(block, ensure_ascii=False, allow_nan=False)
+
+    assert json.loads(text.encode()) == block
+    assert all(ord(character) >= 0x20 for character in text)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> dict[str, str]:
+    """Return the variables of a state folder with one run's output."""
+    folder = tmp_path / "state" / "runs" / "a.1"
+    folder.mkdir(parents=True)
+    (folder / "output.log").write_text("first\n\x1b[31mtest_two <b>\x1b[0m\n\n")
+    return {variable_name("state_dir"): str(tmp_path / "state")}
+
+
+def test_last_output_is_the_last_line_that_says_something(state: dict[str, str]) -> None:
+    """A running suite is shown with the last line it printed, without its colours."""
+    one = block_of(attempt(State.RUNNING), variables=state)["attempts"][0]
+
+    assert one["last_output"] == "test_two <b>"
+
+
+@pytest.mark.parametrize(
+    "name", ["../..", "../../other/x", "x/../../../secret", "\0", "link", "/etc"]
+)
+def test_no_name_in_a_row_leaves_the_folder_of_runs(
+    name: str, state: dict[str, str], tmp_path: Path
+) -> None:
+    """An attempt's id that names another folder, or a link out of ours, reads nothing."""
+    for folder in (tmp_path, tmp_path / "secret.1", tmp_path / "state"):
+        folder.mkdir(exist_ok=True)
+        (folder / "output.log").write_text("secret\n")
+    (tmp_path / "state" / "runs" / "link.1").symlink_to(tmp_path / "secret.1")
+    running = attrs.evolve(attempt(State.RUNNING), attempt_id=name)
+
+    assert block_of(running, variables=state)["attempts"][0]["last_output"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(-1, "0 s"), (59.4, "59 s"), (60, "1 min"), (7265, "2 h 1 min"), (180_000, "2 d 2 h")],
+)
+def test_spans_are_said_in_two_units(seconds: float, expected: str) -> None:
+    """A span of time is said as a person would, in two units at most."""
+    assert duration_words(seconds) == expected
+
+
+@pytest.fixture
+def make_table(tmp_path: Path) -> Iterator[Callable[[int], tuple[SqlRows, list[int]]]]:
+    """Return a maker of the host's table with so many finished jobs, and a count of its work."""
+    engines = []
+
+    def make(finished: int) -> tuple[SqlRows, list[int]]:
+        engine = open_database(f"sqlite:///{tmp_path}/{finished}.db")
+        engines.append(engine)
+        SqlHostStore(engine).create_schema()
+        metadata = f'{{"{SNAPSHOT_KEY}": {dump_snapshot(attempt(State.ADVANCED))}}}'
+        fill = sa.text(
+            "WITH RECURSIVE n (id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < :many)"
+            " INSERT INTO jobs SELECT id, 'shop', 'WI-1', 'deploy-staging', 'deployer',"
+            " iif(id % (:many / 10) = 0, 'running', 'done'), NULL, NULL,"
+            " iif(id > :many - 600, :metadata, '{}'), '', '' FROM n"
+        )
+        with engine.begin() as connection:
+            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+            connection.execute(fill, {"many": finished, "metadata": metadata})
+        engine.dispose()
+        work = [0]
+
+        def count() -> int:
+            work[0] += 1
+            return 0
+
+        sa.event.listen(
+            engine, "connect", lambda connection, _: connection.set_progress_handler(count, 100)
+        )
+        return SqlRows(engine), work
+
+    yield make
+    for engine in engines:
+        engine.dispose()
+
+
+def test_cost_does_not_grow_with_what_has_ended(
+    make_table: Callable[[int], tuple[SqlRows, list[int]]],
+) -> None:
+    """For a hundred times as many finished jobs the database does no more than twice the work."""
+    small, large = make_table(1_000), make_table(100_000)
+    for rows, work in (small, large):
+        rows.check()
+        work[0] = 0
+        assert len(staging_runner_block(rows, {}, NOW)["last_outcomes"]) == OUTCOMES_LISTED
+
+    assert small[1][0] > 0
+    assert large[1][0] <= 2 * small[1][0]
