@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import INFRA_RETRIES_MAX, Budget, Plan, Preset, SuitePlan, Workspace
 from staging_fsm.core.snapshot import Artifact, Move, Run, Snapshot
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, reachable
+from staging_fsm.core.trail import NO_LINK, links
 
 #: Any text a row can hold, with the surrogates that stand for undecodable bytes of the system.
 texts = st.text(
@@ -43,6 +45,16 @@ counted = st.integers(0, 10**9)
 asked = st.fixed_dictionaries(
     {"report": words, "min_tests": counted, "max_skipped_ratio": st.floats(0, 1)}
 ) | st.fixed_dictionaries({"report": st.none(), "min_tests": st.integers(0, 1)})
+
+
+def linked(snapshot: Snapshot) -> Snapshot:
+    """Return the attempt with the links it would carry had the engine made its moves."""
+    for position in range(len(snapshot.history)):
+        link = list(links(snapshot))[position]
+        moves = list(snapshot.history)
+        moves[position] = attrs.evolve(moves[position], link=link)
+        snapshot = attrs.evolve(snapshot, history=tuple(moves))
+    return snapshot
 
 
 @st.composite
@@ -81,7 +93,7 @@ def paths(draw: st.DrawFn, ends: Iterable[State]) -> tuple[Move, ...]:
         if not rows:
             break
         row = draw(st.sampled_from(rows))
-        moves.append(Move(row.id, draw(words), draw(words), draw(words)))
+        moves.append(Move(row.id, draw(words), draw(words), draw(words), NO_LINK))
         state = row.target
     assume(sum(move.row.event is Event.JOB_CLAIMED for move in moves) <= 1 + INFRA_RETRIES_MAX)
     return tuple(moves)
@@ -112,6 +124,7 @@ def ended_runs(draw: st.DrawFn, number: int, event: Event) -> Run:
         "log_sha256": st.none() | words,
         "log_bytes": st.none() | counted,
         "log_dropped_bytes": st.none() | counted,
+        "due_at": st.none() | words,
     }
     return Run(number, draw(words), reason=reason, **draw(st.fixed_dictionaries(facts)))
 
@@ -137,14 +150,16 @@ def attempts(draw: st.DrawFn, ends: Iterable[State] = State) -> Snapshot:
     )
     retries = st.integers(max(claims - 1, 0), INFRA_RETRIES_MAX)
     plan = st.builds(Plan, suite_plans(), st.builds(Budget, retries, amounts, amounts), words)
-    return Snapshot(
-        version=draw(st.integers(1, 2**60)),
-        attempt_id=draw(words.filter(bool)),
-        state=state,
-        worker=draw(words),
-        plan=draw(plan if claims else st.none() | plan),
-        runs=runs,
-        history=history,
-        next_run_at=draw(words if state is State.DEFERRED else st.none() | words),
-        artifact=draw(st.none() | st.builds(Artifact, words, words)),
+    return linked(
+        Snapshot(
+            version=draw(st.integers(1, 2**60)),
+            attempt_id=draw(words.filter(bool)),
+            state=state,
+            worker=draw(words),
+            plan=draw(plan if claims else st.none() | plan),
+            runs=runs,
+            history=history,
+            next_run_at=draw(words if state is State.DEFERRED else st.none() | words),
+            artifact=draw(st.none() | st.builds(Artifact, words, words)),
+        )
     )

@@ -116,6 +116,15 @@ HELD_BY: Final[Mapping[str, Holds]] = MappingProxyType(
             stories=("crash_while_the_suite_ran",),
             rows=_every,
         ),
+        "trail_is_unbroken": Holds(
+            tests=(
+                "test_every_altered_field_is_found",
+                "test_every_altered_order_is_found",
+                "test_what_no_move_stored_is_found",
+            ),
+            stories=("tc_04_exhaustion_fails_closed",),
+            rows=_every,
+        ),
         "one_live_run_per_job": Holds(
             tests=(
                 "test_of_two_first_saves_one_wins",

@@ -27,6 +27,7 @@ from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
 from staging_fsm.core.snapshot import Move, Run, Snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
+from staging_fsm.core.trail import NO_LINK
 from staging_fsm.host.contract.gate import (
     ARTIFACT_NAME,
     _parse_staging_status,
@@ -97,7 +98,7 @@ def judged(*runs: Run, suite: SuitePlan = SUITE) -> Snapshot:
     state, history = State.PENDING, []
     for event in [*events, Event.JOB_CLAIMED, *ENDINGS[last]]:
         row = ROWS[state, event]
-        history.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker"))
+        history.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker", NO_LINK))
         state = row.target
     plan = Plan(suite, Budget(len(runs)), "4c1d0a7")
     return Snapshot(len(history), "7-3f", state, "a worker", plan, runs, tuple(history), None, None)

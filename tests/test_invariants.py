@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 import pytest
 
+from attempts import linked
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.invariants import INVARIANTS, Movement, Sight, Start, violations
 from staging_fsm.core.outcome import Reason
@@ -13,6 +14,7 @@ from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Artifact, Move, Run, Snapshot, replay
 from staging_fsm.core.spec import State
+from staging_fsm.core.trail import NO_LINK
 
 NOW = "2026-01-01T00:00:00.000000Z"
 TEXT = "---\nstaging_status: SUCCESS\n---\n"
@@ -27,10 +29,10 @@ JUNIT = attrs.evolve(PLAN, suite=attrs.evolve(PLAN.suite, report="junit.xml", mi
 
 def attempt(path: str, *runs: Run, plan: Plan | None = PLAN, **changes: Any) -> Snapshot:
     """Return a sound attempt that walked the rows of `path`."""
-    moves = tuple(Move(id_, NOW, "because", "w") for id_ in path.split())
+    moves = tuple(Move(id_, NOW, "because", "w", NO_LINK) for id_ in path.split())
     numbered = tuple(attrs.evolve(run, number=number) for number, run in enumerate(runs, 1))
     sound = Snapshot(len(moves), "1-a", replay(moves), "w", plan, numbered, moves, None, None)
-    return attrs.evolve(sound, **changes)
+    return linked(attrs.evolve(sound, **changes))
 
 
 def artifact(text: str) -> Artifact:
@@ -47,12 +49,12 @@ RUNNING = attempt("T01", OPEN)
 def with_report(evidence: EvidenceState, counts: Counts | None) -> Snapshot:
     """Return an advanced attempt whose plan asks for three tests, with this for evidence."""
     run = attrs.evolve(PASSED, evidence=evidence, counts=counts)
-    return attrs.evolve(ADVANCED, plan=JUNIT, runs=(run,))
+    return linked(attrs.evolve(ADVANCED, plan=JUNIT, runs=(run,)))
 
 
 def passed_with(**changes: Any) -> Snapshot:
     """Return an advanced attempt whose run is not quite what a pass is."""
-    return attrs.evolve(ADVANCED, runs=(attrs.evolve(PASSED, **changes),))
+    return linked(attrs.evolve(ADVANCED, runs=(attrs.evolve(PASSED, **changes),)))
 
 
 SOUND = {
@@ -251,7 +253,9 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "history_is_a_path",
         Sight(
             attrs.evolve(
-                RUNNING, version=2, history=(*RUNNING.history, Move("T99", NOW, "because", "w"))
+                RUNNING,
+                version=2,
+                history=(*RUNNING.history, Move("T99", NOW, "because", "w", NO_LINK)),
             )
         ),
     ),
@@ -262,6 +266,14 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "its version is 2 after 1 moves": (
         "history_is_a_path",
         Sight(attrs.evolve(RUNNING, version=2)),
+    ),
+    "move 1, T01, or what was stored with it, is not what was linked": (
+        "trail_is_unbroken",
+        Sight(attrs.evolve(RUNNING, plan=JUNIT)),
+    ),
+    "its worker is x, and its last move was made by w": (
+        "trail_is_unbroken",
+        Sight(attrs.evolve(RUNNING, worker="x")),
     ),
     "run 1 was followed by another before it ended": (
         "one_live_run_per_job",

@@ -134,7 +134,7 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
 def attempt(version: int) -> Snapshot:
     """Return an attempt that was written `version` times: it started, and then changed hands."""
     ids = ["T01", *["T18"] * (version - 1)]
-    moves = tuple(Move(id_, format_time(NOW), "because it did", "w") for id_ in ids)
+    moves = tuple(Move(id_, format_time(NOW), "because it did", "w", "5e1f") for id_ in ids)
     plan = Plan(SuitePlan(("run-the-suite", "é\u2028\\")), Budget(), "abc123")
     fresh = fresh_snapshot("1-a", "w")
     return attrs.evolve(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from attempts import attempts
+from attempts import attempts, linked
 from staging_fsm.core.errors import SnapshotRefusedError, StaleSnapshotError
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason
@@ -28,6 +28,7 @@ from staging_fsm.core.snapshot import (
     replay,
 )
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State
+from staging_fsm.core.trail import NO_LINK
 
 #: The load of the machine must not decide.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -72,7 +73,7 @@ def walked(*events: Event) -> tuple[Move, ...]:
     state, moves = INITIAL, []
     for event in events:
         row = ROWS[state, event]
-        moves.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker"))
+        moves.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker", NO_LINK))
         state = row.target
     return tuple(moves)
 
@@ -91,7 +92,7 @@ def attempt(*events: Event, runs: tuple[Run, ...] = (), **changes: Any) -> Snaps
         "next_run_at": "2030-01-01T00:01:00Z",
         "artifact": Artifact("/repo/15-staging-log.md", "ab12"),
     }
-    return Snapshot(**{**fields, **changes})
+    return linked(Snapshot(**{**fields, **changes}))
 
 
 PASSED = attrs.evolve(FULL_RUN, reason=Reason.PASSED, rule="J12", signal=None)
@@ -305,7 +306,7 @@ REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
     "text as list": (put(("runs",), "none"), "Expected `array`, got `str` - at `$.runs`"),
     "object as list": (
         put(("history",), {}),
-        "history has keys ['id', 'reason', 'time', 'worker'], not []",
+        "history has keys ['id', 'link', 'reason', 'time', 'worker'], not []",
     ),
     "text as command": (
         put((*SUITE, "command"), "make"),
@@ -589,7 +590,7 @@ def test_history_is_a_path_or_refused(ids: list[str]) -> None:
         for number, (row, source) in enumerate(zip(known, sources, strict=False), 1)
         if row is None or row.source is not source
     ]
-    moves = tuple(Move(id_, "", "", "") for id_ in ids)
+    moves = tuple(Move(id_, "", "", "", NO_LINK) for id_ in ids)
 
     if broken:
         with pytest.raises(SnapshotRefusedError, match=re.escape(f"move {broken[0]}")):

@@ -422,7 +422,7 @@ def test_no_order_of_events_advances_silently(events: list[Event]) -> None:
         state = row.target
     history = [row.event for row in walked]
 
-    assert replay(tuple(Move(row.id, "", "", "") for row in walked)) is state
+    assert replay(tuple(Move(row.id, "", "", "", "") for row in walked)) is state
     if state is State.ADVANCED:
         assert history[-2:] == [Event.SUITE_PASSED, Event.GATE_OPENED]
         assert history[-3] in (Event.JOB_CLAIMED, Event.RUN_ADOPTED)

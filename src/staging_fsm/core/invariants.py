@@ -19,6 +19,7 @@ from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Run, Snapshot, replay
 from staging_fsm.core.spec import TRANSITIONS, Effect, Event, State, Transition
+from staging_fsm.core.trail import links, unlinked
 from staging_fsm.host.contract.gate import STATUS_KEY
 
 #: How much longer than its deadline a run may seem to have taken: the supervisor
@@ -201,6 +202,18 @@ def history_is_a_path(sight: Sight) -> Iterator[str]:
         yield f"its version is {snapshot.version} after {len(snapshot.history)} moves"
 
 
+def trail_is_unbroken(sight: Sight) -> Iterator[str]:
+    """Every move is linked to all before it and to what it stored, and nothing else is there."""
+    snapshot = sight.snapshot
+    for position, (move, link) in enumerate(zip(snapshot.history, links(snapshot), strict=True), 1):
+        if move.link != link:
+            yield (
+                f"move {position}, {move.id}, or what was stored with it, is not what was linked:"
+                f" its link is {move.link[:12] or 'empty'}… and not {link[:12]}…"
+            )
+    yield from unlinked(snapshot)
+
+
 def one_live_run_per_job(sight: Sight) -> Iterator[str]:
     """Of one attempt at most one run is under way, and no run is started twice."""
     snapshot = sight.snapshot
@@ -289,6 +302,7 @@ INVARIANTS: Final[tuple[Callable[[Sight], Iterator[str]], ...]] = (
     budget_is_total,
     terminal_is_forever,
     history_is_a_path,
+    trail_is_unbroken,
     one_live_run_per_job,
     no_process_outlives_its_run,
     stale_artifact_is_never_read,

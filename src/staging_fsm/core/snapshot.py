@@ -34,12 +34,17 @@ _SHOWN_BY: Final = {verdict.event: verdict for verdict in Verdict} | {
 
 @attrs.frozen
 class Move:
-    """One transition that happened: its row, when, why, and by which worker."""
+    """One transition that happened: its row, when, why, by which worker, and its link.
+
+    `link` is a digest over the link before it, the move itself and what was stored
+    along with it; `trail.py` says how.
+    """
 
     id: str
     time: str
     reason: str
     worker: str
+    link: str
 
     @property
     def row(self) -> Transition:
@@ -49,7 +54,7 @@ class Move:
 
 @attrs.frozen
 class Run:
-    """One execution of the suite. The fields after `started_at` are unknown while it runs."""
+    """One execution of the suite. While it runs, nothing but number and times is known."""
 
     number: int
     started_at: str
@@ -66,6 +71,8 @@ class Run:
     log_sha256: str | None = None
     log_bytes: int | None = None
     log_dropped_bytes: int | None = None
+    #: What `next_run_at` said when the run was claimed; None for the first.
+    due_at: str | None = None
 
 
 @attrs.frozen
@@ -174,9 +181,14 @@ def _check_form(form: _Form, where: str, value: object) -> None:
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
+def plain(value: object) -> Any:
+    """Return a part of a snapshot as the JSON value that stands for it in a row."""
+    return msgspec.to_builtins(value)
+
+
 def dump_snapshot(snapshot: Snapshot) -> str:
     """Return the snapshot as one line of JSON."""
-    return _ENCODER.encode(msgspec.to_builtins(snapshot))
+    return _ENCODER.encode(plain(snapshot))
 
 
 def load_snapshot(document: object) -> Snapshot:

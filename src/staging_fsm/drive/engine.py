@@ -35,8 +35,9 @@ from staging_fsm.core.ports import (
     RunReport,
     Suites,
 )
-from staging_fsm.core.snapshot import Artifact, Move, Run, Snapshot
+from staging_fsm.core.snapshot import Artifact, Run, Snapshot
 from staging_fsm.core.spec import Effect, Event, State
+from staging_fsm.core.trail import walk
 from staging_fsm.effects.clock import Clock, format_time, parse_time
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.journal import log_error, log_transition
@@ -114,15 +115,8 @@ class Engine:
         StaleSnapshotError if somebody else moved the attempt.
         """
         walked = step(snapshot.state, step_.event)
-        entry = Move(walked.id, format_time(self.clock.now()), step_.reason, self.worker)
-        moved = attrs.evolve(
-            snapshot,
-            version=snapshot.version + 1,
-            state=walked.target,
-            worker=self.worker,
-            history=(*snapshot.history, entry),
-            **step_.changes,
-        )
+        now = format_time(self.clock.now())
+        moved = walk(snapshot, walked, now, step_.reason, self.worker, step_.changes)
         self.rows.save(row.id, moved, tx)
         if tx is None:
             self._announce(row, moved)

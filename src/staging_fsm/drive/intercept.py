@@ -235,10 +235,11 @@ class StagingIntercept:
             # Launched early, by a crash or by hand: the wait is part of the attempt.
             return self._drive(row, snapshot)
         number = snapshot.last_run.number + 1
+        run = self._new_run(number, due_at=snapshot.next_run_at)
         claim = Step(
             Event.JOB_CLAIMED,
             f"run {number} of at most {snapshot.bound_plan.budget.runs_max}",
-            {"runs": (*snapshot.runs, self._new_run(number)), "next_run_at": None},
+            {"runs": (*snapshot.runs, run), "next_run_at": None},
         )
         running = self.engine.move(row, snapshot, claim)
         if problem is not None:
@@ -268,8 +269,8 @@ class StagingIntercept:
         # Our own name, and not in another thread's hands: an earlier drive of ours failed.
         return snapshot.worker == self.engine.worker or self.liveness(snapshot.worker) is False
 
-    def _new_run(self, number: int) -> Run:
-        return Run(number, format_time(self.engine.clock.now()))
+    def _new_run(self, number: int, due_at: str | None = None) -> Run:
+        return Run(number, format_time(self.engine.clock.now()), due_at=due_at)
 
     def _after_failure(
         self, job_id: Any, error: Exception, *, first_launch: bool | None

@@ -51,7 +51,9 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
             }
             for run in snapshot.runs
         ],
-        "history": [attrs.asdict(move) for move in snapshot.history],
+        "history": [
+            {**attrs.asdict(move), "event": str(move.row.event)} for move in snapshot.history
+        ],
         "next_run_at": snapshot.next_run_at,
         "artifact": snapshot.artifact.path if snapshot.artifact else None,
         "log": snapshot.last_run.log if snapshot.runs else None,

@@ -1,0 +1,228 @@
+"""The trail: whatever is altered in a stored attempt, one field at a time, is found."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from attempts import attempts, linked
+from staging_fsm.core.errors import SnapshotRefusedError
+from staging_fsm.core.evidence import Counts, EvidenceState
+from staging_fsm.core.invariants import Sight, trail_is_unbroken, violations
+from staging_fsm.core.machine import step
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
+from staging_fsm.core.snapshot import (
+    Artifact,
+    Run,
+    Snapshot,
+    dump_snapshot,
+    fresh_snapshot,
+    load_snapshot,
+)
+from staging_fsm.core.spec import TERMINAL, Event
+from staging_fsm.core.trail import links, walk
+from test_snapshot import Document, at, leaves, put
+
+NOW = "2026-01-01T00:00:00.000000Z"
+DUE = "2026-01-01T00:01:00.000000Z"
+PLAN = Plan(
+    SuitePlan(("pytest", "-q"), Preset.PYTEST, "junit.xml", tool_exit_codes=(75,)),
+    Budget(1),
+    "4c1d0a7",
+)
+FIRST, SECOND = Run(1, NOW), Run(2, NOW, due_at=DUE)
+SEEN: dict[str, Any] = {
+    "ended_at": NOW,
+    "rule": "J12",
+    "duration_seconds": 8.5,
+    "detail": "a detail",
+    "evidence": EvidenceState.READ,
+    "counts": Counts(3, 0, 0, 1),
+    "log": "/runs/1/output.log",
+    "log_sha256": "5e1f",
+    "log_bytes": 100,
+    "log_dropped_bytes": 0,
+}
+PASSED = attrs.evolve(FIRST, reason=Reason.PASSED, exit_code=0, **SEEN)
+BROKEN = attrs.evolve(FIRST, reason=Reason.REPORT_MISSING, exit_code=0, **SEEN)
+BROKEN_AGAIN = attrs.evolve(SECOND, reason=Reason.STOPPED, signal=15, **SEEN)
+WRITTEN = Artifact("/repo/15-staging-log.md", "ab12")
+
+Walked = tuple[Event, dict[str, Any]]
+CLAIM: Walked = (Event.JOB_CLAIMED, {"plan": PLAN, "runs": (FIRST,)})
+ERROR: Walked = (Event.SUITE_NOT_EXECUTED, {"runs": (BROKEN,)})
+WAIT: Walked = (Event.BUDGET_LEFT, {"next_run_at": DUE})
+CLAIM_AGAIN: Walked = (Event.JOB_CLAIMED, {"runs": (BROKEN, SECOND), "next_run_at": None})
+REFUSED: Walked = (Event.GATE_REFUSED, {"artifact": WRITTEN})
+
+
+def walked(*steps: Walked) -> Snapshot:
+    """Return the attempt that walked `steps`, each with what it stored."""
+    snapshot = fresh_snapshot("7-3f", "w")
+    for event, changes in steps:
+        row = step(snapshot.state, event)
+        snapshot = walk(snapshot, row, NOW, f"because of {event}", "a worker", changes)
+    return snapshot
+
+
+ATTEMPTS = {
+    "declined": walked((Event.RUNNER_DECLINED, {})),
+    "running": walked(CLAIM),
+    "adopted": walked(CLAIM, (Event.RUN_ADOPTED, {})),
+    "cancelled while it ran": walked(CLAIM, (Event.CANCEL_REQUESTED, {})),
+    "deferred": walked(CLAIM, ERROR, WAIT),
+    "declined between two runs": walked(CLAIM, ERROR, WAIT, (Event.RUNNER_DECLINED, {})),
+    "running again": walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN),
+    "advanced": walked(
+        CLAIM, (Event.SUITE_PASSED, {"runs": (PASSED,)}), (Event.GATE_OPENED, REFUSED[1])
+    ),
+    "failed closed": walked(
+        *(CLAIM, ERROR, WAIT, CLAIM_AGAIN),
+        (Event.SUITE_NOT_EXECUTED, {"runs": (BROKEN, BROKEN_AGAIN)}),
+        (Event.BUDGET_SPENT, {}),
+        REFUSED,
+    ),
+}
+
+
+def document(snapshot: Snapshot) -> Document:
+    """Return a snapshot as it comes out of a row."""
+    stored: Document = json.loads(dump_snapshot(snapshot))
+    return stored
+
+
+def found(stored: Document) -> list[str]:
+    """Return what is said against a stored attempt."""
+    try:
+        return violations(Sight(load_snapshot(stored)))
+    except SnapshotRefusedError as error:
+        return [error.problem]
+
+
+def altered(value: Any) -> list[Any]:
+    """Return other values of the same type, and one of the others."""
+    match value:
+        case bool():
+            return [not value]
+        case int() | float():
+            return [value + 1, value * 2 + 1, 0 if value else 5]
+        case str():
+            return [value + "x", value[:-1], ""] if value else ["x"]
+        case _:
+            return ["x", NOW, 0, 1.5, [], {}]
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_attempt_as_the_engine_stored_it_is_sound(name: str) -> None:
+    """An attempt that nobody touched is passed over in silence, at each of its moves."""
+    assert found(document(ATTEMPTS[name])) == []
+    assert linked(ATTEMPTS[name]) == ATTEMPTS[name]
+
+
+CASES = [
+    pytest.param(name, path, id=f"{name}-{'.'.join(map(str, path))}")
+    for name, snapshot in ATTEMPTS.items()
+    for path in leaves(document(snapshot))
+]
+
+
+@pytest.mark.parametrize(("name", "path"), CASES)
+def test_every_altered_field_is_found(name: str, path: tuple[str | int, ...]) -> None:
+    """No field of a stored attempt can be altered by hand without a word against it."""
+    stored = document(ATTEMPTS[name])
+    before = at(stored, path)
+
+    unseen = []
+    for other in altered(before):
+        put(path, other)(stored)
+        if other != before and not found(stored):
+            unseen.append(other)
+
+    assert unseen == []
+
+
+STRUCTURE: dict[str, Callable[[Document], Any]] = {
+    "a move removed": lambda stored: stored["history"].pop(1),
+    "the last move removed": lambda stored: stored["history"].pop(),
+    "the last move removed, and the rest made to fit": lambda stored: (
+        stored["history"].pop(),
+        stored.update(state="EXHAUSTED", version=6),
+    ),
+    "a move repeated": lambda stored: stored["history"].insert(2, stored["history"][2]),
+    "two moves exchanged": lambda stored: stored["history"].insert(1, stored["history"].pop(4)),
+    "the links of two moves exchanged": lambda stored: (
+        moves := stored["history"],
+        link := moves[1]["link"],
+        moves[1].update(link=moves[4]["link"]),
+        moves[4].update(link=link),
+    ),
+    "a run removed": lambda stored: stored["runs"].pop(),
+    "two runs exchanged": lambda stored: stored["runs"].reverse(),
+    "a run with the facts of another": lambda stored: stored["runs"][0].update(
+        {**stored["runs"][1], "number": 1}
+    ),
+    "the plan removed": lambda stored: stored.update(plan=None),
+    "the artifact removed": lambda stored: stored.update(artifact=None),
+    "a wait made up": lambda stored: stored.update(next_run_at=DUE),
+    "another attempt's name": lambda stored: stored.update(attempt_id="8-3f"),
+    "a history of another attempt": lambda stored: stored.update(
+        history=document(attrs.evolve(ATTEMPTS["failed closed"], attempt_id="8"))["history"],
+        attempt_id="8",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", STRUCTURE.values(), ids=STRUCTURE)
+def test_every_altered_order_is_found(change: Callable[[Document], Any]) -> None:
+    """No part of a stored attempt can be removed, repeated or exchanged without a word."""
+    stored = document(ATTEMPTS["failed closed"])
+
+    change(stored)
+
+    assert found(stored) != []
+
+
+PLANTED: dict[str, tuple[str, Callable[[Document], Any]]] = {
+    "a plan": (
+        "declined",
+        lambda stored: stored.update(plan=document(ATTEMPTS["running"])["plan"]),
+    ),
+    "an artifact": ("running", lambda stored: stored.update(artifact=attrs.asdict(WRITTEN))),
+    "a wait": ("running again", lambda stored: stored.update(next_run_at=DUE)),
+    "an exit code": ("running", lambda stored: stored["runs"][0].update(exit_code=0)),
+    "a result": (
+        "cancelled while it ran",
+        lambda stored: stored["runs"][0].update(reason="passed", exit_code=0),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "change"), PLANTED.values(), ids=PLANTED)
+def test_what_no_move_stored_is_found(name: str, change: Callable[[Document], Any]) -> None:
+    """Whatever stands in an attempt was stored by one of its moves."""
+    stored = document(ATTEMPTS[name])
+
+    change(stored)
+
+    assert any(line.startswith(trail_is_unbroken.__name__) for line in found(stored))
+
+
+def test_whole_chain_made_anew_is_not_found() -> None:
+    """The chain has no key: who alters a row and makes every link anew leaves a sound one."""
+    forged = attrs.evolve(ATTEMPTS["advanced"], runs=(attrs.evolve(PASSED, detail="another"),))
+
+    assert list(trail_is_unbroken(Sight(forged))) != []
+    assert list(trail_is_unbroken(Sight(linked(forged)))) == []
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@given(attempts(TERMINAL))
+def test_links_are_those_of_any_text(snapshot: Snapshot) -> None:
+    """Whatever text and number an attempt holds, its links are the same after a round trip."""
+    stored = load_snapshot(document(snapshot))
+
+    assert [move.link for move in stored.history] == list(links(stored))
