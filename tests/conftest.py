@@ -1,8 +1,9 @@
 """What more than one test file needs: a host with a real database and repository, golden files."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import attrs
 import pytest
 from hypothesis import settings
 
+import postgres
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.host.launcher import Host
@@ -21,6 +23,7 @@ REPO = "shop"
 # promised, not how fast the machine is that runs it.
 settings.register_profile("specification", deadline=None, derandomize=True, database=None)
 settings.load_profile("specification")
+NO_POSTGRESQL = f"there is no PostgreSQL: set {postgres.VARIABLE}, or install one"
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -59,8 +62,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many rows of the table the stories walked, and which none did."""
+    """Say how many rows of the table the stories walked, and what found no PostgreSQL."""
     from script import FIRED  # noqa: PLC0415  # it imports from here
+
+    skipped = terminalreporter.getreports("skipped")
+    without = [report for report in skipped if NO_POSTGRESQL in str(report.longrepr)]
+    if without:
+        terminalreporter.write_line(f"{len(without)} tests did not run: {NO_POSTGRESQL}")
 
     if FIRED:
         never = [row.id for row in TRANSITIONS if row.id not in FIRED]
@@ -68,6 +76,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"transitions fired by stories: {len(FIRED)}/{len(TRANSITIONS)}"
             + (f", never fired: {', '.join(never)}" if never else "")
         )
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Return the address of a PostgreSQL database in which schemas may be created."""
+    given = os.environ.get(postgres.VARIABLE)
+    if given:
+        yield given
+    elif postgres.binaries() is None:
+        pytest.skip(NO_POSTGRESQL)
+    else:
+        with postgres.own_server() as server:
+            server.start()
+            yield server.url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """Return the address of an empty schema in PostgreSQL."""
+    with postgres.new_schema(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture

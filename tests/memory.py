@@ -19,8 +19,8 @@ import attrs
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, dump_snapshot
-from staging_fsm.effects.clock import format_time
-from staging_fsm.effects.rows import _from_host_time, _our_document, _refuse_constant
+from staging_fsm.effects.clock import format_time, parse_time
+from staging_fsm.effects.metadata import _refuse_constant, our_document
 from staging_fsm.host.store import Job, WorkItem
 
 T = TypeVar("T")
@@ -310,8 +310,8 @@ def _job_row(record: Record) -> JobRow:
         record.work_item,
         record.stage,
         record.status,
-        None if record.not_before is None else _from_host_time(record.not_before),
-        _our_document(record.metadata),
+        None if record.not_before is None else parse_time(record.not_before),
+        our_document(record.metadata),
     )
 
 
@@ -323,9 +323,10 @@ def _fenced(tx: Transaction, job_id: int, version: int | None) -> tuple[Record, 
     record = tx.job(job_id)
     if record is None:
         raise StaleSnapshotError(job_id, version)
-    found = dict(members(record.metadata or "{}"))
-    ours = found.get(SNAPSHOT_KEY)
-    stored = None if ours is None else _stored_version(ours)
+    empty = record.metadata in ("", "null")
+    found = dict(members("{}" if empty else record.metadata))
+    ours = found.get(SNAPSHOT_KEY, "null")
+    stored = None if ours == "null" else _stored_version(ours)
     if stored != version:
         raise StaleSnapshotError(job_id, version)
     return record, found

@@ -29,7 +29,13 @@ IMPURE = {"os", "subprocess", "time", "random", "secrets", "socket", "psutil", "
 #: Each side effect has one home: module -> who may import it.
 HOMES = {
     "transitions": {"core/machine.py"},
-    "sqlalchemy": {"effects/rows.py", "host/store.py", "faces/session.py"},
+    "sqlalchemy": {
+        "effects/due.py",
+        "effects/metadata.py",
+        "effects/rows.py",
+        "host/store.py",
+        "faces/session.py",
+    },
     "psutil": {"effects/processes.py"},
     "fcntl": {"effects/suite.py", "effects/shim.py"},
     "apprise": {"effects/alerts.py"},

@@ -1,7 +1,7 @@
 """One contract for job rows, held by the SQL rows on SQLite and by the simulation's rows alike."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +13,6 @@ import sqlalchemy as sa
 
 from memory import MemoryRows, MemoryStore, Record, SureHands, Tables
 from staging_fsm.core.errors import (
-    ConfigInvalidError,
     JobNotFoundError,
     SnapshotRefusedError,
     StaleSnapshotError,
@@ -119,13 +118,16 @@ class SqlKit:
         return row.status, row.not_before, row.metadata
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     """Return each kind of rows in turn."""
     if request.param == "memory":
         yield MemoryKit()
         return
-    engine = open_database(f"sqlite:///{tmp_path}/orchestrator.db")
+    url = f"sqlite:///{tmp_path}/orchestrator.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+    engine = open_database(url)
     SqlHostStore(engine).create_schema()
     yield SqlKit(engine)
     engine.dispose()
@@ -260,9 +262,9 @@ def test_key_that_the_host_wrote_meanwhile_survives(kit: Kit) -> None:
     assert json.loads(kit.raw()[2])["note"] == "written in between"
 
 
-@pytest.mark.parametrize("metadata", ["", "{}", " { } "])
+@pytest.mark.parametrize("metadata", ["", "null", "{}", " { } ", '{"staging_runner":null}'])
 def test_row_without_metadata_takes_a_first_attempt(kit: Kit, metadata: str) -> None:
-    """Metadata that is empty, as text or as object, has no attempt and takes one."""
+    """Metadata that is empty, as text, null or object, has no attempt and takes one."""
     kit.add(metadata)
 
     assert kit.rows.load(JOB).document is None
@@ -276,7 +278,7 @@ BROKEN = {
     "NaN": ('{"a": NaN}', "the row's metadata is no JSON"),
     "nested too deeply": ("[" * 100_000, "the row's metadata is no JSON"),
     "a list": ('[{"staging_runner": 1}]', "the row's metadata is a list, not an object"),
-    "null": ("null", "the row's metadata is a NoneType, not an object"),
+    "null with a space": ("null ", "the row's metadata is a NoneType, not an object"),
     "a number": ("17", "the row's metadata is a int, not an object"),
     "our key twice": ('{"staging_runner": 1, "a": 2, "staging_runner": 3}', "twice"),
 }
@@ -458,154 +460,6 @@ def test_recent_of_a_repository_are_those_among_the_newest(kit: Kit) -> None:
     assert [row.id for row in kit.rows.recent(5, "shop")] == [JOB]
     assert kit.rows.recent(5, "sho%") == []
     assert kit.rows.recent(0, "shop") == []
-
-
-FOREIGN_NAMES = {
-    "id": "uid",
-    "repo": "project",
-    "work_item": "ticket",
-    "stage": "phase",
-    "status": "condition",
-    "not_before": "run after",
-    "metadata": "extra",
-}
-FOREIGN_STATUSES = {"queued": "WAITING", "running": "BUSY", "cancelled": "STOPPED"}
-
-
-@pytest.fixture
-def foreign_table(tmp_path: Path) -> Iterator[Callable[..., sa.Engine]]:
-    """Return a maker of a foreign host's table; it says the column types that vary."""
-    engine = open_database(f"sqlite:///{tmp_path}/foreign.db")
-
-    def make(not_before: str = "TEXT", metadata: str = "TEXT") -> sa.Engine:
-        with engine.begin() as connection:
-            connection.exec_driver_sql(
-                f'CREATE TABLE "agent runs" (uid TEXT PRIMARY KEY, project TEXT, ticket TEXT,'
-                f' phase TEXT, condition TEXT, "run after" {not_before}, extra {metadata})'
-            )
-            connection.exec_driver_sql(
-                "INSERT INTO \"agent runs\" VALUES ('j-1', 'shop', 'WI-1', 'deploy-staging',"
-                " 'BUSY', NULL, NULL)"
-            )
-        return engine
-
-    yield make
-    engine.dispose()
-
-
-def foreign_rows(engine: sa.Engine) -> SqlRows:
-    """Return rows over the foreign host's table."""
-    return SqlRows(engine, "agent runs", FOREIGN_NAMES, FOREIGN_STATUSES)
-
-
-@pytest.mark.parametrize("metadata", ["TEXT", "JSON", "VARCHAR(9000)", ""])
-def test_foreign_names_and_types_are_used_throughout(
-    foreign_table: Callable[..., sa.Engine], metadata: str
-) -> None:
-    """A host keeps its table, its column names, its column types and its words for a status."""
-    engine = foreign_table(metadata=metadata)
-    rows = foreign_rows(engine)
-
-    assert (rows.load("j-1").status, rows.load("j-1").snapshot()) == ("running", None)
-    rows.save("j-1", attempt(1))
-    assert [row.id for row in rows.unfinished()] == ["j-1"]
-    rows.requeue("j-1", LATER, 1)
-    assert (rows.load("j-1").status, rows.load("j-1").snapshot()) == ("queued", attempt(1))
-    rows.cancel("j-1", 1)
-    with engine.connect() as connection:
-        stored = connection.exec_driver_sql('SELECT condition FROM "agent runs"').scalar_one()
-    assert stored == "STOPPED"
-    assert rows.load("j-1").status == "cancelled"
-
-
-def test_status_word_of_the_host_that_is_none_of_ours_is_passed_through(
-    foreign_table: Callable[..., sa.Engine],
-) -> None:
-    """A status that has no word of ours is shown as the host wrote it."""
-    engine = foreign_table()
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE \"agent runs\" SET condition = 'ON_HOLD'")
-
-    assert foreign_rows(engine).load("j-1").status == "ON_HOLD"
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("TEXT", LATER),
-        ("DATETIME", LATER),
-        ("TIMESTAMP", LATER),
-        # Whole seconds, and never too early.
-        ("INTEGER", LATER + timedelta(seconds=0.5)),
-        ("REAL", LATER + timedelta(seconds=0.5)),
-        ("NUMERIC", LATER + timedelta(seconds=0.5)),
-    ],
-)
-def test_not_before_is_written_in_the_hosts_own_kind(
-    foreign_table: Callable[..., sa.Engine], kind: str, expected: datetime
-) -> None:
-    """A due time is written as the column wants it, text, date or seconds, and never too early."""
-    rows = foreign_rows(foreign_table(not_before=kind))
-    rows.save("j-1", attempt(1))
-
-    rows.requeue("j-1", LATER, 1)
-
-    assert rows.load("j-1").not_before == expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "value"),
-    [("TEXT", "tomorrow"), ("REAL", 1e300), ("NUMERIC", -1e18), ("INTEGER", 2**62)],
-)
-def test_not_before_that_is_no_moment_is_taken_for_none(
-    foreign_table: Callable[..., sa.Engine], kind: str, value: object
-) -> None:
-    """A due time that cannot be read keeps nobody from reading the row."""
-    engine = foreign_table(not_before=kind)
-    with engine.begin() as connection:
-        connection.execute(
-            sa.text('UPDATE "agent runs" SET "run after" = :value'), {"value": value}
-        )
-
-    assert foreign_rows(engine).load("j-1").not_before is None
-
-
-def test_table_that_is_missing_is_named(foreign_table: Callable[..., sa.Engine]) -> None:
-    """A table that is not there is a configuration error that names it."""
-    rows = SqlRows(foreign_table(), "jobs")
-
-    with pytest.raises(ConfigInvalidError, match="there is no table 'jobs'"):
-        rows.check()
-
-
-def test_every_column_that_is_missing_is_named(foreign_table: Callable[..., sa.Engine]) -> None:
-    """All columns that are not there are listed at once, with those that are."""
-    rows = SqlRows(foreign_table(), "agent runs", {"id": "uid", "repo": "project", "stage": "step"})
-
-    with pytest.raises(ConfigInvalidError) as refused:
-        rows.load("j-1")
-
-    problems = refused.value.problems
-    named = [problem.split(" has no column ")[1].split(" (")[0] for problem in problems]
-    assert named == [
-        "'work_item' for 'work_item'",
-        "'step' for 'stage'",
-        "'status' for 'status'",
-        "'not_before' for 'not_before'",
-        "'metadata' for 'metadata'",
-    ]
-    assert "it has uid, project, ticket" in problems[0]
-
-
-def test_names_that_are_none_of_ours_are_all_refused(tmp_path: Path) -> None:
-    """A misspelt name in the mapping of columns or statuses is refused when the rows are made."""
-    engine = open_database(f"sqlite:///{tmp_path}/any.db")
-
-    with pytest.raises(ConfigInvalidError) as refused:
-        SqlRows(engine, columns={"due": "x"}, statuses={"runing": "y", "queued": "z"})
-
-    assert [problem.split(" ")[0] for problem in refused.value.problems] == ["'due'", "'runing'"]
-    engine.dispose()
 
 
 def test_rows_of_two_connections_are_fenced_alike(tmp_path: Path) -> None:

@@ -1,21 +1,21 @@
 """The only writer of job rows: a host's own table, under the host's own names.
 
-Nothing here creates or alters a table. Every write is one statement that touches
+Nothing here creates or alters a table. Every write is one transaction that touches
 our key of the metadata and is fenced by the version stored there, so a worker
 that has lost its claim changes nothing, and a host that writes other keys at the
 same time loses nothing.
 """
 
-import json
-import math
+import uuid
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from decimal import Decimal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import DOMAIN, JSONB
 from sqlalchemy.engine import Connection, Engine, RowMapping
 
 from staging_fsm.core.errors import (
@@ -23,9 +23,16 @@ from staging_fsm.core.errors import (
     JobNotFoundError,
     StaleSnapshotError,
 )
-from staging_fsm.core.ports import QUEUED, BrokenMetadata, JobRow
+from staging_fsm.core.ports import QUEUED, JobRow
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, dump_snapshot
-from staging_fsm.effects.clock import format_time, parse_time
+from staging_fsm.effects.due import SQLITE_FORMAT, DueTimes, NoDueTimes, Seconds, Timestamps, Words
+from staging_fsm.effects.metadata import (
+    Documents,
+    JsonbDocuments,
+    LockedDocuments,
+    SqliteDocuments,
+    our_document,
+)
 
 #: Our names for what we need of a job row; a host maps its own to them.
 COLUMNS: Final = (
@@ -37,107 +44,236 @@ COLUMNS: Final = (
     "not_before",
     "metadata",
 )
+#: The names that may stand for one value in every row, of a host without such a column.
+CONSTANTS: Final = ("repo", "work_item", "stage", "not_before")
 #: The status words we write or look for; a host maps its own to them.
 STATUSES: Final = (QUEUED, "running", "cancelled")
-_PATH: Final = f"$.{SNAPSHOT_KEY}"
+#: The columns that are written, in our names.
+WRITTEN: Final = ("status", "not_before", "metadata")
+DIALECTS: Final = ("sqlite", "postgresql")
+#: An attempt with many runs takes some tens of thousands of characters.
+METADATA_LENGTH_MIN: Final = 65_536
+_SAMPLE_ROWS: Final = 20
+_NUMBERS: Final = (sa.Integer, sa.Numeric, sa.Float)
 
 
 class SqlRows:
-    """Job rows in a SQL table that belongs to somebody else."""
+    """Job rows in a SQL table that belongs to somebody else: SQLite or PostgreSQL."""
 
     def __init__(
         self,
         engine: Engine,
         table: str = "jobs",
         columns: Mapping[str, str] | None = None,
-        statuses: Mapping[str, str] | None = None,
+        statuses: Mapping[str, Any] | None = None,
+        *,
+        constants: Mapping[str, str | None] | None = None,
+        schema: str | None = None,
+        where: str | None = None,
+        time_format: str | None = None,
     ) -> None:
-        """Bind to `table` of `engine`.
+        """Bind to `table` of `engine`, in `schema` if it is not where the engine looks.
 
         `columns` maps our names (COLUMNS) to the host's where they differ, and
-        `statuses` our words (STATUSES) to the host's. The table is looked at on
-        first use; ConfigInvalidError then lists everything that does not fit.
+        `statuses` our words (STATUSES) to the host's, texts or numbers. `constants`
+        gives a value to those of CONSTANTS that the table has no column for;
+        `not_before` can only be None. `where` is a condition in SQL on the rows that
+        are jobs, of this tenant for instance; every other row is never read or
+        written, so it has to hold until the attempt has ended. `time_format` is how
+        the host writes due times as text, in UTC and for `strftime`, where that is
+        not `2026-01-31T12:00:00.000000Z`.
+
+        Raises ConfigInvalidError for a name that is none of ours. The table is
+        looked at on first use.
         """
         self.engine = engine
-        self._name = table
-        self._columns = {name: name for name in COLUMNS} | dict(columns or {})
+        self._name, self._schema, self._where = table, schema, where
+        self._time_format = time_format
+        self._constants = dict(constants or {})
+        self._columns = {name: name for name in COLUMNS if name not in self._constants}
+        self._columns |= dict(columns or {})
         self._statuses = {word: word for word in STATUSES} | dict(statuses or {})
-        unknown = sorted(({*self._columns} - {*COLUMNS}) | ({*self._statuses} - {*STATUSES}))
-        if unknown:
-            raise ConfigInvalidError(
-                [f"{name!r} is none of {', '.join(COLUMNS + STATUSES)}" for name in unknown]
-            )
+        problems = list(self._misspelt())
+        if problems:
+            raise ConfigInvalidError(problems)
+
+    def _misspelt(self) -> Iterator[str]:
+        known = {"columns": (self._columns, COLUMNS), "statuses": (self._statuses, STATUSES)}
+        known["constants"] = (self._constants, CONSTANTS)
+        for parameter, (given, ours) in known.items():
+            for name in sorted({*given} - {*ours}):
+                yield f"{name!r} of {parameter} is none of {', '.join(ours)}"
+        for name in sorted({*self._columns} & {*self._constants}):
+            yield f"{name!r} is both a column and a constant"
+        if self._constants.get("not_before") is not None:
+            yield "the constant 'not_before' can only be None: no job has a due time"
+
+    @property
+    def _full_name(self) -> str:
+        return repr(f"{self._schema}.{self._name}" if self._schema else self._name)
 
     @cached_property
     def _table(self) -> sa.Table:
-        if self.engine.dialect.name != "sqlite":
-            raise ConfigInvalidError(
-                [f"SqlRows works on SQLite, not on {self.engine.dialect.name}"]
-            )
+        dialect = self.engine.dialect.name
+        if dialect not in DIALECTS:
+            raise ConfigInvalidError([f"SqlRows works on {' and '.join(DIALECTS)}, not {dialect}"])
         try:
-            table = sa.Table(self._name, sa.MetaData(), autoload_with=self.engine)
+            with warnings.catch_warnings():
+                # Types that only columns of no concern to us have.
+                warnings.simplefilter("ignore", sa.exc.SAWarning)
+                found = sa.inspect(self.engine).get_columns(self._name, self._schema)
         except sa.exc.NoSuchTableError:
-            raise ConfigInvalidError([f"there is no table {self._name!r}"]) from None
-        names = ", ".join(column.name for column in table.columns)
+            raise ConfigInvalidError([f"there is no table {self._full_name}"]) from None
+        names = ", ".join(column["name"] for column in found)
         problems = [
-            f"table {self._name!r} has no column {actual!r} for {ours!r} (it has {names})"
+            f"table {self._full_name} has no column {actual!r} for {ours!r} (it has {names})"
             for ours, actual in self._columns.items()
-            if actual not in table.columns
+            if actual not in {column["name"] for column in found}
         ]
         if problems:
             raise ConfigInvalidError(problems)
+        columns = [sa.Column(column["name"], _base(column["type"])) for column in found]
+        table = sa.Table(self._name, sa.MetaData(), *columns, schema=self._schema)
+        problems = list(self._misfits(table))
+        if problems:
+            raise ConfigInvalidError(problems)
         return table
+
+    def _misfits(self, table: sa.Table) -> Iterator[str]:
+        """Yield what cannot be kept in a column because of its type."""
+        kinds = {ours: table.columns[actual].type for ours, actual in self._columns.items()}
+        strict = self.engine.dialect.name != "sqlite"
+        metadata = kinds["metadata"]
+        if strict and not isinstance(metadata, sa.JSON | sa.String):
+            yield f"{self._called('metadata')} is {metadata}, not jsonb, json or text"
+        if strict and 0 < (getattr(metadata, "length", None) or 0) < METADATA_LENGTH_MIN:
+            yield f"{self._called('metadata')} is {metadata}, too short for an attempt: use text"
+        due = kinds.get("not_before", sa.Text())
+        kept = (sa.String, sa.DateTime, *_NUMBERS, sa.types.NullType)
+        if isinstance(due, sa.Enum) or not isinstance(due, kept):
+            yield f"{self._called('not_before')} is {due}, which holds no moment"
+        is_text = isinstance(due, sa.String | sa.types.NullType) or not strict
+        if self._time_format is not None and (not is_text or isinstance(due, _NUMBERS)):
+            yield f"{self._called('not_before')} is {due}: time_format is only for text"
+        for word, actual in self._statuses.items():
+            problem = _unfit_word(kinds["status"], actual, strict=strict)
+            if problem:
+                yield f"{self._called('status')} cannot hold {actual!r} for {word!r}: {problem}"
+
+    def _called(self, name: str) -> str:
+        return f"column {self._columns.get(name)!r} of {self._full_name}"
 
     def _column(self, name: str) -> sa.Column[Any]:
         return self._table.columns[self._columns[name]]
 
     @cached_property
-    def _document(self) -> sa.ColumnElement[str]:
-        # As text, whatever the column's type: decoding is ours, so that broken JSON is refused.
-        return sa.type_coerce(self._column("metadata"), sa.Text)
+    def _documents(self) -> Documents:
+        column = self._column("metadata")
+        if self.engine.dialect.name == "sqlite":
+            return SqliteDocuments(column)
+        return JsonbDocuments(column) if isinstance(column.type, JSONB) else LockedDocuments(column)
 
-    @property
-    def _metadata(self) -> sa.ColumnElement[str]:
-        """Return the metadata for a write: a host that has none yet has an empty object."""
-        return sa.func.coalesce(sa.func.nullif(self._document, ""), "{}")
+    @cached_property
+    def _due(self) -> DueTimes:
+        if "not_before" in self._constants:
+            return NoDueTimes()
+        column = self._column("not_before")
+        if isinstance(column.type, _NUMBERS):
+            return Seconds(column)
+        if not isinstance(column.type, sa.DateTime):
+            return Words(column, self._time_format)
+        if self.engine.dialect.name == "sqlite":
+            return Words(column, self._time_format or SQLITE_FORMAT)
+        return Timestamps(column, with_zone=bool(column.type.timezone))
 
     def check(self) -> None:
-        """Look at the table now; raises ConfigInvalidError if something does not fit."""
-        self.load_many(sa.false())
+        """Look at the table now: its columns, their types, some due times, and our rights.
+
+        Raises ConfigInvalidError with a sentence for everything that does not fit.
+        """
+        problems = []
+        keyed_by = self._column("id").name
+        if not self._where and not self._is_unique(keyed_by):
+            problems.append(f"{self._called('id')} is no key: two rows may have the same")
+        with self._reading() as connection:
+            due = self._due.selected()
+            sample = sa.select(due).where(self._ours(), due.is_not(None)).limit(_SAMPLE_ROWS)
+            found = (self._due.problem(value) for value in connection.execute(sample).scalars())
+            first = next((problem for problem in found if problem), None)
+            if first:
+                problems.append(f"{self._called('not_before')} {first}")
+            problems += self._missing_rights(connection)
+        if problems:
+            raise ConfigInvalidError(problems)
+
+    def _is_unique(self, name: str) -> bool:
+        """Say whether no two rows can have the same value there; a view is taken at its word."""
+        inspector = sa.inspect(self.engine)
+        keys: list[Any] = [
+            inspector.get_pk_constraint(self._name, self._schema)["constrained_columns"]
+        ]
+        indexes = inspector.get_indexes(self._name, self._schema)
+        unique = inspector.get_unique_constraints(self._name, self._schema)
+        keys += [index["column_names"] for index in indexes if index["unique"]]
+        keys += [constraint["column_names"] for constraint in unique]
+        return [name] in keys or self._name in inspector.get_view_names(self._schema)
+
+    def _missing_rights(self, connection: Connection) -> list[str]:
+        if self.engine.dialect.name == "sqlite":
+            return []
+        table = self.engine.dialect.identifier_preparer.format_table(self._table)
+        wanted = [(ours, "SELECT") for ours in self._columns]
+        wanted += [(ours, "UPDATE") for ours in self._columns if ours in WRITTEN]
+        allowed = [
+            sa.func.has_column_privilege(table, self._columns[ours], right)
+            for ours, right in wanted
+        ]
+        answers = connection.execute(sa.select(*allowed)).one()
+        return [
+            f"{self._called(ours)} may not be used: {self.engine.url.username} needs {right} on it"
+            for (ours, right), answer in zip(wanted, answers, strict=True)
+            if not answer
+        ]
+
+    def _ours(self) -> sa.ColumnElement[bool]:
+        """Return the condition on the rows that are jobs."""
+        if self._where is None:
+            return sa.true()
+        return sa.literal_column(f"({self._where})", sa.Boolean())
+
+    def _mine(self, job_id: Any) -> sa.ColumnElement[bool]:
+        """Return the condition on one job's row."""
+        return sa.and_(self._column("id") == self._key(job_id), self._ours())
+
+    def _key(self, job_id: Any) -> Any:
+        """Return a job's id as its column holds it: a UUID has two forms, and a text."""
+        kind = self._column("id").type
+        try:
+            if isinstance(kind, sa.Uuid) and not isinstance(job_id, uuid.UUID):
+                return uuid.UUID(str(job_id))
+            if isinstance(kind, sa.Integer):
+                return int(job_id)
+        except ValueError:
+            message = f"there is no job {job_id} in table {self._full_name}"
+            raise JobNotFoundError(message) from None
+        if isinstance(kind, sa.String):
+            is_bare = isinstance(job_id, uuid.UUID) and kind.length == len(job_id.hex)
+            return job_id.hex if is_bare else str(job_id)
+        return job_id
 
     def load(self, job_id: Any) -> JobRow:
         """Return the row; raises JobNotFoundError."""
-        rows = self.load_many(self._column("id") == job_id)
+        rows = self._load(self._mine(job_id))
         if not rows:
-            message = f"there is no job {job_id} in table {self._name!r}"
+            message = f"there is no job {job_id} in table {self._full_name}"
             raise JobNotFoundError(message)
         return rows[0]
 
-    def load_many(self, condition: sa.ColumnElement[bool]) -> list[JobRow]:
-        """Return the rows that fulfil `condition`, in order of their ids."""
-        wanted = [self._column(name).label(name) for name in COLUMNS if name != "metadata"]
-        statement = (
-            sa.select(*wanted, self._document.label("metadata"))
-            .where(condition)
-            .order_by(self._column("id"))
-        )
-        with self.engine.connect() as connection:
-            return [self._job_row(row) for row in connection.execute(statement).mappings()]
-
-    def _job_row(self, row: RowMapping) -> JobRow:
-        facts = {name: row[name] for name in ("id", "repo", "work_item", "stage")}
-        ours = {actual: word for word, actual in self._statuses.items()}
-        return JobRow(
-            **facts,
-            status=ours.get(row["status"], row["status"]),
-            not_before=_from_host_time(row["not_before"]),
-            document=_our_document(row["metadata"]),
-        )
-
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
-        words = [self._statuses[QUEUED], self._statuses["running"]]
-        rows = self.load_many(self._column("status").in_(words))
+        status = self._column("status")
+        words = (self._statuses[QUEUED], self._statuses["running"])
+        rows = self._load(sa.and_(sa.or_(*(status == word for word in words)), self._ours()))
         return [row for row in rows if row.document is not None]
 
     def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
@@ -146,19 +282,43 @@ class SqlRows:
         A bounded read by the primary key. What is no attempt of ours is not read out
         of the database, however much of it there is.
         """
-        wanted = [self._column(name).label(name) for name in COLUMNS if name != "metadata"]
-        ours = sa.case((self._document.contains(f'"{SNAPSHOT_KEY}"'), self._document))
-        newest = (
-            sa.select(*wanted, ours.label("metadata"))
+        text = self._documents.text
+        statement = (
+            self._select(sa.case((text.contains(f'"{SNAPSHOT_KEY}"'), text)))
+            .where(self._ours())
             .order_by(self._column("id").desc())
             .limit(limit)
-            .subquery()
         )
-        statement = sa.select(newest).order_by(newest.c.id.desc())
-        if repo is not None:
-            statement = statement.where(newest.c.repo == repo)
-        with self.engine.connect() as connection:
+        rows = self._fetch(statement)
+        return rows if repo is None else [row for row in rows if row.repo == repo]
+
+    def _load(self, condition: sa.ColumnElement[bool]) -> list[JobRow]:
+        statement = self._select(self._documents.text).where(condition)
+        return self._fetch(statement.order_by(self._column("id")))
+
+    def _select(self, metadata: sa.ColumnElement[Any]) -> sa.Select[Any]:
+        facts = ("id", "repo", "work_item", "stage", "status")
+        wanted = [self._column(name).label(name) for name in facts if name in self._columns]
+        due = self._due.selected().label("not_before")
+        return sa.select(*wanted, due, metadata.label("metadata"))
+
+    def _fetch(self, statement: sa.Select[Any]) -> list[JobRow]:
+        with self._reading() as connection:
             return [self._job_row(row) for row in connection.execute(statement).mappings()]
+
+    def _job_row(self, row: RowMapping) -> JobRow:
+        facts = {**row, **self._constants}
+        ours = {actual: word for word, actual in self._statuses.items()}
+        return JobRow(
+            id=facts["id"],
+            **{name: str(facts[name]) for name in ("repo", "work_item", "stage")},
+            status=ours.get(facts["status"], str(facts["status"])),
+            not_before=self._due.read(facts["not_before"]),
+            document=our_document(facts["metadata"]),
+        )
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return self.engine.connect()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -169,88 +329,56 @@ class SqlRows:
     def save(self, job_id: Any, snapshot: Snapshot, tx: Connection | None = None) -> None:
         """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
         expected = snapshot.version - 1 or None
-        value = sa.func.json_set(self._metadata, _PATH, sa.func.json(dump_snapshot(snapshot)))
-        self._write(job_id, expected, {"metadata": value}, tx)
+        with self._within(tx) as connection:
+            self._write(connection, job_id, expected, {}, dump_snapshot(snapshot))
 
     def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
         """Queue the job again, due later, if the stored version still is `version`."""
-        values = {
-            "status": self._statuses[QUEUED],
-            "not_before": self._to_host_time(not_before),
-        }
-        self._write(job_id, version, values, None)
+        values = {self._columns["status"]: self._statuses[QUEUED], **self._due.values(not_before)}
+        with self.transaction() as connection:
+            self._write(connection, job_id, version, values)
 
     def cancel(self, job_id: Any, version: int) -> None:
         """End the job as cancelled, if the stored version still is `version`."""
-        self._write(job_id, version, {"status": self._statuses["cancelled"]}, None)
+        values = {self._columns["status"]: self._statuses["cancelled"]}
+        with self.transaction() as connection:
+            self._write(connection, job_id, version, values)
+
+    def _within(self, tx: Connection | None) -> AbstractContextManager[Connection]:
+        return self.transaction() if tx is None else nullcontext(tx)
 
     def _write(
-        self, job_id: Any, version: int | None, values: Mapping[str, Any], tx: Connection | None
+        self,
+        connection: Connection,
+        job_id: Any,
+        version: int | None,
+        values: dict[str, Any],
+        snapshot: str | None = None,
     ) -> None:
-        stored = sa.func.json_extract(self._metadata, f"{_PATH}.version")
-        # Into anything but an object json_set would write nothing and say nothing.
-        absent = sa.and_(
-            sa.func.json_type(self._metadata) == "object",
-            sa.func.json_type(self._metadata, _PATH).is_(None),
-        )
-        statement = (
-            sa.update(self._table)
-            .where(self._column("id") == job_id)
-            .where(absent if version is None else stored == version)
-            .values({self._columns[name]: value for name, value in values.items()})
-        )
-        if tx is None:
-            with self.engine.begin() as connection:
-                changed = connection.execute(statement).rowcount
-        else:
-            changed = tx.execute(statement).rowcount
-        if changed != 1:
+        mine = self._mine(job_id)
+        guard = self._documents.guard(connection, mine, version)
+        if snapshot is not None:
+            document = self._documents.with_ours(connection, mine, snapshot)
+            values = {**values, self._columns["metadata"]: document}
+        statement = sa.update(self._table).where(mine, guard).values(values)
+        # Raised inside the transaction: where an id stands for two rows, neither is written.
+        if connection.execute(statement).rowcount != 1:
             raise StaleSnapshotError(job_id, version)
 
-    def _to_host_time(self, moment: datetime) -> object:
-        kind = self._column("not_before").type
-        if isinstance(kind, sa.DateTime):
-            return moment if kind.timezone else moment.astimezone(UTC).replace(tzinfo=None)
-        if isinstance(kind, sa.Numeric | sa.Float | sa.Integer):
-            return math.ceil(moment.timestamp())
-        return format_time(moment)
+
+def _base(kind: Any) -> Any:
+    """Return a column's type; for a domain the one that it is made of."""
+    return kind.data_type if isinstance(kind, DOMAIN) else kind
 
 
-def _from_host_time(value: object) -> datetime | None:
-    if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
-    try:
-        if isinstance(value, int | float | Decimal):
-            return datetime.fromtimestamp(float(value), UTC)
-        return parse_time(str(value))
-    except (ValueError, OverflowError, OSError):
+def _unfit_word(kind: Any, word: Any, *, strict: bool) -> str | None:
+    """Say why a status column of this type cannot hold `word`, or return None."""
+    if isinstance(kind, sa.Enum):
+        return None if word in kind.enums else f"it is one of {', '.join(kind.enums)}"
+    if isinstance(kind, sa.Integer) and not isinstance(word, int):
+        return "it holds numbers"
+    if not strict or not isinstance(kind, sa.String):
         return None
-
-
-def _our_document(text: str | None) -> object:
-    """Return the decoded value under our key, None where there is none."""
-    if text is None or text == "":
-        return None
-    try:
-        # Looking at every pair takes longer than reading it all: only where there may be two.
-        doubtful = text.count(SNAPSHOT_KEY) > 1 or "\\u" in text
-        pairs_hook = _refuse_second_key if doubtful else None
-        metadata = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs_hook)
-    except (ValueError, RecursionError) as error:
-        return BrokenMetadata(f"the row's metadata is no JSON ({error})")
-    if not isinstance(metadata, dict):
-        return BrokenMetadata(f"the row's metadata is a {type(metadata).__name__}, not an object")
-    return metadata.get(SNAPSHOT_KEY)
-
-
-def _refuse_second_key(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # Readers do not agree on which of the two counts.
-    if [name for name, _ in pairs].count(SNAPSHOT_KEY) > 1:
-        message = f"it holds the key {SNAPSHOT_KEY} twice"
-        raise ValueError(message)
-    return dict(pairs)
-
-
-def _refuse_constant(word: str) -> object:
-    message = f"{word} is no JSON"
-    raise ValueError(message)
+    if not isinstance(word, str):
+        return "it holds texts"
+    return f"it is {kind}" if kind.length and len(word) > kind.length else None

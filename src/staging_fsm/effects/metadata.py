@@ -1,0 +1,231 @@
+"""Our key within a host's metadata: read strictly, and written without touching another."""
+
+import json
+from typing import Any, Final, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Connection
+
+from staging_fsm.core.ports import BrokenMetadata
+from staging_fsm.core.snapshot import SNAPSHOT_KEY
+
+#: What a host's column holds while nobody has written a key: nothing, or what an ORM writes for it.
+_EMPTY: Final = ("", "null")
+_PATH: Final = f"$.{SNAPSHOT_KEY}"
+_SPACES: Final = " \t\n\r"
+
+
+def our_document(text: str | None) -> object:
+    """Return the decoded value under our key, None where there is none."""
+    if text is None or text in _EMPTY:
+        return None
+    try:
+        # Looking at every pair takes longer than reading it all: only where there may be two.
+        doubtful = text.count(SNAPSHOT_KEY) > 1 or "\\u" in text
+        pairs_hook = _refuse_second_key if doubtful else None
+        metadata = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs_hook)
+    except (ValueError, RecursionError) as error:
+        return BrokenMetadata(f"the row's metadata is no JSON ({error})")
+    if not isinstance(metadata, dict):
+        return BrokenMetadata(f"the row's metadata is a {type(metadata).__name__}, not an object")
+    return metadata.get(SNAPSHOT_KEY)
+
+
+def _refuse_second_key(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # Readers do not agree on which of the two counts.
+    if [name for name, _ in pairs].count(SNAPSHOT_KEY) > 1:
+        message = f"it holds the key {SNAPSHOT_KEY} twice"
+        raise ValueError(message)
+    return dict(pairs)
+
+
+def _refuse_constant(word: str) -> object:
+    message = f"{word} is no JSON"
+    raise ValueError(message)
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def with_key(text: str | None, key: str, value: str) -> str:
+    """Return the JSON object `text` with `key` set to the JSON `value`; every other byte stays.
+
+    Raises ValueError for a text that is no JSON object.
+    """
+    if text is None or text in _EMPTY:
+        text = "{}"
+    at = _skip(text, _expect(text, _skip(text, 0), "{"))
+    comma = ""
+    while text[at : at + 1] != "}":
+        name, at = _DECODER.raw_decode(text, at)
+        start = _skip(text, _expect(text, _skip(text, at), ":"))
+        _, at = _DECODER.raw_decode(text, start)
+        if name == key:
+            return text[:start] + value + text[at:]
+        at, comma = _skip(text, at), ","
+        if text[at : at + 1] != "}":
+            at = _skip(text, _expect(text, at, ","))
+    return f"{text[:at]}{comma}{json.dumps(key)}:{value}{text[at:]}"
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at : at + 1] in _SPACES and at < len(text):
+        at += 1
+    return at
+
+
+def _expect(text: str, at: int, sign: str) -> int:
+    if text[at : at + 1] != sign:
+        message = f"{sign!r} expected at character {at}"
+        raise ValueError(message)
+    return at + 1
+
+
+class Documents(Protocol):
+    """How our key is fenced and written in one kind of column."""
+
+    @property
+    def text(self) -> sa.ColumnElement[Any]:
+        """Return the metadata as text."""
+
+    def guard(
+        self, connection: Connection, mine: sa.ColumnElement[bool], version: int | None
+    ) -> sa.ColumnElement[bool]:
+        """Return the condition under which the stored version of the row `mine` is `version`.
+
+        Without a version: under which nothing is stored under our key.
+        """
+        ...
+
+    def with_ours(
+        self, connection: Connection, mine: sa.ColumnElement[bool], snapshot: str
+    ) -> sa.ColumnElement[Any]:
+        """Return the metadata with our key set to `snapshot`, to be written under the guard."""
+        ...
+
+
+class SqliteDocuments:
+    """JSON as text in SQLite: one statement that sets our key and leaves the others' text."""
+
+    def __init__(self, column: sa.Column[Any]) -> None:
+        """Take the host's column, of whatever declared type."""
+        self.text = sa.type_coerce(column, sa.Text)
+        nothing = sa.func.nullif(sa.func.nullif(self.text, _EMPTY[0]), _EMPTY[1])
+        self._object = sa.func.coalesce(nothing, "{}")
+
+    def guard(
+        self,
+        _connection: Connection,
+        _mine: sa.ColumnElement[bool],
+        version: int | None,
+    ) -> sa.ColumnElement[bool]:
+        """Compare within the statement itself."""
+        if version is not None:
+            return sa.func.json_extract(self._object, f"{_PATH}.version") == version
+        # Into anything but an object json_set would write nothing and say nothing.
+        return sa.and_(
+            sa.func.json_type(self._object) == "object",
+            sa.func.json_extract(self._object, _PATH).is_(None),
+        )
+
+    def with_ours(
+        self, _connection: Connection, _mine: sa.ColumnElement[bool], snapshot: str
+    ) -> sa.ColumnElement[Any]:
+        """Set our key within the statement."""
+        return sa.func.json_set(self._object, _PATH, sa.func.json(snapshot))
+
+
+class JsonbDocuments:
+    """PostgreSQL's jsonb: one statement that sets our key, whoever writes another meanwhile."""
+
+    def __init__(self, column: sa.Column[Any]) -> None:
+        """Take the host's column."""
+        self.text = sa.cast(column, sa.Text)
+        null: sa.ColumnElement[Any] = sa.literal_column("'null'::jsonb")
+        empty: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb")
+        self._object: sa.ColumnElement[Any] = sa.func.coalesce(sa.func.nullif(column, null), empty)
+
+    def guard(
+        self,
+        _connection: Connection,
+        _mine: sa.ColumnElement[bool],
+        version: int | None,
+    ) -> sa.ColumnElement[bool]:
+        """Compare within the statement itself."""
+        if version is not None:
+            ours = self._object.op("->")(sa.literal(SNAPSHOT_KEY, sa.Text))
+            return ours.op("->>")(sa.literal("version", sa.Text)) == str(version)
+        ours = self._object.op("->>")(sa.literal(SNAPSHOT_KEY, sa.Text))
+        return sa.and_(sa.func.jsonb_typeof(self._object) == "object", ours.is_(None))
+
+    def with_ours(
+        self, _connection: Connection, _mine: sa.ColumnElement[bool], snapshot: str
+    ) -> sa.ColumnElement[Any]:
+        """Set our key within the statement."""
+        path: sa.ColumnElement[Any] = sa.literal_column(f"'{{{SNAPSHOT_KEY}}}'")
+        ours = sa.cast(sa.literal(_storable(snapshot), sa.Text), JSONB)
+        return sa.func.jsonb_set(self._object, path, ours)
+
+
+class LockedDocuments:
+    """PostgreSQL's json or text: the row is locked, and our key is replaced in its text.
+
+    No function of PostgreSQL sets one key of such a document and leaves the spelling of
+    the others; and on json with an escaped NUL anywhere in it, none works at all.
+    """
+
+    def __init__(self, column: sa.Column[Any]) -> None:
+        """Take the host's column."""
+        self.text = sa.cast(column, sa.Text)
+        self._type = column.type
+
+    def guard(
+        self, connection: Connection, mine: sa.ColumnElement[bool], version: int | None
+    ) -> sa.ColumnElement[bool]:
+        """Lock the row until the transaction ends, and compare here."""
+        found = connection.execute(
+            sa.select(self.text).where(mine).with_for_update(key_share=True)
+        ).all()
+        ours = our_document(found[0][0]) if found else BrokenMetadata("there is no such row")
+        if version is None:
+            return sa.true() if ours is None else sa.false()
+        stored = ours.get("version") if isinstance(ours, dict) else None
+        return sa.true() if stored == version else sa.false()
+
+    def with_ours(
+        self, connection: Connection, mine: sa.ColumnElement[bool], snapshot: str
+    ) -> sa.ColumnElement[Any]:
+        """Replace our key in the text of the locked row."""
+        text = connection.execute(sa.select(self.text).where(mine)).scalars().first()
+        try:
+            changed = with_key(text, SNAPSHOT_KEY, snapshot)
+        except ValueError:
+            # No object: the guard has refused it, and nothing is written.
+            changed = "{}"
+        return sa.cast(sa.literal(changed, sa.Text), self._type)
+
+
+def _storable(document: str) -> str:
+    """Return `document` without what jsonb refuses: NUL and halves of a character become U+FFFD.
+
+    They occur in texts for people only, such as an error message
+    (https://www.postgresql.org/docs/current/datatype-json.html).
+    """
+    if "\\u0000" not in document and "\\ud" not in document:
+        return document
+    return json.dumps(_mended(json.loads(document)), separators=(",", ":"))
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return (
+            value.replace("\0", "\ufffd")
+            .encode("utf-16", "surrogatepass")
+            .decode("utf-16", "replace")
+        )
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_mended(name): _mended(item) for name, item in value.items()}
+    return value

@@ -1,0 +1,629 @@
+"""A host's own table, under its own names and types, in SQLite and in PostgreSQL."""
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import pytest
+import sqlalchemy as sa
+
+from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError, StaleSnapshotError
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, dump_snapshot
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.host.store import open_database
+from test_rows import LATER, attempt
+
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+TABLE: Final = "Agent Runs"
+NAMES: Final = {
+    "id": "uid",
+    "repo": "project",
+    "work_item": "ticket",
+    "stage": "phase",
+    "status": "Condition",
+    "not_before": "run after",
+    "metadata": "extra",
+}
+STATUSES: Final = {"queued": "WAITING", "running": "BUSY", "cancelled": "STOPPED"}
+
+
+@attrs.frozen
+class Foreign:
+    """A host's database with one table and one job in it."""
+
+    engine: sa.Engine
+
+    def create(
+        self,
+        uid: str = "TEXT PRIMARY KEY",
+        condition: str = "TEXT",
+        due: str = "TEXT",
+        extra: str = "TEXT",
+        job: Any = "j-1",
+        status: Any = "BUSY",
+    ) -> SqlRows:
+        """Create the table with one claimed job, and return rows over it."""
+        self.run(
+            f'CREATE TABLE "{TABLE}" (uid {uid}, project TEXT, ticket TEXT, phase TEXT,'
+            f' "Condition" {condition}, "run after" {due}, extra {extra}, tenant INTEGER)'
+        )
+        self.insert(job, status)
+        return SqlRows(self.engine, TABLE, NAMES, STATUSES)
+
+    def insert(self, job: Any, status: Any = "BUSY", tenant: int = 1) -> None:
+        """Add a job."""
+        values = ":job, 'shop', 'WI-1', 'deploy-staging', :status, NULL, NULL, :tenant"
+        statement = f'INSERT INTO "{TABLE}" VALUES ({values})'  # noqa: S608  # a test's own
+        self.run(statement, job=job, status=status, tenant=tenant)
+
+    def run(self, statement: str, **values: Any) -> None:
+        """Run a statement of the host's own."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.text(statement), values)
+
+    def set(self, assignment: str, **values: Any) -> None:
+        """Update the table by a statement of the host's own."""
+        self.run(f'UPDATE "{TABLE}" SET {assignment}', **values)  # noqa: S608  # a test's own
+
+    def ask(self, expression: str) -> Any:
+        """Return the value of an expression on the first job's row."""
+        with self.engine.connect() as connection:
+            statement = f'SELECT {expression} FROM "{TABLE}" ORDER BY tenant'  # noqa: S608  # a test's own
+            return connection.execute(sa.text(statement)).scalars().first()
+
+
+@pytest.fixture
+def make_foreign(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], Foreign]]:
+    """Return a maker of a foreign host's database."""
+    engines = []
+
+    def make(dialect: str) -> Foreign:
+        url = f"sqlite:///{tmp_path}/foreign.db"
+        if dialect == POSTGRESQL:
+            url = request.getfixturevalue("postgres_url")
+        engines.append(open_database(url))
+        return Foreign(engines[-1])
+
+    yield make
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.fixture(params=[SQLITE, POSTGRESQL])
+def foreign(request: pytest.FixtureRequest, make_foreign: Callable[[str], Foreign]) -> Foreign:
+    """Return a foreign host's database, of each kind in turn."""
+    return make_foreign(request.param)
+
+
+def problems_of(rows: SqlRows) -> tuple[str, ...]:
+    """Return what a check finds."""
+    with pytest.raises(ConfigInvalidError) as refused:
+        rows.check()
+    return refused.value.problems
+
+
+METADATA_KINDS = [
+    (SQLITE, "TEXT"),
+    (SQLITE, "JSON"),
+    (SQLITE, "VARCHAR(9000)"),
+    (SQLITE, ""),
+    (POSTGRESQL, "text"),
+    (POSTGRESQL, "json"),
+    (POSTGRESQL, "jsonb"),
+    (POSTGRESQL, "varchar(100000)"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
+def test_foreign_names_and_types_are_used_throughout(
+    make_foreign: Callable[[str], Foreign], dialect: str, extra: str
+) -> None:
+    """A host keeps its table, its column names, its column types and its words for a status."""
+    foreign = make_foreign(dialect)
+    rows = foreign.create(extra=extra)
+    rows.check()
+
+    assert (rows.load("j-1").status, rows.load("j-1").snapshot()) == ("running", None)
+    rows.save("j-1", attempt(1))
+    rows.save("j-1", attempt(2))
+    with pytest.raises(StaleSnapshotError):
+        rows.save("j-1", attempt(2))
+    assert [row.id for row in rows.unfinished()] == ["j-1"]
+    assert [row.snapshot() for row in rows.recent(1, "shop")] == [attempt(2)]
+    rows.requeue("j-1", LATER, 2)
+    assert (rows.load("j-1").status, rows.load("j-1").snapshot()) == ("queued", attempt(2))
+    assert rows.load("j-1").not_before == LATER
+    rows.cancel("j-1", 2)
+    assert foreign.ask('"Condition"') == "STOPPED"
+    assert rows.load("j-1").status == "cancelled"
+
+
+@pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
+@pytest.mark.parametrize("document", [None, "null", "{}", '{"staging_runner": null}'])
+def test_empty_metadata_of_every_kind_takes_an_attempt(
+    make_foreign: Callable[[str], Foreign], dialect: str, extra: str, document: str | None
+) -> None:
+    """What an ORM writes for "nothing yet" is no metadata: it has no attempt, and takes one."""
+    foreign = make_foreign(dialect)
+    rows = foreign.create(extra=extra)
+    kind = extra if dialect == POSTGRESQL else "TEXT"
+    foreign.set(f"extra = CAST(:document AS {kind})", document=document)
+
+    assert rows.load("j-1").document is None
+    rows.save("j-1", attempt(1))
+    assert rows.load("j-1").snapshot() == attempt(1)
+
+
+@pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
+def test_metadata_that_is_no_object_is_never_written_over(
+    make_foreign: Callable[[str], Foreign], dialect: str, extra: str
+) -> None:
+    """Whatever the column: a list, or another value under our key, stays, and the save is stale."""
+    foreign = make_foreign(dialect)
+    rows = foreign.create(extra=extra)
+    kind = extra if dialect == POSTGRESQL else "TEXT"
+    for document in ("[1]", '{"staging_runner": 17}', '{"staging_runner": {"version": null}}'):
+        foreign.set(f"extra = CAST(:document AS {kind})", document=document)
+
+        with pytest.raises(StaleSnapshotError):
+            rows.save("j-1", attempt(1))
+
+        stored = foreign.ask("CAST(extra AS TEXT)" if dialect == POSTGRESQL else "extra")
+        assert json.loads(stored) == json.loads(document)
+
+
+def test_text_that_jsonb_refuses_is_stored_readably(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """A NUL or half a character in a text for people costs that character, not the attempt."""
+    rows = make_foreign(POSTGRESQL).create(extra="jsonb")
+    snapshot = attempt(1)
+    run = attrs.evolve(snapshot.runs[0], log="a\0b\ud800c\U0001f600\\u0000")
+
+    rows.save("j-1", attrs.evolve(snapshot, runs=(run,)))
+
+    loaded = rows.load("j-1").snapshot()
+    assert loaded is not None
+    assert loaded.runs[0].log == "a\ufffdb\ufffdc\U0001f600\\u0000"
+
+
+@pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
+def test_concurrent_host_loses_no_key_and_we_lose_no_version(
+    make_foreign: Callable[[str], Foreign], dialect: str, extra: str
+) -> None:
+    """While the host sets keys of its own, each of them and each of our versions arrives."""
+    foreign = make_foreign(dialect)
+    rows = foreign.create(extra=extra)
+    rows.save("j-1", attempt(1))
+    setting = "json_set(extra, :path, 1)"
+    if dialect == POSTGRESQL:
+        setting = f"CAST(jsonb_set(CAST(extra AS jsonb), :path, '1') AS {extra})"
+    failures = []
+
+    def write_keys() -> None:
+        try:
+            for number in range(20):
+                path = f"{{k{number}}}" if dialect == POSTGRESQL else f"$.k{number}"
+                foreign.set(f"extra = {setting}", path=path)
+        except Exception as error:  # noqa: BLE001  # told by the test
+            failures.append(error)
+
+    host = threading.Thread(target=write_keys)
+    host.start()
+    for version in range(2, 22):
+        rows.save("j-1", attempt(version))
+    host.join()
+
+    assert failures == []
+    stored = foreign.ask("CAST(extra AS TEXT)" if dialect == POSTGRESQL else "extra")
+    document = json.loads(stored)
+    assert sorted(document) == sorted([SNAPSHOT_KEY, *(f"k{number}" for number in range(20))])
+    assert document[SNAPSHOT_KEY] == json.loads(dump_snapshot(attempt(21)))
+
+
+@pytest.mark.parametrize("dialect", [SQLITE, POSTGRESQL])
+def test_of_two_writers_at_once_one_wins(
+    make_foreign: Callable[[str], Foreign], dialect: str
+) -> None:
+    """Of saves of the same version at the same time exactly one is accepted."""
+    rows = make_foreign(dialect).create()
+    start, accepted = threading.Barrier(2), []
+
+    def save(name: str) -> None:
+        for version in range(1, 11):
+            start.wait()
+            try:
+                rows.save("j-1", attrs.evolve(attempt(version), attempt_id=name))
+            except StaleSnapshotError:
+                continue
+            accepted.append((version, name))
+
+    other = threading.Thread(target=save, args=("other",))
+    other.start()
+    save("mine")
+    other.join()
+
+    assert [version for version, _ in accepted] == list(range(1, 11))
+
+
+KEYS = [
+    (SQLITE, "INTEGER PRIMARY KEY", 7, "7"),
+    (SQLITE, "CHAR(32) PRIMARY KEY", uuid.UUID(int=7).hex, uuid.UUID(int=7)),
+    (SQLITE, "TEXT UNIQUE", "org/repo#7", "org/repo#7"),
+    (POSTGRESQL, "bigint PRIMARY KEY", 2**60, str(2**60)),
+    (POSTGRESQL, "uuid PRIMARY KEY", uuid.UUID(int=7), str(uuid.UUID(int=7))),
+    (POSTGRESQL, "text PRIMARY KEY", "org/repo#7", "org/repo#7"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "kind", "job", "other_form"), KEYS)
+def test_keys_of_every_type_are_found_in_every_form(
+    make_foreign: Callable[[str], Foreign], dialect: str, kind: str, job: Any, other_form: Any
+) -> None:
+    """A job is found by its key as the database returns it, and as a person or an ORM writes it."""
+    rows = make_foreign(dialect).create(uid=kind, job=job)
+    rows.check()
+
+    rows.save(other_form, attempt(1))
+
+    assert rows.load(other_form).id == rows.load(job).id == job
+
+
+@pytest.mark.parametrize("kind", ["bigint PRIMARY KEY", "uuid PRIMARY KEY"])
+def test_key_that_cannot_be_one_names_no_job(
+    make_foreign: Callable[[str], Foreign], kind: str
+) -> None:
+    """A word that the key's type cannot hold is no job, and no error of the database."""
+    job = 7 if "bigint" in kind else uuid.UUID(int=7)
+    rows = make_foreign(POSTGRESQL).create(uid=kind, job=job)
+
+    with pytest.raises(JobNotFoundError, match="there is no job WI-1"):
+        rows.load("WI-1")
+
+
+def test_status_may_be_an_enumeration_or_a_number(make_foreign: Callable[[str], Foreign]) -> None:
+    """Native enumerations and status numbers are read and written as what they are."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.run("CREATE TYPE condition AS ENUM ('WAITING', 'BUSY', 'STOPPED', 'ON_HOLD')")
+    rows = foreign.create(condition="condition")
+    rows.check()
+    rows.save("j-1", attempt(1))
+    rows.cancel("j-1", 1)
+
+    assert rows.load("j-1").status == "cancelled"
+    assert rows.unfinished() == []
+
+    foreign.run(f'DROP TABLE "{TABLE}"')
+    foreign.create(condition="smallint", status=1)
+    numbers = {"queued": 0, "running": 1, "cancelled": 9}
+    rows = SqlRows(foreign.engine, TABLE, NAMES, numbers)
+    rows.check()
+    rows.save("j-1", attempt(1))
+    assert [row.status for row in rows.unfinished()] == ["running"]
+    rows.cancel("j-1", 1)
+    assert foreign.ask('"Condition"') == 9
+
+
+def test_status_word_of_the_host_that_is_none_of_ours_is_passed_through(foreign: Foreign) -> None:
+    """A status that has no word of ours is shown as the host wrote it."""
+    rows = foreign.create(status="ON_HOLD")
+
+    assert rows.load("j-1").status == "ON_HOLD"
+
+
+WHOLE_SECOND = LATER + timedelta(seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "kind", "expected"),
+    [
+        (SQLITE, "TEXT", LATER),
+        (SQLITE, "DATETIME", LATER),
+        (SQLITE, "TIMESTAMP", LATER),
+        # Whole seconds, and never too early.
+        (SQLITE, "INTEGER", WHOLE_SECOND),
+        (SQLITE, "REAL", WHOLE_SECOND),
+        (SQLITE, "NUMERIC", WHOLE_SECOND),
+        (POSTGRESQL, "text", LATER),
+        (POSTGRESQL, "timestamptz", LATER),
+        (POSTGRESQL, "timestamp", LATER),
+        (POSTGRESQL, "bigint", WHOLE_SECOND),
+        (POSTGRESQL, "double precision", WHOLE_SECOND),
+        (POSTGRESQL, "numeric", WHOLE_SECOND),
+    ],
+)
+def test_not_before_is_written_in_the_hosts_own_kind(
+    make_foreign: Callable[[str], Foreign], dialect: str, kind: str, expected: datetime
+) -> None:
+    """A due time is written as the column wants it, text, date or seconds, and never too early."""
+    rows = make_foreign(dialect).create(due=kind)
+    rows.save("j-1", attempt(1))
+
+    rows.requeue("j-1", LATER, 1)
+
+    rows.check()
+    assert rows.load("j-1").not_before == expected
+
+
+def test_not_before_agrees_with_the_databases_own_clock(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """A native due time is the same moment to the database, whatever zone its sessions are in."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create(due="timestamptz")
+    rows.save("j-1", attempt(1))
+
+    rows.requeue("j-1", LATER, 1)
+
+    foreign.run("SET timezone TO 'Asia/Kathmandu'")
+    assert foreign.ask('extract(epoch FROM "run after")') == pytest.approx(LATER.timestamp())
+
+
+@pytest.mark.parametrize(
+    ("dialect", "kind", "value"),
+    [
+        (SQLITE, "TEXT", "tomorrow"),
+        (SQLITE, "REAL", 1e300),
+        (SQLITE, "NUMERIC", -1e18),
+        (SQLITE, "INTEGER", 2**62),
+        (SQLITE, "DATETIME", "tomorrow"),
+        (POSTGRESQL, "timestamptz", "infinity"),
+        (POSTGRESQL, "timestamp", "-infinity"),
+        (POSTGRESQL, "double precision", float("nan")),
+        (POSTGRESQL, "text", "tomorrow"),
+    ],
+)
+def test_not_before_that_is_no_moment_is_taken_for_none(
+    make_foreign: Callable[[str], Foreign], dialect: str, kind: str, value: object
+) -> None:
+    """A due time that cannot be read keeps nobody from reading the row."""
+    foreign = make_foreign(dialect)
+    rows = foreign.create(due=kind)
+    foreign.set('"run after" = :value', value=value)
+
+    assert rows.load("j-1").not_before is None
+
+
+@pytest.mark.parametrize("dialect", [SQLITE, POSTGRESQL])
+@pytest.mark.parametrize(
+    ("theirs", "time_format"),
+    [
+        ("2026-03-29 01:44:59", "%Y-%m-%d %H:%M:%S"),
+        ("2026-03-29T01:44:59", None),
+        ("2026-03-29 01:44:59.900000+00:00", "%Y-%m-%d %H:%M:%S.%f+00:00"),
+        ("20260329014459", "%Y%m%d%H%M%S"),
+    ],
+)
+def test_text_due_times_sort_among_the_hosts_own(
+    make_foreign: Callable[[str], Foreign], dialect: str, theirs: str, time_format: str | None
+) -> None:
+    """A due time as text is written in the form that the host says it compares."""
+    foreign = make_foreign(dialect)
+    foreign.create()
+    foreign.set('"run after" = :theirs', theirs=theirs)
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, time_format=time_format)
+    rows.check()
+    rows.save("j-1", attempt(1))
+
+    rows.requeue("j-1", LATER, 1)
+
+    assert foreign.ask('"run after"') > theirs
+    found = rows.load("j-1").not_before
+    assert found is not None
+    assert timedelta(0) <= found - LATER < timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs", "words"),
+    [
+        ("TEXT", "2026-03-29 01:44:59", "say the form of yours with time_format"),
+        ("TEXT", "2026-03-29T03:44:59+02:00", "say the form of yours with time_format"),
+        ("TEXT", "tomorrow", "say the form of yours with time_format"),
+        ("BIGINT", 1_774_748_699_000, "is no number of seconds since the epoch"),
+    ],
+)
+def test_due_times_of_another_form_are_refused(
+    foreign: Foreign, kind: str, theirs: object, words: str
+) -> None:
+    """Due times among which ours would not sort are found at start, and one is shown."""
+    rows = foreign.create(due=kind)
+    foreign.set('"run after" = :theirs', theirs=theirs)
+
+    (problem,) = problems_of(rows)
+
+    assert repr(theirs) in problem
+    assert words in problem
+
+
+def test_host_without_some_columns_says_what_stands_in_every_row(foreign: Foreign) -> None:
+    """A table without repository, stage or due time is bound by naming constants for them."""
+    foreign.run(
+        "CREATE TABLE deploys (id INTEGER PRIMARY KEY, ticket TEXT, status TEXT, metadata TEXT)"
+    )
+    foreign.run("INSERT INTO deploys VALUES (1, 'WI-1', 'running', NULL)")
+    rows = SqlRows(
+        foreign.engine,
+        "deploys",
+        {"work_item": "ticket"},
+        constants={"repo": "shop", "stage": "deploy-staging", "not_before": None},
+    )
+    rows.check()
+    rows.save(1, attempt(1))
+    rows.requeue(1, LATER, 1)
+
+    row = rows.load(1)
+    assert (row.repo, row.work_item, row.stage) == ("shop", "WI-1", "deploy-staging")
+    assert (row.status, row.not_before) == ("queued", None)
+
+
+def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreign) -> None:
+    """With `where`, a row of somebody else with the same id and version stays as it is."""
+    foreign.create(uid="TEXT")
+    foreign.insert("j-1", tenant=2)
+    first, second = (
+        SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where=f"tenant = {n} AND '%:x' <> ''")
+        for n in (1, 2)
+    )
+    first.check()
+    first.save("j-1", attempt(1))
+    second.save("j-1", attempt(1))
+
+    second.save("j-1", attempt(2))
+    second.cancel("j-1", 2)
+
+    assert (first.load("j-1").snapshot(), first.load("j-1").status) == (attempt(1), "running")
+    assert [row.snapshot() for row in second.recent(5)] == [attempt(2)]
+    with pytest.raises(JobNotFoundError):
+        SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where="tenant = 3").load("j-1")
+
+
+def test_id_that_is_no_key_is_refused(foreign: Foreign) -> None:
+    """A column that may hold an id twice is no key, and no write touches two rows."""
+    rows = foreign.create(uid="TEXT")
+    foreign.insert("j-1", tenant=2)
+
+    (problem,) = problems_of(rows)
+    with pytest.raises(StaleSnapshotError):
+        rows.save("j-1", attempt(1))
+
+    assert problem == f"column 'uid' of {TABLE!r} is no key: two rows may have the same"
+    assert [row.document for row in rows.recent(2)] == [None, None]
+
+
+def test_table_in_another_schema_is_found_by_its_full_name(
+    make_foreign: Callable[[str], Foreign], postgres_url: str
+) -> None:
+    """A table that is not where the connection looks is named with its schema."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create()
+    schema = foreign.ask("current_schema()")
+    engine = open_database(postgres_url.partition("&options")[0])
+    elsewhere = SqlRows(engine, TABLE, NAMES, STATUSES, schema=schema)
+    elsewhere.check()
+
+    elsewhere.save("j-1", attempt(1))
+
+    assert rows.load("j-1").snapshot() == attempt(1)
+    with pytest.raises(JobNotFoundError, match=f"table '{schema}.{TABLE}'"):
+        elsewhere.load("j-2")
+    engine.dispose()
+
+
+def test_missing_rights_are_named(make_foreign: Callable[[str], Foreign]) -> None:
+    """A database user that may not read or write a column is told so at start."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.create()
+    schema, role = foreign.ask("current_schema()"), f"reader_{uuid.uuid4().hex[:8]}"
+    foreign.run(f"CREATE ROLE {role} LOGIN")
+    foreign.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    foreign.run(f'GRANT SELECT ON "{TABLE}" TO {role}')
+    engine = sa.create_engine(foreign.engine.url.set(username=role))
+
+    problems = problems_of(SqlRows(engine, TABLE, NAMES, STATUSES))
+
+    engine.dispose()
+    foreign.run(f"DROP OWNED BY {role}")
+    foreign.run(f"DROP ROLE {role}")
+    assert [problem.partition(" of ")[0] for problem in problems] == [
+        "column 'Condition'",
+        "column 'run after'",
+        "column 'extra'",
+    ]
+    assert problems[0].endswith(f"may not be used: {role} needs UPDATE on it")
+
+
+def test_table_that_is_missing_is_named(foreign: Foreign) -> None:
+    """A table that is not there is a configuration error that names it."""
+    foreign.create()
+
+    assert problems_of(SqlRows(foreign.engine, "jobs")) == ("there is no table 'jobs'",)
+
+
+def test_every_column_that_is_missing_is_named(foreign: Foreign) -> None:
+    """All columns that are not there are listed at once, with those that are."""
+    foreign.create()
+    rows = SqlRows(foreign.engine, TABLE, {"id": "uid", "repo": "project", "stage": "step"})
+
+    with pytest.raises(ConfigInvalidError) as refused:
+        rows.load("j-1")
+
+    problems = refused.value.problems
+    named = [problem.split(" has no column ")[1].split(" (")[0] for problem in problems]
+    assert named == [
+        "'work_item' for 'work_item'",
+        "'step' for 'stage'",
+        "'status' for 'status'",
+        "'not_before' for 'not_before'",
+        "'metadata' for 'metadata'",
+    ]
+    assert "it has uid, project, ticket" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"extra": "text[]"}, "'extra' of 'Agent Runs' is ARRAY, not jsonb, json or text"),
+        ({"extra": "varchar(255)"}, "is VARCHAR(255), too short for an attempt: use text"),
+        ({"due": "date"}, "'run after' of 'Agent Runs' is DATE, which holds no moment"),
+        ({"due": "interval"}, "is INTERVAL, which holds no moment"),
+        ({"condition": "mood"}, "cannot hold 'WAITING' for 'queued': it is one of BUSY, ON_HOLD"),
+        ({"condition": "integer"}, "cannot hold 'WAITING' for 'queued': it holds numbers"),
+        ({"condition": "varchar(5)"}, "cannot hold 'WAITING' for 'queued': it is VARCHAR(5)"),
+    ],
+)
+def test_column_that_cannot_hold_what_is_written_is_refused(
+    make_foreign: Callable[[str], Foreign], columns: dict[str, str], sentence: str
+) -> None:
+    """A type that cannot hold an attempt, a moment or a status word is named at start."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.run("CREATE TYPE mood AS ENUM ('BUSY', 'ON_HOLD')")
+    status = 1 if columns.get("condition") == "integer" else "BUSY"
+
+    problems = problems_of(foreign.create(**columns, status=status))
+
+    assert sentence in problems[0]
+
+
+def test_form_of_times_is_only_for_text(foreign: Foreign) -> None:
+    """A form for due times beside a column that has its own is refused."""
+    foreign.create(due="BIGINT")
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, time_format="%Y")
+
+    (problem,) = problems_of(rows)
+
+    assert problem.endswith("is BIGINT: time_format is only for text")
+
+
+def test_names_that_are_none_of_ours_are_all_refused(foreign: Foreign) -> None:
+    """A misspelt name in the mapping is refused when the rows are made."""
+    with pytest.raises(ConfigInvalidError) as refused:
+        SqlRows(
+            foreign.engine,
+            columns={"due": "x", "repo": "y"},
+            statuses={"runing": "y", "queued": "z"},
+            constants={"id": "1", "repo": "shop", "not_before": "now"},
+        )
+
+    assert [problem.split(" is ")[0] for problem in refused.value.problems] == [
+        "'due' of columns",
+        "'runing' of statuses",
+        "'id' of constants",
+        "'repo'",
+        "the constant 'not_before' can only be None: no job has a due time",
+    ]
+
+
+def test_other_databases_are_refused_by_name() -> None:
+    """A database that is neither SQLite nor PostgreSQL is refused before anything is asked."""
+    engine = sa.create_mock_engine("mysql+pymysql://", executor=lambda *_: None)
+
+    rows = SqlRows(engine)  # type: ignore[arg-type]  # only its dialect is looked at
+
+    assert problems_of(rows) == ("SqlRows works on sqlite and postgresql, not mysql",)
