@@ -19,6 +19,7 @@ from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Move, Run, Snapshot, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.trail import NO_LINK
 from staging_fsm.effects.clock import format_time
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
@@ -57,7 +58,7 @@ ENDINGS: Final = {"T03": Reason.PASSED, "T04": Reason.TESTS_FAILED, "T05": Reaso
 def attempt(state: State, ago: float = 5.0, worker: str = ME, due: float = 40.0) -> Snapshot:
     """Return an attempt whose last move was `ago` seconds before NOW; its next run is `due`."""
     when = format_time(NOW - timedelta(seconds=ago))
-    history = tuple(Move(id_, when, "because", worker) for id_ in WAYS[state])
+    history = tuple(Move(id_, when, "because", worker, NO_LINK) for id_ in WAYS[state])
     reason = next((ENDINGS[id_] for id_ in WAYS[state] if id_ in ENDINGS), None)
     code = None if reason is None else 0 if reason is Reason.PASSED else 1
     run = Run(1, when, reason=reason, exit_code=code)
