@@ -312,6 +312,28 @@ def test_follow_shows_the_output(shell: Shell) -> None:
     assert "adding up" in ended.stdout
 
 
+def test_no_secret_is_shown(shell: Shell) -> None:
+    """A secret that the suite prints stands neither on the console nor in the artifact."""
+    suite = ("--env", "STAGE_URL", "--env", "MISSING", "--", "sh", "-c")
+    command = shell.command(
+        "run", "--repo", str(shell.repository), "--follow", "--work-item", "WI-1", *suite
+    )
+    (shell.folder / "leak").write_text("t0psecret")
+    given = {"STAGE_URL": "https://stage.example/x", "DEPLOY_TOKEN": "t0psecret"}
+    ended = subprocess.run(
+        [*command, f"echo said $STAGE_URL $(cat {shell.folder}/leak)"],
+        env={**shell.environment(), **given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    artifact = shell.repository / "docs" / "work-items" / "WI-1" / "15-staging-log.md"
+
+    assert "said *** ***" in ended.stdout
+    assert "    said *** ***" in artifact.read_text()
+    assert "t0psecret" not in ended.stdout + ended.stderr + artifact.read_text()
+
+
 def test_doctor_names_what_is_missing(shell: Shell) -> None:
     """`doctor` exits 1 and says in words what is wrong with the configuration."""
     ended = shell.call("doctor", ENABLED="1", REPOS="shop", TIMEOUT_SECONDS="soon")

@@ -866,6 +866,36 @@ def test_output_is_kept_byte_for_byte(stand: Stand) -> None:
     assert stand.suites.log_tail(RUN, 7) == wanted[-7:]
 
 
+def test_tail_is_without_secrets_and_stays_as_it_was(stand: Stand) -> None:
+    """The end of a run's output shows no secret, live or ended, also after one was changed."""
+    variables = {**stand.variables, "GIVEN": "a given value", "API_TOKEN": "never given"}
+    order = RunOrder(
+        RUN,
+        stand.root / "tree",
+        UNVERSIONED,
+        SuitePlan(("/bin/sh", "-c", 'echo "$GIVEN, never given"'), environment=("GIVEN", "PATH")),
+    )
+    suites = LocalSuites(stand.state, variables)
+    suites.start(order)
+    assert has_ended(stand.pid())
+    live = suites.log_tail(RUN, 100)
+    suites.await_report(RUN)
+    changed = LocalSuites(stand.state, {"API_TOKEN": "another one"})
+
+    assert live == suites.log_tail(RUN, 100) == changed.log_tail(RUN, 100) == b"***, ***\n"
+    assert suites.log_tail(RUN, 5) == b" ***\n"
+    assert stand.log() == b"a given value, never given\n"
+
+
+def test_secret_that_begins_before_the_tail_is_masked_whole(stand: Stand) -> None:
+    """A tail that would begin in the middle of a secret shows no part of it."""
+    suites = LocalSuites(stand.state, {"TOKEN": "0123456789" * 5})
+    suites.start(RunOrder(RUN, stand.root, UNVERSIONED, SuitePlan(("echo", "0123456789" * 5))))
+    has_ended(stand.pid())
+
+    assert suites.log_tail(RUN, 3) == b"**\n"
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     limit=st.integers(1, 200),

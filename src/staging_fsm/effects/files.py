@@ -86,17 +86,6 @@ def sha256_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_tail(path: Path, size: int) -> bytes:
-    """Return the last `size` bytes of a file, or nothing if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - size))
-            return file.read(size)
-    except OSError:
-        return b""
-
-
 ARTIFACT_MODE: Final = 0o644
 
 

@@ -10,6 +10,7 @@ judge a run stands in its control folder before it starts:
     shim, leader who they are
     group        the control group that holds the suite, if there is one
     output.log   what the suite printed
+    tail         its end without secrets; written once the run has ended
     result       sealed; written when nothing of the run is alive any more
 """
 
@@ -40,6 +41,7 @@ from staging_fsm.core.evidence import (
     EvidenceState,
     read_junit,
 )
+from staging_fsm.core.masking import Masker
 from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import PRESETS, REPORT_DIR_PLACEHOLDER, UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
@@ -66,6 +68,8 @@ SUPERVISOR_MARGIN_SECONDS: Final = 20.0
 SUPERVISOR_START_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 5.0
 SWEEP_SECONDS: Final = 10.0
+#: How much of the end of a run's output is kept without secrets.
+KEPT_TAIL_BYTES: Final = 64 * 1024
 _PAUSE_SECONDS: Final = 0.005
 _SMALL_FILE_BYTES: Final = 64 * 1024
 #: What a suite put in the place of its lock is held by nobody: a link, a folder, a socket.
@@ -94,6 +98,8 @@ class _Order:
     changes: str
     report: str | None
     report_before: tuple[int, ...] | None
+    #: Names of variables that the suite was given.
+    environment: tuple[str, ...]
 
 
 class LocalSuites:
@@ -144,6 +150,7 @@ class LocalSuites:
             changes=worktree.tracked_changes(tree) if dirty_allowed else "",
             report=None if report is None else str(report),
             report_before=None if report is None else _fingerprint(report),
+            environment=order.suite.environment,
         )
         _write_order(folder, written)
         if not in_place:
@@ -214,6 +221,9 @@ class LocalSuites:
             # The supervisor is gone or could not finish its work: finish it from here.
             self.sweep(run_id)
         try:
+            # Kept before the run is judged: an artifact that is written again is the same, though
+            # a secret was changed meanwhile.
+            self._keep_tail(run_id)
             return self._report(run_id, order, result)
         finally:
             self._remove_checkout(run_id, order)
@@ -332,10 +342,36 @@ class LocalSuites:
         return _repeat(functools.partial(kill_marked, RUN_VARIABLE, run_id, leader))
 
     def log_tail(self, run_id: str, size: int) -> bytes:
-        """Return the last `size` bytes of a run's output, also while it is running."""
+        """Return the last `size` bytes of a run's output, without secrets; also while it runs.
+
+        Of a run that has ended no more than KEPT_TAIL_BYTES, always the same.
+        """
+        kept = self._state.run(run_id) / "tail"
+        if os.path.lexists(kept):
+            return _read_tail(kept, size)
+        return self._masked_tail(run_id, size)
+
+    def _masked_tail(self, run_id: str, size: int) -> bytes:
         folder = self._state.run(run_id)
+        masker = self.masker(run_id)
         parts = (folder / name for name in ("output.log", "output.tail.old", "output.tail"))
-        return b"".join(_read_tail(part, size) for part in parts)[-size:]
+        # A secret that begins before the tail is masked as a whole, and only then cut off.
+        wanted = size + masker.reach
+        output = b"".join(_read_tail(part, wanted) for part in parts)[-wanted:]
+        return masker.mask(output)[-size:]
+
+    def masker(self, run_id: str) -> Masker:
+        """Return what masks the secrets of this worker, and those that the suite was given."""
+        try:
+            names = _read_order(self._state.run(run_id)).environment
+        except PreparationError:
+            names = ()
+        return Masker.of(self._variables, set(names) - set(BASE_ENVIRONMENT))
+
+    def _keep_tail(self, run_id: str) -> None:
+        folder = self._state.run(run_id)
+        with contextlib.suppress(OSError):
+            write_durably(folder / "tail", self._masked_tail(run_id, KEPT_TAIL_BYTES))
 
     def _remove_checkout(self, run_id: str, order: _Order | None) -> None:
         checkout = self._state.worktree(run_id)
@@ -405,6 +441,7 @@ def _read_order(folder: Path) -> _Order:
         facts = json.loads(_read_small_file(folder / "order.json"))
         if facts["report_before"] is not None:
             facts["report_before"] = tuple(facts["report_before"])
+        facts["environment"] = tuple(facts["environment"])
         return _Order(**facts)
     except (OSError, ValueError, TypeError, KeyError) as error:
         message = f"the order of run {folder.name} cannot be read: {error}"

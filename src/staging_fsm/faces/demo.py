@@ -139,7 +139,7 @@ def _carry(console: Console, session: Session, repo: str, story: Story) -> dict[
         tool_exit_codes=(NO_STAGING_EXIT_CODE,),
         min_tests=2,
     )
-    progress = Progress(console, StateDir(session.state.root))
+    progress = Progress(console, StateDir(session.state.root), session.variables)
     staging = session.staging(suites=one_suite(entry), watch=progress.moved)
     job_id = staging_job(session, repo, story.work_item)
     AttemptDriver(session, staging, job_id).drive()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +11,14 @@ from rich.status import Status
 from rich.text import Text
 
 from staging_fsm.core.artifact import visible
+from staging_fsm.core.masking import MaskedStream
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.engine import run_id_of
 from staging_fsm.effects.clock import parse_time
-from staging_fsm.effects.files import StateDir, read_tail
+from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.suite import LocalSuites
 
 REFRESH_SECONDS: Final = 0.25
 _LINE_CHARACTERS: Final = 60
@@ -37,9 +40,17 @@ class Progress:
     With `follow` the suite's output is copied to the console as it is written.
     """
 
-    def __init__(self, console: Console, state: StateDir, *, follow: bool = False) -> None:
-        """Print on `console`; logs are looked up in `state`."""
+    def __init__(
+        self,
+        console: Console,
+        state: StateDir,
+        variables: Mapping[str, str],
+        *,
+        follow: bool = False,
+    ) -> None:
+        """Print on `console`; logs are looked up in `state`, and secrets in `variables`."""
         self._console, self._state, self._follow = console, state, follow
+        self._suites = LocalSuites(state, variables)
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -77,12 +88,10 @@ class Progress:
     def _show_live_line(self, snapshot: Snapshot, ended: threading.Event) -> None:
         started = time.monotonic()
         plan = snapshot.bound_plan
-        folder = self._state.run(run_id_of(snapshot))
+        run_id = run_id_of(snapshot)
         with Status("", console=self._console, refresh_per_second=1 / REFRESH_SECONDS) as status:
             while not ended.wait(REFRESH_SECONDS):
-                output = b"".join(
-                    read_tail(folder / name, 1024) for name in ("output.log", "output.tail")
-                )
+                output = self._suites.log_tail(run_id, 1024)
                 lines = visible(output.decode("utf-8", "replace")).strip().split("\n")
                 status.update(
                     Text(
@@ -93,15 +102,22 @@ class Progress:
                 )
 
     def _copy_output(self, snapshot: Snapshot, ended: threading.Event) -> None:
-        path = self._state.run(run_id_of(snapshot)) / "output.log"
-        position = 0
+        run_id = run_id_of(snapshot)
+        path = self._state.run(run_id) / "output.log"
+        position, stream = 0, None
         while True:
             last = ended.wait(REFRESH_SECONDS)
             while block := _read_from(path, position):
                 position += len(block)
-                self._console.out(block.decode("utf-8", "replace"), end="", highlight=False)
+                # What the suite was given is known from when it is there.
+                stream = stream or MaskedStream(self._suites.masker(run_id))
+                self._show(stream.feed(block))
             if last:
+                self._show(stream.end() if stream else b"")
                 return
+
+    def _show(self, output: bytes) -> None:
+        self._console.out(output.decode("utf-8", "replace"), end="", highlight=False)
 
 
 def _read_from(path: Path, position: int) -> bytes:

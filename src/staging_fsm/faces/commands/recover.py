@@ -17,7 +17,7 @@ def recover(db: str | None, *, as_json: bool) -> None:
     """Take up every attempt whose worker is gone, and drive it on."""
     session = open_session(db)
     console = Console(stderr=as_json, highlight=False)
-    progress = Progress(console, session.state)
+    progress = Progress(console, session.state, session.variables)
     staging = session.staging(watch=progress.moved)
     touched = staging.recover()
     progress.stop()

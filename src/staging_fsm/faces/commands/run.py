@@ -104,7 +104,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     console = Console(stderr=options["as_json"], highlight=False)
-    progress = Progress(console, session.state, follow=options["follow"])
+    progress = Progress(console, session.state, session.variables, follow=options["follow"])
     replaced: dict[str, Any] = {"suites": one_suite(entry), "watch": progress.moved}
     if options["artifact_dir"] is not None:
         folder = Path(options["artifact_dir"] or session.state.root / "artifacts").absolute()
