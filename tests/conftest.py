@@ -14,6 +14,7 @@ from hypothesis import settings
 import postgres
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
+from staging_fsm.faces.diagrams import Diagram, svg
 from staging_fsm.host.launcher import Host
 from staging_fsm.host.settings import load_host_settings
 from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
@@ -57,11 +58,19 @@ class Golden(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--rewrite`."""
+    """Add `--rewrite` and `--draw-coverage`."""
     parser.addoption("--rewrite", action="store_true", help="write the golden files afresh")
+    parser.addoption(
+        "--draw-coverage",
+        metavar="FILE",
+        type=Path,
+        help="draw the table as SVG, with how often the stories walked each transition",
+    )
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """Say how many rows of the table the stories walked, and what found no PostgreSQL."""
     from script import FIRED  # noqa: PLC0415  # it imports from here
 
@@ -76,6 +85,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"transitions fired by stories: {len(FIRED)}/{len(TRANSITIONS)}"
             + (f", never fired: {', '.join(never)}" if never else "")
         )
+    drawing = config.getoption("--draw-coverage")
+    if drawing is not None:
+        drawing.write_bytes(svg(Diagram(counts=FIRED)).encode())
+        terminalreporter.write_line(f"transitions drawn with their counts: {drawing}")
 
 
 @pytest.fixture(scope="session")

@@ -266,6 +266,11 @@ class MemoryRows(_Connected):
         rows = [_job_row(job) for job in self.tables.jobs.values() if job.status in UNFINISHED]
         return [row for row in rows if row.document is not None]
 
+    def attempts(self) -> Iterator[JobRow]:
+        """Yield every row that carries our key, ended or not, in order of ids."""
+        rows = [_job_row(self.tables.jobs[id_]) for id_ in sorted(self.tables.jobs)]
+        yield from (row for row in rows if row.document is not None)
+
     def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
         """Return the `limit` rows with the greatest ids, greatest first; of `repo` if given."""
         jobs = sorted(self.tables.jobs.values(), key=lambda job: job.id, reverse=True)[:limit]

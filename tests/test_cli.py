@@ -4,6 +4,7 @@ import json
 import os
 import pkgutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -252,8 +253,6 @@ def test_run_takes_up_a_deferred_attempt(shell: Shell) -> None:
 
 def make_due(shell: Shell, job_id: int) -> None:
     """Let the deferred job's time come, in row and snapshot."""
-    import sqlite3  # noqa: PLC0415  # the operator's own tool
-
     past = "2020-01-01T00:00:00.000000Z"
     with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
         database.execute(
@@ -272,6 +271,40 @@ def test_show_and_queue_speak_json(shell: Shell) -> None:
     assert shown == view
     assert (queued["counts"], queued["attempts"], queued["refused"]) == ({}, [], [])
     assert [end["job_id"] for end in queued["last_outcomes"]] == [view["job_id"]]
+
+
+def test_diagram_of_a_job_shows_its_path(shell: Shell) -> None:
+    """`diagram --job` prints one attempt with its steps, in the format that was asked for."""
+    _, view = shell.run("--", "true")
+    drawn = shell.call("diagram", "--job", str(view["job_id"])).stdout
+    written = shell.call("diagram", "--job", str(view["job_id"]), "--format", "dot").stdout
+
+    assert 'class="edge lit"' in drawn
+    assert "T03 SUITE_PASSED (step 2)" in written
+
+
+def test_diagram_with_counts_counts_all_history(shell: Shell) -> None:
+    """`diagram --counts` counts the moves of every stored attempt, and names what it refuses."""
+    for command in ("true", "true", "false"):
+        _, view = shell.run("--", command)
+    before = shell.call("diagram", "--counts", "--format", "table").stdout
+    with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
+        database.execute(
+            "UPDATE jobs SET metadata = json_set(metadata, '$.staging_runner.state', 'RUNNING')"
+            " WHERE id = ?",
+            (view["job_id"],),
+        )
+    after = shell.call("diagram", "--counts", "--format", "table")
+
+    assert "| T03 | RUNNING | SUITE_PASSED | VERDICT_PASSED | HAND_OVER | 2 |" in before
+    assert "| T01 | PENDING | JOB_CLAIMED | RUNNING | RUN_SUITE | 3 |" in before
+    assert "| T01 | PENDING | JOB_CLAIMED | RUNNING | RUN_SUITE | 2 |" in after.stdout
+    assert f"job {view['job_id']} is not counted: its history leads to" in after.stderr
+
+
+def test_diagram_is_of_one_thing(shell: Shell) -> None:
+    """`diagram` compares, or shows a job, or counts: two at once are a usage error."""
+    assert shell.call("diagram", "--job", "1", "--counts").returncode == ExitCode.USAGE
 
 
 def test_unknown_job_is_a_sentence(shell: Shell) -> None:

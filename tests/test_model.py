@@ -16,7 +16,6 @@ from staging_fsm.core.spec import TERMINAL, TRANSITIONS, Effect, Event, State, T
 from staging_fsm.faces.promela import FILE_NAME, LIVENESS, PROPERTIES, promela
 
 ROOT: Final = Path(__file__).parent.parent
-COMMITTED: Final = ROOT / "diagrams" / FILE_NAME
 DOCUMENT: Final = ROOT / "docs" / "model.md"
 
 SPIN: Final = shutil.which("spin")
@@ -128,14 +127,6 @@ def isolate(model: str, name: str) -> str:
     return model.replace(
         "inline check(", "inline pass_over(property, condition) {\n    skip\n}\n\ninline check(", 1
     )
-
-
-def test_committed_model_is_current(request: pytest.FixtureRequest) -> None:
-    """`diagrams/staging.pml` is, byte for byte, what the table gives."""
-    if request.config.getoption("--rewrite"):
-        COMMITTED.write_bytes(promela().encode())
-
-    assert COMMITTED.read_bytes().decode() == promela()
 
 
 @pytest.mark.parametrize("row", TRANSITIONS, ids=lambda row: row.id)

@@ -29,6 +29,7 @@ from staging_fsm.core.snapshot import (
     fresh_snapshot,
 )
 from staging_fsm.core.spec import State
+from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.clock import format_time
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
@@ -451,6 +452,20 @@ def test_recent_are_the_rows_with_the_greatest_ids(kit: Kit) -> None:
 
     assert [row.id for row in found] == others[::-1]
     assert [row.snapshot() for row in found] == [None, attempt(1), None]
+
+
+def test_every_attempt_is_walked_in_batches(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk over all attempts yields each once, ended or not, and no row without one."""
+    monkeypatch.setattr(rows_module, "BATCH_ROWS", 2)
+    kit.add("{}")
+    with kit.store.transaction() as tx:
+        item = kit.store.work_item(tx, "shop", "WI-1")
+        others = [kit.store.enqueue(tx, item, "deployer", NOW) for _ in range(6)]
+    for job_id in (JOB, *others[1:]):
+        kit.rows.save(job_id, attempt(1))
+    kit.rows.cancel(others[2], 1)
+
+    assert [row.id for row in kit.rows.attempts()] == [JOB, *others[1:]]
 
 
 def test_recent_of_a_repository_are_those_among_the_newest(kit: Kit) -> None:

@@ -6,6 +6,8 @@ TC-14, the anti-drift rule, is `test_anti_drift.py`.
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -371,3 +373,15 @@ def test_every_transition_is_fired_by_a_story(request: pytest.FixtureRequest) ->
         pytest.skip("only some of the stories were chosen")
 
     assert set(FIRED) == {row.id for row in TRANSITIONS}
+
+
+def test_coverage_of_the_stories_can_be_drawn(tmp_path: Path) -> None:
+    """`--draw-coverage` draws the table with how often the stories walked each transition."""
+    drawing = tmp_path / "coverage.svg"
+    story = f"{__file__}::test_story[{tc_09_missing_command_is_not_retried.__name__}]"
+    command = [sys.executable, "-m", "pytest", "--quiet", story, "--draw-coverage", str(drawing)]
+    subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, capture_output=True)
+    text = drawing.read_text(encoding="utf-8")
+
+    assert "T08: TOOL_ERROR to EXHAUSTED on BUDGET_SPENT (1)" in text
+    assert "T07: TOOL_ERROR to DEFERRED on BUDGET_LEFT (0)" in text

@@ -4,6 +4,7 @@ The effects layer answers with the real thing; the simulation in the tests
 answers with a world whose every fault is chosen by a seed.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import StrEnum, unique
@@ -84,6 +85,10 @@ class JobRows(Protocol):
 
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
+        ...
+
+    def attempts(self) -> Iterator[JobRow]:
+        """Yield every row that carries our key, ended or not, however broken, in order of ids."""
         ...
 
     def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:

@@ -55,6 +55,8 @@ DIALECTS: Final = ("sqlite", "postgresql")
 METADATA_LENGTH_MIN: Final = 65_536
 _SAMPLE_ROWS: Final = 20
 _NUMBERS: Final = (sa.Integer, sa.Numeric, sa.Float)
+#: How many rows a walk through the whole table holds at a time.
+BATCH_ROWS: Final = 1000
 
 
 class SqlRows:
@@ -291,6 +293,20 @@ class SqlRows:
         )
         rows = self._fetch(statement)
         return rows if repo is None else [row for row in rows if row.repo == repo]
+
+    def attempts(self) -> Iterator[JobRow]:
+        """Yield every row that carries our key, ended or not, however broken, in order of ids.
+
+        Read in batches by the primary key: however long the table, little of it is
+        in memory, and no transaction is open between two batches.
+        """
+        id_, text = self._column("id"), self._documents.text
+        ours = text.contains(f'"{SNAPSHOT_KEY}"'), self._ours()
+        batch = self._select(text).where(*ours).order_by(id_).limit(BATCH_ROWS)
+        rows = self._fetch(batch)
+        while rows:
+            yield from (row for row in rows if row.document is not None)
+            rows = self._fetch(batch.where(id_ > rows[-1].id))
 
     def _load(self, condition: sa.ColumnElement[bool]) -> list[JobRow]:
         statement = self._select(self._documents.text).where(condition)

@@ -14,7 +14,7 @@ import attrs
 import sqlalchemy as sa
 
 from staging_fsm.core.config import PREFIX, RunnerConfig, SuiteEntry, Suites
-from staging_fsm.core.errors import StaleSnapshotError, TransitionRefusedError
+from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError, TransitionRefusedError
 from staging_fsm.core.ports import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.drive.engine import Place
@@ -82,6 +82,16 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
         clock=SystemClock(),
         worker=str(this_process()),
     )
+
+
+def stored_attempt(session: Session, job_id: int) -> tuple[JobRow, Snapshot]:
+    """Return a job and its attempt; raises JobNotFoundError if the runner never had it."""
+    row = session.rows.load(job_id)
+    snapshot = row.snapshot()
+    if snapshot is None:
+        message = f"job {job_id} has no staging attempt: the runner never had it"
+        raise JobNotFoundError(message)
+    return row, snapshot
 
 
 def stored_view(session: Session, row: JobRow) -> dict[str, Any]:

@@ -7,10 +7,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from staging_fsm.core.errors import JobNotFoundError
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.faces.options import db_option, json_option
-from staging_fsm.faces.session import open_session, stored_view
+from staging_fsm.faces.session import open_session, stored_attempt, stored_view
 from staging_fsm.faces.views import sentence
 
 
@@ -21,11 +20,7 @@ from staging_fsm.faces.views import sentence
 def show(job: int, db: str | None, *, as_json: bool) -> None:
     """Show one attempt: its state, its history, its runs."""
     session = open_session(db)
-    row = session.rows.load(job)
-    snapshot = row.snapshot()
-    if snapshot is None:
-        message = f"job {job} has no staging attempt: the runner never had it"
-        raise JobNotFoundError(message)
+    row, snapshot = stored_attempt(session, job)
     view = stored_view(session, row)
     if as_json:
         click.echo(json.dumps(view))

@@ -11,7 +11,9 @@ from typing import Final
 
 from staging_fsm.faces.diagrams.drawing import STYLE, svg
 from staging_fsm.faces.diagrams.model import Diagram
+from staging_fsm.faces.diagrams.statechart import scxml
 from staging_fsm.faces.diagrams.written import dot, markdown_table, mermaid
+from staging_fsm.faces.promela import FILE_NAME, promela
 
 __all__ = [
     "FILES",
@@ -21,6 +23,7 @@ __all__ = [
     "markdown_table",
     "mermaid",
     "outdated",
+    "scxml",
     "svg",
     "write_diagrams",
 ]
@@ -31,7 +34,9 @@ FILES: Final[Mapping[str, Callable[[Diagram], str]]] = MappingProxyType(
         "attempt.mmd": mermaid,
         "attempt.dot": dot,
         "attempt.svg": svg,
+        "attempt.scxml": scxml,
         "table.md": markdown_table,
+        FILE_NAME: lambda diagram: promela(diagram.rows),
     }
 )
 

@@ -51,10 +51,10 @@ def markdown_table(diagram: Diagram) -> str:
         ]
         for row in diagram.rows
     ]
-    if diagram.counts is not None:
+    if diagram.counts is not None or diagram.path:
         head.append("walked")
         for row, line in zip(diagram.rows, cells, strict=True):
-            line.append(str(diagram.counts.get(row.id, 0)))
+            line.append(diagram.note(row) or "-")
     rows = [head, ["---"] * len(head), *cells]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
