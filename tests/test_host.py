@@ -1,18 +1,25 @@
 """The reference host on its own: a work item is carried over the LLM path by any agent command."""
 
+import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable
+from datetime import datetime
 
+import attrs
 import pytest
+import sqlalchemy as sa
 
 from conftest import HostKit, git
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
-from staging_fsm.host.launcher import finish_job
+from staging_fsm.host.launcher import Host, finish_job
 from staging_fsm.host.pipeline import JobAlreadyEndedError
+from staging_fsm.host.store import Job, SqlHostStore
 from staging_fsm.host.worker import Worker
 
+DEADLINE_SECONDS = 60
 Maker = Callable[..., HostKit]
 
 #: An agent that writes a verdict on deploy-staging and exits 0 everywhere.
@@ -148,3 +155,59 @@ def test_job_that_cannot_be_launched_does_not_stop_the_worker(make_host: Maker) 
     assert launched == 3
     assert kit.store.job(first).status == "running"
     assert kit.item("WI-2").stage == "done"
+
+
+def test_worker_has_many_jobs_in_hand_at_once(make_host: Maker) -> None:
+    """A worker launches as many due jobs at once as it may, and no job twice."""
+    kit = make_host()
+    jobs = [kit.add("analysis", f"WI-{number}") for number in range(5)]
+    all_at_once = threading.Barrier(2)
+    launched = []
+
+    def launch(_host: Host, job: Job) -> None:
+        # The first four jobs need each other to go on, two by two.
+        if job.id != jobs[-1]:
+            all_at_once.wait(DEADLINE_SECONDS)
+        launched.append(job.id)
+
+    worker = Worker(kit.host, "worker", launch=launch, concurrency=2)
+
+    assert worker.run_until_idle() == len(jobs)
+    assert sorted(launched) == jobs
+
+
+def test_worker_goes_on_with_what_a_job_in_hand_has_queued(make_host: Maker) -> None:
+    """Nothing is due is only true once no job in hand can queue another."""
+    kit = make_host()
+    kit.add("analysis")
+    nothing_is_due = threading.Event()
+    launched = []
+
+    class Store(SqlHostStore):
+        def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
+            job = super().claim_next(now, claimed_by, only)
+            if job is None:
+                nothing_is_due.set()
+            return job
+
+    def launch(_host: Host, job: Job) -> None:
+        launched.append(job.work_item)
+        if job.work_item == "WI-1":
+            assert nothing_is_due.wait(DEADLINE_SECONDS)
+            kit.add("analysis", "WI-2")
+
+    host = attrs.evolve(kit.host, store=Store(kit.store.engine))
+    worker = Worker(host, "worker", launch=launch, concurrency=4)
+
+    assert worker.run_until_idle() == 2
+    assert launched == ["WI-1", "WI-2"]
+
+
+def test_many_threads_have_a_connection_each_at_once(make_host: Maker) -> None:
+    """A thread that needs a second connection inside its transaction gets it at once."""
+    engine = make_host().store.engine
+
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(engine.connect()) for _ in range(64)]
+
+        assert {connection.scalar(sa.text("SELECT 1")) for connection in connections} == {1}

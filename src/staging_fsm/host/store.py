@@ -287,7 +287,10 @@ def open_database(url: str) -> Engine:
         address = address.set(drivername="postgresql+psycopg")
     if address.get_backend_name() == "postgresql":
         return sa.create_engine(address, pool_pre_ping=True)
-    engine = sa.create_engine(address)
+    # As many connections as there are threads: one that waits for a second one inside its
+    # transaction must not wait for those that wait for its lock.
+    in_a_file = address.get_backend_name() == "sqlite" and address.database
+    engine = sa.create_engine(address, **({"max_overflow": -1} if in_a_file else {}))
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
     return engine

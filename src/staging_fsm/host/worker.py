@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Final
 
 import attrs
@@ -16,16 +17,20 @@ _LOG: Final = logging.getLogger(__name__)
 
 @attrs.define
 class Worker:
-    """One process that works on jobs, one at a time."""
+    """One process that works on jobs, up to `concurrency` of them at once.
+
+    A job in hand is a thread that waits for a process: it costs no processor time.
+    """
 
     host: Host
     identity: str
     launch: Callable[[Host, Job], object] = launch_job
     is_alive: Callable[[ProcessIdentity], bool | None] = is_alive
+    concurrency: int = 1
     stopping: bool = False
 
     def stop(self) -> None:
-        """Let the loop end after the job in hand; may be called from a signal handler."""
+        """Let the loop end after the jobs in hand; may be called from a signal handler."""
         self.stopping = True
         self.host.clock.wake()
 
@@ -57,19 +62,36 @@ class Worker:
         A launch that raises is logged and its job stays claimed, for a person to
         look at: launching it again at once would only fail again.
         """
-        job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
+        job = self._claim(only)
         if job is not None:
-            try:
-                self.launch(self.host, job)
-            except Exception:  # noqa: BLE001  # one broken launch must not end the worker
-                _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
+            self._launch(job)
         return job
 
+    def _claim(self, only: int | None = None) -> Job | None:
+        return self.host.store.claim_next(self.host.clock.now(), self.identity, only)
+
+    def _launch(self, job: Job) -> None:
+        try:
+            self.launch(self.host, job)
+        except Exception:  # noqa: BLE001  # one broken launch must not end the worker
+            _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
+
     def run_until_idle(self) -> int:
-        """Work until nothing is due; return how many jobs were launched."""
+        """Work until nothing is due and nothing in hand; return how many jobs were launched."""
         launched = 0
-        while not self.stopping and self.run_one() is not None:
-            launched += 1
+        in_hand: set[Future[None]] = set()
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="launch") as pool:
+            while not self.stopping:
+                if len(in_hand) < self.concurrency and (job := self._claim()) is not None:
+                    in_hand.add(pool.submit(self._launch, job))
+                    launched += 1
+                elif in_hand:
+                    # What has ended may have queued the next job; others queue jobs too.
+                    ended, in_hand = wait(in_hand, IDLE_SECONDS, FIRST_COMPLETED)
+                    for launch in ended:
+                        launch.result()
+                else:
+                    break
         return launched
 
     def run_forever(self) -> None:

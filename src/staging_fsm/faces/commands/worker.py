@@ -13,11 +13,22 @@ from staging_fsm.host.worker import Worker
 @click.command()
 @db_option
 @click.option("--once", is_flag=True, help="Work until nothing is due, then end.")
-def worker(db: str | None, *, once: bool) -> None:
-    """Work on the jobs of the embedded orchestrator, staging jobs by the runner."""
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many jobs are worked on at once.",
+)
+def worker(db: str | None, *, once: bool, concurrency: int) -> None:
+    """Work on the jobs of the embedded orchestrator, staging jobs by the runner.
+
+    Jobs of one repository may run at the same time. Each has a worktree of its own;
+    suites that run in place share the repository's folder.
+    """
     logging.getLogger("staging_fsm").setLevel(logging.INFO)
     session = open_session(db)
-    loop = Worker(session.host(session.staging()), session.worker)
+    loop = Worker(session.host(session.staging()), session.worker, concurrency=concurrency)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())
     if once:
