@@ -1,6 +1,7 @@
 """Attempts as strategies: any snapshot that the engine could have stored."""
 
 from collections.abc import Iterable
+from datetime import UTC
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import INFRA_RETRIES_MAX, Budget, Plan, Preset, SuitePlan, Workspace
 from staging_fsm.core.snapshot import Artifact, Move, Run, Snapshot
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, reachable
+from staging_fsm.core.times import format_time
 from staging_fsm.core.trail import NO_LINK, links
 
 #: Any text a row can hold, with the surrogates that stand for undecodable bytes of the system.
@@ -38,6 +40,7 @@ hostile_texts = st.sampled_from(
     ]
 )
 words = texts | hostile_texts
+times = st.datetimes(timezones=st.just(UTC)).map(format_time)
 amounts = st.floats(0, 1e9) | st.integers(0, 10**6).map(float)
 counted = st.integers(0, 10**9)
 
@@ -93,7 +96,7 @@ def paths(draw: st.DrawFn, ends: Iterable[State]) -> tuple[Move, ...]:
         if not rows:
             break
         row = draw(st.sampled_from(rows))
-        moves.append(Move(row.id, draw(words), draw(words), draw(words), NO_LINK))
+        moves.append(Move(row.id, draw(times), draw(words), draw(words), NO_LINK))
         state = row.target
     assume(sum(move.row.event is Event.JOB_CLAIMED for move in moves) <= 1 + INFRA_RETRIES_MAX)
     return tuple(moves)
@@ -112,7 +115,7 @@ def ended_runs(draw: st.DrawFn, number: int, event: Event) -> Run:
     reason = draw(st.sampled_from(reasons_of(event)))
     passed = REASONS[reason].verdict is Verdict.PASSED
     facts: dict[str, Any] = {
-        "ended_at": words,
+        "ended_at": times,
         "rule": words,
         "exit_code": st.just(0) if passed else st.none() | st.integers(-1, 255),
         "signal": st.none() if passed else st.none() | st.integers(1, 64),
@@ -124,9 +127,9 @@ def ended_runs(draw: st.DrawFn, number: int, event: Event) -> Run:
         "log_sha256": st.none() | words,
         "log_bytes": st.none() | counted,
         "log_dropped_bytes": st.none() | counted,
-        "due_at": st.none() | words,
+        "due_at": st.none() | times,
     }
-    return Run(number, draw(words), reason=reason, **draw(st.fixed_dictionaries(facts)))
+    return Run(number, draw(times), reason=reason, **draw(st.fixed_dictionaries(facts)))
 
 
 @st.composite
@@ -141,7 +144,7 @@ def attempts(draw: st.DrawFn, ends: Iterable[State] = State) -> Snapshot:
     ]
     claims = sum(move.row.event is Event.JOB_CLAIMED for move in history)
     runs = tuple(
-        Run(number, draw(words))
+        Run(number, draw(times))
         if event in (None, Event.CANCEL_REQUESTED)
         else draw(ended_runs(number, event))
         for number, event in zip(
@@ -159,7 +162,7 @@ def attempts(draw: st.DrawFn, ends: Iterable[State] = State) -> Snapshot:
             plan=draw(plan if claims else st.none() | plan),
             runs=runs,
             history=history,
-            next_run_at=draw(words if state is State.DEFERRED else st.none() | words),
+            next_run_at=draw(times if state is State.DEFERRED else st.none() | times),
             artifact=draw(st.none() | st.builds(Artifact, words, words)),
         )
     )

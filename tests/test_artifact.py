@@ -52,8 +52,8 @@ ENDINGS = {
 }
 PASSED = Run(
     1,
-    "2030-01-01T00:00:00Z",
-    "2030-01-01T00:00:09Z",
+    "2030-01-01T00:00:00.000000Z",
+    "2030-01-01T00:00:09.000000Z",
     Reason.PASSED,
     "J12",
     0,
@@ -81,8 +81,8 @@ KILLED = attrs.evolve(
 )
 LOST = Run(
     2,
-    "2030-01-01T00:02:00Z",
-    "2030-01-01T00:03:00Z",
+    "2030-01-01T00:02:00.000000Z",
+    "2030-01-01T00:03:00.000000Z",
     Reason.WORKER_LOST,
     "engine",
     detail="worker a:1:2 is gone",
@@ -98,7 +98,7 @@ def judged(*runs: Run, suite: SuitePlan = SUITE) -> Snapshot:
     state, history = State.PENDING, []
     for event in [*events, Event.JOB_CLAIMED, *ENDINGS[last]]:
         row = ROWS[state, event]
-        history.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker", NO_LINK))
+        history.append(Move(row.id, "2030-01-01T00:00:00.000000Z", "why", "a worker", NO_LINK))
         state = row.target
     plan = Plan(suite, Budget(len(runs)), "4c1d0a7")
     return Snapshot(len(history), "7-3f", state, "a worker", plan, runs, tuple(history), None, None)

@@ -8,7 +8,7 @@ import pytest
 
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.spec import State
-from staging_fsm.effects.clock import format_time
+from staging_fsm.core.times import format_time
 from world import Damage, Doing, Fate, Shape, Task, Worker, World, simulation
 
 Fates = Callable[[int, str], Fate]

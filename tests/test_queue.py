@@ -19,8 +19,8 @@ from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Move, Run, Snapshot, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.times import format_time
 from staging_fsm.core.trail import NO_LINK
-from staging_fsm.effects.clock import format_time
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.queue import (

@@ -29,8 +29,8 @@ from staging_fsm.core.snapshot import (
     fresh_snapshot,
 )
 from staging_fsm.core.spec import State
+from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
-from staging_fsm.effects.clock import format_time
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
 

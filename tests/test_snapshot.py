@@ -51,8 +51,8 @@ PLAN = Plan(
 #: A run of which everything is known.
 FULL_RUN = Run(
     1,
-    "2030-01-01T00:00:00Z",
-    "2030-01-01T00:00:09Z",
+    "2030-01-01T00:00:00.000000Z",
+    "2030-01-01T00:00:09.000000Z",
     Reason.TOO_FEW_TESTS,
     "J09",
     0,
@@ -73,7 +73,7 @@ def walked(*events: Event) -> tuple[Move, ...]:
     state, moves = INITIAL, []
     for event in events:
         row = ROWS[state, event]
-        moves.append(Move(row.id, "2030-01-01T00:00:00Z", "why", "a worker", NO_LINK))
+        moves.append(Move(row.id, "2030-01-01T00:00:00.000000Z", "why", "a worker", NO_LINK))
         state = row.target
     return tuple(moves)
 
@@ -89,7 +89,7 @@ def attempt(*events: Event, runs: tuple[Run, ...] = (), **changes: Any) -> Snaps
         "plan": PLAN,
         "runs": runs,
         "history": history,
-        "next_run_at": "2030-01-01T00:01:00Z",
+        "next_run_at": "2030-01-01T00:01:00.000000Z",
         "artifact": Artifact("/repo/15-staging-log.md", "ab12"),
     }
     return linked(Snapshot(**{**fields, **changes}))
@@ -99,7 +99,7 @@ PASSED = attrs.evolve(FULL_RUN, reason=Reason.PASSED, rule="J12", signal=None)
 LOST = attrs.evolve(FULL_RUN, reason=Reason.WORKER_LOST)
 TOOL_ERROR = (Event.JOB_CLAIMED, Event.SUITE_NOT_EXECUTED)
 DEFERRED = attempt(*TOOL_ERROR, Event.BUDGET_LEFT, runs=(FULL_RUN,))
-RUNNING = attempt(Event.JOB_CLAIMED, runs=(Run(1, "2030-01-01T00:00:00Z"),))
+RUNNING = attempt(Event.JOB_CLAIMED, runs=(Run(1, "2030-01-01T00:00:00.000000Z"),))
 JUDGED = attempt(Event.JOB_CLAIMED, Event.SUITE_PASSED, runs=(PASSED,))
 STORED = {"deferred": DEFERRED, "running": RUNNING, "judged": JUDGED}
 
@@ -195,7 +195,7 @@ def test_facts_of_an_attempt() -> None:
         DEFERRED,
         history=walked(*TOOL_ERROR, Event.BUDGET_LEFT, Event.JOB_CLAIMED),
         state=State.RUNNING,
-        runs=(FULL_RUN, Run(2, "2030-01-01T00:02:00Z")),
+        runs=(FULL_RUN, Run(2, "2030-01-01T00:02:00.000000Z")),
     )
 
     assert load_snapshot(document(running)) == running
@@ -207,7 +207,11 @@ def test_facts_of_an_attempt() -> None:
 
 def test_nothing_is_known_of_a_run_that_has_just_begun() -> None:
     """A new run has its number and its start, and nothing that looks like a result."""
-    assert set(attrs.astuple(Run(1, "2030-01-01T00:00:00Z"))) == {1, "2030-01-01T00:00:00Z", None}
+    assert set(attrs.astuple(Run(1, "2030-01-01T00:00:00.000000Z"))) == {
+        1,
+        "2030-01-01T00:00:00.000000Z",
+        None,
+    }
 
 
 def test_attempt_without_a_plan_says_so() -> None:
@@ -363,6 +367,19 @@ REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
         put((*RUNS, "reason"), "exit_code"),
         "run 1 ended by SUITE_NOT_EXECUTED, but its reason is exit_code",
     ),
+    "next run at no time": (
+        put(("next_run_at",), "2030-01-01T00:00:00Z"),
+        "next_run_at: '2030-01-01T00:00:00Z' is no time like 1970-01-01T00:00:00.000000Z",
+    ),
+    "move at no time": (
+        put((*HISTORY, "time"), "soon"),
+        "the time of move 1: Invalid isoformat string: 'soon'",
+    ),
+    "run at no time": (put((*RUNS, "started_at"), ""), "started_at: Invalid isoformat string: ''"),
+    "run ended at no time": (
+        put((*RUNS, "ended_at"), "2030-01-01"),
+        "ended_at: '2030-01-01' is no time like 1970-01-01T00:00:00.000000Z",
+    ),
     "no time for the next run": (
         put(("next_run_at",), None),
         "it is DEFERRED without a time for its next run",
@@ -440,7 +457,7 @@ def test_run_that_ended_is_not_running() -> None:
 def test_only_the_last_run_may_be_open() -> None:
     """A run before the last has ended, whatever state the attempt is in."""
     events = (*TOOL_ERROR, Event.BUDGET_LEFT, Event.JOB_CLAIMED)
-    open_runs = (Run(1, "2030-01-01T00:00:00Z"), Run(2, "2030-01-01T00:00:00Z"))
+    open_runs = (Run(1, "2030-01-01T00:00:00.000000Z"), Run(2, "2030-01-01T00:00:00.000000Z"))
 
     for more in ((), (Event.CANCEL_REQUESTED,)):
         stored = document(attempt(*events, *more, runs=open_runs))

@@ -45,9 +45,9 @@ from staging_fsm.core.plan import SuitePlan
 from staging_fsm.core.ports import AlertKind, JobRow, RunCondition, RunOrder, RunReport
 from staging_fsm.core.snapshot import FORMAT, SNAPSHOT_KEY, Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine, Place
 from staging_fsm.drive.intercept import STAGE, Decision, Ruling, StagingIntercept
-from staging_fsm.effects.clock import format_time
 from staging_fsm.effects.processes import ProcessIdentity
 from staging_fsm.host import launcher, pipeline
 from staging_fsm.host.contract import gate as gate_module

@@ -18,6 +18,7 @@ from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import Plan
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, Transition
+from staging_fsm.core.times import parse_time
 
 SNAPSHOT_KEY: Final = "staging_runner"
 FORMAT: Final = 1
@@ -254,7 +255,27 @@ def _problems(snapshot: Snapshot) -> Any:
         yield "it ran without a plan"
     if snapshot.plan is not None and claims > snapshot.plan.budget.runs_max:
         yield f"it holds {claims} runs, but its budget is {snapshot.plan.budget.runs_max}"
+    yield from _time_problems(snapshot)
     yield from _run_problems(snapshot)
+
+
+def _time_problems(snapshot: Snapshot) -> Any:
+    stored = [("next_run_at", snapshot.next_run_at)]
+    stored += [
+        (f"the time of move {number}", move.time) for number, move in enumerate(snapshot.history, 1)
+    ]
+    for run in snapshot.runs:
+        stored += [
+            ("started_at", run.started_at),
+            ("ended_at", run.ended_at),
+            ("due_at", run.due_at),
+        ]
+    for name, text in stored:
+        try:
+            if text is not None:
+                parse_time(text)
+        except ValueError as error:
+            yield f"{name}: {error}"
 
 
 def _run_problems(snapshot: Snapshot) -> Any:

@@ -40,7 +40,7 @@ _RUN_ENDS: Final = frozenset(
 _encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
-def walk(  # a move is told by that much
+def walk(
     snapshot: Snapshot,
     row: Transition,
     time: str,

@@ -37,8 +37,9 @@ from staging_fsm.core.ports import (
 )
 from staging_fsm.core.snapshot import Artifact, Run, Snapshot
 from staging_fsm.core.spec import Effect, Event, State
+from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.core.trail import walk
-from staging_fsm.effects.clock import Clock, format_time, parse_time
+from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.journal import log_error, log_transition
 from staging_fsm.host.contract.self_deploy import map_exit_code_to_status

@@ -37,10 +37,11 @@ from staging_fsm.core.plan import Plan, SuitePlan
 from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, JobRows
 from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine, Gate, Place, Step
 from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
 from staging_fsm.effects.alerts import FileAlerts
-from staging_fsm.effects.clock import SystemClock, format_time
+from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.processes import this_process

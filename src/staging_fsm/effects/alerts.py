@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from staging_fsm.core.ports import AlertKind
-from staging_fsm.effects.clock import Clock, format_time
+from staging_fsm.core.times import format_time
+from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.journal import log_error
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import attrs
 import sqlalchemy as sa
 
-from staging_fsm.effects.clock import format_time
+from staging_fsm.core.times import format_time
 
 #: How SQLite's own functions, SQLAlchemy and Django write a date and time as text.
 SQLITE_FORMAT: Final = "%Y-%m-%d %H:%M:%S.%f"

@@ -15,8 +15,8 @@ from staging_fsm.core.masking import MaskedStream
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.core.times import parse_time
 from staging_fsm.drive.engine import run_id_of
-from staging_fsm.effects.clock import parse_time
 from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.suite import LocalSuites
 

@@ -21,8 +21,8 @@ from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError
 from staging_fsm.core.ports import JobRow, JobRows
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.times import parse_time
 from staging_fsm.drive.recovery import worker_is_alive
-from staging_fsm.effects.clock import parse_time
 from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.views import duration_words, sentence

@@ -15,7 +15,7 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from staging_fsm.effects.clock import format_time
+from staging_fsm.core.times import format_time
 from staging_fsm.effects.metadata import with_key
 
 SCHEMA_FILE: Final = Path(__file__).parent / "contract" / "schema.sql"
