@@ -179,6 +179,8 @@ def test_folder_without_git_is_unversioned(shell: Shell, tmp_path: Path) -> None
         ["run", "--repo", "."],
         ["run", "--repo", ".", "--work-item", "../escape", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "-1", "--allow-dirty", "--", "true"],
+        ["run", "--repo", ".", "--min-tests", "many", "--allow-dirty", "--", "true"],
+        ["run", "--repo", ".", "--min-tests", "auto", "--allow-dirty", "--", "true"],
         ["run", "--repo", ".", "--no-such-option", "--", "true"],
     ],
 )
@@ -343,6 +345,27 @@ def test_follow_shows_the_output(shell: Shell) -> None:
     )
 
     assert "adding up" in ended.stdout
+
+
+def test_number_of_tests_does_not_drop_unseen(shell: Shell) -> None:
+    """With `--min-tests auto` a suite that lost many tests since it last passed is no pass."""
+    for tests in (10, 9, 5):
+        cases = '<testcase name="a"/>' * tests
+        (shell.folder / f"{tests}.xml").write_text(f"<testsuite>{cases}</testsuite>")
+
+    def run(tests: int) -> tuple[int, dict[str, Any]]:
+        copy = f"cp {shell.folder}/{tests}.xml $STAGING_REPORT_DIR/junit.xml"
+        options = ("--report", "junit.xml", "--min-tests", "auto")
+        return shell.run(*options, "--", "sh", "-c", copy)
+
+    first, fewer, (code, view) = run(10)[0], run(9)[0], run(5)
+
+    assert (first, fewer, code) == (ExitCode.ADVANCED, ExitCode.ADVANCED, ExitCode.FAILED_CLOSED)
+    assert view["reason"] == "too_few_tests"
+    assert (
+        "Detail: 5 tests were executed, and at least 9 are required:"
+        " the last passed run of the repository executed 9"
+    ) in Path(view["artifact"]).read_text()
 
 
 def test_no_secret_is_shown(shell: Shell) -> None:

@@ -54,6 +54,7 @@ BOUNDS: dict[str, tuple[str, str, list[str]]] = {
     "processes_max": ("0", str(2**22), ["-1", str(2**22 + 1)]),
     "open_files_max": ("0", str(2**30), ["-1", str(2**30 + 1)]),
     "file_max_bytes": ("0", str(2**60), ["-1", str(2**62)]),
+    "min_tests_share": ("0", "1", ["-0.1", "1.1", "nan"]),
     "log_max_bytes": ("4096", str(2**40), ["4095", "0", "-1", str(2**40 + 1)]),
 }
 ON = ["1", "true", "yes", "on", "TRUE", "Yes", " on "]
@@ -106,6 +107,7 @@ def test_defaults_are_what_they_say() -> None:
         "processes_max": 0,
         "open_files_max": 0,
         "file_max_bytes": 0,
+        "min_tests_share": 0.9,
         "alert_urls": (),
         "http_token": "",
     }
@@ -385,7 +387,7 @@ REFUSED_SUITES = {
     "suite as text": ("[repos]\nshop = 'make check'", f"{SHOP} is no table"),
     "number as text": (
         "[repos.shop]\ncommand = ['make']\nmin_tests = '7'",
-        f"{SHOP}.min_tests: Expected `int",
+        f"{SHOP}.min_tests: Invalid enum value",
     ),
     "truth as number": (
         "[repos.shop]\ncommand = ['make']\nmin_tests = true",

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from staging_fsm.core.errors import ReportUnreadableError
+from staging_fsm.core.errors import ReportStaleError, ReportUnreadableError
 from staging_fsm.core.evidence import (
     NO_EVIDENCE_REQUIRED,
     REPORT_MAX_BYTES,
@@ -20,6 +21,7 @@ from staging_fsm.core.evidence import (
     REPORT_MAX_TAG_BYTES,
     Counts,
     EvidenceState,
+    RunWindow,
     read_junit,
 )
 
@@ -229,6 +231,55 @@ def test_refusal_says_what_is_wrong(text: str, problem: str) -> None:
     """A refusal names the offender."""
     with pytest.raises(ReportUnreadableError, match=problem):
         read(text)
+
+
+NOON = datetime(2030, 6, 1, 12, 0, tzinfo=UTC)
+WINDOW = RunWindow(NOON, NOON + timedelta(minutes=5), timezone(timedelta(hours=2)))
+#: What a suite says of its time, and whether the report is of a run from 12:00 to 12:05 UTC.
+STAMPS = {
+    "2030-06-01T12:00:00Z": True,
+    "2030-06-01T12:04:59.123456+00:00": True,
+    "2030-06-01T14:03:00+02:00": True,
+    "2030-06-01T12:03:00": True,
+    "2030-06-01T14:03:00": True,
+    " 2030-06-01 12:03:00 ": True,
+    "2030-06-01T11:59:00Z": True,
+    "2030-06-01T12:06:00Z": True,
+    "2030-06-01T11:58:59Z": False,
+    "2030-06-01T12:06:01Z": False,
+    "2030-06-01T13:03:00": False,
+    "2030-05-31T12:03:00": False,
+    "2030-06-01T12:03:00+02:00": False,
+    "2031-06-01T12:03:00Z": False,
+    "0999-01-01T00:00:00-23:59": None,
+    "9999-12-31T23:59:59-23:59": False,
+    "1970-01-01T00:00:00": None,
+    "0001-01-01T00:00:00Z": None,
+    "yesterday": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("stamp", STAMPS)
+def test_time_stamps_say_whether_a_report_is_of_its_run(stamp: str) -> None:
+    """A stamp within the run, a minute more or less, dates a report; another makes it stale."""
+    text = f'<testsuites><testsuite timestamp="{stamp}">{CASE}</testsuite></testsuites>'.encode()
+    if STAMPS[stamp] is False:
+        with pytest.raises(ReportStaleError, match=stamp.strip()[:4]):
+            read_junit(io.BytesIO(text), WINDOW)
+    else:
+        assert read_junit(io.BytesIO(text), WINDOW).dated is bool(STAMPS[stamp])
+    assert read(text).dated is False
+
+
+def test_one_old_suite_makes_a_report_stale() -> None:
+    """A report of many suites is as old as its oldest: what came out of a cache did not run."""
+    of_now, of_then = '<testsuite timestamp="2030-06-01T12:01:00Z">', '<testsuite timestamp="2030">'
+    old = of_then.replace("2030", "2030-06-01T09:00:00Z")
+    report = f"<testsuites>{of_now}{CASE}</testsuite>{old}{CASE}</testsuite></testsuites>"
+
+    with pytest.raises(ReportStaleError):
+        read_junit(io.BytesIO(report.encode()), WINDOW)
 
 
 def test_bounds_of_a_report_are_known() -> None:

@@ -247,6 +247,7 @@ def test_plan_of_a_bare_command_has_careful_defaults() -> None:
         "preset": Preset.NONE,
         "report": None,
         "min_tests": 1,
+        "tests_last_passed": None,
         "max_skipped_ratio": 1.0,
         "tool_exit_codes": (),
         "timeout_seconds": 1800.0,

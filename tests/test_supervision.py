@@ -1449,6 +1449,27 @@ def test_report_outside_the_runs_folder_must_be_of_this_run(
     assert evidence(stand, script, str(report)) == state
 
 
+@pytest.mark.parametrize(
+    ("stamp", "state", "dated"),
+    [
+        ("$(date -u -d '3 hours ago' +%FT%TZ)", EvidenceState.STALE, None),
+        ("$(date -u +%FT%T)", EvidenceState.READ, True),
+        ("$(date +%FT%T)", EvidenceState.READ, True),
+        ("", EvidenceState.READ, False),
+    ],
+)
+def test_report_out_of_a_cache_is_found_out(
+    stand: Stand, stamp: str, state: EvidenceState, *, dated: bool | None
+) -> None:
+    """A report that is new as a file, and says itself that it is old, is stale."""
+    report = f'<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>'
+    script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
+    found = stand.facts("/bin/sh", "-c", script, report="junit.xml").evidence
+
+    assert found.state == state
+    assert (found.counts and found.counts.dated) == dated
+
+
 def test_command_is_told_where_its_report_goes(stand: Stand) -> None:
     """The placeholder in a command stands for the run's report folder."""
     report = stand.run("/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml")

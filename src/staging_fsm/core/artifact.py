@@ -158,10 +158,15 @@ def _evidence_words(snapshot: Snapshot) -> str:
     if run.counts is None:
         return f"Evidence: the JUnit report `{name}` was asked for and is {run.evidence}.\n"
     counts = run.counts
+    dated = (
+        "Its time stamps are of this run."
+        if counts.dated
+        else "It carries no time stamps, so nothing but the time of its file says when it was made."
+    )
     return (
         f"Evidence: the JUnit report `{name}` counts {counts.tests} tests,"
         f" {counts.executed} executed, {counts.failures} failures, {counts.errors} errors,"
-        f" {counts.skipped} skipped.\n"
+        f" {counts.skipped} skipped. {dated}\n"
     )
 
 

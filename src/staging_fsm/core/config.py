@@ -8,7 +8,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import attrs
 import environ
@@ -18,6 +18,7 @@ from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.plan import (
     INFRA_RETRIES_MAX,
     PRESETS,
+    WITHOUT_REPORT,
     Budget,
     Preset,
     SuitePlan,
@@ -179,6 +180,11 @@ class RunnerConfig:
         converter=_checked(_number(int, 0, 2**60)),
         help="How large a file a suite may write; 0: no limit.",
     )
+    min_tests_share: float = environ.var(
+        "0.9",
+        converter=_checked(_number(float, 0, 1)),
+        help="Share of what the last passed run executed that min_tests = auto requires.",
+    )
     alert_urls: tuple[str, ...] = environ.var(
         "",
         converter=_checked(_words),
@@ -265,6 +271,9 @@ def settings() -> tuple[Setting, ...]:
     return tuple(Setting(row["var_name"], row["default"], row["help_str"]) for row in rows)
 
 
+#: The word for as many tests as the last passed run had, about.
+AUTO: Final = "auto"
+
 #: Settings that a suite has where the suites file says nothing else.
 OF_EVERY_SUITE: Final = (
     "timeout_seconds",
@@ -285,7 +294,7 @@ class SuiteEntry:
     command: tuple[str, ...]
     preset: Preset | None = None
     report: str | None = None
-    min_tests: int | None = None
+    min_tests: int | Literal["auto"] | None = None
     max_skipped_ratio: float | None = None
     tool_exit_codes: tuple[int, ...] | None = None
     timeout_seconds: float | None = None
@@ -299,15 +308,22 @@ class SuiteEntry:
     allow_dirty: bool | None = None
     environment: tuple[str, ...] | None = None
 
-    def plan(self, config: RunnerConfig) -> SuitePlan:
-        """Return the suite plan, with what is not said taken from preset and configuration."""
+    def plan(self, config: RunnerConfig, tests_last_passed: int | None = None) -> SuitePlan:
+        """Return the suite plan, with what is not said taken from preset and configuration.
+
+        `tests_last_passed` is what the last passed run of the repository executed.
+        Raises ValueError for what does not go together.
+        """
         preset = detect_preset(self.command) if self.preset is None else self.preset
         said = {
             field.name: value
             for field in attrs.fields(SuiteEntry)
             if (value := getattr(self, field.name)) is not None
         }
-        return SuitePlan(
+        if self.min_tests == AUTO:
+            said["min_tests"] = max(1, math.ceil(config.min_tests_share * (tests_last_passed or 0)))
+            said["tests_last_passed"] = tests_last_passed
+        plan = SuitePlan(
             **{
                 "report": PRESETS[preset].report,
                 **{name: getattr(config, name) for name in OF_EVERY_SUITE},
@@ -315,6 +331,9 @@ class SuiteEntry:
                 "preset": preset,
             }
         )
+        if self.min_tests == AUTO and plan.report is None:
+            raise ValueError(WITHOUT_REPORT)
+        return plan
 
 
 @attrs.frozen

@@ -54,6 +54,10 @@ class ReportUnreadableError(StagingError):
     """A test report is no JUnit XML that can be trusted."""
 
 
+class ReportStaleError(StagingError):
+    """A test report is of another run: its own time stamps say so."""
+
+
 class RunRefusedError(StagingError):
     """A run was refused before anything was started: there is no verdict, and no run was spent."""
 

@@ -5,6 +5,7 @@ run, can be read, and counts. It is hostile text: parsed by defusedxml, without
 document types and entities, as a stream, and within bounds.
 """
 
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum, unique
 from typing import BinaryIO, Final
 from xml.etree.ElementTree import ParseError
@@ -13,13 +14,17 @@ import attrs
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import XMLParser
 
-from staging_fsm.core.errors import ReportUnreadableError
+from staging_fsm.core.errors import ReportStaleError, ReportUnreadableError
 
 REPORT_MAX_BYTES: Final = 16 * 1024 * 1024
 REPORT_MAX_DEPTH: Final = 100
 REPORT_MAX_TAG_BYTES: Final = 1024 * 1024
 #: How many characters the different names of elements, attributes and namespaces may have.
 REPORT_MAX_NAME_CHARACTERS: Final = 64 * 1024
+#: Stamps are cut to seconds, and a suite may ask another machine for the time.
+STAMP_SLACK: Final = timedelta(seconds=60)
+#: The zero of some clock: whoever writes it has no time to tell.
+NO_TIME_YEAR: Final = 1970
 _ROOTS: Final = frozenset({"testsuites", "testsuite"})
 _TELLING: Final = frozenset({"failure", "error", "skipped"})
 _BLOCK_BYTES: Final = 64 * 1024
@@ -46,6 +51,8 @@ class Counts:
     failures: int
     errors: int
     skipped: int
+    #: Whether its own time stamps say that it is of this run. Without any nothing is known.
+    dated: bool = False
 
     @property
     def executed(self) -> int:
@@ -64,17 +71,36 @@ class Evidence:
 NO_EVIDENCE_REQUIRED: Final = Evidence(EvidenceState.NOT_REQUIRED)
 
 
-def read_junit(stream: BinaryIO) -> Counts:
+@attrs.frozen
+class RunWindow:
+    """When a run was under way, by the wall clock."""
+
+    begin: datetime
+    end: datetime
+    #: The zone of a time stamp that names none and is not in UTC.
+    local_zone: tzinfo = UTC
+
+    def holds(self, stamp: datetime) -> bool:
+        """Say whether `stamp` is of this run, in any zone that it may be meant in."""
+        zones = (UTC, self.local_zone) if stamp.tzinfo is None else (stamp.tzinfo,)
+        return any(
+            self.begin - STAMP_SLACK <= stamp.replace(tzinfo=zone) <= self.end + STAMP_SLACK
+            for zone in zones
+        )
+
+
+def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
     """Return the counts of the JUnit XML report in `stream`.
 
     Test cases are counted one by one; the totals that a suite claims in its
     attributes only ever add failures and errors, never tests. Memory stays flat
     whatever the report holds: nothing is kept but one tag and the different names.
     Raises ReportUnreadableError for anything that is not a complete, harmless
-    report of at most REPORT_MAX_BYTES.
+    report of at most REPORT_MAX_BYTES, and ReportStaleError if a suite in it says
+    that it ran outside `window`: a build cache gives old reports a new file time.
     """
     try:
-        return _count(stream)
+        return _count(stream, window)
     except (DefusedXmlException, ParseError, ValueError, LookupError) as error:
         message = f"the report is no readable JUnit XML: {error}"
         raise ReportUnreadableError(message) from error
@@ -92,6 +118,8 @@ class _Tally:
     claimed_errors: int = 0
     #: The elements that are open, each with the telling children it had so far.
     open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
+    window: RunWindow | None = None
+    dated: bool = False
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
 
@@ -111,6 +139,7 @@ class _Tally:
         if name in _ROOTS:
             self.claimed_failures = max(self.claimed_failures, _claimed(attributes, "failures"))
             self.claimed_errors = max(self.claimed_errors, _claimed(attributes, "errors"))
+            self._check_time(attributes.get("timestamp", ""))
 
     def end(self, _tag: str) -> None:
         name, inside = self.open_elements.pop()
@@ -123,6 +152,18 @@ class _Tally:
             self.errors += "error" in inside
         if self.open_elements and name in _TELLING:
             self.open_elements[-1][1].add(name)
+
+    def _check_time(self, text: str) -> None:
+        try:
+            stamp = datetime.fromisoformat(text.strip())
+        except ValueError:
+            return
+        if self.window is None or stamp.year <= NO_TIME_YEAR:
+            return
+        if not self.window.holds(stamp):
+            message = f"a suite in the report ran at {text}, and not in this run"
+            raise ReportStaleError(message)
+        self.dated = True
 
     def _learn(self, *names: str) -> None:
         # The parser never forgets a name, so a report of nothing but names would fill the memory.
@@ -139,11 +180,12 @@ class _Tally:
             max(self.failures, self.claimed_failures),
             max(self.errors, self.claimed_errors),
             self.skipped,
+            self.dated,
         )
 
 
-def _count(stream: BinaryIO) -> Counts:
-    tally = _Tally()
+def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
+    tally = _Tally(window=window)
     parser = XMLParser(target=tally, forbid_dtd=True)
     size = 0
     while block := stream.read(_BLOCK_BYTES):

@@ -20,6 +20,7 @@ from staging_fsm.core.spec import Event
 #: In the suite command this stands for the folder that STAGING_REPORT_DIR names.
 REPORT_DIR_PLACEHOLDER: Final = "{report_dir}"
 INFRA_RETRIES_MAX: Final = 20
+WITHOUT_REPORT: Final = "min_tests and max_skipped_ratio need a report: name one, or take a preset"
 EXIT_CODE_MAX: Final = 255
 
 
@@ -127,6 +128,8 @@ class SuitePlan:
     preset: Preset = Preset.NONE
     report: str | None = None
     min_tests: int = attrs.field(default=1, validator=_not_negative)
+    #: What the last passed run executed, if `min_tests` was made from it.
+    tests_last_passed: int | None = None
     max_skipped_ratio: float = attrs.field(default=1.0, validator=_ratio)
     tool_exit_codes: tuple[int, ...] = attrs.field(default=(), validator=_exit_codes)
     timeout_seconds: float = attrs.field(default=1800.0, validator=_positive)
@@ -148,8 +151,14 @@ class SuitePlan:
     def __attrs_post_init__(self) -> None:
         """Refuse to be asked for what only a report can show where there is none."""
         if self.report is None and (self.min_tests > 1 or self.max_skipped_ratio < 1):
-            message = "min_tests and max_skipped_ratio need a report: name one, or take a preset"
-            raise ValueError(message)
+            raise ValueError(WITHOUT_REPORT)
+
+    def shortfall(self, executed: int) -> str:
+        """Return in words how far `executed` tests are from what is required."""
+        words = f"{executed} tests were executed, and at least {self.min_tests} are required"
+        if self.tests_last_passed is None:
+            return words
+        return f"{words}: the last passed run of the repository executed {self.tests_last_passed}"
 
     def judging_policy(self) -> JudgingPolicy:
         """Return what the rule table needs to know of this plan."""

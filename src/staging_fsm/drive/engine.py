@@ -175,7 +175,10 @@ class Engine:
         """Return the verdict on a run; whatever goes wrong with it is a counted tool error."""
         try:
             report = run(row, snapshot)
-            outcome = judge(report.facts, snapshot.bound_plan.suite.judging_policy())
+            suite, counts = snapshot.bound_plan.suite, report.facts.evidence.counts
+            outcome = judge(report.facts, suite.judging_policy())
+            if outcome.reason is Reason.TOO_FEW_TESTS and counts is not None:
+                report = attrs.evolve(report, detail=suite.shortfall(counts.executed))
         except Exception as error:  # noqa: BLE001  # once a run is counted, our own fault is one of the tool
             # Whatever it was: when the run counts as ended, nothing of it may be left.
             self.suites.reap(run_id_of(snapshot))

@@ -7,11 +7,11 @@ error, or is left for recovery. Where it cannot be known which of the two holds,
 because the row cannot be read, the job is held: neither producer is started.
 """
 
+import contextlib
 import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from enum import StrEnum, unique
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from typing import Any, Final
 import attrs
 
 from staging_fsm.core.config import (
+    AUTO,
     RunnerConfig,
     Suites,
     alert_urls,
@@ -49,6 +50,8 @@ from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import bind_revision
 
 STAGE: Final = "deploy-staging"
+#: How many of the newest rows are searched for the last passed run of a repository.
+RECENT_ROWS: Final = 500
 
 
 @unique
@@ -203,10 +206,25 @@ class StagingIntercept:
                 [f"repository {row.repo} is in scope, but no suite is configured for it"]
             )
         try:
-            suite, budget = entry.plan(config), config.budget()
+            last = self._tests_last_passed(row.repo) if entry.min_tests == AUTO else None
+            suite, budget = entry.plan(config, last), config.budget()
         except ValueError as error:
             raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
         return Plan(suite, budget, self.bind(self.engine.place(row).repository, suite))
+
+    def _tests_last_passed(self, repo: str) -> int | None:
+        """Return what the newest passed run of `repo` executed, on whatever machine; or None.
+
+        Rows are what a fleet shares, and they outlive every state folder.
+        """
+        for row in self.engine.rows.recent(RECENT_ROWS, repo):
+            with contextlib.suppress(SnapshotRefusedError):
+                snapshot = row.snapshot() if row.stage == self.stage else None
+                if snapshot is None or snapshot.state is not State.ADVANCED:
+                    continue
+                if snapshot.last_run.counts is not None:
+                    return snapshot.last_run.counts.executed
+        return None
 
     def _step_aside(self, row: JobRow, attempt: Snapshot, error: Exception) -> Decision:
         """Decline before the first run, and leave a trace of it in the row.
@@ -344,7 +362,7 @@ class StagingIntercept:
         step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
         return self.engine.drive(row, self.engine.move(row, snapshot, step))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _hold(self, job_id: Any) -> Iterator[bool]:
         """Yield whether this thread now is the only one of this process at the job."""
         with self._lock:

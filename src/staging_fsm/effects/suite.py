@@ -29,16 +29,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import attrs
 
-from staging_fsm.core.errors import PreparationError, ReportUnreadableError
+from staging_fsm.core.errors import PreparationError, ReportStaleError, ReportUnreadableError
 from staging_fsm.core.evidence import (
     NO_EVIDENCE_REQUIRED,
     Evidence,
     EvidenceState,
+    RunWindow,
     read_junit,
 )
 from staging_fsm.core.masking import Masker
@@ -92,6 +94,8 @@ class _Order:
     tree: str
     workspace: str
     revision: str
+    #: By the wall clock, in seconds since the epoch.
+    started_at: float
     timeout_seconds: float
     kill_grace_seconds: float
     #: How the tree differed from the commit, as `worktree.tracked_changes` says it.
@@ -145,6 +149,7 @@ class LocalSuites:
             tree=str(tree),
             workspace=str(Workspace.IN_PLACE if in_place else Workspace.WORKTREE),
             revision=order.revision,
+            started_at=time.time(),
             timeout_seconds=order.suite.timeout_seconds,
             kill_grace_seconds=order.suite.kill_grace_seconds,
             changes=worktree.tracked_changes(tree) if dirty_allowed else "",
@@ -539,9 +544,17 @@ def _evidence(order: _Order) -> Evidence:
         return Evidence(EvidenceState.UNREADABLE)
     with file:
         try:
-            return Evidence(EvidenceState.READ, read_junit(file))
+            return Evidence(EvidenceState.READ, read_junit(file, _window(order)))
+        except ReportStaleError:
+            state = EvidenceState.STALE
         except (OSError, ReportUnreadableError):
-            return Evidence(EvidenceState.UNREADABLE)
+            state = EvidenceState.UNREADABLE
+    return Evidence(state)
+
+
+def _window(order: _Order) -> RunWindow:
+    begin, now = datetime.fromtimestamp(order.started_at, UTC), datetime.now(UTC)
+    return RunWindow(begin, now, now.astimezone().tzinfo or UTC)
 
 
 def _tree_changed(order: _Order) -> bool:

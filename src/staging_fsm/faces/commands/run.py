@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from staging_fsm.core.config import OF_EVERY_SUITE, SuiteEntry, load_config
+from staging_fsm.core.config import AUTO, OF_EVERY_SUITE, SuiteEntry, load_config
 from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
 from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import Decision
@@ -41,6 +41,16 @@ _EXIT_CODES = {
 }
 
 
+def _min_tests(_context: object, _option: object, said: str | None) -> int | str | None:
+    if said is None or said == AUTO:
+        return said
+    try:
+        return int(said)
+    except ValueError as error:
+        message = f"{said!r} is neither a number nor {AUTO}"
+        raise click.BadParameter(message) from error
+
+
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option(
     "--repo",
@@ -61,7 +71,12 @@ _EXIT_CODES = {
 @click.option(
     "--report", metavar="FILE", help="JUnit report, below $STAGING_REPORT_DIR or absolute."
 )
-@click.option("--min-tests", type=int, help="Fewest executed tests that count as a pass.")
+@click.option(
+    "--min-tests",
+    metavar="N|auto",
+    callback=_min_tests,
+    help="Fewest executed tests that count as a pass; auto: about as many as the last time.",
+)
 @click.option("--max-skipped-ratio", type=float, help="Largest share of skipped tests, 0 to 1.")
 @click.option("--tool-exit-code", type=int, multiple=True, help="Exit code that is a tool error.")
 @click.option(
