@@ -20,6 +20,7 @@ from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Place
 from staging_fsm.drive.intercept import Decision, Ruling, StagingIntercept
+from staging_fsm.effects import preflight
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import launch_job, staging_intercept
@@ -388,6 +389,40 @@ def test_invalid_configuration_between_two_runs_is_a_counted_tool_error(desk: De
     assert snapshot.state is State.FAILED_CLOSED
     assert snapshot.reasons == (Reason.TOOL_EXIT_CODE, Reason.CONFIGURATION_INVALID)
     assert desk.alerts() == ["configuration_invalid", "failed_closed"]
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no disk be large enough for a run."""
+    monkeypatch.setattr(preflight, "FREE_BYTES_MIN", 2**80)
+
+
+def test_unfit_machine_declines_loudly_and_spends_no_run(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that cannot run a suite leaves the first launch to the LLM, and says so."""
+    fill_the_disk(monkeypatch)
+    desk.claim()
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "inodes are needed" in decision.reason
+    assert desk.snapshot().runs == ()
+    assert desk.alerts() == ["machine_unfit"]
+
+
+def test_machine_that_becomes_unfit_between_two_runs_costs_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deferred attempt does not wait for ever for a better machine: it costs a run, loudly."""
+    desk.defer()
+    fill_the_disk(monkeypatch)
+
+    desk.launch()
+
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.MACHINE_UNFIT)
+    assert desk.state() is State.FAILED_CLOSED
+    assert desk.alerts() == ["machine_unfit", "failed_closed"]
 
 
 #: Where a save that fails leaves an attempt, and the suite that leads there.

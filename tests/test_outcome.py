@@ -63,6 +63,7 @@ EXIT_CODE_ONLY = JudgingPolicy(
 OF_THE_ENGINE = {
     Reason.PREPARATION_FAILED,
     Reason.CONFIGURATION_INVALID,
+    Reason.MACHINE_UNFIT,
     Reason.INTERNAL_ERROR,
     Reason.WORKER_LOST,
 }

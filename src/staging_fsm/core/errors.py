@@ -62,6 +62,15 @@ class RunRefusedError(StagingError):
     """A run was refused before anything was started: there is no verdict, and no run was spent."""
 
 
+class MachineUnfitError(StagingError):
+    """What every run needs of the machine is not there: no run was started."""
+
+    def __init__(self, problem: str) -> None:
+        """Keep the problem."""
+        self.problem = problem
+        super().__init__(f"this machine cannot run a suite now: {problem}")
+
+
 class PreparationError(StagingError):
     """What a run needs could not be made ready: a tool error."""
 

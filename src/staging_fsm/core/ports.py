@@ -132,6 +132,7 @@ class AlertKind(StrEnum):
     ROW_REFUSED = "row_refused"
     GATE_CONTRADICTED_VERDICT = "gate_contradicted_verdict"
     CONFIGURATION_INVALID = "configuration_invalid"
+    MACHINE_UNFIT = "machine_unfit"
     INTERNAL_ERROR = "internal_error"
 
 

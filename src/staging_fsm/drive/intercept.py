@@ -29,8 +29,10 @@ from staging_fsm.core.config import (
 )
 from staging_fsm.core.errors import (
     ConfigInvalidError,
+    MachineUnfitError,
     RunRefusedError,
     SnapshotRefusedError,
+    StagingError,
     StaleSnapshotError,
 )
 from staging_fsm.core.outcome import Reason
@@ -45,6 +47,7 @@ from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
 from staging_fsm.effects.journal import log_error
+from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import bind_revision
@@ -52,6 +55,17 @@ from staging_fsm.effects.worktree import bind_revision
 STAGE: Final = "deploy-staging"
 #: How many of the newest rows are searched for the last passed run of a repository.
 RECENT_ROWS: Final = 500
+
+
+#: What a person is alerted to, and what a run is counted as, where it could not be started.
+_ALERTS: Final[Mapping[type[Exception], AlertKind]] = {
+    ConfigInvalidError: AlertKind.CONFIGURATION_INVALID,
+    MachineUnfitError: AlertKind.MACHINE_UNFIT,
+}
+_REASONS: Final[Mapping[type[Exception], Reason]] = {
+    ConfigInvalidError: Reason.CONFIGURATION_INVALID,
+    MachineUnfitError: Reason.MACHINE_UNFIT,
+}
 
 
 @unique
@@ -100,6 +114,8 @@ class StagingIntercept:
     variables: Mapping[str, str] = attrs.field(factory=lambda: os.environ)
     suites: Callable[[RunnerConfig], Suites] = read_suites
     bind: Callable[[Path, SuitePlan], str] = bind_revision
+    #: Returns why this machine cannot run a suite now, or None.
+    preflight: Callable[[Place, SuitePlan], str | None] = lambda _place, _suite: None
     liveness: Liveness = worker_is_alive
     #: The host's word for the stage that is ours.
     stage: str = STAGE
@@ -137,7 +153,11 @@ class StagingIntercept:
             worker=str(this_process()),
             **{name: replaced.pop(name) for name in ("watch",) if name in replaced},
         )
-        return cls(engine, variables, **replaced)
+
+        def preflight(where: Place, suite: SuitePlan) -> str | None:
+            return unfit(state, suite, where.repository, where.artifact_dir)
+
+        return cls(engine, variables, **{"preflight": preflight, **replaced})
 
     def launch(self, job_id: Any, *, first_launch: bool | None = None) -> Decision:
         """Take the claimed job `job_id`, or decline it. Blocks while a suite runs; never raises.
@@ -210,7 +230,12 @@ class StagingIntercept:
             suite, budget = entry.plan(config, last), config.budget()
         except ValueError as error:
             raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
-        return Plan(suite, budget, self.bind(self.engine.place(row).repository, suite))
+        where = self.engine.place(row)
+        plan = Plan(suite, budget, self.bind(where.repository, suite))
+        problem = self.preflight(where, suite)
+        if problem is not None:
+            raise MachineUnfitError(problem)
+        return plan
 
     def _tests_last_passed(self, repo: str) -> int | None:
         """Return what the newest passed run of `repo` executed, on whatever machine; or None.
@@ -231,16 +256,16 @@ class StagingIntercept:
 
         Where that fails, the row is looked at again: no trace, no run, still declined.
         """
-        invalid = isinstance(error, ConfigInvalidError)
-        kind = AlertKind.CONFIGURATION_INVALID if invalid else AlertKind.INTERNAL_ERROR
-        reason = str(error) if invalid else f"{type(error).__name__}: {error}"
+        kind = _ALERTS.get(type(error))
+        reason = str(error) if kind else f"{type(error).__name__}: {error}"
+        kind = kind or AlertKind.INTERNAL_ERROR
         self.engine.alert(kind, row.id, f"declined to the LLM path: {reason}")
         self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, reason))
         return Decision(Ruling.DECLINED, reason)
 
     def _next_launch(self, row: JobRow, snapshot: Snapshot) -> Decision:
         """Launch a deferred attempt again: step aside if switched off, else start its next run."""
-        problem = None
+        problem: StagingError | None = None
         if is_switched_off(self.variables):
             return self._switched_off(row, snapshot, "the runner was switched off between two runs")
         try:
@@ -248,11 +273,13 @@ class StagingIntercept:
             if not config.in_scope(row.repo):
                 return self._switched_off(row, snapshot, f"repository {row.repo} left the scope")
         except ConfigInvalidError as error:
-            problem = str(error)
-            self.engine.alert(AlertKind.CONFIGURATION_INVALID, row.id, problem)
+            problem = error
         if self.engine.is_early(snapshot):
             # Launched early, by a crash or by hand: the wait is part of the attempt.
             return self._drive(row, snapshot)
+        unfit_for = self.preflight(self.engine.place(row), snapshot.bound_plan.suite)
+        if problem is None and unfit_for is not None:
+            problem = MachineUnfitError(unfit_for)
         number = snapshot.last_run.number + 1
         run = self._new_run(number, due_at=snapshot.next_run_at)
         claim = Step(
@@ -262,8 +289,11 @@ class StagingIntercept:
         )
         running = self.engine.move(row, snapshot, claim)
         if problem is not None:
+            # Counted, though nothing was started: to wait for a better day without counting
+            # could last for ever, and then there is no verdict and nobody who looks.
+            self.engine.alert(_ALERTS[type(problem)], row.id, str(problem))
             lost = self.engine.run_without_result(
-                running, Event.SUITE_NOT_EXECUTED, Reason.CONFIGURATION_INVALID, problem
+                running, Event.SUITE_NOT_EXECUTED, _REASONS[type(problem)], str(problem)
             )
             running = self.engine.move(row, running, lost)
         return self._drive(row, running)

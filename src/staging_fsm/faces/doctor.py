@@ -4,36 +4,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from enum import StrEnum, unique
-from pathlib import Path
-
-import attrs
 
 from staging_fsm.core.config import is_switched_off, load_config
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.drive.intercept import read_suites
+from staging_fsm.effects import limits
 from staging_fsm.effects.files import StateDir
-
-FREE_BYTES_MIN = 256 * 1024 * 1024
-FREE_INODES_MIN = 1024
-
-
-@unique
-class Health(StrEnum):
-    """How a check came out."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@attrs.frozen
-class Finding:
-    """One thing that was looked at, and what was seen, in words."""
-
-    name: str
-    health: Health
-    words: str
+from staging_fsm.effects.preflight import Finding, Health, command_finding, machine_findings
 
 
 def examine(
@@ -43,8 +20,8 @@ def examine(
     yield _python()
     yield _git()
     yield _supervision()
-    yield _state_dir(state)
-    yield _disk(state.root)
+    yield _limits()
+    yield from machine_findings(state, _log_max_bytes(variables))
     yield _database(open_database)
     yield from _configuration(variables)
 
@@ -69,27 +46,23 @@ def _supervision() -> Finding:
     return Finding("supervision", Health.WARNING, words)
 
 
-def _state_dir(state: StateDir) -> Finding:
-    try:
-        state.ensure()
-        probe = state.root / f".doctor.{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        return Finding("state folder", Health.FAILED, f"{state.root} cannot be written: {error}")
-    return Finding("state folder", Health.OK, str(state.root))
+def _limits() -> Finding:
+    if sys.platform != "linux":
+        words = "none of memory and processes on this system"
+        return Finding("limits", Health.WARNING, words)
+    held = limits.hold(f"doctor-{os.getpid()}", 2**40, 2**20, lambda _: [])
+    held.end()
+    words = "memory and processes of a suite are looked at ten times a second"
+    if isinstance(held, limits.Group):
+        words = "memory and processes of a suite are held by a control group"
+    return Finding("limits", Health.OK, words)
 
 
-def _disk(folder: Path) -> Finding:
+def _log_max_bytes(variables: Mapping[str, str]) -> int:
     try:
-        found = os.statvfs(folder)
-    except OSError as error:
-        return Finding("disk", Health.FAILED, f"{folder} cannot be looked at: {error}")
-    free = found.f_bavail * found.f_frsize
-    words = f"{free // 2**20} MiB and {found.f_favail} inodes free at {folder}"
-    few_inodes = found.f_files > 0 and found.f_favail < FREE_INODES_MIN
-    bad = free < FREE_BYTES_MIN or few_inodes
-    return Finding("disk", Health.FAILED if bad else Health.OK, words)
+        return load_config(variables).log_max_bytes
+    except ConfigInvalidError:
+        return load_config({}).log_max_bytes
 
 
 def _database(open_database: Callable[[], object]) -> Finding:
@@ -118,7 +91,5 @@ def _configuration(variables: Mapping[str, str]) -> Iterator[Finding]:
         entry = suites.entry(repo)
         if entry is None:
             yield Finding("suite", Health.FAILED, f"{repo} is in scope but has no suite")
-        elif "/" not in entry.command[0] and shutil.which(entry.command[0]) is None:
-            yield Finding("suite", Health.FAILED, f"{repo}: {entry.command[0]} is not on the PATH")
         else:
-            yield Finding("suite", Health.OK, f"{repo}: {' '.join(entry.command)}")
+            yield command_finding(repo, entry.command, variables)

@@ -1,0 +1,112 @@
+"""What a run needs of this machine, looked at before one is spent, in words for a person.
+
+A launch asks `unfit`: before the first run a machine that is not fit makes it
+decline, between two runs it costs one of them. `doctor` shows all findings. Whether
+the command exists is only asked by `doctor`: in a checkout that is not there yet
+nobody can know, and a command that is missing is a fault of the plan, which its one
+run says for good, not of the machine.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from enum import StrEnum, unique
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from staging_fsm.core.plan import SuitePlan
+from staging_fsm.effects.files import StateDir
+
+#: What there must be besides the log: a report, a result, a database that grows.
+FREE_BYTES_MIN: Final = 32 * 1024 * 1024
+FREE_INODES_MIN: Final = 1024
+
+
+@unique
+class Health(StrEnum):
+    """How a check came out."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@attrs.frozen
+class Finding:
+    """One thing that was looked at, and what was seen, in words."""
+
+    name: str
+    health: Health
+    words: str
+
+
+def unfit(state: StateDir, suite: SuitePlan, repository: Path, artifact_dir: Path) -> str | None:
+    """Return why this machine cannot run a suite now, all reasons in one text, or None."""
+    findings = (
+        *machine_findings(state, suite.log_max_bytes),
+        folder_finding("repository", repository, os.R_OK | os.X_OK),
+        folder_finding("artifact folder", _existing(artifact_dir), os.W_OK | os.X_OK),
+    )
+    failed = [f"{found.name}: {found.words}" for found in findings if found.health is Health.FAILED]
+    return "; ".join(failed) or None
+
+
+def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Finding]:
+    """Yield what runs of any suite need: a state folder that takes files, and room in it."""
+    found = _state_finding(state)
+    yield found
+    if found.health is Health.OK:
+        yield disk_finding(state.root, log_max_bytes + FREE_BYTES_MIN)
+
+
+def _state_finding(state: StateDir) -> Finding:
+    probe = state.root / f".preflight.{os.getpid()}"
+    try:
+        state.ensure()
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        words = f"{state.root} cannot be written: {error}"
+        return Finding("state folder", Health.FAILED, words)
+    return Finding("state folder", Health.OK, str(state.root))
+
+
+def disk_finding(folder: Path, free_bytes_min: int) -> Finding:
+    """Return whether there are blocks and inodes left where `folder` is."""
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        return Finding("disk", Health.FAILED, f"{folder} cannot be looked at: {error}")
+    free = found.f_bavail * found.f_frsize
+    words = f"{free // 2**20} MiB and {found.f_favail} inodes free at {folder}"
+    # A file system without a table of inodes, such as btrfs, has a number of 0.
+    few_inodes = found.f_files > 0 and found.f_favail < FREE_INODES_MIN
+    if free < free_bytes_min or few_inodes:
+        needed = f"at least {free_bytes_min // 2**20} MiB and {FREE_INODES_MIN} inodes are needed"
+        return Finding("disk", Health.FAILED, f"{words}, and {needed}")
+    return Finding("disk", Health.OK, words)
+
+
+def folder_finding(name: str, folder: Path, access: int) -> Finding:
+    """Return whether `folder` is there and may be used as `access` says."""
+    if not folder.is_dir():
+        return Finding(name, Health.FAILED, f"{folder} is no folder")
+    if not os.access(folder, access):
+        return Finding(name, Health.FAILED, f"{folder} may not be used by this user")
+    return Finding(name, Health.OK, str(folder))
+
+
+def command_finding(repo: str, command: tuple[str, ...], variables: Mapping[str, str]) -> Finding:
+    """Return whether the program of a suite is found, unless it stands in the tree under test."""
+    program = command[0]
+    in_tree = "/" in program and not program.startswith("/")
+    if not in_tree and shutil.which(program, path=variables.get("PATH", os.defpath)) is None:
+        return Finding("suite", Health.FAILED, f"{repo}: {program} is not to be found or executed")
+    return Finding("suite", Health.OK, f"{repo}: {' '.join(command)}")
+
+
+def _existing(folder: Path) -> Path:
+    """Return `folder`, or the nearest one above it that exists: there it would be made."""
+    return next(path for path in (folder, *folder.parents) if path.exists())

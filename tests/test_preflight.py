@@ -1,0 +1,98 @@
+"""The look at a machine before a run: each thing that is missing is said, and nothing is spent."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from staging_fsm.core.plan import SuitePlan
+from staging_fsm.effects import preflight
+from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.preflight import Health, command_finding, disk_finding, unfit
+
+SUITE = SuitePlan(("true",), log_max_bytes=4096)
+MEBIBYTE = 1024 * 1024
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a small disk with few inodes."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,nr_inodes=2000", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("a disk of its own takes root")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_machine_with_everything_is_fit(tmp_path: Path) -> None:
+    """Where a run would find what it needs, nothing is said and nothing is left over."""
+    assert unfit(StateDir(tmp_path / "state"), SUITE, tmp_path, tmp_path / "a" / "b") is None
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:
+    """A state folder, a repository and an artifact folder that cannot be used are all named."""
+    (tmp_path / "file").touch()
+    said = unfit(
+        StateDir(tmp_path / "file" / "state"), SUITE, tmp_path / "absent", tmp_path / "file"
+    )
+
+    assert said is not None
+    assert [part.split(":")[0] for part in said.split("; ")] == [
+        "state folder",
+        "repository",
+        "artifact folder",
+    ]
+
+
+def test_disk_without_room_is_told_from_one_with(disk: Path) -> None:
+    """A disk with too few bytes for the log and what goes with it is not fit, and says both."""
+    fit = unfit(StateDir(disk), SUITE, disk, disk)
+    larger = SuitePlan(("true",), log_max_bytes=40 * MEBIBYTE)
+    said = unfit(StateDir(disk), larger, disk, disk)
+
+    assert fit is None
+    assert said is not None
+    assert "64 MiB and 19" in said
+    assert "at least 72 MiB and 1024 inodes are needed" in said
+
+
+def test_disk_without_inodes_is_full(disk: Path) -> None:
+    """A disk that has bytes and can take no more files is full."""
+    before = disk_finding(disk, MEBIBYTE).health
+    for number in range(1000):
+        (disk / str(number)).touch()
+
+    assert (before, disk_finding(disk, MEBIBYTE).health) == (Health.OK, Health.FAILED)
+
+
+def test_disk_that_counts_no_inodes_has_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that has no number of inodes is not taken for one that has none left."""
+    found = os.statvfs(tmp_path)
+    without = os.statvfs_result((*found[:5], 0, 0, 0, *found[8:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: without)
+
+    assert disk_finding(tmp_path, 0).health is Health.OK
+    assert preflight.FREE_INODES_MIN > 0
+
+
+@pytest.mark.parametrize(
+    ("program", "health"),
+    [
+        ("sh", Health.OK),
+        ("/bin/sh", Health.OK),
+        ("no-such-program", Health.FAILED),
+        ("/no/such/program", Health.FAILED),
+        ("./in/the/tree", Health.OK),
+    ],
+)
+def test_program_of_a_suite_is_looked_for(program: str, health: Health) -> None:
+    """A program that is not there is said by name; one of the tree under test cannot be known."""
+    found = command_finding("shop", (program, "-x"), {"PATH": os.environ["PATH"]})
+
+    assert found.health is health
+    assert program in found.words
