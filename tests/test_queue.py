@@ -2,26 +2,22 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import attrs
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attempts import attempts, words
 from memory import MemoryRows, Record, SureHands, Tables
+from served import GONE, NOW, WAYS, attempt
 from staging_fsm.core.config import variable_name
-from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import Budget, Plan, SuitePlan
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Move, Run, Snapshot, dump_snapshot
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.core.times import format_time
-from staging_fsm.core.trail import NO_LINK
-from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.queue import (
     LISTED_MAX,
@@ -33,48 +29,6 @@ from staging_fsm.faces.queue import (
 )
 from staging_fsm.faces.views import duration_words
 from staging_fsm.host.store import SqlHostStore, open_database
-
-NOW: Final = datetime(2026, 3, 29, 3, 0, 0, tzinfo=UTC)
-ME: Final = str(this_process())
-#: A process of this boot that can no longer live: pid 1 started with the machine.
-GONE: Final = "/".join([ME.split("/")[0], "1", "1"])
-PLAN: Final = Plan(SuitePlan(("make",), timeout_seconds=600.0), Budget(2, 30.0, 900.0), "abc")
-#: The shortest way to each state that is not terminal.
-WAYS: Final = {
-    State.RUNNING: ["T01"],
-    State.VERDICT_PASSED: ["T01", "T03"],
-    State.VERDICT_FAILED: ["T01", "T04"],
-    State.TOOL_ERROR: ["T01", "T05"],
-    State.DEFERRED: ["T01", "T05", "T07"],
-    State.EXHAUSTED: ["T01", "T05", "T08"],
-    State.ADVANCED: ["T01", "T03", "T11"],
-    State.ROLLED_BACK: ["T01", "T04", "T13"],
-    State.FAILED_CLOSED: ["T01", "T05", "T08", "T14"],
-    State.LLM_FALLBACK: ["T02"],
-}
-ENDINGS: Final = {"T03": Reason.PASSED, "T04": Reason.TESTS_FAILED, "T05": Reason.TOOL_EXIT_CODE}
-
-
-def attempt(state: State, ago: float = 5.0, worker: str = ME, due: float = 40.0) -> Snapshot:
-    """Return an attempt whose last move was `ago` seconds before NOW; its next run is `due`."""
-    when = format_time(NOW - timedelta(seconds=ago))
-    history = tuple(Move(id_, when, "because", worker, NO_LINK) for id_ in WAYS[state])
-    reason = next((ENDINGS[id_] for id_ in WAYS[state] if id_ in ENDINGS), None)
-    code = None if reason is None else 0 if reason is Reason.PASSED else 1
-    run = Run(1, when, reason=reason, exit_code=code)
-    ran = "T01" in WAYS[state]
-    next_run = format_time(NOW + timedelta(seconds=due)) if state is State.DEFERRED else None
-    return Snapshot(
-        len(history),
-        "a",
-        state,
-        worker,
-        PLAN if ran else None,
-        (run,) if ran else (),
-        history,
-        next_run,
-        None,
-    )
 
 
 def block_of(
@@ -219,6 +173,7 @@ def test_configuration_is_said() -> None:
     assert variable_name("timeout_seconds") in block_of(variables=wrong)["problems"][0]
 
 
+@settings(max_examples=40)
 @given(attempts=st.lists(attempts() | words, max_size=3), names=words, status=words)
 def test_any_row_makes_a_block_of_plain_json(
     attempts: list[Snapshot | str], names: str, status: str
@@ -271,7 +226,15 @@ def test_no_name_in_a_row_leaves_the_folder_of_runs(
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(-1, "0 s"), (59.4, "59 s"), (60, "1 min"), (7265, "2 h 1 min"), (180_000, "2 d 2 h")],
+    [
+        (-1, "0 s"),
+        (0.52, "0.5 s"),
+        (9.95, "10 s"),
+        (59.4, "59 s"),
+        (60, "1 min"),
+        (7265, "2 h 1 min"),
+        (180_000, "2 d 2 h"),
+    ],
 )
 def test_spans_are_said_in_two_units(seconds: float, expected: str) -> None:
     """A span of time is said as a person would, in two units at most."""

@@ -3,89 +3,40 @@
 import base64
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from http import HTTPStatus
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import staging_fsm
+from served import Shelf, ask, attempt, serving
 from staging_fsm.core.config import TOKEN_CHARACTERS_MIN, variable_name
+from staging_fsm.core.snapshot import Artifact, dump_snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.session import Session, open_session
 from staging_fsm.faces.web import Source, create_app
+from staging_fsm.faces.web import events as web_events
 from staging_fsm.faces.web.guard import HEADERS
 from staging_fsm.faces.web.server import source_of
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
 TOKEN: Final = "correct-horse-battery-staple"  # noqa: S105  # a test's own
-
-
-@attrs.frozen
-class Answer:
-    """What a server answered."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        """Return the body as text."""
-        return self.body.decode()
-
-    @property
-    def json(self) -> Any:
-        """Return the body as JSON."""
-        return json.loads(self.body)
-
-
-def ask(port: int, path: str, method: str = "GET", **headers: str) -> Answer:
-    """Ask the server on this machine's `port`; `headers` with underscores."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method, path, headers=named)
-    with connection.getresponse() as response:
-        found = {name.lower(): value for name, value in response.getheaders()}
-        answer = Answer(response.status, found, response.read())
-    connection.close()
-    return answer
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[int]:
-    """Serve an ASGI app by a real uvicorn; yield its port."""
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    started = threading.Event()
-    startup = server.startup
-
-    async def say_when_started(sockets: Any = None) -> None:
-        await startup(sockets)
-        started.set()
-
-    server.startup = say_when_started  # type: ignore[method-assign]  # uvicorn has no callback for it
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert started.wait(30)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 @attrs.frozen
@@ -291,3 +242,191 @@ def test_jobs_that_cannot_be_read_are_said_to_be(desk: Desk) -> None:
 
     assert [answer.status for answer in answers] == [HTTPStatus.SERVICE_UNAVAILABLE] * 2
     assert answers[0].json["detail"].startswith("the jobs cannot be read (")
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    """Return a database without jobs."""
+    shelf = Shelf.at(tmp_path)
+    yield shelf
+    shelf.store.engine.dispose()
+
+
+PROGRAM: Final = "application/json"
+BROWSER: Final = "text/html,application/xhtml+xml"
+
+
+@pytest.mark.parametrize("job", ["4711", "x", "9" * 30, "-1", "..%2f..%2fetc%2fpasswd", "%00", ""])
+def test_job_that_does_not_exist_is_not_found(shelf: Shelf, job: str) -> None:
+    """Whatever is asked for that is no job: a page says so to a browser, JSON to a program."""
+    with serving(create_app(shelf.source())) as port:
+        page = ask(port, f"/attempts/{job}", Accept=BROWSER)
+        document = ask(port, f"/attempts/{job}", Accept=PROGRAM)
+
+    assert (page.status, document.status) == (HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "there is no job" in document.json["detail"]
+
+
+def test_nothing_is_written(shelf: Shelf) -> None:
+    """Whatever is asked for, by whatever method, no row and no file changes."""
+    running = attempt(State.RUNNING, now=datetime.now(UTC))
+    shelf.log(running, "output\n")
+    job = shelf.put(running)
+    shelf.put("17")
+    paths = ["/", "/queue", "/healthz", f"/attempts/{job}", "/attempts/2", "/repositories/shop"]
+    before = _everything(shelf)
+    with serving(create_app(shelf.source())) as port:
+        for path in paths:
+            assert ask(port, path).status == HTTPStatus.OK
+            for method in ("POST", "PUT", "PATCH", "DELETE"):
+                assert ask(port, path, method=method).status == HTTPStatus.METHOD_NOT_ALLOWED
+
+    assert _everything(shelf) == before
+
+
+def _everything(shelf: Shelf) -> tuple[list[str], dict[str, bytes]]:
+    """Return every row, and every file of the state folder."""
+    with sqlite3.connect(shelf.folder / "orchestrator.db") as database:
+        rows = list(database.iterdump())
+    files = (shelf.folder / "state").rglob("*")
+    return rows, {str(path): path.read_bytes() for path in files if path.is_file()}
+
+
+ARTIFACT: Final = "---\nstaging_status: SUCCESS\n---\n<b>tail</b>\n"
+
+
+def handed_over(shelf: Shelf, path: Path, text: str = ARTIFACT) -> str:
+    """Return the page of an attempt that says it wrote `text` to `path`."""
+    advanced = attempt(State.ADVANCED, now=datetime.now(UTC))
+    written = Artifact(str(path), sha256_of_text(text))
+    job = shelf.put(attrs.evolve(advanced, artifact=written), work_item="WI-1")
+    with serving(create_app(shelf.source())) as port:
+        return ask(port, f"/attempts/{job}").text
+
+
+def test_artifact_is_shown_as_long_as_it_is_what_was_written(shelf: Shelf) -> None:
+    """The artifact stands on the page, escaped, with the word that it is what the gate read."""
+    path = shelf.folder / "repository" / "docs" / "work-items" / "WI-1" / ARTIFACT_NAME
+    path.parent.mkdir(parents=True)
+    path.write_text(ARTIFACT)
+    page = handed_over(shelf, path)
+
+    assert "what the gate read" in page
+    assert "&lt;b&gt;tail&lt;/b&gt;" in page
+
+
+def test_artifact_that_was_altered_is_said_to_be_and_not_shown(shelf: Shelf) -> None:
+    """An artifact whose digest is another now is called altered; its text is nobody's verdict."""
+    path = shelf.folder / "repository" / ARTIFACT_NAME
+    path.parent.mkdir(parents=True)
+    path.write_text(ARTIFACT.replace("tail", "forged"))
+    page = handed_over(shelf, path)
+
+    assert "no longer what was written" in page
+    assert "forged" not in page
+
+
+@pytest.mark.parametrize("way", ["elsewhere", "link", "linked folder", "dots", "other name"])
+def test_no_file_outside_the_repository_is_read(shelf: Shelf, way: str) -> None:
+    """A path in a row that leads out of the repository, or to another name, shows no file."""
+    repository, outside = shelf.folder / "repository", shelf.folder / "outside"
+    for folder in (repository, outside):
+        folder.mkdir()
+    secret = outside / ARTIFACT_NAME
+    secret.write_text("secret")
+    (outside / "secret.txt").write_text("secret")
+    (repository / "secret.txt").write_text("secret")
+    (repository / "folder").symlink_to(outside)
+    (repository / ARTIFACT_NAME).symlink_to(outside / "secret.txt")
+    path = {
+        "elsewhere": secret,
+        "link": repository / ARTIFACT_NAME,
+        "linked folder": repository / "folder" / ARTIFACT_NAME,
+        "dots": repository / ".." / "outside" / ARTIFACT_NAME,
+        "other name": repository / "secret.txt",
+    }[way]
+    page = handed_over(shelf, path, "secret")
+
+    assert "not where this server may read" in page
+    assert "<samp>secret" not in page
+
+
+def test_pages_are_of_bounded_size(shelf: Shelf) -> None:
+    """However much rows and logs hold, a page stays below a megabyte."""
+    huge = "<&\"'>" * 200_000
+    running = attempt(State.RUNNING, now=datetime.now(UTC))
+    moves = tuple(attrs.evolve(move, reason=huge) for move in running.history)
+    shelf.log(running, huge)
+    job = shelf.put(attrs.evolve(running, history=moves, worker=huge), work_item="x" * 100_000)
+    with serving(create_app(shelf.source())) as port:
+        sizes = [len(ask(port, path).body) for path in ("/", "/queue", f"/attempts/{job}")]
+
+    assert max(sizes) < 1_000_000
+
+
+@contextmanager
+def events(port: int, query: str = "") -> Iterator[HTTPResponse]:
+    """Yield a stream of events, or what is answered instead."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.request("GET", f"/events{query}")
+        with connection.getresponse() as answer:
+            yield answer
+
+
+@pytest.mark.parametrize("query", ["", "?job=1"])
+def test_a_move_is_an_event(shelf: Shelf, query: str) -> None:
+    """Whoever listens is told when an attempt has moved, and nothing of what it did."""
+    job = shelf.put(attempt(State.EXHAUSTED, now=datetime.now(UTC)))
+    with serving(create_app(shelf.source())) as port, events(port, query) as stream:
+        while stream.readline() != b":\n":
+            pass
+        shelf.set(job, dump_snapshot(attempt(State.FAILED_CLOSED, now=datetime.now(UTC))), "done")
+        while (line := stream.readline()) != b"event: changed\n":
+            assert line in (b":\n", b"\n")
+        data = stream.readline()
+
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    assert re.fullmatch(rb"data: [0-9a-f]{16}(-\d+)?\n", data)
+
+
+def test_streams_are_numbered(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many listeners a further one is told to come again, until one has gone."""
+    monkeypatch.setattr(web_events, "STREAMS_MAX", 2)
+    monkeypatch.setattr(web_events, "LOOK_SECONDS", 0.01)
+    with serving(create_app(shelf.source())) as port:
+        with events(port), events(port), events(port) as third:
+            refused = (third.status, third.headers["retry-after"])
+        for _ in range(1000):
+            with events(port) as again:
+                if again.status == HTTPStatus.OK:
+                    break
+
+    assert refused == (HTTPStatus.SERVICE_UNAVAILABLE, "30")
+    assert again.status == HTTPStatus.OK
+
+
+def test_openapi_document_is_kept(shelf: Shelf) -> None:
+    """Whatever schemathesis makes of the OpenAPI document, every answer is one it describes."""
+    for state in (State.RUNNING, State.DEFERRED, State.ADVANCED):
+        shelf.put(attempt(state, now=datetime.now(UTC)))
+    shelf.put("17")
+    with serving(create_app(shelf.source())) as port:
+        ended = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("schemathesis")),
+                "run",
+                f"http://127.0.0.1:{port}/openapi.json",
+                "--max-examples=20",
+                "--seed=1",
+                "--no-color",
+            ],
+            cwd=shelf.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    assert ended.returncode == 0, ended.stdout
+    assert re.search(r"(\d+) generated, \1 passed", ended.stdout)

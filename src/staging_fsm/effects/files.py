@@ -81,6 +81,17 @@ def sha256_of_file(path: Path) -> str | None:
     return digest.hexdigest()
 
 
+def read_small(path: Path, size_max: int) -> bytes | None:
+    """Return what a regular file holds; None if there is none, or it holds more than `size_max`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            data = file.read(size_max + 1)
+    except (OSError, ValueError):
+        return None
+    return data if len(data) <= size_max else None
+
+
 def sha256_of_text(text: str) -> str:
     """Return the digest of a text's UTF-8 bytes."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -57,6 +57,8 @@ _SAMPLE_ROWS: Final = 20
 _NUMBERS: Final = (sa.Integer, sa.Numeric, sa.Float)
 #: How many rows a walk through the whole table holds at a time.
 BATCH_ROWS: Final = 1000
+#: The greatest integer that a database can be asked for.
+_INTEGER_MAX: Final = 2**63 - 1
 
 
 class SqlRows:
@@ -254,7 +256,10 @@ class SqlRows:
             if isinstance(kind, sa.Uuid) and not isinstance(job_id, uuid.UUID):
                 return uuid.UUID(str(job_id))
             if isinstance(kind, sa.Integer):
-                return int(job_id)
+                number = int(job_id)
+                if abs(number) > _INTEGER_MAX:
+                    raise ValueError(number)  # noqa: TRY301  # refused as a text that is no number
+                return number
         except ValueError:
             message = f"there is no job {job_id} in table {self._full_name}"
             raise JobNotFoundError(message) from None

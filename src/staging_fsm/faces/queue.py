@@ -137,7 +137,9 @@ def staging_runner_block(
     unfinished, newest = rows.unfinished(), rows.recent(RECENT_JOBS)
     known = {row.id for row in unfinished}
     read = _Reading()
-    active = [_active(row, snapshot, variables, now) for row, snapshot in read.attempts(unfinished)]
+    active = [
+        active_attempt(row, snapshot, variables, now) for row, snapshot in read.attempts(unfinished)
+    ]
     active.sort(key=lambda one: (one["stuck"] is None, -(one["seconds_in_state"] or 0.0)))
     rest = [row for row in newest if row.id not in known]
     ended = [_ended(row, snapshot) for row, snapshot in read.attempts(rest) if snapshot.is_terminal]
@@ -219,9 +221,10 @@ def _config(variables: Mapping[str, str]) -> tuple[RunnerConfig | None, list[str
         return None, list(error.problems)
 
 
-def _active(
+def active_attempt(
     row: JobRow, snapshot: Snapshot, variables: Mapping[str, str], now: datetime
 ) -> ActiveAttempt:
+    """Return what there is to say of an attempt now."""
     plan = snapshot.plan
     since = moment(snapshot.history[-1].time) if snapshot.history else None
     running = snapshot.state is State.RUNNING
@@ -282,7 +285,7 @@ def _stuck(
     if snapshot.is_terminal:
         return None
     if worker_is_alive(snapshot.worker) is False:
-        return "Its worker is gone: `staging-fsm recover` or the next worker's start takes it up."
+        return "Its worker is gone: run staging-fsm recover, or start a worker, to take it up."
     if snapshot.state is State.RUNNING:
         suite = snapshot.bound_plan.suite
         late = _seconds_past(started, now) - suite.timeout_seconds - suite.kill_grace_seconds

@@ -11,6 +11,9 @@ from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 
+#: Below this many seconds a tenth of one is worth saying.
+_TENTHS_BELOW: Final = 9.95
+_TENTH_MIN: Final = 0.05
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
@@ -75,6 +78,8 @@ def _last_words(snapshot: Snapshot) -> str:
 
 def duration_words(seconds: float) -> str:
     """Return a span of time as a person says it, to two units at most."""
+    if _TENTH_MIN <= seconds < _TENTHS_BELOW and seconds != round(seconds):
+        return f"{seconds:.1f} s"
     left = round(max(0.0, seconds))
     units = (("d", _DAY), ("h", _HOUR), ("min", _MINUTE), ("s", 1))
     for (unit, size), (smaller, part) in itertools.pairwise(units):

@@ -1,5 +1,6 @@
 """What the pages are made from: a host's jobs, and what else a host can say of them."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,7 +47,7 @@ class Source:
     """
 
     rows: JobRows
-    variables: Mapping[str, str] | None = None
+    variables: Mapping[str, str] = attrs.field(factory=lambda: os.environ)
     place: Callable[[JobRow], Place] | None = None
     work_item: Callable[[JobRow], WorkItem | None] | None = None
     pulse_seconds: float = PULSE_SECONDS
@@ -61,3 +62,21 @@ class Source:
                 self._block = staging_runner_block(self.rows, self.variables)
                 self._read_at = time.monotonic()
             return self._block
+
+    def load(self, job: str) -> JobRow:
+        """Return the row whose id is written `job`; raises JobNotFoundError."""
+        with reading():
+            return self.rows.load(job)
+
+    def recent(self, limit: int, repo: str) -> list[JobRow]:
+        """Return the rows of `repo` among the newest `limit`. Raises JobsUnreadableError."""
+        with reading():
+            return self.rows.recent(limit, repo)
+
+    def version(self, job: str) -> object:
+        """Return what changes with each move of an attempt; None if there is no such job."""
+        try:
+            document = self.load(job).document
+        except JobNotFoundError:
+            return None
+        return document.get("version") if isinstance(document, dict) else None
