@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fuzz soak format generated clean
+.PHONY: demo test check fuzz soak mutate format generated clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/staging-fsm demo
@@ -39,6 +39,21 @@ $(FUZZ_VENV)/.installed: pyproject.toml constraints.txt
 	@$(FUZZ_VENV)/bin/python -m pip install --quiet --only-binary=atheris --editable '.[fuzz]' || \
 		{ echo "fuzzing needs a wheel of atheris, and there is none for this Python and system:" \
 		"take Linux on x86-64 with Python 3.11, 3.12 or 3.13"; exit 1; }
+	@touch $@
+
+# Mutation testing: each small change of MODULES has to turn a test red, or is explained in
+# tests/mutation/survivors.toml. All modules take about an hour.
+MODULES ?=
+MUTATE_VENV := $(VENV)/mutate
+
+mutate: $(MUTATE_VENV)/.installed
+	@PYTHONPATH=tests $(MUTATE_VENV)/bin/python -m mutation.runner $(MODULES)
+
+$(MUTATE_VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "staging_fsm needs Python 3.11 or newer on the PATH"; exit 1; }
+	@test -x $(MUTATE_VENV)/bin/python || $(PYTHON) -m venv $(MUTATE_VENV)
+	@echo "installing into $(MUTATE_VENV) ..."
+	@$(MUTATE_VENV)/bin/python -m pip install --quiet --editable '.[test,mutate]'
 	@touch $@
 
 # The simulation for volume: SOAK_ATTEMPTS attempts in worlds full of faults, from SOAK_SEED on.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from columns import aligned
 from conftest import Golden
-from staging_fsm.core import spec
+from staging_fsm.core import machine, spec
 from staging_fsm.core.errors import TransitionRefusedError
 from staging_fsm.core.machine import MACHINE, _Position, allowed_events, step
 from staging_fsm.core.snapshot import Move, replay
@@ -140,6 +140,21 @@ def test_machine_is_the_table() -> None:
     assert MACHINE.initial == INITIAL.value
     assert MACHINE.models == []
     assert not MACHINE.has_queue
+
+
+@pytest.mark.parametrize(
+    "other",
+    [row for row in TRANSITIONS if row.target is not ROWS[INITIAL, Event.JOB_CLAIMED].target],
+    ids=lambda row: row.id,
+)
+def test_machine_and_table_that_disagree_make_no_step(
+    other: Transition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that does not say where the machine went is no answer."""
+    monkeypatch.setitem(machine._ROWS, (INITIAL, Event.JOB_CLAIMED), other)
+
+    with pytest.raises(AssertionError, match=r"^machine and table disagree"):
+        step(INITIAL, Event.JOB_CLAIMED)
 
 
 def test_nothing_that_is_moved_shadows_an_event() -> None:

@@ -32,7 +32,6 @@ def _build() -> transitions.Machine:
         ],
         initial=INITIAL.value,
         auto_transitions=False,
-        queued=False,
     )
 
 

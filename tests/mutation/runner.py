@@ -1,0 +1,502 @@
+"""The runner: every mutant of a module against the tests that can see it; survivors are explained.
+
+`python -m mutation.runner [MODULE...]` works in a copy of the tree. What the product and
+its tests need is imported once, and each mutant gets a process forked from there. Where a
+mutant changes nothing but functions, the process also has the product and the collected
+tests, and the changed functions are exchanged in it: that takes milliseconds. Only the
+tests that call a changed function are run then, the fastest first. Any other mutant, and
+one that survives this although its function was called while modules were imported, is
+imported afresh. The first test that fails, or a process that does not end, kills a mutant.
+"""
+
+import ast
+import contextlib
+import cProfile
+import gc
+import importlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import attrs
+import hypothesis
+import pytest
+
+from mutation.operators import Edit, Source, edits, silent, vocabularies
+
+ROOT = Path(__file__).parents[2]
+SURVIVORS = Path(__file__).with_name("survivors.toml")
+PACKAGE = Path("src/staging_fsm")
+#: Besides the core and the drive: the compare-and-swap and the writer of artifacts.
+FURTHER_MODULES = ("effects/rows.py", "effects/files.py")
+#: Besides the test file of its own name: the tests that hold a module's promises.
+FURTHER_TESTS = {
+    "core/outcome.py": ("stories",),
+    "core/machine.py": ("spec",),
+    "core/plan.py": ("config", "outcome"),
+    "core/config.py": ("plan", "intercept"),
+    "core/errors.py": ("spec", "snapshot", "config", "rows"),
+    "core/ports.py": ("rows", "invariants", "stories"),
+    "core/times.py": ("snapshot", "stories"),
+    "core/evidence.py": ("fuzz_targets",),
+    "core/snapshot.py": ("invariants", "stories"),
+    "core/artifact.py": ("stories",),
+    "drive/recovery.py": ("intercept", "stories", "faults"),
+    "drive/engine.py": ("stories", "faults", "intercept", "simulation"),
+    "drive/intercept.py": ("stories", "faults"),
+    "effects/files.py": ("artifact", "intercept", "processes"),
+}
+RUNNER_FAILED = 70
+#: Beyond this a mutant has an endless loop that hoards.
+MEMORY_MAX_BYTES = 8 * 1024**3
+#: A process that needs so many times as long as without a mutant, and some seconds, hangs.
+TIME_FACTOR, TIME_SECONDS = 4, 20
+
+
+@attrs.frozen
+class Mutant:
+    """One changed module, and the change as a person reads it: the lines that differ."""
+
+    operator: str
+    where: str
+    was: str
+    becomes: str
+    in_table: bool
+    text: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Return what tells this mutant from others, whatever its line number."""
+        return self.where, self.was, self.becomes
+
+
+@attrs.define
+class Tally:
+    """What became of the mutants of a module."""
+
+    module: str
+    mutants: int = 0
+    #: Not run: no program, or the same program as the original or as another mutant.
+    skipped: int = 0
+    killed: int = 0
+    explained: int = 0
+    survivors: list[Mutant] = attrs.field(factory=list)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Return one line of the summary."""
+        tested = self.mutants - self.skipped
+        return (
+            f"{self.module:20} {self.mutants:5} mutants {self.skipped:5} skipped"
+            f" {self.killed:5} killed {self.explained:4} explained"
+            f" {len(self.survivors):4} unexplained {100 * self.killed / tested:6.1f} %"
+            f" {self.seconds:5.0f} s"
+        )
+
+
+def all_modules() -> list[str]:
+    """Return every module that is mutated."""
+    package = ROOT / PACKAGE
+    paths = [*package.glob("core/*.py"), *package.glob("drive/*.py")]
+    names = sorted(path.relative_to(package).as_posix() for path in paths)
+    return [name for name in names if not name.endswith("__init__.py")] + [*FURTHER_MODULES]
+
+
+def tests_of(module: str) -> tuple[str, ...]:
+    """Return the names of the test files of a module, the closest one first."""
+    own = Path(module).stem
+    further = FURTHER_TESTS.get(module, ())
+    return (own, *further) if (ROOT / "tests" / f"test_{own}.py").exists() else further
+
+
+def program(text: str) -> str:
+    """Return what a text says as a program, without what only a reader or mypy sees."""
+    tree = ast.parse(text)
+    for node in silent(tree):
+        for name in node._fields:
+            setattr(node, name, None)
+    return ast.dump(tree)
+
+
+def mutants(text: str, found: Iterator[Edit], tally: Tally) -> Iterator[Mutant]:
+    """Yield each different program that the edits make of a text."""
+    tree = ast.parse(text)
+    known = {program(text)}
+    for edit in found:
+        tally.mutants += 1
+        changed = edit.apply(text)
+        try:
+            said = program(changed)
+            compile(changed, "mutant", "exec")
+        except (SyntaxError, ValueError):
+            said = ""
+        if not said or said in known:
+            tally.skipped += 1
+            continue
+        known.add(said)
+        was, becomes = differing_lines(text, changed)
+        where = qualified_name(tree, text.count("\n", 0, edit.start) + 1)
+        yield Mutant(edit.operator, where, was, becomes, edit.in_table, changed)
+
+
+def differing_lines(text: str, changed: str) -> tuple[str, str]:
+    """Return the lines that differ, in both texts, without their indentation."""
+    before, after = text.splitlines(), changed.splitlines()
+    for _ in range(2):
+        # From the front, then, turned round, from the back.
+        while before and after and before[0] == after[0]:
+            del before[0], after[0]
+        before.reverse()
+        after.reverse()
+    was, becomes = ("\n".join(line.strip() for line in lines) for lines in (before, after))
+    return was, becomes
+
+
+def qualified_name(tree: ast.Module, line: int) -> str:
+    """Return the function or class that a line is in, or nothing."""
+    names: list[str] = []
+    body: list[Any] = [tree]
+    while body:
+        node = body.pop()
+        for child in ast.iter_child_nodes(node):
+            if getattr(child, "lineno", line + 1) <= line <= getattr(child, "end_lineno", 0):
+                if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                    names.append(child.name)
+                body.append(child)
+    return ".".join(names)
+
+
+@attrs.define
+class Tests:
+    """A pytest plugin that, once tests are collected, tries mutants in forked processes."""
+
+    path: Path
+    tried: list[Mutant]
+    tell: Callable[[int, str], None]
+    _items: list[pytest.Item] = attrs.field(factory=list)
+    _called: dict[str, set[int]] = attrs.field(factory=dict)
+    _seconds: dict[str, float] = attrs.field(factory=dict)
+    _profile: cProfile.Profile = attrs.field(factory=cProfile.Profile)
+    _at_import: set[int] = attrs.field(factory=set)
+
+    def watch(self) -> None:
+        """Note every function that is called from now on."""
+        self._profile = cProfile.Profile(builtins=False)
+        self._profile.enable()
+
+    def called(self) -> set[int]:
+        """Return the codes of the functions that were called since, and stop noting them."""
+        self._profile.disable()
+        return {id(each.code) for each in self._profile.getstats()}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run the tests without a mutant, then the mutants, instead of the tests."""
+        self._items = session.items
+        self._at_import = self.called()
+        for item, following in zip_longest(self._items, self._items[1:]):
+            begun = time.monotonic()
+            self.watch()
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            self._called[item.nodeid] = self.called()
+            self._seconds[item.nodeid] = time.monotonic() - begun
+            if session.testsfailed:
+                self.tell(-1, f"{item.nodeid} fails without a mutant")
+                return True
+        self.tell(-1, f"{sum(self._seconds.values()):.0f}")
+        original = self.path.read_text("utf-8")
+        functions = [
+            function
+            for function in gc.get_objects()
+            if isinstance(function, FunctionType)
+            and function.__code__.co_filename == str(self.path)
+        ]
+        for number, mutant in enumerate(self.tried):
+            pairs = changed_functions(original, mutant.text, functions)
+            self.path.write_text(mutant.text, "utf-8")
+            self.tell(number, self._try(session, pairs) if pairs else "cold")
+        self.path.write_text(original, "utf-8")
+        return True
+
+    def _try(self, session: pytest.Session, pairs: list[tuple[FunctionType, CodeType]]) -> str:
+        codes = {id(function.__code__) for function, _ in pairs}
+        items = [item for item in self._items if codes & self._called[item.nodeid]]
+        items.sort(key=lambda item: self._seconds[item.nodeid])
+
+        def run() -> int:
+            for function, code in pairs:
+                function.__code__ = code
+            for item, following in zip_longest(items, items[1:]):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.testsfailed:
+                    return 1
+            return 0
+
+        if in_child(run, sum(self._seconds[item.nodeid] for item in items)):
+            return "killed"
+        return "cold" if codes & self._at_import else "survived"
+
+
+def changed_functions(
+    original: str, changed: str, functions: list[FunctionType]
+) -> list[tuple[FunctionType, CodeType]]:
+    """Return each live function that differs, with its new code; none if anything else does."""
+    pairs = list(changed_codes(*(compile(text, "module", "exec") for text in (original, changed))))
+    exchanged = []
+    for old, new in pairs:
+        live = [function for function in functions if function.__code__ == old]
+        if new is None or len(live) != 1 or old.co_freevars != new.co_freevars:
+            return []
+        exchanged.append((live[0], new))
+    return exchanged
+
+
+def changed_codes(old: CodeType, new: CodeType) -> Iterator[tuple[CodeType, CodeType | None]]:
+    """Yield the outermost functions that differ; a None where what is no function differs."""
+    is_function = bool(old.co_flags & 1)  # CO_OPTIMIZED: the code of a module or class has it not
+    inner_old, inner_new = (
+        [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for code in (old, new)
+    )
+    if is_function:
+        if _unplaced(old) != _unplaced(new):
+            yield old, new
+        return
+    if len(inner_old) != len(inner_new) or _own(old) != _own(new):
+        yield old, None
+        return
+    for one, other in zip(inner_old, inner_new, strict=True):
+        yield from changed_codes(one, other)
+
+
+def _own(code: CodeType) -> object:
+    constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
+    return code.co_code, code.co_names, code.co_varnames, repr(constants)
+
+
+def _unplaced(code: CodeType) -> object:
+    """Return what a code does, without the lines it stands in."""
+    inner = [_unplaced(c) for c in code.co_consts if isinstance(c, CodeType)]
+    return _own(code), code.co_freevars, code.co_exceptiontable, inner
+
+
+def in_child(run: Callable[[], int], seconds: float) -> int:
+    """Return what `run` returns in a forked process; below 0 if it hangs."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setpgid(0, 0)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
+            signal.alarm(int(TIME_FACTOR * seconds) + TIME_SECONDS)
+            code = run()
+        except BaseException:  # noqa: BLE001  # it is told as an exit code
+            traceback.print_exc()
+            code = RUNNER_FAILED
+        os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(status)
+    if code == RUNNER_FAILED:
+        message = "the runner itself failed"
+        raise RuntimeError(message)
+    return code
+
+
+class Deterministic:
+    """A pytest plugin: a failure is enough, nobody reads the smallest one."""
+
+    @staticmethod
+    def pytest_configure() -> None:
+        """Let Hypothesis look for examples, and not shrink them."""
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile("mutation", hypothesis.settings(), phases=phases)
+        hypothesis.settings.load_profile("mutation")
+
+
+@attrs.define
+class Workshop:
+    """A copy of a tree in which mutants are tried, and the tests of each module."""
+
+    root: Path
+    tests: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def build(cls, folder: Path, root: Path, tests: Mapping[str, tuple[str, ...]]) -> "Workshop":
+        """Copy the tree into `folder` and import what its tests need, but nothing of it."""
+        hidden = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
+        workshop = cls(folder / "tree", tests)
+        shutil.copytree(root, workshop.root, ignore=hidden)
+        os.chdir(workshop.root)
+        source = str(workshop.root / "src")
+        os.environ |= {"PYTHONPATH": source, "CI": "1"}
+        sys.path[:] = [source, *(p for p in sys.path if p and Path(p) != ROOT / "tests")]
+        names = folder / "modules"
+
+        def collect() -> int:
+            sys.dont_write_bytecode = False
+            code = workshop.pytest(list(tests), "--collect-only")
+            names.write_text("\n".join(_foreign_modules(workshop.root)), "utf-8")
+            return code
+
+        if in_child(collect, 60):
+            message = "the tests cannot be collected"
+            raise SystemExit(message)
+        for name in names.read_text("utf-8").split("\n"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        # From here on nothing may be kept of a module: the next one differs.
+        sys.dont_write_bytecode = True
+        gc.freeze()
+        return workshop
+
+    def pytest(self, modules: list[str], *arguments: str, plugins: tuple[object, ...] = ()) -> int:
+        """Run the tests of some modules in this process, silently."""
+        files = dict.fromkeys(f"tests/test_{name}.py" for m in modules for name in self.tests[m])
+        return self.pytest_files(list(files), *arguments, plugins=plugins)
+
+    def pytest_files(
+        self, files: list[str], *arguments: str, plugins: tuple[object, ...] = ()
+    ) -> int:
+        """Run test files in this process, silently; return pytest's exit code."""
+        with (self.root.parent / "output").open("wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        base = f"--basetemp={self.root.parent / 'base'}"
+        # What is imported before pytest can rewrite its assertions is told as a warning.
+        ignored = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        ignored += ["--disable-plugin-autoload", "-p", "_hypothesis_pytestplugin"]
+        return int(
+            pytest.main(
+                ["-x", "-q", base, *ignored, *arguments, *files], [Deterministic(), *plugins]
+            )
+        )
+
+    def try_all(self, module: str, tried: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
+        """Yield each mutant with what became of it: killed or survived."""
+        path = self.root / PACKAGE / module
+        original = path.read_text("utf-8")
+        baseline, answers = self._try_hot(module, path, tried)
+        for number, mutant in enumerate(tried):
+            answer = answers.get(number, "cold")
+            if answer == "cold":
+                path.write_text(mutant.text, "utf-8")
+                answer = "killed" if self._is_killed_afresh(module, baseline) else "survived"
+                path.write_text(original, "utf-8")
+            yield mutant, answer
+
+    def _try_hot(
+        self, module: str, path: Path, tried: list[Mutant]
+    ) -> tuple[float, dict[int, str]]:
+        reading, writing = os.pipe()
+
+        def serve() -> int:
+            tell = os.fdopen(writing, "w", buffering=1)
+            tests = Tests(path, tried, lambda *line: print(json.dumps(line), file=tell))
+            tests.watch()
+            return self.pytest([module], plugins=(tests,))
+
+        if os.fork() == 0:
+            with contextlib.suppress(BaseException):
+                serve()
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            answers = dict(map(json.loads, lines))
+        os.wait()
+        said = answers.pop(-1, "the tests cannot be run")
+        if not said.isdecimal():
+            output = (self.root.parent / "output").read_text("utf-8", "replace")
+            message = f"{output}\n{said}"
+            raise SystemExit(message)
+        return float(said), answers
+
+    def _is_killed_afresh(self, module: str, seconds: float) -> bool:
+        first, *rest = (f"tests/test_{name}.py" for name in self.tests[module])
+        batches = [[first], rest] if rest else [[first]]
+        return any(in_child(partial(self.pytest_files, batch), seconds) for batch in batches)
+
+
+def _foreign_modules(root: Path) -> Iterator[str]:
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and not file.startswith((str(root), str(ROOT / "src"))):
+            yield name
+
+
+def examine(workshop: Workshop, module: str, explained: dict[tuple[str, str, str], str]) -> Tally:
+    """Try every mutant of a module; tell each survivor that nobody has explained."""
+    from mutation import general  # noqa: PLC0415  # only MUTATE_VENV has what it needs
+
+    begun = time.monotonic()
+    tally = Tally(module)
+    text = (workshop.root / PACKAGE / module).read_text("utf-8")
+    own = edits(Source(text, vocabularies(workshop.root / PACKAGE / "core")))
+    found = [*own, *general.edits(text)]
+    tried = list(mutants(text, iter(found), tally))
+    open_ = dict(explained)
+    for mutant, answer in workshop.try_all(module, tried):
+        if answer == "killed":
+            tally.killed += 1
+        elif mutant.key in explained and not mutant.in_table:
+            tally.explained += 1
+            open_.pop(mutant.key, None)
+        else:
+            tally.survivors.append(mutant)
+            tell(entry(module, mutant))
+    for where, was, becomes in open_:
+        tell(f"# explained, but no survivor any more: {module} {where}: {was} -> {becomes}")
+    tally.seconds = time.monotonic() - begun
+    return tally
+
+
+def tell(text: str) -> None:
+    """Print for a person at a terminal, or in a log."""
+    print(text, flush=True)  # noqa: T201  # that is where it is read
+
+
+def entry(module: str, mutant: Mutant) -> str:
+    """Return a survivor as it is written into the file of explanations."""
+    facts = {"module": module, "where": mutant.where, "was": mutant.was, "becomes": mutant.becomes}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in facts.items()]
+    return "\n".join(["[[survivor]]", *lines, 'because = ""', f"# {mutant.operator}", ""])
+
+
+def explanations(module: str) -> dict[tuple[str, str, str], str]:
+    """Return the explained survivors of a module."""
+    document = tomllib.loads(SURVIVORS.read_text("utf-8"))
+    return {
+        (row["where"], row["was"], row["becomes"]): row["because"]
+        for row in document.get("survivor", [])
+        if row["module"] == module and row["because"]
+    }
+
+
+def main(*modules: str) -> int:
+    """Examine the modules, all if none is named; return 1 if a survivor is not explained."""
+    with tempfile.TemporaryDirectory(prefix="staging-fsm-mutate-") as folder:
+        tests = {module: tests_of(module) for module in modules or all_modules()}
+        workshop = Workshop.build(Path(folder), ROOT, tests)
+        tallies = []
+        for module in tests:
+            tallies.append(examine(workshop, module, explanations(module)))
+            tell(str(tallies[-1]))
+        os.chdir(ROOT)
+    return int(any(tally.survivors for tally in tallies))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
