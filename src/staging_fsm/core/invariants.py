@@ -209,7 +209,7 @@ def trail_is_unbroken(sight: Sight) -> Iterator[str]:
         if move.link != link:
             yield (
                 f"move {position}, {move.id}, or what was stored with it, is not what was linked:"
-                f" its link is {move.link[:12] or 'empty'}… and not {link[:12]}…"
+                f" its link should be {link[:12]}…, and {move.link[:12] or 'nothing'}… is stored"
             )
     yield from unlinked(snapshot)
 

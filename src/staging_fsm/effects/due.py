@@ -125,6 +125,8 @@ class Words:
 
     def read(self, value: Any) -> datetime | None:
         """Read text in our form or in any of ISO 8601."""
+        if value is None:
+            return None
         if isinstance(value, int | float | Decimal):
             return _from_seconds(value)
         for parse in (datetime.fromisoformat, self._parse):

@@ -74,7 +74,9 @@ def sha256_of_file(path: Path) -> str | None:
     digest = hashlib.sha256()
     with os.fdopen(descriptor, "rb") as file:
         try:
-            while block := file.read(_BLOCK_BYTES):
+            # No more than there is: most files are small, and a buffer is not for nothing.
+            size = min(_BLOCK_BYTES, os.fstat(descriptor).st_size + 1)
+            while block := file.read(size):
                 digest.update(block)
         except OSError:
             return None

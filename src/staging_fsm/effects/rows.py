@@ -299,19 +299,36 @@ class SqlRows:
         rows = self._fetch(statement)
         return rows if repo is None else [row for row in rows if row.repo == repo]
 
-    def attempts(self) -> Iterator[JobRow]:
+    def attempts(self, after: Any = None, upto: Any = None) -> Iterator[JobRow]:
         """Yield every row that carries our key, ended or not, however broken, in order of ids.
 
         Read in batches by the primary key: however long the table, little of it is
-        in memory, and no transaction is open between two batches.
+        in memory, and no transaction is open between two batches. `after` and `upto`
+        bound the ids.
         """
         id_, text = self._column("id"), self._documents.text
-        ours = text.contains(f'"{SNAPSHOT_KEY}"'), self._ours()
-        batch = self._select(text).where(*ours).order_by(id_).limit(BATCH_ROWS)
-        rows = self._fetch(batch)
+        # A key in escapes is ours too.
+        ours = sa.or_(text.contains(f'"{SNAPSHOT_KEY}"'), text.contains("\\u", autoescape=True))
+        batch = self._select(text).where(ours, self._ours()).order_by(id_).limit(BATCH_ROWS)
+        if upto is not None:
+            batch = batch.where(id_ <= upto)
+        rows = self._fetch(batch if after is None else batch.where(id_ > after))
         while rows:
             yield from (row for row in rows if row.document is not None)
             rows = self._fetch(batch.where(id_ > rows[-1].id))
+
+    def spans(self, size: int) -> Iterator[tuple[Any, Any]]:
+        """Yield the bounds for `attempts` that part the table into pieces of `size` rows."""
+        id_ = self._column("id")
+        piece = sa.select(id_).where(self._ours()).order_by(id_).limit(size)
+        after, last = None, self._last_of(piece)
+        while last is not None:
+            yield after, last
+            after, last = last, self._last_of(piece.where(id_ > last))
+
+    def _last_of(self, piece: sa.Select[Any]) -> Any:
+        with self._reading() as connection:
+            return connection.execute(sa.select(sa.func.max(piece.subquery().c[0]))).scalar()
 
     def _load(self, condition: sa.ColumnElement[bool]) -> list[JobRow]:
         statement = self._select(self._documents.text).where(condition)

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "recover": "Take up every attempt whose worker is gone.",
     "queue": "Show every unfinished attempt, and why it waits.",
     "show": "Show one attempt: its state, history and runs.",
+    "audit": "Show the trail, and verify that it is what was written.",
     "cancel": "Stop an attempt: nothing is judged.",
     "diagram": "Write the diagrams of the table, or compare them.",
     "config": "Show every setting, its value and its meaning.",

@@ -54,14 +54,20 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
             }
             for run in snapshot.runs
         ],
-        "history": [
-            {**attrs.asdict(move), "event": str(move.row.event)} for move in snapshot.history
-        ],
+        "history": trail_view(snapshot),
         "next_run_at": snapshot.next_run_at,
         "artifact": snapshot.artifact.path if snapshot.artifact else None,
         "log": snapshot.last_run.log if snapshot.runs else None,
         "next_stage": next_stage,
     }
+
+
+def trail_view(snapshot: Snapshot) -> list[dict[str, str]]:
+    """Return the moves of an attempt, each with the event and the target of its row."""
+    return [
+        {**attrs.asdict(move), "event": str(move.row.event), "target": str(move.row.target)}
+        for move in snapshot.history
+    ]
 
 
 def sentence(snapshot: Snapshot) -> str:

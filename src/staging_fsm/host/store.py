@@ -251,6 +251,21 @@ class SqlHostStore:
             statement = sa.text(f"UPDATE jobs SET metadata = {change} WHERE id = :id")  # noqa: S608  # one of two texts
             connection.execute(statement, values)
 
+    def went_to(self, stage: str, first: int, last: int) -> dict[int, str]:
+        """Return where the work items of the jobs of `stage` went, of ids from `first` to `last`.
+
+        That is the stage of a work item's next job, or its own where there is none.
+        """
+        statement = sa.text(
+            "SELECT j.id, COALESCE((SELECT n.stage FROM jobs n WHERE n.repo = j.repo"
+            " AND n.work_item = j.work_item AND n.id > j.id ORDER BY n.id LIMIT 1), w.stage)"
+            " FROM jobs j JOIN work_items w ON w.repo = j.repo AND w.id = j.work_item"
+            " WHERE j.stage = :stage AND j.id BETWEEN :first AND :last"
+        )
+        values = {"stage": stage, "first": first, "last": last}
+        with self.engine.connect() as connection:
+            return {row[0]: row[1] for row in connection.execute(statement, values)}
+
     def job(self, job_id: int) -> Job:
         """Return a job; raises LookupError."""
         with self.engine.connect() as connection:

@@ -1,0 +1,367 @@
+"""`staging-fsm audit`: every stored attempt against the table, the invariants and its own papers.
+
+A row is judged from what is stored and from what lies beside it: the chain of
+links, the artifact and the logs by their digests, the host's word for the job, and
+where its work item went. What deviates is read once more before it is told: a row
+that moved between two looks is no deviation.
+
+A file that is gone is told as missing, not as a deviation: logs are deleted in the
+course of things, and nothing can be said of what is not there.
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from enum import StrEnum, unique
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import yaml
+
+from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
+from staging_fsm.core.invariants import Movement, Sight, violations
+from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.snapshot import Run, Snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.drive.intercept import STAGE
+from staging_fsm.effects.files import sha256_of_file
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.host.contract.gate import STATUS_KEY
+from staging_fsm.host.contract.stages import STAGE_TRANSITIONS
+from staging_fsm.host.store import SqlHostStore, open_database
+
+SPAN_ROWS: Final = 1000
+#: So many spans are audited here; only a longer table is worth the start of two processes.
+SPANS_ALONE: Final = 4
+PROCESSES: Final = 2
+#: No artifact of ours is larger; of a larger file in its place only the digest is taken.
+ARTIFACT_BYTES_MAX: Final = 1024 * 1024
+
+#: So many findings of each severity are kept word for word; beyond them they are counted.
+FINDINGS_KEPT: Final = 1000
+
+_FORWARD: Final = STAGE_TRANSITIONS[STAGE, "success"]
+#: The word in the artifact that led to each answer of the gate.
+_WORDS: Final = {"T11": "SUCCESS", "T12": "SUCCESS", "T13": "FAILED", "T14": "FAILED"}
+_ENDED_BY_GATE: Final = frozenset({State.ADVANCED, State.ROLLED_BACK, State.FAILED_CLOSED})
+_LIVE: Final = (QUEUED, "running")
+
+RESTORE: Final = "Compare the row with a backup, the log of transitions and links noted elsewhere"
+STOP: Final = "Stop what was deployed on it, and run the suite again"
+KEEP: Final = "Restore the file from a backup, or note who deleted it and why"
+CORRECT: Final = "Restore the row from a backup: until then nobody will touch it"
+COMPARE: Final = "Compare the file with a backup, and ask who wrote to its folder"
+ASK_HOST: Final = "Ask who moved the job or its work item by hand"
+_ATTEMPT_LINE: Final = re.compile(rb"^attempt: (.*)$", re.MULTILINE)
+TO_DO: Final = {"no_silent_advance": STOP}
+
+
+@unique
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    #: What is stored contradicts itself, the table, an invariant, or its own papers.
+    DEVIATION = "deviation"
+    #: A file is gone, so nothing can be said of it.
+    MISSING = "missing"
+
+
+@attrs.frozen
+class Finding:
+    """One thing that is not as it should be, of one job."""
+
+    job_id: Any
+    repo: str
+    work_item: str
+    severity: Severity
+    #: The invariant, or the thing that was looked at.
+    check: str
+    #: What was expected and what was found, without the full stop.
+    problem: str
+    to_do: str
+
+    @property
+    def sentence(self) -> str:
+        """Return the finding as one sentence, and what to do about it."""
+        whose = f"job {self.job_id} ({self.repo} {self.work_item})"
+        return f"{whose}: {self.check}: {self.problem}. {self.to_do}."
+
+
+@attrs.define
+class Audit:
+    """What was seen: how many rows and attempts, what they walked, what was found."""
+
+    rows: int = 0
+    states: Counter[str] = attrs.field(factory=Counter)
+    #: How often each row of the table was walked.
+    walked: Counter[str] = attrs.field(factory=Counter)
+    #: How many findings there are; of each severity only the first FINDINGS_KEPT are kept.
+    counts: Counter[Severity] = attrs.field(factory=Counter)
+    findings: list[Finding] = attrs.field(factory=list)
+
+    def add(self, other: "Audit") -> None:
+        """Take what was seen of other rows."""
+        self.rows += other.rows
+        self.states.update(other.states)
+        self.walked.update(other.walked)
+        self.findings += [
+            finding
+            for severity in Severity
+            for finding in other.of(severity)[: max(0, FINDINGS_KEPT - self.counts[severity])]
+        ]
+        self.counts.update(other.counts)
+
+    @property
+    def attempts(self) -> int:
+        """Return how many attempts could be read."""
+        return self.states.total()
+
+    def of(self, severity: Severity) -> list[Finding]:
+        """Return the kept findings of one severity, in the order of their jobs."""
+        return [finding for finding in self.findings if finding.severity is severity]
+
+
+def audit_job(rows: SqlRows, store: SqlHostStore | None, job_id: Any) -> Audit:
+    """Audit one job. Raises JobNotFoundError."""
+    return _audited(rows, store, [rows.load(job_id)])
+
+
+def audit_table(rows: SqlRows, store: SqlHostStore) -> Audit:
+    """Audit every row of the table, in bounded memory; a long one in two processes."""
+    seen = Audit()
+    spans = rows.spans(SPAN_ROWS)
+    for span in itertools.islice(spans, SPANS_ALONE):
+        seen.add(_audited(rows, store, rows.attempts(*span)))
+    # With its password: the other processes open the database themselves.
+    url = store.engine.url.render_as_string(hide_password=False)
+    for part in _in_processes(url, spans):
+        seen.add(part)
+    return seen
+
+
+def _in_processes(url: str, spans: Iterator[tuple[Any, Any]]) -> Iterator[Audit]:
+    """Audit what is left of `spans` in two processes, a few pages ahead of what is taken."""
+    first = next(spans, None)
+    if first is None:
+        return
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        ahead: deque[Future[Audit]] = deque()
+        for span in itertools.chain([first], spans):
+            ahead.append(pool.submit(_audited_elsewhere, url, *span))
+            if len(ahead) > 2 * PROCESSES:
+                yield ahead.popleft().result()
+        for part in ahead:
+            yield part.result()
+
+
+@functools.cache
+def _opened(url: str) -> tuple[SqlRows, SqlHostStore]:
+    engine = open_database(url)
+    return SqlRows(engine), SqlHostStore(engine)
+
+
+def _audited_elsewhere(url: str, after: Any, upto: Any) -> Audit:
+    rows, store = _opened(url)
+    return _audited(rows, store, rows.attempts(after, upto))
+
+
+def _audited(rows: SqlRows, store: SqlHostStore | None, page: Iterable[JobRow]) -> Audit:
+    seen, page = Audit(), list(page)
+    went = store.went_to(STAGE, page[0].id, page[-1].id) if store is not None and page else {}
+    for row in page:
+        snapshot, found = examine(row, went.get(row.id))
+        if any(finding.severity is Severity.DEVIATION for finding in found):
+            snapshot, found = _looked_at_again(rows, store, row)
+        seen.rows += 1
+        seen.findings += found
+        seen.counts.update(finding.severity for finding in found)
+        if snapshot is not None:
+            seen.states[snapshot.state] += 1
+            seen.walked.update(move.id for move in snapshot.history)
+    return seen
+
+
+def _looked_at_again(
+    rows: SqlRows, store: SqlHostStore | None, row: JobRow
+) -> tuple[Snapshot | None, list[Finding]]:
+    """Return what is found in a row now: between two looks an honest one may have moved."""
+    went = store.went_to(STAGE, row.id, row.id) if store is not None else {}
+    try:
+        return examine(rows.load(row.id), went.get(row.id))
+    except JobNotFoundError:
+        return None, []
+
+
+def examine(row: JobRow, went_to: str | None = None) -> tuple[Snapshot | None, list[Finding]]:
+    """Return the attempt in a row, if there is one that can be read, and what is wrong with it.
+
+    `went_to` is the stage to which its work item went after this job, where that is known.
+    """
+    try:
+        snapshot = row.snapshot()
+    except SnapshotRefusedError as error:
+        return None, [_finding(row, _Problem("row_refused", error.problem, CORRECT))]
+    if snapshot is None:
+        return None, []
+    text, papers = _artifact(row, snapshot)
+    sight = Sight(
+        snapshot,
+        movements=_movements(snapshot, went_to),
+        written=None if text is None else (text,),
+    )
+    broken = [line.partition(": ") for line in violations(sight)]
+    problems = [
+        *(_Problem(name, words, TO_DO.get(name, RESTORE)) for name, _, words in broken),
+        *papers,
+        *(problem for run in snapshot.runs for problem in _log(run)),
+        *_host_words(row, snapshot, went_to),
+    ]
+    return snapshot, [_finding(row, problem) for problem in problems]
+
+
+@attrs.frozen
+class _Problem:
+    check: str
+    words: str
+    to_do: str
+    severity: Severity = Severity.DEVIATION
+
+
+def _finding(row: JobRow, problem: _Problem) -> Finding:
+    return Finding(
+        row.id,
+        row.repo,
+        row.work_item,
+        problem.severity,
+        problem.check,
+        problem.words,
+        problem.to_do,
+    )
+
+
+def _movements(snapshot: Snapshot, went_to: str | None) -> tuple[Movement, ...] | None:
+    """Return how the gates of an attempt moved its work item, as far as that is known."""
+    if went_to is None or snapshot.state is State.LLM_FALLBACK:
+        return None
+    if went_to == _FORWARD:
+        return (Movement.FORWARD,)
+    return (Movement.BACK,) if snapshot.state in _ENDED_BY_GATE else ()
+
+
+def _artifact(row: JobRow, snapshot: Snapshot) -> tuple[str | None, list[_Problem]]:
+    """Return the artifact's text if it is the one that was written, and what is wrong with it."""
+    if snapshot.artifact is None or snapshot.state not in _ENDED_BY_GATE:
+        return None, []
+    path, sha256 = Path(snapshot.artifact.path), snapshot.artifact.sha256
+    raw = _read(path)
+    if raw is None or hashlib.sha256(raw).hexdigest() != sha256:
+        raw, problem = _artifact_set_aside(path, snapshot)
+        if raw is None:
+            return None, [problem]
+    text = raw.decode("utf-8", "replace")
+    return text, list(_artifact_words(row, snapshot, text))
+
+
+def _artifact_set_aside(path: Path, snapshot: Snapshot) -> tuple[bytes | None, _Problem]:
+    """Look for the artifact among those that later attempts set aside, or say what became of it.
+
+    Returns its bytes, or None with the problem.
+    """
+    assert snapshot.artifact is not None  # noqa: S101  # the caller has looked
+    expected = snapshot.artifact.sha256
+    gone = _Problem(
+        "artifact", f"{path} is gone: nothing can be said of it", KEEP, Severity.MISSING
+    )
+    problem = gone
+    for candidate in sorted(path.parent.glob(f"{path.stem}*{path.suffix}")):
+        raw = _read(candidate)
+        if raw is None:
+            continue
+        found = hashlib.sha256(raw).hexdigest()
+        if found == expected:
+            return raw, gone
+        writer = _ATTEMPT_LINE.search(raw)
+        is_ours = writer is not None and writer[1].decode("utf-8", "replace").strip("'\"") == (
+            snapshot.attempt_id
+        )
+        if is_ours or (writer is None and candidate == path):
+            words = f"{candidate} was altered: SHA-256 {expected} was written, {found} is there"
+            problem = _Problem("artifact", words, COMPARE)
+    return None, problem
+
+
+def _artifact_words(row: JobRow, snapshot: Snapshot, text: str) -> Iterator[_Problem]:
+    """Yield what an artifact that is the right one says otherwise than the row."""
+    word = _WORDS[snapshot.history[-1].id]
+    if not text.startswith(f"---\n{STATUS_KEY}: {word}\n"):
+        words = f"the attempt is {snapshot.state}, and the artifact's {STATUS_KEY} is not {word}"
+        yield _Problem("artifact", words, STOP)
+    if f"\nwork_item: {row.work_item}\n" not in text:
+        line = yaml.safe_dump({"work_item": row.work_item}, allow_unicode=False, width=10_000)
+        if f"\n{line}" not in text:
+            words = f"the row is of work item {row.work_item!r}, and the artifact of another"
+            yield _Problem("artifact", words, RESTORE)
+
+
+def _log(run: Run) -> Iterator[_Problem]:
+    """Yield what is wrong with a run's log."""
+    if run.log is None or run.log_sha256 is None:
+        return
+    found = sha256_of_file(Path(run.log))
+    if found == run.log_sha256:
+        return
+    if found is not None:
+        words = f"{run.log} was altered: SHA-256 {run.log_sha256} was kept, {found} is there"
+        yield _Problem("log", words, COMPARE)
+    elif os.path.lexists(run.log) and os.access(run.log, os.R_OK):
+        yield _Problem("log", f"{run.log} was replaced by what is no regular file", COMPARE)
+    else:
+        words = f"{run.log} of run {run.number} is gone or may not be read"
+        yield _Problem("log", words, KEEP, Severity.MISSING)
+
+
+def _host_words(row: JobRow, snapshot: Snapshot, went_to: str | None) -> Iterator[_Problem]:
+    """Yield where the host's columns contradict the attempt."""
+    whose = snapshot.attempt_id.rpartition("-")[0]
+    if whose != str(row.id):
+        words = f"it holds attempt {snapshot.attempt_id}, which is of job {whose or 'none'}"
+        yield _Problem("row", words, RESTORE)
+    if row.stage != STAGE:
+        words = f"it holds an attempt, and its stage is {row.stage} and not {STAGE}"
+        yield _Problem("row", words, RESTORE)
+    if snapshot.state in _ENDED_BY_GATE and row.status in (*_LIVE, "cancelled"):
+        words = f"the attempt is {snapshot.state}, and the job is {row.status} and not ended"
+        yield _Problem("job_status", words, ASK_HOST)
+    if snapshot.state is State.CANCELLED and row.status not in (*_LIVE, "cancelled"):
+        words = f"the attempt is CANCELLED, and the job is {row.status}"
+        yield _Problem("job_status", words, ASK_HOST)
+    if not snapshot.is_terminal and row.status not in _LIVE:
+        words = (
+            f"the job is {row.status}, and the attempt has not ended: it is {snapshot.state};"
+            " the end of its history was cut off, or somebody ended the job"
+        )
+        yield _Problem("job_status", words, RESTORE)
+    if snapshot.state is State.ADVANCED and went_to not in (None, _FORWARD):
+        words = f"the attempt is ADVANCED, and its work item went to {went_to}, not to {_FORWARD}"
+        yield _Problem("work_item", words, ASK_HOST)
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the bytes of a regular file of an artifact's size, or None."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(descriptor, min(ARTIFACT_BYTES_MAX, os.fstat(descriptor).st_size))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)

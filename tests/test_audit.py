@@ -1,0 +1,420 @@
+"""The audit: whatever was altered by hand, in a row, a history, an artifact or a log, is told."""
+
+import json
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+from conftest import REPO, git
+from staging_fsm.core.config import SuiteEntry
+from staging_fsm.core.ports import JobRow
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Artifact
+from staging_fsm.core.spec import State
+from staging_fsm.effects.files import sha256_of_text
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.faces import audit as auditing
+from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
+from staging_fsm.faces.cli import main
+from staging_fsm.faces.session import (
+    AttemptDriver,
+    Session,
+    one_suite,
+    open_session,
+    staging_job,
+    switched_on,
+)
+from test_snapshot import at, leaves
+from test_trail import altered
+
+#: What each job's suite does, and where that leads.
+SUITES = {
+    "WI-1": ("true", State.ADVANCED),
+    "WI-2": ("exit 7", State.ROLLED_BACK),
+    "WI-3": ("exit 127", State.FAILED_CLOSED),
+}
+
+
+@attrs.frozen
+class Archive:
+    """Attempts that really ran, and a copy of their database to tamper with."""
+
+    database: Path
+    session: Session
+
+    def sql(self, statement: str, *values: object) -> None:
+        """Do what somebody with the database at hand can do."""
+        with sqlite3.connect(self.database) as connection:
+            assert connection.execute(statement, values).rowcount == 1
+        connection.close()
+
+    def stored(self, job_id: int) -> dict[str, Any]:
+        """Return a stored attempt as JSON."""
+        document = self.session.rows.load(job_id).document
+        assert isinstance(document, dict)
+        return document
+
+    def set(self, job_id: int, path: str, value: object) -> None:
+        """Put a JSON value at a path of a stored attempt."""
+        self.sql(
+            "UPDATE jobs SET metadata = json_set(metadata, ?, json(?)) WHERE id = ?",
+            f"$.{SNAPSHOT_KEY}.{path}",
+            json.dumps(value),
+            job_id,
+        )
+
+    def audit(self) -> Audit:
+        """Audit the whole table."""
+        return audit_table(self.session.rows, self.session.store)
+
+    def deviations(self) -> list[Finding]:
+        """Return what deviates."""
+        return self.audit().of(Severity.DEVIATION)
+
+    def artifact(self, job_id: int) -> Path:
+        """Return where a job's artifact lies."""
+        return Path(self.stored(job_id)["artifact"]["path"])
+
+    def log(self, job_id: int) -> Path:
+        """Return where the log of a job's first run lies."""
+        return Path(self.stored(job_id)["runs"][0]["log"])
+
+    def call(self, *arguments: str) -> Result:
+        """Call `staging-fsm audit` on the database."""
+        url = f"sqlite:///{self.database}"
+        return CliRunner().invoke(main, ["audit", *arguments, "--db", url])
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a database, artifacts and logs of three attempts that really ran."""
+    folder = tmp_path_factory.mktemp("audit")
+    repository = folder / REPO
+    repository.mkdir()
+    git(repository, "init", "--quiet", "--initial-branch=main")
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", "The shop opens.")
+    session = open_session(f"sqlite:///{folder}/jobs.db", variables(folder))
+    session.store.add_repository(REPO, repository)
+    for work_item, (suite, state) in SUITES.items():
+        entry = SuiteEntry(("sh", "-c", f"echo out; {suite}"))
+        staging = session.staging(suites=one_suite(entry))
+        job_id = staging_job(session, REPO, work_item)
+        AttemptDriver(session, staging, job_id).drive()
+        snapshot = session.rows.load(job_id).snapshot()
+        assert snapshot is not None
+        assert snapshot.state is state
+    session.store.engine.dispose()
+    return folder
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """Return the settings of the attempts."""
+    own = {"state_dir": folder / "state", "infra_retries": 1, "retry_backoff_seconds": 0.01}
+    return switched_on({"PATH": "/usr/bin:/bin"}, **own)
+
+
+@pytest.fixture
+def archive(ran: Path, tmp_path: Path) -> Iterator[Archive]:
+    """Return an archive; files that a test altered are as they were when the next begins."""
+    kept = {path: path.read_bytes() for path in ran.rglob("*.md")}
+    kept |= {path: path.read_bytes() for path in ran.rglob("output.log")}
+    shutil.copy(ran / "jobs.db", tmp_path)
+    session = open_session(f"sqlite:///{tmp_path}/jobs.db", variables(ran))
+    yield Archive(tmp_path / "jobs.db", session)
+    session.store.engine.dispose()
+    for path in {*kept, *ran.rglob("*.md")} - kept.keys():
+        path.unlink()
+    for path, content in kept.items():
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+
+
+def jobs(archive: Archive) -> dict[State, int]:
+    """Return the job of each end."""
+    rows = archive.session.rows.attempts()
+    return {snapshot.state: row.id for row in rows if (snapshot := row.snapshot())}
+
+
+def test_what_ran_is_sound(archive: Archive) -> None:
+    """Attempts that nobody touched are passed over in silence, and counted."""
+    seen = archive.audit()
+
+    assert seen.findings == []
+    assert seen.states == {state: 1 for _, state in SUITES.values()}
+    assert (seen.walked["T01"], seen.walked["T09"], seen.walked["T11"]) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("state", [state for _, state in SUITES.values()])
+def test_every_field_altered_in_the_row_is_found(archive: Archive, state: State) -> None:
+    """Each field of a stored attempt, altered by one statement of SQL, is found."""
+    job_id = jobs(archive)[state]
+    stored = archive.stored(job_id)
+    unseen = []
+    for path in leaves(stored):
+        name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)[1:]
+        before = at(stored, path)
+        other = next(value for value in altered(before) if value != before)
+        archive.set(job_id, name, other)
+        if not audit_job(archive.session.rows, archive.session.store, job_id).findings:
+            unseen.append(name)
+        archive.set(job_id, name, before)
+
+    assert unseen == []
+    assert archive.deviations() == []
+
+
+OTHERS = (
+    "UPDATE jobs SET metadata = (SELECT metadata FROM jobs WHERE work_item = 'WI-1'"
+    " AND stage = 'deploy-staging') WHERE id = :id"
+)
+CUT_OFF = (
+    "UPDATE jobs SET metadata = json_set(json_remove(metadata, '$.staging_runner.history[2]'),"
+    " '$.staging_runner.state', 'VERDICT_PASSED', '$.staging_runner.version', 2,"
+    " '$.staging_runner.artifact', NULL) WHERE id = :id"
+)
+ROW: dict[str, tuple[State, str, str]] = {
+    "a job that is queued again": (
+        State.ADVANCED,
+        "UPDATE jobs SET status = 'queued' WHERE id = :id",
+        "job_status: the attempt is ADVANCED, and the job is queued",
+    ),
+    "a job that is cancelled afterwards": (
+        State.ROLLED_BACK,
+        "UPDATE jobs SET status = 'cancelled' WHERE id = :id",
+        "job_status: the attempt is ROLLED_BACK, and the job is cancelled",
+    ),
+    "a stage that has no attempts": (
+        State.ADVANCED,
+        "UPDATE jobs SET stage = 'review' WHERE id = :id",
+        "row: it holds an attempt, and its stage is review",
+    ),
+    "an attempt under another work item": (
+        State.ADVANCED,
+        "UPDATE jobs SET work_item = 'WI-2' WHERE id = :id",
+        "artifact: the row is of work item 'WI-2', and the artifact of another",
+    ),
+    "an attempt copied into another job": (
+        State.ROLLED_BACK,
+        OTHERS,
+        "row: it holds attempt",
+    ),
+    "broken metadata": (
+        State.ADVANCED,
+        "UPDATE jobs SET metadata = replace(metadata, '}}', '}') WHERE id = :id",
+        "row_refused: the row's metadata is no JSON",
+    ),
+    "an end that was cut off": (
+        State.ADVANCED,
+        CUT_OFF,
+        "job_status: the job is done, and the attempt has not ended: it is VERDICT_PASSED",
+    ),
+    "a work item moved forwards after a failure": (
+        State.ROLLED_BACK,
+        "UPDATE jobs SET stage = 'deploy' WHERE work_item = 'WI-2' AND id > :id",
+        "no_silent_advance: the work item moved forwards, but the attempt is ROLLED_BACK",
+    ),
+    "a work item moved back after a pass": (
+        State.ADVANCED,
+        "UPDATE jobs SET stage = 'development' WHERE work_item = 'WI-1' AND id > :id",
+        "work_item: the attempt is ADVANCED, and its work item went to development",
+    ),
+}
+
+
+@pytest.mark.parametrize(("state", "statement", "expected"), ROW.values(), ids=ROW)
+def test_altered_row_is_told(archive: Archive, state: State, statement: str, expected: str) -> None:
+    """What somebody did to a job's row is told in a sentence that names the job and what to do."""
+    job_id = jobs(archive)[state]
+    archive.sql(statement.replace(":id", str(job_id)))
+    found = [finding for finding in archive.deviations() if finding.job_id == job_id]
+
+    assert any(expected in finding.sentence for finding in found), found
+    assert all(finding.sentence.startswith(f"job {job_id} ({REPO} WI-") for finding in found)
+    assert all(finding.to_do for finding in found)
+
+
+def _swap(old: str, new: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+def _become_a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+
+
+FILES: dict[str, tuple[str, State, Callable[[Path], object], str]] = {
+    "an artifact that says SUCCESS": (
+        "artifact",
+        State.ROLLED_BACK,
+        _swap("staging_status: FAILED", "staging_status: SUCCESS"),
+        "was altered",
+    ),
+    "an artifact with one more blank": (
+        "artifact",
+        State.ADVANCED,
+        lambda path: path.write_text(path.read_text() + " "),
+        "was altered",
+    ),
+    "an artifact that names no attempt": (
+        "artifact",
+        State.ADVANCED,
+        lambda path: path.write_text("---\nstaging_status: SUCCESS\n---\n"),
+        "was altered",
+    ),
+    "an altered artifact that was set aside": (
+        "artifact",
+        State.ADVANCED,
+        lambda path: (
+            path.rename(path.with_name("15-staging-log.before-9-f.1.md")),
+            _swap("exit_code: 0", "exit_code: 1")(path.with_name("15-staging-log.before-9-f.1.md")),
+        ),
+        "was altered",
+    ),
+    "an altered log": ("log", State.ADVANCED, _swap("out", "all well"), "was altered"),
+    "a log that is a link": (
+        "log",
+        State.ADVANCED,
+        _become_a_link,
+        "was replaced by what is no regular file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "state", "change", "expected"), FILES.values(), ids=FILES)
+def test_altered_file_is_told(
+    archive: Archive, kind: str, state: State, change: Callable[[Path], object], expected: str
+) -> None:
+    """An artifact or a log that is not what was written is told, with its path."""
+    job_id = jobs(archive)[state]
+    path: Path = getattr(archive, kind)(job_id)
+    change(path)
+    [finding] = archive.deviations()
+
+    assert (finding.job_id, finding.check) == (job_id, kind)
+    assert expected in finding.problem
+    assert str(path.parent) in finding.problem
+
+
+@pytest.mark.parametrize("kind", ["artifact", "log"])
+def test_missing_file_is_no_deviation(archive: Archive, kind: str) -> None:
+    """A file that is gone is told as missing, and does not fail the audit."""
+    job_id = jobs(archive)[State.ADVANCED]
+    getattr(archive, kind)(job_id).unlink()
+    seen = archive.audit()
+    ended = archive.call("--verify")
+
+    assert [(found.severity, found.check) for found in seen.findings] == [(Severity.MISSING, kind)]
+    assert (ended.exit_code, "1 files missing" in ended.output) == (0, True)
+
+
+def test_artifact_that_a_later_attempt_set_aside_is_found(archive: Archive) -> None:
+    """An artifact is looked for under the name it got when a later attempt set it aside."""
+    path = archive.artifact(jobs(archive)[State.ADVANCED])
+    path.rename(path.with_name("15-staging-log.before-9-f.1.md"))
+    path.write_text("---\nstaging_status: FAILED\nattempt: 9-f\n---\n")
+
+    assert archive.audit().findings == []
+
+
+def test_artifact_with_another_word_than_the_gate_is_told(archive: Archive) -> None:
+    """An artifact whose word is not the one that the gate's answer needs is told, digest or not."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    path = archive.artifact(job_id)
+    _swap("staging_status: FAILED", "staging_status: SUCCESS")(path)
+    forged = Artifact(str(path), sha256_of_text(path.read_text()))
+    archive.set(job_id, "artifact", attrs.asdict(forged))
+    told = {finding.check for finding in archive.deviations()}
+
+    assert told == {"trail_is_unbroken", "artifact", "tool_error_is_nobodys_fault"}
+
+
+def test_row_that_moves_while_it_is_read_is_no_deviation(archive: Archive) -> None:
+    """What deviated at the first look and not at the second was a row that moved between them."""
+
+    class Moving(SqlRows):
+        def attempts(self, after: Any = None, upto: Any = None) -> Iterator[JobRow]:
+            yield from (attrs.evolve(row, status="queued") for row in super().attempts(after, upto))
+
+    rows = Moving(archive.session.store.engine)
+
+    assert audit_table(rows, archive.session.store).findings == []
+
+
+def test_long_table_is_audited_in_processes(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of many rows is audited in two processes, to the same findings in the same order."""
+    for job_id in jobs(archive).values():
+        archive.set(job_id, "runs[0].detail", "all well")
+    alone = archive.audit()
+    monkeypatch.setattr(auditing, "SPAN_ROWS", 1)
+    monkeypatch.setattr(auditing, "SPANS_ALONE", 1)
+
+    assert archive.audit() == alone
+    assert [finding.job_id for finding in alone.findings] == sorted(jobs(archive).values())
+
+
+def test_findings_are_bounded_and_counted() -> None:
+    """However much deviates, a bounded number of findings is kept, and all are counted."""
+    finding = Finding(1, "shop", "WI-1", Severity.DEVIATION, "row", "it is odd", "Look")
+    part = Audit(1, findings=[finding] * 600)
+    part.counts[Severity.DEVIATION] = 600
+    seen = Audit()
+    for _ in range(3):
+        seen.add(part)
+
+    assert len(seen.findings) == auditing.FINDINGS_KEPT
+    assert (seen.counts[Severity.DEVIATION], seen.rows) == (1800, 3)
+
+
+def test_verify_says_by_its_exit_code(archive: Archive) -> None:
+    """`audit --verify` exits 0 while all is sound and 1 once anything deviates."""
+    sound = archive.call("--verify")
+    job_id = jobs(archive)[State.FAILED_CLOSED]
+    archive.set(job_id, "runs[1].signal", 9)
+    broken = archive.call("--verify", "--json")
+    view = json.loads(broken.output)
+
+    assert (sound.exit_code, broken.exit_code) == (0, 1)
+    assert sound.output == "3 attempts in 3 rows: 0 deviations, 0 files missing\n"
+    assert view["deviation"]["count"] == 1
+    assert view["deviation"]["findings"][0]["job_id"] == job_id
+    assert archive.call().exit_code == 0
+
+
+def test_trail_of_a_job_is_shown(archive: Archive) -> None:
+    """The trail of one attempt is every move with time, id, event, reason, worker and link."""
+    job_id = jobs(archive)[State.ADVANCED]
+    view = json.loads(archive.call(str(job_id), "--json").output)
+
+    assert [move["id"] for move in view["trail"]] == ["T01", "T03", "T11"]
+    assert set(view["trail"][0]) == {
+        *("id", "time", "reason", "worker", "link", "event", "target"),
+    }
+    assert [move["link"] for move in view["trail"]] == [
+        move["link"] for move in archive.stored(job_id)["history"]
+    ]
+    assert archive.call("999").exit_code != 0
+
+
+def test_report_is_one_file_that_needs_nothing(archive: Archive, tmp_path: Path) -> None:
+    """The report loads nothing, runs nothing, and shows what a row holds as text."""
+    job_id = jobs(archive)[State.ADVANCED]
+    archive.set(job_id, "history[0].reason", "<script>alert(1)</script>")
+    report = tmp_path / "report.html"
+    ended = archive.call("--html", str(report))
+    one = archive.call(str(job_id), "--html", str(tmp_path / "one.html"))
+    text, attempt = report.read_text(), (tmp_path / "one.html").read_text()
+
+    assert (ended.exit_code, one.exit_code) == (1, 1)
+    assert text.index("DEVIATIONS") < text.index("trail_is_unbroken") < text.index("<svg")
+    assert "&lt;script&gt;" in attempt
+    for page in (text, attempt):
+        assert "<script" not in page
+        assert re.findall(r"(?:src|href|url)\s*[=(]", page) == []
