@@ -274,18 +274,23 @@ def test_scope_is_a_list_or_everything(repos: str, expected: set[str]) -> None:
 
 @pytest.mark.parametrize("name", ["suites_file", "state_dir"])
 def test_path_is_taken_from_home_or_not_at_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path may begin with the home folder; blanks are no path."""
-    monkeypatch.setenv("HOME", "/home/somebody")
+    """A path may begin with the home folder that the variables name; blanks are no path."""
+    monkeypatch.setenv("HOME", "/home/the-process")
+    variables = {variable_name(name): "~/staging", "HOME": "/home/somebody"}
 
-    assert getattr(load(**{name: "~/staging"}), name) == Path("/home/somebody/staging")
+    assert getattr(load_config(variables), name) == Path("/home/somebody/staging")
     assert getattr(load(**{name: "/srv/staging"}), name) == Path("/srv/staging")
     assert getattr(load(**{name: "  "}), name) is None
 
 
-def test_path_of_nobody_is_refused() -> None:
-    """A path in the home folder of somebody who has none is a problem."""
-    assert problems_of(state_dir="~no-such-user/staging") == (
-        "ORCH_STAGING_RUNNER_STATE_DIR: '~no-such-user/staging' is in no known home folder",
+@pytest.mark.parametrize("path", ["~no-such-user/staging", "~/staging", "~"])
+def test_path_of_nobody_is_refused(path: str) -> None:
+    """A path in a home folder that the variables do not name is a problem."""
+    (problem,) = problems_of(state_dir=path)
+
+    assert problem == (
+        f"ORCH_STAGING_RUNNER_STATE_DIR: {path!r} is in no known home folder:"
+        " write it out, or set HOME"
     )
 
 
@@ -457,7 +462,7 @@ def test_all_problems_of_a_suites_file_are_said_at_once() -> None:
 
     assert refused.value.problems == (
         "the suites file: default.command: Expected `array`, got `str`",
-        "the suites file: repos.shop.min_tests: Expected `int | null`, got `str`",
+        "the suites file: repos.shop.min_tests: Invalid enum value '1'",
         "the suites file: repos.shop: the key command is missing",
         "the suites file: repos.till.command: Expected `str`, got `int` - at `$[0]`",
     )

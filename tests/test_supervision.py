@@ -1204,40 +1204,53 @@ def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:
     assert not (stand.root / "tree" / "it-ran").exists()
 
 
-def test_supervisor_that_was_asleep_when_its_run_was_given_up_starts_nothing(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A supervisor that comes to its lock after the run was closed ends without a suite."""
+@pytest.fixture
+def asleep(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> "subprocess.Popen[bytes]":
+    """Return the supervisor of a run, stopped before it did anything."""
     patch_supervisor(monkeypatch, "", before="import os; os.kill(os.getpid(), 19); ")
     stand.start("/usr/bin/touch", "it-ran")
     supervisor, _ = suite_module._CHILDREN[str(stand.state.run(RUN))]
     os.waitid(os.P_PID, supervisor.pid, os.WSTOPPED | os.WNOWAIT)
-    assert stand.suites.condition(RUN) == RunCondition.LOST
-    supervisor.send_signal(signal.SIGCONT)
+    return supervisor
 
-    assert has_ended(supervisor.pid)
+
+def test_supervisor_lives_from_its_first_moment(
+    stand: Stand, asleep: "subprocess.Popen[bytes]"
+) -> None:
+    """A run whose supervisor has only just been started is live, though nobody waits for it."""
+    assert stand.suites.condition(RUN) == RunCondition.LIVE
+    asleep.send_signal(signal.SIGCONT)
+
+    assert stand.collect().facts.exit_code == 0
+    assert (stand.root / "tree" / "it-ran").exists()
+
+
+def test_supervisor_that_never_begins_is_ended_by_another_worker(
+    stand: Stand, asleep: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that does not say who it is in time is found by its mark, and ended."""
+    monkeypatch.setattr(suite_module, "SUPERVISOR_START_SECONDS", 0.1)
+    suite_module._CHILDREN.clear()
     stand.suites.reap(RUN)
+
+    assert asleep.wait() == -signal.SIGKILL
+    assert stand.suites.condition(RUN) == RunCondition.LOST
     assert not (stand.root / "tree" / "it-ran").exists()
-    assert not suite_module._CHILDREN
 
 
-def test_second_supervisor_of_a_run_starts_nothing(stand: Stand) -> None:
-    """A run has one supervisor: while its lock is held, no other starts the suite again."""
+def test_run_has_one_supervisor(stand: Stand) -> None:
+    """While its supervisor lives, nobody else gets the lock of a run, and then anybody does."""
     stand.start(*program("closer"))
     stand.lifeline.await_members(1)
     folder = stand.state.run(RUN)
-    tree = stand.root / "tree"
-    order = RunOrder(RUN, tree, UNVERSIONED, SuitePlan(("/usr/bin/touch", "it-ran")))
-    first = suite_module._CHILDREN.pop(str(folder))
-    stand.suites._start_supervisor(folder, tree, tree, order)
-    second, _ = suite_module._CHILDREN.pop(str(folder))
-    suite_module._CHILDREN[str(folder)] = first
+    with suite_module._run_lock(folder) as taken:
+        stand.let_go()
+    stand.collect()
+    with suite_module._run_lock(folder) as free:
+        pass
 
-    assert second.wait() == 1
-    assert "taken" in stand.file("shim.stderr").read_text()
-    assert not (tree / "it-ran").exists()
-    stand.let_go()
-    assert stand.collect().facts.exit_code == 3
+    assert taken is None
+    assert free is not None
 
 
 def test_who_waits_for_a_run_that_is_stopped_learns_of_it(stand: Stand) -> None:

@@ -4,6 +4,7 @@ Pure: variables come in as a mapping and the suites file as text, both read
 afresh at each launch by the caller. Every problem is reported, not the first.
 """
 
+import contextlib
 import math
 import tomllib
 from collections.abc import Callable, Mapping
@@ -100,11 +101,23 @@ def _token(text: str) -> str:
 
 
 def _path(text: str) -> Path | None:
-    try:
-        return Path(text).expanduser() if text.strip() else None
-    except RuntimeError:
-        message = "is in no known home folder"
-        raise ValueError(message) from None
+    if text.startswith("~"):
+        message = "is in no known home folder: write it out, or set HOME"
+        raise ValueError(message)
+    return Path(text) if text.strip() else None
+
+
+def expand_home(path: str, variables: Mapping[str, str]) -> str:
+    """Return `path` with a leading `~` replaced by the HOME of `variables`; raises ValueError.
+
+    Not by that of this process: a configuration means the same wherever it is read.
+    """
+    first, slash, rest = path.partition("/")
+    home = variables.get("HOME", "")
+    if first == "~" and not home.startswith("/"):
+        message = "there is no HOME"
+        raise ValueError(message)
+    return f"{home}{slash}{rest}" if first == "~" else path
 
 
 @environ.config(prefix=PREFIX, frozen=True)
@@ -219,7 +232,12 @@ def load_config(variables: Mapping[str, str]) -> RunnerConfig:
     name with our prefix that is not one of ours (a misspelt kill switch must not
     be taken for one that is not set).
     """
-    config: RunnerConfig = environ.to_config(RunnerConfig, environ=dict(variables))
+    said = dict(variables)
+    for name in (variable_name("suites_file"), variable_name("state_dir")):
+        # What names no home folder that is known is left as it is, and refused as a path.
+        with contextlib.suppress(ValueError):
+            said[name] = expand_home(said.get(name, "").strip(), variables)
+    config: RunnerConfig = environ.to_config(RunnerConfig, environ=said)
     fields = attrs.fields_dict(RunnerConfig)  # type: ignore[arg-type]  # environ.config is an attrs class
     known = {variable_name(field): field for field in fields}
     problems = [

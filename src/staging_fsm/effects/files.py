@@ -4,6 +4,7 @@ Everything is written to a temporary name, synced and renamed: a reader sees the
 old file or the whole new one, and a power cut does not undo what was promised.
 """
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -13,7 +14,7 @@ from typing import Final
 
 import attrs
 
-from staging_fsm.core.config import variable_name
+from staging_fsm.core.config import expand_home, variable_name
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
 DIRECTORY_MODE: Final = 0o700
@@ -174,7 +175,10 @@ def state_dir(variables: Mapping[str, str]) -> Path:
     """
     configured = variables.get(variable_name("state_dir"), "").strip()
     if configured:
-        return Path(configured).expanduser().absolute()
+        # One that cannot be found is a problem of the configuration, and told of there.
+        with contextlib.suppress(ValueError):
+            configured = expand_home(configured, variables)
+        return Path(configured).absolute()
     base = variables.get("XDG_STATE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path("~/.local/state").expanduser()
-    return root / "staging-fsm"
+    home = Path(variables.get("HOME") or Path.home())
+    return (Path(base) if base.startswith("/") else home / ".local/state") / "staging-fsm"

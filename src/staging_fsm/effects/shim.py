@@ -8,11 +8,12 @@ suite.
 
 The order of what it does is the point:
 
-1. It becomes a child subreaper and forks the suite into a session of its own,
-   which waits at a gate. Forked first, it holds nothing of what comes next.
-2. It takes the run's lock and the room for a result, begins to hear requests to
-   stop, writes who it is and who the suite is, and only then opens the gate.
-   Nothing of a suite runs before it can be found.
+1. Born with the run's lock, it becomes a child subreaper and forks the suite into a
+   session of its own, which waits at a gate. Forked first, it holds nothing of what
+   comes next.
+2. It takes the room for a result, begins to hear requests to stop, writes who it is
+   and who the suite is, and only then opens the gate. Nothing of a suite runs before
+   it can be found.
 3. It waits for the leader's end, the deadline, too long a silence, a limit that
    is met, or a request to stop. The reason for a stop is fixed before the first
    signal; after it the exit status of the suite no longer counts.
@@ -240,16 +241,6 @@ def set_up_process() -> Callable[..., int] | None:
         sys.exit("cannot become a child subreaper")
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     return prctl
-
-
-def take_lock(folder: str) -> int | None:
-    """Return the held lock of the run, or None if the run is taken or has been closed."""
-    fd = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return None
-    return None if os.path.exists(os.path.join(folder, "closed")) else fd
 
 
 class Suite:
@@ -716,9 +707,11 @@ def hold_limits(folder: str, memory: int, processes: int) -> Group | Sampled | N
     return held
 
 
-def main(folder: str, cwd: str, inherited: str, *words: str) -> None:
+def main(folder: str, cwd: str, lock: str, inherited: str, *words: str) -> None:
     """Run one suite and leave its sealed result in `folder`; `words` are `name=number`.
 
+    `lock` is the number of the run's lock, which our worker took and which is ours from
+    our first moment on: whoever looks for us while we start finds that we live.
     `inherited` are the numbers of the connections that fence the run off, separated
     by commas: held for as long as we live, and the end of one is the end of the suite.
     """
@@ -726,6 +719,7 @@ def main(folder: str, cwd: str, inherited: str, *words: str) -> None:
     secret = sys.stdin.buffer.read(64)
     if len(secret) < SEAL_BYTES:
         sys.exit("no secret: the worker is gone")
+    keep_to_ourselves(lock)
     fences = keep_to_ourselves(inherited)
     resources = {
         name: int(order[key])
@@ -734,9 +728,6 @@ def main(folder: str, cwd: str, inherited: str, *words: str) -> None:
     }
     suite = Suite(folder, cwd, read_command(folder), set_up_process(), resources)
     suite.start()
-    lock = take_lock(folder)
-    if lock is None:
-        sys.exit("the run is taken or closed")
     room = reserve_result(folder)
     log = BoundedLog(folder, int(order["log"]))
     limits = hold_limits(folder, int(order["memory"]), int(order["processes"]))

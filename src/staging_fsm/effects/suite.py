@@ -76,6 +76,7 @@ _PAUSE_SECONDS: Final = 0.005
 _SMALL_FILE_BYTES: Final = 64 * 1024
 #: What a suite put in the place of its lock is held by nobody: a link, a folder, a socket.
 _NO_LOCK: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
+_NOBODYS_LOCK: Final = -1
 #: Imported, not run as a script: so its byte code is cached, which saves half of its start.
 SUPERVISOR_CODE: Final = (
     "import sys; sys.path.append(sys.argv[1]); import shim; shim.main(*sys.argv[2:])"
@@ -163,16 +164,25 @@ class LocalSuites:
             # Attributes that the committed files contradict make even a fresh checkout differ.
             if changes := worktree.tracked_changes(tree):
                 _write_order(folder, attrs.evolve(written, changes=changes))
-        self._start_supervisor(folder, tree, reports, order)
+        with _run_lock(folder) as lock:
+            if lock is None or os.path.lexists(folder / "closed"):
+                message = f"run {order.run_id} is taken or closed"
+                raise PreparationError(message)
+            self._start_supervisor(lock, tree, order)
 
-    def _start_supervisor(self, folder: Path, tree: Path, reports: Path, order: RunOrder) -> None:
+    def _start_supervisor(self, lock: int, tree: Path, order: RunOrder) -> None:
+        folder, reports = self._state.run(order.run_id), self._state.reports(order.run_id)
         suite = order.suite
         command = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in suite.command]
         (folder / "command").write_bytes(b"\0".join(os.fsencode(word) for word in command))
+        secret, secret_in = os.pipe()
+        os.write(secret_in, self._state.secret())
+        os.close(secret_in)
         arguments = [
             str(Path(shim.__file__).parent),
             str(folder),
             str(tree),
+            str(lock),
             ",".join(map(str, self._inherited)),
             f"timeout={suite.timeout_seconds}",
             f"grace={suite.kill_grace_seconds}",
@@ -183,20 +193,18 @@ class LocalSuites:
             f"open_files={suite.open_files_max}",
             f"file_bytes={suite.file_max_bytes}",
         ]
-        with (folder / "shim.stderr").open("wb") as errors:
+        # Lock and secret are there before it is: whatever becomes of us, it goes on.
+        with (folder / "shim.stderr").open("wb") as errors, os.fdopen(secret) as secret_file:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", SUPERVISOR_CODE, *arguments],
-                stdin=subprocess.PIPE,
+                stdin=secret_file,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env=self._environment(suite, order.run_id, reports),
                 start_new_session=True,
-                pass_fds=self._inherited,
+                pass_fds=(lock, *self._inherited),
             )
         _CHILDREN[str(folder)] = process, identify(process.pid)
-        assert process.stdin is not None  # noqa: S101  # for the type checker
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(self._state.secret())
 
     def _environment(self, suite: SuitePlan, run_id: str, reports: Path) -> dict[str, str]:
         names = (*BASE_ENVIRONMENT, *suite.environment)
@@ -304,8 +312,8 @@ class LocalSuites:
             order = None
         if order is not None and is_alive(ProcessIdentity(order.scope, 0, 0)) is None:
             return RunCondition.FOREIGN
-        with _run_lock(folder) as taken:
-            if not taken:
+        with _run_lock(folder) as lock:
+            if lock is None:
                 return RunCondition.LIVE
             if os.path.lexists(folder / "result"):
                 return RunCondition.FINISHED
@@ -416,8 +424,12 @@ def _repeat(kill: Callable[[], int]) -> int:
 
 
 @contextlib.contextmanager
-def _run_lock(folder: Path) -> Iterator[bool]:
-    """Yield whether the run's lock could be taken: not, while its supervisor lives."""
+def _run_lock(folder: Path) -> Iterator[int | None]:
+    """Yield the run's lock, or None while its supervisor lives.
+
+    The lock is of the open file, not of the process: a supervisor that inherits it
+    has it for as long as it lives, whatever becomes of whoever took it.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -425,14 +437,14 @@ def _run_lock(folder: Path) -> Iterator[bool]:
     except OSError as error:
         if error.errno not in _NO_LOCK:
             raise
-        yield True
+        yield _NOBODYS_LOCK
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        yield False
+        yield None
     else:
-        yield True
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -474,8 +486,8 @@ def _await_identity(folder: Path) -> ProcessIdentity | None:
     """Return who supervises the run, waiting a moment for one that was just started."""
     deadline = time.monotonic() + SUPERVISOR_START_SECONDS
     while not os.path.lexists(folder / "shim") and time.monotonic() < deadline:
-        with _run_lock(folder) as nobody:
-            if nobody:
+        with _run_lock(folder) as lock:
+            if lock is not None:
                 break
         time.sleep(_PAUSE_SECONDS)
     return _identity_in(folder / "shim")
