@@ -22,7 +22,8 @@ LAYERS = {
     "effects": ("host/contract", "core"),
     "drive": ("host/contract", "core", "effects"),
     "host": ("host/contract", "core", "effects", "drive"),
-    "faces": ("host/contract", "core", "effects", "drive", "host"),
+    "fleet": ("host/contract", "core", "effects", "drive", "host"),
+    "faces": ("host/contract", "core", "effects", "drive", "host", "fleet"),
 }
 #: What the core may not touch: it gets time, environment, files and processes as arguments.
 IMPURE = {"os", "subprocess", "time", "random", "secrets", "socket", "psutil", "sqlalchemy"}
@@ -35,7 +36,13 @@ HOMES = {
         "effects/rows.py",
         "host/store.py",
         "faces/session.py",
+        "fleet/deliveries.py",
+        "fleet/delivery.py",
+        "fleet/fence.py",
+        "fleet/worker.py",
     },
+    "procrastinate": {"fleet/deliveries.py", "fleet/worker.py"},
+    "psycopg": {"fleet/fence.py"},
     "psutil": {"effects/processes.py"},
     "fcntl": {"effects/suite.py", "effects/shim.py"},
     "apprise": {"effects/alerts.py"},

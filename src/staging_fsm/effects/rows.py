@@ -370,10 +370,12 @@ class SqlRows:
         with self._within(tx) as connection:
             self._write(connection, job_id, expected, {}, dump_snapshot(snapshot))
 
-    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, tx: Connection | None = None
+    ) -> None:
         """Queue the job again, due later, if the stored version still is `version`."""
         values = {self._columns["status"]: self._statuses[QUEUED], **self._due.values(not_before)}
-        with self.transaction() as connection:
+        with self._within(tx) as connection:
             self._write(connection, job_id, version, values)
 
     def cancel(self, job_id: Any, version: int) -> None:

@@ -130,7 +130,7 @@ class SqlHostStore:
         with self.engine.begin() as connection:
             yield connection
 
-    def add_repository(self, name: str, path: Path) -> None:
+    def add_repository(self, name: str, path: Path | str) -> None:
         """Register a repository; a second call with the same name moves it."""
         statement = sa.text(
             "INSERT INTO repositories (name, path) VALUES (:name, :path)"
@@ -230,13 +230,17 @@ class SqlHostStore:
 
     def repository_path(self, repo: str) -> Path:
         """Return where the repository lies; raises LookupError."""
+        return Path(self.repository_url(repo))
+
+    def repository_url(self, repo: str) -> str:
+        """Return where the repository lies as it was registered; raises LookupError."""
         statement = sa.text("SELECT path FROM repositories WHERE name = :name")
         with self.engine.connect() as connection:
             path = connection.execute(statement, {"name": repo}).scalar_one_or_none()
         if path is None:
             message = f"repository {repo!r} is not registered"
             raise LookupError(message)
-        return Path(path)
+        return str(path)
 
     def record(self, job_id: int, key: str, value: str) -> None:
         """Set one string key of the job's metadata and leave every other as it is."""

@@ -2,6 +2,7 @@
 
 import click
 
+from staging_fsm.faces.fleet import is_fleet_session
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 
@@ -12,5 +13,11 @@ from staging_fsm.faces.session import open_session
 def cancel(job: int, db: str | None) -> None:
     """Stop an attempt: its suite is stopped, nothing is judged, the job ends as cancelled."""
     session = open_session(db)
-    ended = session.staging().cancel(job)
+    if is_fleet_session(session):
+        from staging_fsm.fleet import requests, worker  # noqa: PLC0415  # the extra "fleet"
+
+        fleet = worker.open_fleet(session.store.engine, session.state, session.variables)
+        ended = requests.cancel(fleet, session.staging(), job)
+    else:
+        ended = session.staging().cancel(job)
     click.echo(f"job {job}: {ended.state}")

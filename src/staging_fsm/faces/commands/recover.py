@@ -5,9 +5,10 @@ import json
 import click
 from rich.console import Console
 
+from staging_fsm.faces.fleet import is_fleet_session
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.progress import Progress
-from staging_fsm.faces.session import open_session, stored_view
+from staging_fsm.faces.session import Session, open_session, stored_view
 
 
 @click.command()
@@ -16,6 +17,9 @@ from staging_fsm.faces.session import open_session, stored_view
 def recover(db: str | None, *, as_json: bool) -> None:
     """Take up every attempt whose worker is gone, and drive it on."""
     session = open_session(db)
+    if is_fleet_session(session):
+        _redeliver(session, as_json=as_json)
+        return
     console = Console(stderr=as_json, highlight=False)
     progress = Progress(console, session.state, session.variables)
     staging = session.staging(watch=progress.moved)
@@ -26,3 +30,17 @@ def recover(db: str | None, *, as_json: bool) -> None:
         click.echo(json.dumps(views))
     elif not views:
         click.echo("nothing to recover")
+
+
+def _redeliver(session: Session, *, as_json: bool) -> None:
+    """Have a fleet's workers look again at what stalled workers had and nobody was told of."""
+    from staging_fsm.fleet.worker import open_fleet, redeliver  # noqa: PLC0415  # the extra "fleet"
+
+    jobs = redeliver(open_fleet(session.store.engine, session.state, session.variables))
+    if as_json:
+        rows = [session.rows.load(job_id) for job_id in jobs]
+        views = [stored_view(session, row) for row in rows if row.document is not None]
+        click.echo(json.dumps(views))
+    else:
+        words = ", ".join(map(str, jobs))
+        click.echo(f"delivered again: {words}" if jobs else "nothing to recover")

@@ -16,6 +16,7 @@ from staging_fsm.drive.intercept import Decision
 from staging_fsm.effects.worktree import head_revision, tracked_changes
 from staging_fsm.faces.commands.show import print_end
 from staging_fsm.faces.exits import ExitCode
+from staging_fsm.faces.fleet import refuse_fleet
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.progress import Progress
 from staging_fsm.faces.session import (
@@ -113,6 +114,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
         raise click.BadParameter(message, param_hint="--work-item")
     _refuse_dirty(options)
     session = open_session(options["db"], _run_variables(options))
+    refuse_fleet(session, "fleet-submit")
     try:
         entry = _suite_entry(argv, options)
         entry.plan(load_config(session.variables))

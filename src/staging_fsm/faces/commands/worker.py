@@ -5,6 +5,7 @@ import signal
 
 import click
 
+from staging_fsm.faces.fleet import refuse_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 from staging_fsm.host.worker import Worker
@@ -28,6 +29,7 @@ def worker(db: str | None, *, once: bool, concurrency: int) -> None:
     """
     logging.getLogger("staging_fsm").setLevel(logging.INFO)
     session = open_session(db)
+    refuse_fleet(session, "fleet-worker")
     loop = Worker(session.host(session.staging()), session.worker, concurrency=concurrency)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())

@@ -1,0 +1,34 @@
+"""`staging-fsm fleet-submit`: one work item for a fleet."""
+
+import click
+
+from staging_fsm.faces.fleet import require_fleet
+from staging_fsm.faces.options import db_option
+from staging_fsm.faces.session import WORK_ITEM_PATTERN, open_session, staging_job
+
+
+@click.command("fleet-submit")
+@click.option("--repo", required=True, metavar="NAME", help="Name of the repository.")
+@click.option("--remote", metavar="URL", help="Where it lies; needed the first time.")
+@click.option("--work-item", required=True, metavar="ID", help="Name of the work item.")
+@db_option
+def fleet_submit(repo: str, remote: str | None, work_item: str, db: str | None) -> None:
+    """Queue a staging job for a work item, and print the job's id."""
+    for option, name in (("--work-item", work_item), ("--repo", repo)):
+        if not WORK_ITEM_PATTERN.fullmatch(name):
+            message = f"{name!r} must be letters, digits, dots, dashes and underscores"
+            raise click.BadParameter(message, param_hint=option)
+    session = open_session(db)
+    require_fleet(session)
+    from staging_fsm.fleet.worker import open_fleet  # noqa: PLC0415  # the extra "fleet"
+
+    session.store = open_fleet(session.store.engine, session.state, session.variables).store()
+    if remote is not None:
+        session.store.add_repository(repo, remote)
+    else:
+        try:
+            session.store.repository_url(repo)
+        except LookupError as error:
+            message = f"{error}: say --remote"
+            raise click.UsageError(message) from error
+    click.echo(staging_job(session, repo, work_item))

@@ -1,0 +1,37 @@
+"""`staging-fsm fleet-worker`: one worker of a fleet, to be started again whenever it ends."""
+
+import logging
+import os
+
+import click
+
+from staging_fsm.faces.fleet import require_fleet
+from staging_fsm.faces.options import db_option
+from staging_fsm.faces.session import open_session
+
+
+@click.command("fleet-worker")
+@db_option
+@click.option(
+    "--concurrency",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="How many suites this worker runs at once.",
+)
+def fleet_worker(db: str | None, concurrency: int) -> None:
+    """Work on the staging jobs of a fleet until told to stop, or until the database is lost.
+
+    Exit code 0 after SIGTERM or SIGINT, else 75. Whatever it is, start it again: running
+    suites do not end with their worker, and the next one takes them up.
+    """
+    logging.getLogger("staging_fsm").setLevel(logging.INFO)
+    session = open_session(db)
+    require_fleet(session)
+    from staging_fsm.fleet.worker import open_fleet, run_worker  # noqa: PLC0415  # the extra "fleet"
+
+    fleet = open_fleet(session.store.engine, session.state, session.variables)
+    click.echo(f"worker {fleet.worker}", err=True)
+    code = run_worker(fleet, concurrency)
+    # Not by sys.exit: it would wait for the threads that wait for suites.
+    os._exit(code)

@@ -1,0 +1,345 @@
+"""One delivered job on one machine: take the fence, take the job, launch it as any host would.
+
+Whoever holds the fence of a repository is alone at it, in the whole fleet, and is
+the only one that may write a verdict. So an attempt that another worker has begun
+is nobody's any more when we hold its fence: nothing of its suite is alive, and
+whatever that worker still tries is refused by the compare-and-swap of the row.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import sqlalchemy as sa
+
+from staging_fsm.core.config import alert_urls
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    PreparationError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
+    TransitionRefusedError,
+)
+from staging_fsm.core.plan import Budget, SuitePlan, Workspace
+from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, RunCondition, RunOrder
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.drive.engine import Engine, Place, run_id_of
+from staging_fsm.drive.intercept import STAGE, StagingIntercept
+from staging_fsm.drive.recovery import worker_is_alive
+from staging_fsm.effects.alerts import FileAlerts
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.remote import Mirror
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.fleet.deliveries import Deliveries, queue_of
+from staging_fsm.fleet.fence import Fence, Server, is_present
+from staging_fsm.fleet.publisher import GitBranch, PublishedArtifacts, Publisher, SharedFolder
+from staging_fsm.fleet.settings import FleetSettings
+from staging_fsm.host.launcher import Host, launch_job
+from staging_fsm.host.pipeline import initiate_gate, work_item_dir
+from staging_fsm.host.settings import HostSettings
+from staging_fsm.host.store import Job, SqlHostStore, WorkItem
+
+#: How soon a job is delivered again whose repository somebody is at.
+BUSY_SECONDS: Final = 1.0
+#: Waits between two looks at a remote that does not answer.
+REMOTE_BACKOFF: Final = Budget()
+_CANCEL_TRIES: Final = 200
+_CANCEL_PAUSE_SECONDS: Final = 0.05
+
+
+def machine_of(worker: str) -> str | None:
+    """Return the machine in the name of a fleet's worker; None for any other worker's name."""
+    machine, slash, _ = worker.partition("/")
+    return machine if slash and ":" not in machine else None
+
+
+@attrs.frozen
+class Fleet:
+    """What every worker of a machine shares."""
+
+    server: Server
+    engine: sa.Engine
+    deliveries: Deliveries
+    settings: FleetSettings
+    host_settings: HostSettings
+    variables: Mapping[str, str]
+    state: StateDir
+    clock: SystemClock
+    machine: str
+    worker: str
+
+    def store(self) -> "FleetStore":
+        """Return the host's tables."""
+        return FleetStore(self.engine, self.deliveries)
+
+    def rows(self) -> "FleetRows":
+        """Return the host's job rows."""
+        return FleetRows(self.engine, self.deliveries)
+
+    def mirror(self, row: JobRow) -> Mirror:
+        """Return this machine's mirror of the job's repository."""
+        url = self.store().repository_url(row.repo)
+        return Mirror.below(self.state.root / "mirrors", row.repo, url)
+
+    def branch(self, row: JobRow) -> str:
+        """Return the branch of the job's work item."""
+        return self.settings.branch.replace("{work_item}", row.work_item)
+
+    def publisher(self, mirror: Mirror) -> Publisher:
+        """Return how papers reach the host."""
+        if self.settings.shared_dir is not None:
+            return SharedFolder(self.settings.shared_dir)
+        return GitBranch(mirror, self.branch, self.state.root / "checkouts")
+
+    def deliver(self, job_id: int, repo: str, due: datetime, **how: Any) -> None:
+        """Have a job delivered, in a transaction of its own."""
+        with self.engine.begin() as tx:
+            self.deliveries.defer(tx, job_id, repo, due, **how)
+
+
+class FleetStore(SqlHostStore):
+    """The host's tables; a job that is queued for staging is delivered by the same transaction."""
+
+    def __init__(
+        self, engine: sa.Engine, deliveries: Deliveries, checkout: Path | None = None
+    ) -> None:
+        """Bind to `engine`; `checkout` is what stands for a repository on this machine."""
+        super().__init__(engine)
+        self._deliveries, self._checkout = deliveries, checkout
+
+    def enqueue(self, tx: sa.Connection, item: WorkItem, agent: str, now: datetime) -> int:
+        """Queue a job for the stage of `item`; return its id."""
+        job_id = super().enqueue(tx, item, agent, now)
+        if item.stage == STAGE:
+            self._deliveries.defer(tx, job_id, item.repo, now)
+        return job_id
+
+    def repository_path(self, repo: str) -> Path:
+        """Return the checkout at hand, else where the host's own lies."""
+        return self._checkout or super().repository_path(repo)
+
+
+class FleetRows(SqlRows):
+    """The host's job rows; a job that is queued again is delivered by the same transaction."""
+
+    def __init__(self, engine: sa.Engine, deliveries: Deliveries) -> None:
+        """Bind to the reference host's table of jobs."""
+        super().__init__(engine)
+        self._deliveries = deliveries
+
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, tx: sa.Connection | None = None
+    ) -> None:
+        """Queue the job again, due later, if the stored version still is `version`."""
+        repo = self.load(job_id).repo
+        own: AbstractContextManager[Any] = self.transaction() if tx is None else nullcontext(tx)
+        with own as connection:
+            super().requeue(job_id, not_before, version, connection)
+            self._deliveries.defer(connection, job_id, repo, not_before)
+
+
+class FleetSuites(LocalSuites):
+    """Runs on this machine, of commits that are fetched from elsewhere, behind a fence."""
+
+    def __init__(self, fleet: Fleet, mirror: Mirror, fence: Fence) -> None:
+        """Keep runs below the machine's state folder; supervisors inherit the fence."""
+        super().__init__(fleet.state, fleet.variables, [fence.fileno()])
+        self._mirror = mirror
+
+    def start(self, order: RunOrder) -> None:
+        """Fetch the bound commit and start the run. Raises PreparationError."""
+        self._mirror.fetch(order.revision)
+        super().start(order)
+
+    def condition(self, run_id: str) -> RunCondition:
+        """Say what there is of a run. We hold its fence, so nothing of it is alive."""
+        found = super().condition(run_id)
+        if found is not RunCondition.FOREIGN:
+            return found
+        # Of an earlier boot or container with this same state folder: its result counts.
+        left = (self._state.run(run_id) / "result").exists()
+        return RunCondition.FINISHED if left else RunCondition.LOST
+
+
+@attrs.define
+class Delivery:
+    """One delivered job, worked on in a thread of its own."""
+
+    fleet: Fleet
+    job_id: int
+    repo: str
+    tries: int = 0
+    _staging: StagingIntercept | None = attrs.field(default=None, init=False)
+
+    def run(self) -> None:
+        """Work on the job, or have it delivered again later. Raises what the database raises."""
+        fence = Fence.take(self.fleet.server, self.repo)
+        if fence is None:
+            self._again(BUSY_SECONDS)
+            return
+        with fence:
+            row = self.fleet.rows().load(self.job_id)
+            if row.stage == STAGE and row.status in (QUEUED, "running") and not self._pass_on(row):
+                self._work(row, fence)
+
+    def _again(self, seconds: float, **how: Any) -> None:
+        due = self.fleet.clock.now() + timedelta(seconds=seconds)
+        self.fleet.deliver(self.job_id, self.repo, due, **how)
+
+    def _pass_on(self, row: JobRow) -> bool:
+        """Leave a run of another machine to a worker there, if there is one: it has the result."""
+        snapshot = _readable(row)
+        if snapshot is None or snapshot.state is not State.RUNNING:
+            return False
+        machine = machine_of(snapshot.worker)
+        if machine in (None, self.fleet.machine):
+            return False
+        with self.fleet.engine.begin() as tx:
+            present = is_present(tx, self.fleet.server, str(machine))
+        if present:
+            self._again(0, queue=queue_of(str(machine)))
+        return present
+
+    def _work(self, row: JobRow, fence: Fence) -> None:
+        mirror = self.fleet.mirror(row)
+        publisher = self.fleet.publisher(mirror)
+        try:
+            revision = mirror.head(self.fleet.branch(row))
+            root = publisher.open(row)
+        except PreparationError as error:
+            self._await_remote(error)
+            return
+        try:
+            self._launch(row, fence, Setting(mirror, publisher, root, revision))
+        finally:
+            publisher.close(row)
+
+    def _await_remote(self, error: PreparationError) -> None:
+        """Look again later: without the remote there is neither a commit nor a place for papers."""
+        number = min(self.tries + 1, REMOTE_BACKOFF.runs_max * 10)
+        if self.tries == REMOTE_BACKOFF.infra_retries:
+            self._alerts().send(AlertKind.INTERNAL_ERROR, self.job_id, f"waiting: {error}")
+        seconds = REMOTE_BACKOFF.delay_seconds(f"delivery-{self.job_id}", number)
+        self._again(seconds, tries=self.tries + 1)
+
+    def _launch(self, row: JobRow, fence: Fence, setting: "Setting") -> None:
+        fleet = self.fleet
+        job = self._claim(row)
+        if job is None:
+            return
+        store = FleetStore(fleet.engine, fleet.deliveries, setting.root)
+        self._staging = self._intercept(row, fence, setting, store)
+        host = Host(store, fleet.host_settings, fleet.clock, self._staging)
+        if launch_job(host, job) is not None:
+            self._publish_agents(row, fence, setting)
+
+    def _claim(self, row: JobRow) -> Job | None:
+        """Claim the job, from whoever had it; None if it is not due or not ours to take."""
+        fleet, store = self.fleet, self.fleet.store()
+        if row.status != QUEUED:
+            held = store.job(self.job_id)
+            of_fleet = machine_of(held.claimed_by or "") is not None
+            if not of_fleet and worker_is_alive(held.claimed_by or "") is not False:
+                return None
+            store.requeue_abandoned(held, fleet.clock.now())
+        job = store.claim_next(fleet.clock.now(), fleet.worker, self.job_id)
+        if job is None and row.not_before is not None:
+            fleet.deliver(self.job_id, self.repo, row.not_before, tries=self.tries)
+        return job
+
+    def _intercept(
+        self, row: JobRow, fence: Fence, setting: "Setting", store: SqlHostStore
+    ) -> StagingIntercept:
+        fleet = self.fleet
+        rows, suites = fleet.rows(), FleetSuites(fleet, setting.mirror, fence)
+        place = Place(setting.mirror.path, work_item_dir(setting.root, row.work_item))
+
+        def gate(row: JobRow, tx: Any) -> bool:
+            return initiate_gate(store, tx, row, 0, place.artifact_dir, fleet.clock.now()).opened
+
+        def log(size: int) -> bytes:
+            found = rows.load(self.job_id).snapshot()
+            return suites.log_tail(run_id_of(found), size) if found and found.runs else b""
+
+        engine = Engine(
+            rows=rows,
+            suites=suites,
+            artifacts=PublishedArtifacts(setting.publisher, row, setting.root, log, fence.check),
+            alerts=self._alerts(),
+            clock=fleet.clock,
+            gate=gate,
+            place=lambda _row: place,
+            worker=fleet.worker,
+        )
+        return StagingIntercept(
+            engine,
+            fleet.variables,
+            bind=lambda _repository, suite: _bound(suite, setting.revision),
+            liveness=_lives_beside_us,
+        )
+
+    def _publish_agents(self, row: JobRow, fence: Fence, setting: "Setting") -> None:
+        """Publish what an LLM agent left in the checkout: it is the producer of this launch."""
+        folder = work_item_dir(setting.root, row.work_item)
+        papers = {
+            str(path.relative_to(setting.root)): path.read_bytes()
+            for path in sorted(folder.glob("*"))
+            if path.is_file() and not path.is_symlink()
+        }
+        if papers:
+            setting.publisher.publish(row, papers, fence.check)
+
+    def _alerts(self) -> FileAlerts:
+        fleet = self.fleet
+        return FileAlerts(fleet.state.alerts, fleet.clock, lambda: alert_urls(fleet.variables))
+
+    def cancel(self) -> None:
+        """Stop the attempt, trying again while it moves; too late once it is judged."""
+        for _ in range(_CANCEL_TRIES):
+            staging = self._staging
+            try:
+                if staging is not None:
+                    staging.cancel(self.job_id)
+                    return
+            except StaleSnapshotError:
+                continue
+            except TransitionRefusedError:
+                snapshot = _readable(self.fleet.rows().load(self.job_id))
+                if snapshot is None or snapshot.is_terminal:
+                    return
+            self.fleet.clock.wait(_CANCEL_PAUSE_SECONDS)
+
+
+@attrs.frozen
+class Setting:
+    """What a job is worked on with: its mirror, its publisher, its folder, the branch's commit."""
+
+    mirror: Mirror
+    publisher: Publisher
+    root: Path
+    revision: str
+
+
+def _readable(row: JobRow) -> Snapshot | None:
+    try:
+        return row.snapshot()
+    except SnapshotRefusedError:
+        # Refused again, with an alert, by the intercept.
+        return None
+
+
+def _bound(suite: SuitePlan, revision: str) -> str:
+    if suite.workspace is Workspace.IN_PLACE:
+        raise ConfigInvalidError(["a fleet runs suites in worktrees only, not in-place"])
+    return revision
+
+
+def _lives_beside_us(worker: str) -> bool | None:
+    """Say whether a worker is at the job whose fence we hold: no other one of the fleet can be."""
+    return False if machine_of(worker) is not None else worker_is_alive(worker)

@@ -1,0 +1,157 @@
+"""Who may work on a repository: PostgreSQL's advisory locks, held by live connections.
+
+A lock belongs to a session of the server and ends with it, however that comes about:
+no lease to renew, no clock to compare, nobody to tidy up. The supervisor of a suite
+inherits the connection, so the lock is held until the last process that may still
+start or run something of a suite has let go of it. Where the connection breaks, both
+sides find out: the client first, which kills the suite, and the server only after
+that, which lets others in.
+
+https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+import attrs
+import psycopg
+import sqlalchemy as sa
+
+from staging_fsm.core.errors import StagingError
+
+#: When we give a silent connection up. The kernel looks, also for a supervisor.
+CLIENT_KEEPALIVE: Final = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 11_000,
+    "connect_timeout": 10,
+}
+#: When the server does: at least three times as late, so that by then the suite is dead.
+SERVER_KEEPALIVE: Final = {
+    "tcp_keepalives_idle": 20,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 5,
+    "tcp_user_timeout": 45_000,
+}
+
+
+class FenceLostError(StagingError):
+    """The connection that kept others off the repository is gone: nothing may be written."""
+
+
+@attrs.frozen
+class Server:
+    """The fleet's PostgreSQL: its address, and the schema of the engine's tables."""
+
+    parameters: Mapping[str, Any]
+    schema: str
+
+    @classmethod
+    def behind(cls, engine: sa.Engine, schema: str) -> "Server":
+        """Return the server that `engine` leads to."""
+        _, parameters = engine.dialect.create_connect_args(engine.url)
+        return cls(parameters, schema)
+
+    @property
+    def conninfo(self) -> str:
+        """Return the address as psycopg takes it, told to find the engine's tables."""
+        path = f"{self.parameters.get('options', '')} -c search_path={self.schema}"
+        every = {**CLIENT_KEEPALIVE, **self.parameters, "options": path.strip()}
+        return psycopg.conninfo.make_conninfo(
+            **{name: value for name, value in every.items() if name != "context"}
+        )
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Return a connection whose end is noticed on both sides. Raises psycopg.Error."""
+        connection = psycopg.connect(self.conninfo, autocommit=True)
+        for name, value in SERVER_KEEPALIVE.items():
+            connection.execute(f"SET {name} = {value}")
+        return connection
+
+    def key(self, kind: str, name: str) -> str:
+        """Return the name of a lock."""
+        return f"staging_fsm:{self.schema}:{kind}:{name}"
+
+
+class Fence:
+    """The exclusive hold on one repository of a fleet."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        """Keep the connection that holds the lock."""
+        self._connection = connection
+
+    @classmethod
+    def take(cls, server: Server, repo: str) -> "Fence | None":
+        """Return the hold on `repo`, or None if somebody has it. Raises psycopg.Error."""
+        connection = server.connect()
+        query = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+        (taken,) = connection.execute(query, [server.key("repo", repo)]).fetchone() or (False,)
+        if not taken:
+            connection.close()
+            return None
+        return cls(connection)
+
+    def fileno(self) -> int:
+        """Return the descriptor that a supervisor inherits."""
+        return self._connection.fileno()
+
+    def check(self) -> None:
+        """Raise FenceLostError unless the server just now said that the session lives."""
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error as error:
+            message = f"the hold on the repository was lost, nothing was written: {error}"
+            raise FenceLostError(message) from error
+
+    def __enter__(self) -> Self:
+        """Return the fence."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go: by now no supervisor has it any more, or it shall end."""
+        self._connection.close()
+
+
+class Presence:
+    """The sign that some worker of a machine is connected, for the workers of others."""
+
+    def __init__(self, server: Server, machine: str) -> None:
+        """Say that we are here, for as long as the connection lives. Raises psycopg.Error."""
+        self._connection = server.connect()
+        query = "SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))"
+        self._connection.execute(query, [server.key("machine", machine)])
+
+    def fileno(self) -> int:
+        """Return a descriptor that can be read when the connection ends."""
+        return self._connection.fileno()
+
+    def is_lost(self) -> bool:
+        """Say whether the connection has ended."""
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error:
+            return True
+        return False
+
+
+def is_present(connection: sa.Connection, server: Server, machine: str) -> bool:
+    """Say whether any worker of `machine` is connected."""
+    query = sa.text("SELECT pg_try_advisory_xact_lock(hashtextextended(:key, 0))")
+    return not connection.execute(query, {"key": server.key("machine", machine)}).scalar_one()
+
+
+def is_fleet(engine: sa.Engine, schema: str) -> bool:
+    """Say whether the database carries a fleet."""
+    if engine.dialect.name != "postgresql":
+        return False
+    with engine.connect() as connection:
+        query = sa.text("SELECT to_regclass(:name) IS NOT NULL")
+        found = connection.execute(query, {"name": f"{schema}.procrastinate_jobs"}).scalar_one()
+    return bool(found)

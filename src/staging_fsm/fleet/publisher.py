@@ -1,0 +1,131 @@
+"""How a verdict reaches the place where the host looks for it, from a machine that shares no disk.
+
+The gate stays as it is: it reads the artifact in a folder. A publisher says which
+folder that is on this machine, brought up to date, and makes what is written there
+the host's before the gate is asked. Two are given; a host may bring its own.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+import attrs
+
+from staging_fsm.core.ports import JobRow
+from staging_fsm.effects.files import ARTIFACT_MODE, ArtifactFiles, write_durably
+from staging_fsm.effects.remote import Mirror
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+
+#: The output of the last run, published beside the artifact; its newest part if it is long.
+LOG_NAME: Final = "15-staging-output.log"
+LOG_MAX_BYTES: Final = 1024 * 1024
+
+
+class Publisher(Protocol):
+    """Carries the papers of work items to the host."""
+
+    def open(self, row: JobRow) -> Path:
+        """Return the folder that stands for the repository where the job's gate looks.
+
+        Raises PreparationError where it cannot be brought up to date.
+        """
+        ...
+
+    def publish(
+        self, row: JobRow, files: Mapping[str, bytes], permitted: Callable[[], None]
+    ) -> None:
+        """Make `files`, by paths below the opened folder, the host's. Safe to repeat.
+
+        `permitted` is asked as late as possible, and forbids by raising. Raises
+        PreparationError or OSError where the papers did not reach the host.
+        """
+        ...
+
+    def close(self, row: JobRow) -> None:
+        """Give back what `open` made."""
+        ...
+
+
+@attrs.frozen
+class SharedFolder:
+    """Papers in a folder that the host and every machine see, one folder a repository."""
+
+    root: Path
+
+    def open(self, row: JobRow) -> Path:
+        """Return the repository's folder below the shared one."""
+        return self.root / row.repo
+
+    def publish(
+        self, row: JobRow, files: Mapping[str, bytes], permitted: Callable[[], None]
+    ) -> None:
+        """Replace each file, whole or not at all."""
+        for name, content in files.items():
+            path = self.open(row) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            permitted()
+            write_durably(path, content, ARTIFACT_MODE)
+
+    def close(self, row: JobRow) -> None:
+        """Do nothing."""
+
+
+@attrs.frozen
+class GitBranch:
+    """Papers as a commit on the work item's branch of the remote."""
+
+    mirror: Mirror
+    branch: Callable[[JobRow], str]
+    checkouts: Path
+
+    def open(self, row: JobRow) -> Path:
+        """Return a checkout of the branch as it is now. Raises PreparationError."""
+        target = self._target(row)
+        self.mirror.checkout(self.branch(row), target)
+        return target
+
+    def publish(
+        self, row: JobRow, files: Mapping[str, bytes], permitted: Callable[[], None]
+    ) -> None:
+        """Push one commit on top of the branch, and move the checkout there."""
+        words = f"{row.work_item}: staging of job {row.id}"
+        self.mirror.publish(self._target(row), self.branch(row), files, words, permitted)
+
+    def close(self, row: JobRow) -> None:
+        """Remove the checkout."""
+        self.mirror.discard(self._target(row))
+
+    def _target(self, row: JobRow) -> Path:
+        return self.checkouts / f"job-{row.id}"
+
+
+@attrs.frozen
+class PublishedArtifacts:
+    """The artifact's place, for an engine: what is written there is published."""
+
+    publisher: Publisher
+    row: JobRow
+    root: Path
+    #: The newest output of the last run, as much as asked for, as far as this machine has it.
+    log: Callable[[int], bytes]
+    permitted: Callable[[], None]
+    files: ArtifactFiles = attrs.field(factory=ArtifactFiles)
+
+    def set_aside(self, folder: Path, suffix: str) -> None:
+        """Move an existing artifact out of the gate's sight."""
+        self.permitted()
+        self.files.set_aside(folder, suffix)
+
+    def write(self, folder: Path, text: str) -> Path:
+        """Publish the artifact and the log; return the artifact's path."""
+        below = folder.relative_to(self.root)
+        papers = {
+            str(below / ARTIFACT_NAME): text.encode(),
+            str(below / LOG_NAME): self.log(LOG_MAX_BYTES),
+        }
+        self.publisher.publish(self.row, papers, self.permitted)
+        return folder / ARTIFACT_NAME
+
+    def is_written(self, folder: Path, text: str) -> bool:
+        """Say whether the artifact is exactly `text` where the gate reads it."""
+        return self.files.is_written(folder, text)

@@ -1,0 +1,64 @@
+"""What anybody may ask of a fleet, from anywhere that reaches its database."""
+
+import time
+from typing import Final
+
+from staging_fsm.core.errors import RunRefusedError
+from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
+from staging_fsm.core.spec import TERMINAL, Event, State
+from staging_fsm.drive.engine import Step
+from staging_fsm.drive.intercept import STAGE, StagingIntercept
+from staging_fsm.fleet.delivery import Fleet
+
+#: Beyond the time after which a silent worker's jobs are delivered to another.
+CANCEL_MARGIN_SECONDS: Final = 60.0
+_PAUSE_SECONDS: Final = 0.1
+
+
+def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
+    """Stop an attempt wherever it runs: nothing is judged, and the job ends as cancelled.
+
+    A job that waits is cancelled at once. For one in work its worker is asked, by
+    the engine, and asked again if another one has taken it up meanwhile. Raises
+    TransitionRefusedError where the table allows it no more, StaleSnapshotError if
+    the attempt moved at the same moment, and RunRefusedError where no worker
+    answered in time: it is asked to stop all the same.
+    """
+    deadline = time.monotonic() + fleet.settings.stalled_seconds + CANCEL_MARGIN_SECONDS
+    asked = False
+    while time.monotonic() < deadline:
+        row = fleet.rows().load(job_id)
+        if row.stage != STAGE:
+            message = f"job {job_id} is of stage {row.stage}, and only {STAGE} has attempts"
+            raise RunRefusedError(message)
+        snapshot = row.snapshot()
+        if asked and snapshot is not None and snapshot.state is State.CANCELLED:
+            return snapshot
+        if row.status == QUEUED or (snapshot and _is_beyond(snapshot)):
+            return _cancel_here(fleet, staging, row, snapshot)
+        with fleet.engine.begin() as tx:
+            fleet.deliveries.abort(tx, job_id)
+        asked = True
+        fleet.clock.wait(_PAUSE_SECONDS)
+    message = f"no worker answered for job {job_id}: look at it again, and ask again"
+    raise RunRefusedError(message)
+
+
+def _is_beyond(snapshot: Snapshot) -> bool:
+    """Say whether the table allows no cancellation any more."""
+    judged = {State.VERDICT_PASSED, State.VERDICT_FAILED, State.EXHAUSTED}
+    return snapshot.state in TERMINAL | judged
+
+
+def _cancel_here(
+    fleet: Fleet, staging: StagingIntercept, row: JobRow, snapshot: Snapshot | None
+) -> Snapshot:
+    # The very snapshot that was looked at: had it moved since, the write is refused.
+    engine = staging.engine
+    attempt = snapshot or fresh_snapshot(f"{row.id}-{staging.new_id()}", engine.worker)
+    step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
+    ended = engine.drive(row, engine.move(row, attempt, step))
+    with fleet.engine.begin() as tx:
+        fleet.deliveries.abort(tx, row.id)
+    return ended

@@ -1,0 +1,179 @@
+"""One worker process of a fleet: it works on deliveries, sweeps, and ends when in doubt.
+
+A process that has lost the database is of no use and may be wrong about what is its
+own, so it ends, and whoever started it starts it again: whatever it had in hand is
+taken up from the rows. Suites are not its children but their supervisors', and do
+not end with it.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
+from typing import Any, Final
+
+import procrastinate
+import sqlalchemy as sa
+from procrastinate.exceptions import JobAborted
+from procrastinate.job_context import AbortReason, JobContext
+from procrastinate.jobs import DeleteJobCondition
+
+from staging_fsm.core.ports import QUEUED
+from staging_fsm.core.spec import State
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.files import StateDir, sha256_of_text
+from staging_fsm.effects.processes import this_process
+from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, queue_of
+from staging_fsm.fleet.delivery import Delivery, Fleet
+from staging_fsm.fleet.fence import Presence, Server, is_present
+from staging_fsm.fleet.settings import load_fleet_settings
+from staging_fsm.host.settings import load_host_settings
+
+POLLING_SECONDS: Final = 0.5
+#: How long a worker that is told to stop waits for what it has in hand. Suites go on.
+STOP_SECONDS: Final = 5.0
+_SWEEP: Final = "staging_fsm.sweep"
+_LOG: Final = logging.getLogger(__name__)
+
+
+class WorkerExit(IntEnum):
+    """How a worker process ends. Whatever it is, it is to be started again."""
+
+    #: It was told to stop.
+    STOPPED = 0
+    #: It lost the database, or failed (EX_TEMPFAIL of sysexits.h).
+    LOST = 75
+
+
+def open_fleet(engine: sa.Engine, state: StateDir, variables: Mapping[str, str]) -> Fleet:
+    """Return this machine's part of the fleet whose database `engine` leads to.
+
+    A machine, to a fleet, is a state folder: it keeps its name over restarts of
+    process, container and system. Raises ConfigInvalidError.
+    """
+    settings = load_fleet_settings(variables)
+    server = Server.behind(engine, settings.schema)
+    name = sha256_of_text(state.secret().hex())[:8]
+    machine = f"{socket.gethostname().replace('/', '-').replace(':', '-')}-{name}"
+    return Fleet(
+        server=server,
+        engine=engine,
+        deliveries=Deliveries(server),
+        settings=settings,
+        host_settings=load_host_settings(variables),
+        variables=variables,
+        state=state,
+        clock=SystemClock(),
+        machine=machine,
+        worker=f"{machine}/{this_process()}",
+    )
+
+
+def run_worker(fleet: Fleet, concurrency: int) -> WorkerExit:
+    """Work until told to stop, or until the database is lost. Raises psycopg.Error at the start.
+
+    The caller ends the process afterwards, at once: threads that wait for suites are
+    still there, and others take their jobs up.
+    """
+    presence = Presence(fleet.server, fleet.machine)
+    # One more for each delivery that is being cancelled, and one for the sweep.
+    with_threads = ThreadPoolExecutor(2 * concurrency + 1)
+    app = _app(fleet, with_threads)
+    return asyncio.run(_work(app, fleet, presence, concurrency))
+
+
+async def _work(
+    app: procrastinate.App, fleet: Fleet, presence: Presence, concurrency: int
+) -> WorkerExit:
+    async with app.open_async():
+        working = asyncio.ensure_future(
+            app.run_worker_async(
+                queues=[QUEUE, queue_of(fleet.machine)],
+                name=fleet.worker,
+                concurrency=concurrency,
+                fetch_job_polling_interval=POLLING_SECONDS,
+                abort_job_polling_interval=POLLING_SECONDS,
+                update_heartbeat_interval=fleet.settings.heartbeat_seconds,
+                stalled_worker_timeout=fleet.settings.stalled_seconds,
+                shutdown_graceful_timeout=STOP_SECONDS,
+                delete_jobs=DeleteJobCondition.ALWAYS,
+            )
+        )
+        lost = asyncio.get_running_loop().create_future()
+        _watch(presence, lost)
+        await asyncio.wait([working, lost], return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            _LOG.error("the connection to the database was lost: this worker ends")
+            os._exit(WorkerExit.LOST)
+        try:
+            working.result()
+        except Exception:  # noqa: BLE001  # whatever it was, a fresh process is the answer
+            _LOG.exception("the worker failed")
+            return WorkerExit.LOST
+        return WorkerExit.STOPPED
+
+
+def _watch(presence: Presence, lost: "asyncio.Future[None]") -> None:
+    """Resolve `lost` when the presence's connection ends."""
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        if presence.is_lost() and not lost.done():
+            loop.remove_reader(presence.fileno())
+            lost.set_result(None)
+
+    loop.add_reader(presence.fileno(), look)
+
+
+def _app(fleet: Fleet, threads: ThreadPoolExecutor) -> procrastinate.App:
+    connector = procrastinate.PsycopgConnector(
+        conninfo=fleet.server.conninfo, min_size=1, max_size=3
+    )
+    app = procrastinate.App(connector=connector)
+
+    @app.task(name=TASK, queue=QUEUE, pass_context=True)
+    async def attempt(context: JobContext, job_id: int, repo: str, tries: int = 0) -> None:
+        loop = asyncio.get_running_loop()
+        delivery = Delivery(fleet, job_id, repo, tries)
+        running = loop.run_in_executor(threads, delivery.run)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if context.abort_reason() is not AbortReason.USER_REQUEST:
+                # Told to stop: the suite goes on, and whoever comes next takes it up.
+                raise
+            await loop.run_in_executor(threads, delivery.cancel)
+            await running
+            raise JobAborted from None
+
+    # A task of its own, without the lock of any repository: it must never wait for one.
+    @app.periodic(cron=f"* * * * * */{fleet.settings.sweep_seconds}")
+    @app.task(name=_SWEEP, queue=QUEUE, queueing_lock=_SWEEP)
+    async def sweep(timestamp: int) -> None:  # noqa: ARG001  # when it was due
+        await asyncio.get_running_loop().run_in_executor(threads, redeliver, fleet)
+
+    return app
+
+
+def redeliver(fleet: Fleet) -> list[int]:
+    """Deliver again what stalled workers had, and what nobody will be told of; return their ids."""
+    rows, now = fleet.rows(), fleet.clock.now()
+    with fleet.engine.begin() as tx:
+        found = fleet.deliveries.take_stalled(tx, fleet.settings.stalled_seconds)
+        fleet.deliveries.bring_home(tx, lambda machine: is_present(tx, fleet.server, machine))
+        found |= {
+            job_id: repo
+            for job_id, repo, status in fleet.deliveries.undelivered(tx)
+            if status == QUEUED or _is_in_work(rows.load(job_id).document)
+        }
+        for job_id, repo in found.items():
+            fleet.deliveries.defer(tx, job_id, repo, now)
+    return sorted(found)
+
+
+def _is_in_work(document: Any) -> bool:
+    """Say whether a running job is the runner's to go on with, and not an LLM agent's."""
+    return isinstance(document, dict) and document.get("state") != State.LLM_FALLBACK

@@ -1,0 +1,260 @@
+"""A real fleet for the tests: a database, remotes, machines, and worker processes to mistreat.
+
+A machine is a state folder. A suite appends `start` and `end` to one ledger, and takes
+a lock of its repository that the kernel frees when its last process is gone: a suite
+that does not get it writes `overlap`, which no test ever wants to see.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import sqlalchemy as sa
+
+from conftest import git
+from staging_fsm.core.ports import JobRow
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.processes import kill_marked
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.fleet import requests
+from staging_fsm.fleet.delivery import Fleet
+from staging_fsm.fleet.worker import open_fleet
+from staging_fsm.host.launcher import staging_intercept
+from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+
+#: How long a test waits for what must happen before it calls it a failure.
+PATIENCE_SECONDS = 60.0
+#: A suite that ends when it may, with the exit code that its branch carries.
+SUITE = """\
+repo=$(cat repo)
+exec 9>>"$FLEET/locks/$repo"
+flock --nonblock 9 || echo "overlap $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
+echo "start $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
+while [ -e "$FLEET/hold/$(cat item)" ]; do sleep 0.05; done
+echo "end $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
+exit $(cat verdict)
+"""
+#: What a worker inherits, so that whoever is left behind can be found.
+MARK = "FLEET_OF_TEST"
+
+
+def await_that(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until `condition` holds; return what it returned."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pause = threading.Event()
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"never: {what}"
+        pause.wait(0.05)
+    return found
+
+
+@attrs.define
+class Machine:
+    """One machine of the fleet: a state folder, and the workers that were started on it."""
+
+    fleet: "FleetStand"
+    name: str
+    workers: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
+
+    @property
+    def state(self) -> Path:
+        """Return the state folder."""
+        return self.fleet.root / self.name
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start one more worker."""
+        with (self.fleet.root / f"{self.name}.log").open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "staging_fsm.faces", "fleet-worker"],
+                env=self.fleet.environment(self),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def kill_supervisors(self) -> None:
+        """Kill every supervisor of a suite, as the end of the machine would."""
+        for path in self.state.glob("runs/*/shim"):
+            pid = int(path.read_text().splitlines()[0].removeprefix("pid="))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@attrs.define
+class FleetStand:
+    """A fleet over one database."""
+
+    root: Path
+    url: str
+    schema: str
+    settings: dict[str, str] = attrs.field(factory=dict)
+    machines: dict[str, Machine] = attrs.field(factory=dict)
+    engine: sa.Engine = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Make the folders, the suite and its configuration."""
+        self.engine = open_database(self.url)
+        for name in ("locks", "hold", "remotes"):
+            (self.root / name).mkdir()
+        (self.root / "ledger").touch()
+        (self.root / "suite.sh").write_text(SUITE)
+        (self.root / "suites.toml").write_text(
+            f'[default]\ncommand = ["sh", "{self.root}/suite.sh"]\n'
+            'environment = ["FLEET"]\ntimeout_seconds = 300\nkill_grace_seconds = 0.2\n'
+        )
+
+    def environment(self, machine: Machine) -> dict[str, str]:
+        """Return the environment of a process on a machine."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.root),
+            "LC_ALL": "C.UTF-8",
+            MARK: str(self.root),
+            "FLEET": str(self.root),
+            "ORCH_DB_URL": self.url,
+            "ORCH_STAGING_RUNNER_ENABLED": "1",
+            "ORCH_STAGING_RUNNER_REPOS": "*",
+            "ORCH_STAGING_RUNNER_SUITES_FILE": str(self.root / "suites.toml"),
+            "ORCH_STAGING_RUNNER_STATE_DIR": str(machine.state),
+            "ORCH_STAGING_RUNNER_RETRY_BACKOFF_SECONDS": "0.2",
+            "ORCH_FLEET_SCHEMA": self.schema,
+            "ORCH_FLEET_HEARTBEAT_SECONDS": "0.5",
+            "ORCH_FLEET_STALLED_SECONDS": "3",
+            "ORCH_FLEET_SWEEP_SECONDS": "1",
+            **self.settings,
+        }
+
+    def machine(self, name: str) -> Machine:
+        """Return the machine of this name."""
+        return self.machines.setdefault(name, Machine(self, name))
+
+    @property
+    def desk(self) -> Fleet:
+        """Return the fleet as somebody sees it who runs no worker."""
+        desk = self.machine("desk")
+        return open_fleet(self.engine, StateDir(desk.state), self.environment(desk))
+
+    def call(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command where no worker is."""
+        return subprocess.run(
+            [sys.executable, "-m", "staging_fsm.faces", *arguments],
+            env=self.environment(self.machine("desk")),
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=PATIENCE_SECONDS,
+        )
+
+    def remote(self, repo: str) -> Path:
+        """Return the bare remote of a repository, made with its first use."""
+        path = self.root / "remotes" / f"{repo}.git"
+        if not path.exists():
+            git(self.root, "init", "--quiet", "--bare", "--initial-branch=main", str(path))
+        return path
+
+    def submit(self, repo: str, item: str, verdict: int = 0, *, hold: bool = False) -> int:
+        """Push a branch whose suite ends with `verdict`, and queue its work item."""
+        remote, tree = self.remote(repo), self.root / "trees" / item
+        git(self.root, "init", "--quiet", f"--initial-branch={item}", str(tree))
+        for name, content in (("repo", repo), ("item", item), ("verdict", str(verdict))):
+            (tree / name).write_text(content)
+        git(tree, "add", ".")
+        git(tree, "commit", "--quiet", "-m", item)
+        git(tree, "push", "--quiet", str(remote), item)
+        if hold:
+            (self.root / "hold" / item).touch()
+        store, now = self.desk.store(), self.desk.clock.now()
+        store.add_repository(repo, str(remote))
+        work_item = WorkItem(repo, item, "deploy-staging", 2, None)
+        return store.add_work_item(work_item, "deployer", now)
+
+    def cancel(self, job_id: int) -> Snapshot:
+        """Stop an attempt from the desk."""
+        desk = self.desk
+        staging = staging_intercept(desk.store(), desk.clock, desk.variables)
+        return requests.cancel(desk, staging, job_id)
+
+    def let_go(self, item: str) -> None:
+        """Let a suite that is held end."""
+        (self.root / "hold" / item).unlink()
+
+    def ledger(self, word: str) -> list[str]:
+        """Return the lines of the ledger that begin with `word`, without it."""
+        lines = (self.root / "ledger").read_text().splitlines()
+        return [line.partition(" ")[2] for line in lines if line.startswith(word)]
+
+    def row(self, job_id: int) -> JobRow:
+        """Return a job's row."""
+        return SqlRows(self.engine).load(job_id)
+
+    def attempt(self, job_id: int) -> Snapshot:
+        """Return a job's attempt, which it must have."""
+        snapshot = self.row(job_id).snapshot()
+        assert snapshot is not None
+        return snapshot
+
+    def await_end(self, job_id: int) -> Snapshot:
+        """Wait until an attempt is terminal; return it."""
+
+        def ended() -> Snapshot | None:
+            snapshot = self.row(job_id).snapshot()
+            return snapshot if snapshot is not None and snapshot.is_terminal else None
+
+        found = await_that(ended, f"job {job_id} ends")
+        assert isinstance(found, Snapshot)
+        return found
+
+    def await_starts(self, count: int) -> None:
+        """Wait until so many suites have started."""
+        await_that(lambda: len(self.ledger("start")) >= count, f"{count} suites start")
+
+    def deliveries(self) -> list[tuple[int, str, str]]:
+        """Return job, status and queue of each delivery."""
+        query = (
+            f"SELECT CAST(args ->> 'job_id' AS bigint), CAST(status AS text), queue_name"  # noqa: S608  # a name of ours
+            f" FROM {self.schema}.procrastinate_jobs WHERE task_name = 'staging_fsm.attempt'"
+        )
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(sa.text(query))]
+
+    def published(self, repo: str, item: str, name: str = "15-staging-log.md") -> str:
+        """Return a paper of a work item as it is on its branch of the remote."""
+        return git(self.remote(repo), "show", f"{item}:docs/work-items/{item}/{name}")
+
+    def tear_down(self) -> None:
+        """End every process of the fleet, and remove the engine's schema."""
+        for machine in self.machines.values():
+            for worker in machine.workers:
+                worker.kill()
+                worker.wait()
+            machine.kill_supervisors()
+        while kill_marked("FLEET", str(self.root)) or kill_marked(MARK, str(self.root)):
+            pass
+        with self.engine.begin() as connection:
+            connection.execute(sa.text(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE"))
+        self.engine.dispose()
+
+
+@contextlib.contextmanager
+def fleet_stand(root: Path, url: str, **settings: str) -> Iterator[FleetStand]:
+    """Yield a fleet that is set up; nothing of it is left at the end."""
+    stand = FleetStand(root, url, f"engine_{os.getpid()}_{root.name[-6:]}".lower(), settings)
+    stand.schema = "".join(c if c.isalnum() else "_" for c in stand.schema)
+    try:
+        SqlHostStore(stand.engine).create_schema()
+        assert stand.desk.deliveries.set_up(stand.engine)
+        yield stand
+    finally:
+        stand.tear_down()
