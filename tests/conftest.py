@@ -19,6 +19,7 @@ from staging_fsm.host.launcher import Host
 from staging_fsm.host.settings import load_host_settings
 from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
 
+NO_CHROMIUM = "no Chromium was found (Debian's package chromium)"
 REPO = "shop"
 # The same examples on every machine, and no judgement by the clock: a test says what is
 # promised, not how fast the machine is that runs it.
@@ -71,13 +72,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say how many rows of the table the stories walked, and what found no PostgreSQL."""
+    """Say how many rows of the table the stories walked, and what was not found."""
     from script import FIRED  # noqa: PLC0415  # it imports from here
 
     skipped = terminalreporter.getreports("skipped")
-    without = [report for report in skipped if NO_POSTGRESQL in str(report.longrepr)]
-    if without:
-        terminalreporter.write_line(f"{len(without)} tests did not run: {NO_POSTGRESQL}")
+    for reason in (NO_POSTGRESQL, NO_CHROMIUM):
+        without = [report for report in skipped if reason in str(report.longrepr)]
+        if without:
+            terminalreporter.write_line(f"{len(without)} tests did not run: {reason}")
 
     if FIRED:
         never = [row.id for row in TRANSITIONS if row.id not in FIRED]

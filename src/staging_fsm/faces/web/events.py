@@ -85,7 +85,9 @@ async def _changes(request: Request, look: Callable[[], Any]) -> AsyncIterator[s
             seen = await run_in_threadpool(look)
         except StagingError:
             seen = "unreadable"
-        if known not in (None, seen):
+        if known is None:
+            yield f"event: listening\ndata: {seen}\n\n"
+        elif known != seen:
             yield f"event: changed\ndata: {seen}\n\n"
         else:
             # A comment, so that a connection which is gone is noticed.

@@ -58,6 +58,7 @@
       document.title = page.title;
       const fresh = page.getElementById("main");
       replace(fresh);
+      delete main.dataset.old;
       say(`As of ${fresh.dataset.asOf}.`, false);
     } catch {
       say("The server does not answer. What stands here is old.", true);
@@ -72,13 +73,23 @@
   const start = () => {
     source = new EventSource(document.body.dataset.events);
     source.addEventListener("changed", refresh);
-    source.onerror = () => say("Connection lost; trying again. What stands here may be old.", true);
+    source.addEventListener("listening", () => {
+      document.body.dataset.listening = "yes";
+      // What changed while nobody listened is on no page yet.
+      if (main.dataset.old) refresh();
+    });
+    source.onerror = () => {
+      document.body.dataset.listening = "no";
+      main.dataset.old = "yes";
+      say("Connection lost; trying again. What stands here may be old.", true);
+    };
     button.setAttribute("aria-pressed", "true");
   };
 
   const stop = () => {
     source.close();
     source = null;
+    main.dataset.old = "yes";
     button.setAttribute("aria-pressed", "false");
     say(`${words.textContent.replace(/ Paused\.$/, "")} Paused.`, false);
   };
