@@ -61,9 +61,6 @@ def test_lamp() -> None:
 """
 #: Nobody tests the empty word and the broken lamp.
 LAMP_ANSWERS = """\
-killed - entry deleted WORDS = {"off": 0, "broken": 0}
-killed - entry deleted WORDS = {"on": 1, "broken": 0}
-survived - entry deleted WORDS = {"on": 1, "off": 0}
 survived lit statement deleted pass
 killed lit statement deleted pass
 survived lit statement deleted pass
@@ -71,6 +68,9 @@ killed lit nothing returned return None
 survived lit nothing returned return None
 killed lit condition forced if True:
 survived lit condition forced if False:
+killed - entry deleted WORDS = {"off": 0, "broken": 0}
+killed - entry deleted WORDS = {"on": 1, "broken": 0}
+survived - entry deleted WORDS = {"on": 1, "off": 0}
 killed - constant changed WORDS = {'XXon': 1, "off": 0, "broken": 0}
 killed - constant changed WORDS = {"on": 1, 'XXoff': 0, "broken": 0}
 survived - constant changed WORDS = {"on": 1, "off": 0, 'XXbroken': 0}

@@ -389,23 +389,28 @@ class Workshop:
         """Yield each mutant with what became of it: killed or survived."""
         path = self.root / PACKAGE / module
         original = path.read_text("utf-8")
-        baseline, answers = self._try_hot(module, path, tried)
-        for number, mutant in enumerate(tried):
-            answer = answers.get(number, "cold")
-            if answer == "cold":
-                path.write_text(mutant.text, "utf-8")
-                answer = "killed" if self._is_killed_afresh(module, baseline) else "survived"
-                path.write_text(original, "utf-8")
-            yield mutant, answer
+        cold = []
+        seconds = 0.0
+        for number, answer in self._try_hot(module, path, tried):
+            if number < 0:
+                seconds = float(answer)
+            elif answer == "cold":
+                cold.append(tried[number])
+            else:
+                yield tried[number], answer
+        for mutant in cold:
+            path.write_text(mutant.text, "utf-8")
+            killed = self._is_killed_afresh(module, seconds)
+            path.write_text(original, "utf-8")
+            yield mutant, "killed" if killed else "survived"
 
-    def _try_hot(
-        self, module: str, path: Path, tried: list[Mutant]
-    ) -> tuple[float, dict[int, str]]:
+    def _try_hot(self, module: str, path: Path, tried: list[Mutant]) -> Iterator[tuple[int, str]]:
+        """Yield what became of each mutant by its number, and first, as -1, how long tests take."""
         reading, writing = os.pipe()
 
         def serve() -> int:
-            tell = os.fdopen(writing, "w", buffering=1)
-            tests = Tests(path, tried, lambda *line: print(json.dumps(line), file=tell))
+            lines = os.fdopen(writing, "w", buffering=1)
+            tests = Tests(path, tried, lambda *answer: print(json.dumps(answer), file=lines))
             tests.watch()
             return self.pytest([module], plugins=(tests,))
 
@@ -414,20 +419,28 @@ class Workshop:
                 serve()
             os._exit(0)
         os.close(writing)
-        with os.fdopen(reading) as lines:
-            answers = dict(map(json.loads, lines))
+        with os.fdopen(reading) as answers:
+            for line in answers:
+                number, answer = json.loads(line)
+                if number < 0 and not answer.isdecimal():
+                    output = (self.root.parent / "output").read_text("utf-8", "replace")
+                    raise SystemExit(f"{output}\n{answer}")  # noqa: EM102, TRY003  # said once
+                yield number, answer
         os.wait()
-        said = answers.pop(-1, "the tests cannot be run")
-        if not said.isdecimal():
-            output = (self.root.parent / "output").read_text("utf-8", "replace")
-            message = f"{output}\n{said}"
-            raise SystemExit(message)
-        return float(said), answers
 
     def _is_killed_afresh(self, module: str, seconds: float) -> bool:
         first, *rest = (f"tests/test_{name}.py" for name in self.tests[module])
+        name = ".".join((PACKAGE.name, *Path(module).with_suffix("").parts))
+
+        def run(files: list[str]) -> int:
+            try:
+                importlib.import_module(name)
+            except Exception:  # noqa: BLE001  # what cannot be imported needs no test
+                return 1
+            return self.pytest_files(files)
+
         batches = [[first], rest] if rest else [[first]]
-        return any(in_child(partial(self.pytest_files, batch), seconds) for batch in batches)
+        return any(in_child(partial(run, batch), seconds) for batch in batches)
 
 
 def _foreign_modules(root: Path) -> Iterator[str]:
