@@ -281,9 +281,9 @@ idle:
         :: role != PERSON && duplicates < DUPLICATES -> duplicates++; duplicate = true
         /* The host queues again what a dead worker had claimed. */
         :: role != PERSON && status == TAKEN && claimed_by == NOBODY -> status = QUEUED; goto idle
-        /* recover(). A hand-over of a queued job would be refused: it waits for its claim. */
+        /* recover(). */
         :: role != PERSON && row.version && row.state != LLM_FALLBACK && !has_ended &&
-            !(status == QUEUED && (row.state == DEFERRED || is_verdict(row.state))) &&
+            !(status == QUEUED && row.state == DEFERRED) &&
             is_abandoned -> copy(s, row); goto take_up
         /* Nothing else can happen: the next deployment restarts this worker. */
         :: timeout && role != PERSON && !restarted[role] ->
@@ -344,7 +344,6 @@ ask:
             check(table_answers_every_event, walked != UNWALKED);
             if
             :: row.version != s.version -> forget(); goto idle
-            :: row.version == s.version && is_gates && status != TAKEN -> forget(); goto idle
             :: else
             fi;
             check(terminal_is_forever, !is_terminal(row.state));
@@ -466,7 +465,7 @@ spawn_agent:
         }
         atomic {
             if
-            :: status == TAKEN ->
+            :: !has_ended ->
                 status = DONE;
                 moves++;
                 check(work_item_moves_once, moves == 1)

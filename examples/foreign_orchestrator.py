@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
-from staging_fsm import SNAPSHOT_KEY, JobRow, Place, SqlRows, StagingIntercept
+from staging_fsm import JobRow, Place, SqlRows, StagingIntercept
 
 SCHEMA = """CREATE TABLE IF NOT EXISTS tasks (
     task_id INTEGER PRIMARY KEY,
@@ -71,8 +71,7 @@ def staging_runner() -> StagingIntercept:
 
 def launch(db: sqlite3.Connection, task: sqlite3.Row, staging: StagingIntercept) -> None:
     """Have the runner or the LLM deployer work on a claimed task, then end it."""
-    first_launch = SNAPSHOT_KEY not in (task["extra"] or "")
-    if staging.launch(task["task_id"], first_launch=first_launch):
+    if staging.launch(task["task_id"], task["extra"]):
         return
     folder = folder_of(task["project"], task["ticket"])
     folder.mkdir(parents=True, exist_ok=True)

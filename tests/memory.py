@@ -247,6 +247,9 @@ class _Connected:
 class MemoryRows(_Connected):
     """`JobRows` over tables in memory."""
 
+    def check(self) -> None:
+        """Find nothing: these rows fit."""
+
     def load(self, job_id: Any) -> JobRow:
         """Return the row; raises JobNotFoundError."""
         return self.hands.do("load", lambda: self._load(job_id))
@@ -387,11 +390,11 @@ class MemoryStore(_Connected):
         return self._write("requeue abandoned", change, None)
 
     def finish_job(self, tx: Transaction, job_id: int, _now: datetime) -> bool:
-        """End a running job; False if it is not running (any more)."""
+        """End a job that has not ended; False if it has."""
 
         def change(tx: Transaction) -> bool:
             record = tx.job(job_id)
-            if record is None or record.status != "running":
+            if record is None or record.status not in UNFINISHED:
                 return False
             tx.change(attrs.evolve(record, status="done"))
             tx.ended_job = job_id

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError, StaleSnapshotError
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, dump_snapshot
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Artifact, dump_snapshot
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.store import open_database
 from test_rows import LATER, attempt
@@ -182,16 +182,20 @@ def test_metadata_that_is_no_object_is_never_written_over(
 def test_text_that_jsonb_refuses_is_stored_readably(
     make_foreign: Callable[[str], Foreign],
 ) -> None:
-    """A NUL or half a character in a text for people costs that character, not the attempt."""
+    """A NUL or half a character in a message or path is stored as an escape, and stays as it is."""
     rows = make_foreign(POSTGRESQL).create(extra="jsonb")
     snapshot = attempt(1)
-    run = attrs.evolve(snapshot.runs[0], log="a\0b\ud800c\U0001f600\\u0000")
+    hostile = "a\0b\ud800c\U0001f600\\u0000"
+    run = attrs.evolve(snapshot.runs[0], log=hostile, detail=hostile)
+    move = attrs.evolve(snapshot.history[0], reason=hostile)
+    stored = attrs.evolve(
+        snapshot, runs=(run,), history=(move,), artifact=Artifact(hostile, "0" * 64)
+    )
 
-    rows.save("j-1", attrs.evolve(snapshot, runs=(run,)))
+    rows.save("j-1", stored)
 
-    loaded = rows.load("j-1").snapshot()
-    assert loaded is not None
-    assert loaded.runs[0].log == "a\ufffdb\ufffdc\U0001f600\\u0000"
+    assert run.log == "a\\x00b\\ud800c\U0001f600\\u0000"
+    assert rows.load("j-1").snapshot() == stored
 
 
 @pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)

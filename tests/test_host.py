@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from conftest import HostKit, git
-from staging_fsm.effects.processes import ProcessIdentity, this_process
+from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import Host, finish_job
 from staging_fsm.host.pipeline import JobAlreadyEndedError
@@ -130,10 +131,11 @@ def test_monitor_probes_and_records(make_host: Maker, code: int, stage: str) -> 
 def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
     """A job of a dead worker is queued again; one of a live or of a foreign worker is not."""
     kit = make_host()
-    here = this_process()
+    here, other = this_process(), identify(os.getppid())
+    assert other is not None
     claims = {
         kit.add("analysis", "dead"): ProcessIdentity(here.scope, here.pid, here.start + 1),
-        kit.add("analysis", "alive"): here,
+        kit.add("analysis", "alive"): other,
         kit.add("analysis", "foreign"): ProcessIdentity("elsewhere:boot:1", 1, 1),
     }
     for job_id, claim in claims.items():
@@ -211,3 +213,52 @@ def test_many_threads_have_a_connection_each_at_once(make_host: Maker) -> None:
         connections = [stack.enter_context(engine.connect()) for _ in range(64)]
 
         assert {connection.scalar(sa.text("SELECT 1")) for connection in connections} == {1}
+
+
+def test_queued_job_that_a_worker_still_has_is_ended(make_host: Maker) -> None:
+    """A job that recovery has queued beside the worker that has it is ended by its gate, once."""
+    kit = make_host()
+    job_id = kit.add("development")
+
+    with kit.store.transaction() as tx:
+        assert kit.store.finish_job(tx, job_id, kit.host.clock.now())
+        assert not kit.store.finish_job(tx, job_id, kit.host.clock.now())
+
+    assert kit.store.claim_next(kit.host.clock.now(), "w") is None
+
+
+def test_claim_whose_answer_was_lost_is_queued_again(make_host: Maker) -> None:
+    """A job that was claimed for a live worker that never heard of it is nobody's."""
+    kit = make_host(agent="")
+    job_id = kit.add("development")
+    unaware = worker(kit)
+    kit.store.claim_next(kit.host.clock.now(), unaware.identity)
+    other = kit.add("development", "WI-2")
+    broken = Worker(kit.host, unaware.identity)
+    broken.run_one(other)
+
+    assert [job.id for job in broken.requeue_abandoned()] == [job_id]
+
+
+def test_idle_worker_recovers_again_and_outlives_its_store(make_host: Maker) -> None:
+    """A worker recovers at start and whenever idle for long, and waits for a store that is away."""
+    kit = make_host(recovery_seconds="0")
+    looks: list[int] = []
+
+    class Store(SqlHostStore):
+        """Away at first."""
+
+        def running_jobs(self) -> list[Job]:
+            """Fail once, and stop the worker at the third time."""
+            looks.append(1)
+            if len(looks) == 1:
+                message = "away"
+                raise OSError(message)
+            if len(looks) == 3:
+                tireless.stop()
+            return super().running_jobs()
+
+    tireless = Worker(attrs.evolve(kit.host, store=Store(kit.store.engine)), str(this_process()))
+    tireless.run_forever()
+
+    assert len(looks) == 3

@@ -1,6 +1,7 @@
 """What `launch_job` may rely on: the intercept's promises, over real rows and real suites."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
+import sqlalchemy as sa
 
 from conftest import REPO, HostKit
 from staging_fsm.core.config import Suites, parse_suites
@@ -19,9 +21,10 @@ from staging_fsm.core.ports import JobRow, RunCondition
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Place
-from staging_fsm.drive.intercept import Decision, Ruling, StagingIntercept
+from staging_fsm.drive.intercept import UNSEEN, Decision, Ruling, StagingIntercept
 from staging_fsm.effects import preflight
 from staging_fsm.effects.processes import ProcessIdentity, this_process
+from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import launch_job, staging_intercept
 from staging_fsm.host.store import Job
@@ -121,9 +124,9 @@ class Desk:
         assert job is not None
         return job
 
-    def launch(self, *, first_launch: bool | None = None) -> Decision:
+    def launch(self, metadata: object = UNSEEN) -> Decision:
         """Launch the job, claimed or not."""
-        return self.staging.launch(self.job_id, first_launch=first_launch)
+        return self.staging.launch(self.job_id, metadata)
 
     def defer(self) -> None:
         """Have a first run end as a tool error, and the job be claimed again when it is due."""
@@ -499,7 +502,7 @@ def test_damaged_row_is_held_and_told_of(desk: Desk, name: str) -> None:
     desk.write_metadata(damaged_rows()[name](desk.raw_row()["metadata"]))
     before = desk.raw_row()
 
-    decision = desk.launch(first_launch=True)
+    decision = desk.launch("{}")
     recovered = desk.new_worker().recover()
 
     assert (decision.ruling, bool(decision)) == (Ruling.HELD, True)
@@ -594,7 +597,7 @@ def test_launch_gives_an_answer_when_everything_breaks(
     for part in PARTS:
         desk.break_part(part, OSError("boom"))
 
-    assert desk.launch(first_launch=scene is first).ruling is (
+    assert desk.launch("{}" if scene is first else UNSEEN).ruling is (
         Ruling.DECLINED if scene is first else Ruling.HELD
     )
     assert desk.raw_row() == before
@@ -612,19 +615,28 @@ def test_interrupt_by_a_person_goes_through(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_launch", "expected"),
-    [(True, Ruling.DECLINED), (False, Ruling.HELD), (None, Ruling.HELD)],
+    ("metadata", "expected"),
+    [
+        (None, Ruling.DECLINED),
+        ("", Ruling.DECLINED),
+        ('{"theirs": 1}', Ruling.DECLINED),
+        ({"theirs": 1}, Ruling.DECLINED),
+        ('{"staging_runner": {}}', Ruling.HELD),
+        ({"staging_runner": {}}, Ruling.HELD),
+        (17, Ruling.HELD),
+        (UNSEEN, Ruling.HELD),
+    ],
 )
 def test_row_that_cannot_be_read_is_held_unless_nothing_can_be_in_it(
     desk: Desk,
-    first_launch: bool | None,  # noqa: FBT001  # pytest passes it by name
+    metadata: object,
     expected: Ruling,
 ) -> None:
     """Where the row cannot be read, only a launch known to be the first goes to the LLM."""
     desk.claim()
     desk.break_part("rows.load", OSError("boom"))
 
-    assert desk.launch(first_launch=first_launch).ruling is expected
+    assert desk.launch(metadata).ruling is expected
     assert desk.alerts() == ["internal_error"]
 
 
@@ -636,7 +648,7 @@ def test_first_launch_that_turns_out_not_to_be_one_is_held(desk: Desk) -> None:
         desk.staging.engine.rows, "load", answers[0], lambda _id: bool(answers and answers.pop())
     )
 
-    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.launch("{}").ruling is Ruling.HELD
 
 
 def test_attempt_that_was_seen_is_not_forgotten(desk: Desk) -> None:
@@ -648,7 +660,7 @@ def test_attempt_that_was_seen_is_not_forgotten(desk: Desk) -> None:
     )
     desk.break_part("clock.now", OSError("boom"))
 
-    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.launch("{}").ruling is Ruling.HELD
     assert desk.state() is State.DEFERRED
 
 
@@ -661,7 +673,7 @@ def test_damaged_row_is_held_also_when_it_is_read_late(desk: Desk) -> None:
         desk.staging.engine.rows, "load", answers[0], lambda _id: bool(answers and answers.pop())
     )
 
-    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.launch("{}").ruling is Ruling.HELD
 
 
 def lose_answer_and_store(desk: Desk, id_: str) -> None:
@@ -681,7 +693,7 @@ def test_counted_run_is_never_taken_for_a_first_launch(desk: Desk) -> None:
     desk.claim()
     lose_answer_and_store(desk, "T01")
 
-    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.launch("{}").ruling is Ruling.HELD
     assert desk.state() is State.RUNNING
 
 
@@ -690,7 +702,7 @@ def test_store_that_goes_away_during_the_first_run_holds_the_launch(desk: Desk) 
     desk.claim()
     lose_answer_and_store(desk, "T03")
 
-    assert desk.launch(first_launch=True).ruling is Ruling.HELD
+    assert desk.launch("{}").ruling is Ruling.HELD
     assert desk.state() is State.VERDICT_PASSED
 
 
@@ -907,3 +919,70 @@ def test_runner_and_agent_leave_the_same_traces_of_a_pass(desk: Desk) -> None:
     for item in ("WI-1", "WI-2"):
         text = (desk.kit.repository / "docs/work-items" / item / ARTIFACT_NAME).read_text()
         assert text.startswith("---\nstaging_status: SUCCESS\n")
+
+
+def test_rows_that_do_not_fit_decline_every_first_launch(desk: Desk) -> None:
+    """A mapping that does not fit is told of at start, raises nothing, and leads to the LLM."""
+    with desk.kit.store.engine.begin() as connection:
+        due = sa.text("UPDATE jobs SET not_before = '2026-01-31 12:00:00'")
+        connection.execute(due)
+    desk.claim()
+
+    desk.staging = desk.new_worker()
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "say the form of yours with time_format" in decision.reason
+    assert desk.state() is State.LLM_FALLBACK
+    assert desk.alerts()[:2] == ["configuration_invalid", "configuration_invalid"]
+
+
+def test_rows_that_name_no_table_decline_a_launch_that_is_known_to_be_the_first(
+    desk: Desk,
+) -> None:
+    """With a table that is not there, only what the host knows of its row decides."""
+    rows = SqlRows(desk.kit.store.engine, "tasks")
+    engine = desk.staging.engine
+    staging = StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables)
+
+    assert staging.launch(desk.job_id, "{}").ruling is Ruling.DECLINED
+    assert staging.launch(desk.job_id).ruling is Ruling.HELD
+    assert desk.alerts()[0] == "configuration_invalid"
+
+
+def test_store_that_is_away_at_start_is_asked_again_at_each_launch(desk: Desk) -> None:
+    """A store that cannot be looked at is no configuration error: the next launch finds it."""
+    rows = Failing(SqlRows(desk.kit.store.engine), "check", OSError("away"))
+    engine = desk.staging.engine
+    suites = {"suites": lambda _config: desk.read_suites()}
+    staging = StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables, **suites)
+    desk.claim()
+
+    assert staging.launch(desk.job_id).ruling is Ruling.TAKEN
+    assert desk.state() is State.ADVANCED
+
+
+def test_job_is_one_job_under_every_form_of_its_key(desk: Desk) -> None:
+    """A key given in another form holds the same job: one thread of a process has it."""
+    desk.claim()
+    answers = []
+    watch = desk.staging.engine.watch
+
+    def launch_meanwhile(row: JobRow, snapshot: Snapshot) -> None:
+        watch(row, snapshot)
+        if snapshot.state is State.RUNNING:
+            answers.append(desk.staging.launch(str(desk.job_id)))
+
+    desk.staging.engine.watch = launch_meanwhile
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert [answer.reason for answer in answers] == ["this process is already working on it"]
+
+
+def test_key_of_any_text_names_no_folder_outside(desk: Desk) -> None:
+    """An attempt's name, after which folders are called, holds nothing of a path."""
+    row = attrs.evolve(desk.staging.engine.rows.load(desk.job_id), id="../org/repo#7 é" + "x" * 99)
+
+    name = desk.staging._new_attempt(row).attempt_id
+
+    assert re.fullmatch(r"_org_repo_7_x{52}-[0-9a-f]{12}", name)

@@ -270,11 +270,7 @@ BUGS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = MappingProxyType(
         ),
         "compare_and_swap_is_dropped": (
             "terminal_is_forever",
-            partial(
-                edited,
-                (":: row.version != s.version -> forget(); goto idle\n", ""),
-                ("row.version == s.version && is_gates", "is_gates"),
-            ),
+            partial(edited, (":: row.version != s.version -> forget(); goto idle\n", "")),
         ),
         "agent_after_the_last_tool_error": (
             "one_producer_per_launch",

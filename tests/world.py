@@ -47,7 +47,7 @@ from staging_fsm.core.snapshot import FORMAT, SNAPSHOT_KEY, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine, Place
-from staging_fsm.drive.intercept import STAGE, Decision, Ruling, StagingIntercept
+from staging_fsm.drive.intercept import STAGE, UNSEEN, Decision, Ruling, StagingIntercept
 from staging_fsm.effects.processes import ProcessIdentity
 from staging_fsm.host import launcher, pipeline
 from staging_fsm.host.contract import gate as gate_module
@@ -387,11 +387,11 @@ class Intercept(StagingIntercept):
 
     sim: "Worker"
 
-    def launch(self, job_id: Any, *, first_launch: bool | None = None) -> Decision:
+    def launch(self, job_id: Any, metadata: object = UNSEEN) -> Decision:
         """Answer as the real one does."""
         facts = self.sim.world.facts[job_id]
         try:
-            decision = super().launch(job_id, first_launch=first_launch)
+            decision = super().launch(job_id, metadata)
         except Exception as error:
             facts.raised = (*facts.raised, repr(error))
             self.sim.world.touch(job_id)

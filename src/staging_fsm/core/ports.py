@@ -59,6 +59,10 @@ class JobRow:
 class JobRows(Protocol):
     """A host's jobs. Every write is fenced by the version of the snapshot."""
 
+    def check(self) -> None:
+        """Look at the store once, at start; raises ConfigInvalidError in sentences."""
+        ...
+
     def load(self, job_id: Any) -> JobRow:
         """Return the row; raises JobNotFoundError."""
         ...

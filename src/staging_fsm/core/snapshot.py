@@ -33,6 +33,14 @@ _SHOWN_BY: Final = {verdict.event: verdict for verdict in Verdict} | {
 }
 
 
+def _storable(text: str) -> str:
+    # Error messages and paths may hold both, jsonb refuses both
+    # (https://www.postgresql.org/docs/current/datatype-json.html), and a link covers the text.
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
 @attrs.frozen
 class Move:
     """One transition that happened: its row, when, why, by which worker, and its link.
@@ -43,7 +51,8 @@ class Move:
 
     id: str
     time: str
-    reason: str
+    #: A NUL or half a character is written as an escape here, in `Run` and in `Artifact`.
+    reason: str = attrs.field(converter=_storable)
     worker: str
     link: str
 
@@ -65,10 +74,10 @@ class Run:
     exit_code: int | None = None
     signal: int | None = None
     duration_seconds: float | None = None
-    detail: str | None = None
+    detail: str | None = attrs.field(default=None, converter=attrs.converters.optional(_storable))
     evidence: EvidenceState | None = None
     counts: Counts | None = None
-    log: str | None = None
+    log: str | None = attrs.field(default=None, converter=attrs.converters.optional(_storable))
     log_sha256: str | None = None
     log_bytes: int | None = None
     log_dropped_bytes: int | None = None
@@ -80,7 +89,7 @@ class Run:
 class Artifact:
     """The artifact that this attempt wrote: where, and the digest of its bytes."""
 
-    path: str
+    path: str = attrs.field(converter=_storable)
     sha256: str
 
 

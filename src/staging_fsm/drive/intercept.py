@@ -9,6 +9,7 @@ because the row cannot be read, the job is held: neither producer is started.
 
 import contextlib
 import os
+import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +39,7 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Plan, SuitePlan
 from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, JobRows
-from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine, Gate, Place, Step
@@ -53,10 +54,11 @@ from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import bind_revision
 
 STAGE: Final = "deploy-staging"
+#: Stands for metadata that the caller of a launch has not read.
+UNSEEN: Final = object()
+_ID_CHARACTERS_MAX: Final = 64
 #: How many of the newest rows are searched for the last passed run of a repository.
 RECENT_ROWS: Final = 500
-
-
 #: What a person is alerted to, and what a run is counted as, where it could not be started.
 _ALERTS: Final[Mapping[type[Exception], AlertKind]] = {
     ConfigInvalidError: AlertKind.CONFIGURATION_INVALID,
@@ -120,6 +122,8 @@ class StagingIntercept:
     #: The host's word for the stage that is ours.
     stage: str = STAGE
     new_id: Callable[[], str] = lambda: secrets.token_hex(6)
+    #: Why the rows cannot be relied on; every first launch is declined for it.
+    misfit: ConfigInvalidError | None = None
     _driving: set[Any] = attrs.field(factory=set, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
@@ -139,6 +143,10 @@ class StagingIntercept:
         gate opened. `place(row)` says where the repository is and in which folder
         the gate looks for `15-staging-log.md`. `variables` are read afresh at each
         launch; they default to the process's environment.
+
+        The rows are checked. What does not fit is told to a person in sentences and
+        declines every first launch: nothing is raised here, so a host that starts
+        with a broken mapping works on with its LLM path.
         """
         variables = os.environ if variables is None else variables
         state, clock = StateDir(state_dir(variables)), SystemClock()
@@ -157,21 +165,26 @@ class StagingIntercept:
         def preflight(where: Place, suite: SuitePlan) -> str | None:
             return unfit(state, suite, where.repository, where.artifact_dir)
 
-        return cls(engine, variables, **{"preflight": preflight, **replaced})
+        found = {"preflight": preflight, "misfit": _checked(engine)}
+        return cls(engine, variables, **{**found, **replaced})
 
-    def launch(self, job_id: Any, *, first_launch: bool | None = None) -> Decision:
+    def launch(self, job_id: Any, metadata: object = UNSEEN) -> Decision:
         """Take the claimed job `job_id`, or decline it. Blocks while a suite runs; never raises.
 
-        `first_launch` may say what a caller whose claims are exclusive knows from
-        the row it claimed: that its metadata carries no key of ours. It only
-        matters when the row cannot be read here: then a first launch is declined,
-        and any other is held.
+        `metadata` is what a caller whose claims are exclusive found in the row that
+        it claimed: text, a mapping, or None. It only matters when the row cannot be
+        read here: a launch without a key of ours in it is then declined, and any
+        other is held.
         """
+        first_launch = _is_without_attempt(metadata)
         try:
             with self._hold(job_id) as ours:
                 if not ours:
                     return Decision(Ruling.TAKEN, "this process is already working on it")
                 row = self.engine.rows.load(job_id)
+                if row.id != job_id:
+                    # Another form of the same key, such as a UUID as text: one name to hold it by.
+                    return self.launch(row.id, metadata)
                 first_launch = first_launch and row.document is None
                 return self._launch(row)
         except StaleSnapshotError as error:
@@ -198,7 +211,7 @@ class StagingIntercept:
     def _first_launch(self, row: JobRow) -> Decision:
         if is_switched_off(self.variables):
             return Decision(Ruling.DECLINED, "the runner is switched off")
-        attempt = fresh_snapshot(f"{row.id}-{self.new_id()}", self.engine.worker)
+        attempt = self._new_attempt(row)
         try:
             config = load_config(self.variables)
             if not config.in_scope(row.repo):
@@ -220,6 +233,8 @@ class StagingIntercept:
             return self._after_failure(row.id, error, first_launch=False)
 
     def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
+        if self.misfit is not None:
+            raise self.misfit
         entry = self.suites(config).entry(row.repo)
         if entry is None:
             raise ConfigInvalidError(
@@ -321,9 +336,12 @@ class StagingIntercept:
     def _new_run(self, number: int, due_at: str | None = None) -> Run:
         return Run(number, format_time(self.engine.clock.now()), due_at=due_at)
 
-    def _after_failure(
-        self, job_id: Any, error: Exception, *, first_launch: bool | None
-    ) -> Decision:
+    def _new_attempt(self, row: JobRow) -> Snapshot:
+        # Folders are named after it, and a host's key may be any text.
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(row.id))[:_ID_CHARACTERS_MAX]
+        return fresh_snapshot(f"{name}-{self.new_id()}", self.engine.worker)
+
+    def _after_failure(self, job_id: Any, error: Exception, *, first_launch: bool) -> Decision:
         """Decide after an unexpected error: whether a run was counted is read from the row.
 
         `first_launch` decides where the row cannot be read.
@@ -388,7 +406,7 @@ class StagingIntercept:
         if row.stage != self.stage:
             message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
             raise RunRefusedError(message)
-        snapshot = row.snapshot() or fresh_snapshot(f"{row.id}-{self.new_id()}", self.engine.worker)
+        snapshot = row.snapshot() or self._new_attempt(row)
         step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
         return self.engine.drive(row, self.engine.move(row, snapshot, step))
 
@@ -404,3 +422,22 @@ class StagingIntercept:
             if ours:
                 with self._lock:
                     self._driving.discard(job_id)
+
+
+def _checked(engine: Engine) -> ConfigInvalidError | None:
+    """Return what does not fit about the rows, after telling a person."""
+    try:
+        engine.rows.check()
+    except ConfigInvalidError as error:
+        engine.alert(AlertKind.CONFIGURATION_INVALID, "-", f"every launch is declined: {error}")
+        return error
+    except Exception as error:  # noqa: BLE001  # the store may be down just now: each launch looks again
+        log_error("the rows could not be checked", error=f"{type(error).__name__}: {error}")
+    return None
+
+
+def _is_without_attempt(metadata: object) -> bool:
+    """Say whether metadata that was read holds no key of ours, however it was decoded."""
+    if metadata is None:
+        return True
+    return isinstance(metadata, str | Mapping) and SNAPSHOT_KEY not in metadata

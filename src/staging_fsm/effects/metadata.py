@@ -164,7 +164,7 @@ class JsonbDocuments:
     ) -> sa.ColumnElement[Any]:
         """Set our key within the statement."""
         path: sa.ColumnElement[Any] = sa.literal_column(f"'{{{SNAPSHOT_KEY}}}'")
-        ours = sa.cast(sa.literal(_storable(snapshot), sa.Text), JSONB)
+        ours = sa.cast(sa.literal(snapshot, sa.Text), JSONB)
         return sa.func.jsonb_set(self._object, path, ours)
 
 
@@ -204,28 +204,3 @@ class LockedDocuments:
             # No object: the guard has refused it, and nothing is written.
             changed = "{}"
         return sa.cast(sa.literal(changed, sa.Text), self._type)
-
-
-def _storable(document: str) -> str:
-    """Return `document` without what jsonb refuses: NUL and halves of a character become U+FFFD.
-
-    They occur in texts for people only, such as an error message
-    (https://www.postgresql.org/docs/current/datatype-json.html).
-    """
-    if "\\u0000" not in document and "\\ud" not in document:
-        return document
-    return json.dumps(_mended(json.loads(document)), separators=(",", ":"))
-
-
-def _mended(value: Any) -> Any:
-    if isinstance(value, str):
-        return (
-            value.replace("\0", "\ufffd")
-            .encode("utf-16", "surrogatepass")
-            .decode("utf-16", "replace")
-        )
-    if isinstance(value, list):
-        return [_mended(item) for item in value]
-    if isinstance(value, dict):
-        return {_mended(name): _mended(item) for name, item in value.items()}
-    return value

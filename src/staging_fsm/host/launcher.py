@@ -12,7 +12,6 @@ from typing import Any, Final
 import attrs
 
 from staging_fsm.core.ports import JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY
 from staging_fsm.drive.engine import Place
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.effects.clock import Clock
@@ -113,8 +112,7 @@ def _run_staging_runner_job(host: Host, job: Job) -> bool:
     """Hand the job to the staging runner; False if it declines and the LLM must do it."""
     if host.staging is None or job.stage != STAGE:
         return False
-    unseen = f'"{SNAPSHOT_KEY}"' not in job.metadata
-    return bool(host.staging.launch(job.id, first_launch=unseen))
+    return bool(host.staging.launch(job.id, job.metadata))
 
 
 def staging_intercept(

@@ -26,6 +26,11 @@ class HostSettings:
         converter=int,
         help="How many failed gates a work item survives before a person must look.",
     )
+    recovery_seconds: float = environ.var(
+        60.0,
+        converter=float,
+        help="How often an idle worker looks for what others left behind.",
+    )
     log_dir: Path = environ.var("agent-logs", converter=Path, help="Where agent output is kept.")
     monitor_command: tuple[str, ...] = environ.var(
         "", converter=_words, help="Probe of post-deploy-monitor: exit code 0 means healthy."

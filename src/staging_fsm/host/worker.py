@@ -28,6 +28,8 @@ class Worker:
     is_alive: Callable[[ProcessIdentity], bool | None] = is_alive
     concurrency: int = 1
     stopping: bool = False
+    #: The jobs that were claimed here, as far as the answer of the store arrived.
+    _claimed: set[int] = attrs.field(factory=set, init=False)
 
     def stop(self) -> None:
         """Let the loop end after the jobs in hand; may be called from a signal handler."""
@@ -38,6 +40,8 @@ class Worker:
         """Queue again what dead workers of this machine left behind; return those jobs.
 
         A job without a readable claim, or claimed on another machine, is left alone.
+        A claim of this worker of which it never heard, because the connection was lost
+        on the way back, is nobody's either.
         """
         requeued = []
         for job in self.host.store.running_jobs():
@@ -45,7 +49,8 @@ class Worker:
                 claim = ProcessIdentity.parse(job.claimed_by or "")
             except ValueError:
                 continue
-            abandoned = self.is_alive(claim) is False
+            unheard = job.claimed_by == self.identity and job.id not in self._claimed
+            abandoned = unheard or self.is_alive(claim) is False
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
         return requeued
@@ -68,7 +73,10 @@ class Worker:
         return job
 
     def _claim(self, only: int | None = None) -> Job | None:
-        return self.host.store.claim_next(self.host.clock.now(), self.identity, only)
+        job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
+        if job is not None:
+            self._claimed.add(job.id)
+        return job
 
     def _launch(self, job: Job) -> None:
         try:
@@ -95,8 +103,20 @@ class Worker:
         return launched
 
     def run_forever(self) -> None:
-        """Work until `stop` is called, beginning with what dead workers left behind."""
-        self.recover()
+        """Work until `stop` is called; at first and whenever idle for long, recover.
+
+        A store that is away is waited for.
+        """
+        idle_seconds = self.host.settings.recovery_seconds
         while not self.stopping:
-            if self.run_until_idle() == 0 and not self.stopping:
+            try:
+                if idle_seconds >= self.host.settings.recovery_seconds:
+                    idle_seconds = 0.0
+                    self.recover()
+                launched = self.run_until_idle()
+            except Exception:  # noqa: BLE001  # a store that is away comes back
+                _LOG.exception("the worker could not look for work")
+                launched = 0
+            if launched == 0 and not self.stopping:
                 self.host.clock.wait(IDLE_SECONDS)
+                idle_seconds += IDLE_SECONDS
