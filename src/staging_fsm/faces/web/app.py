@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBasic, HTTPBearer
 from pydantic import Field
 from starlette.exceptions import HTTPException
@@ -21,6 +21,7 @@ from staging_fsm.faces.queue import QueueDocument
 from staging_fsm.faces.web.events import Streams, fingerprint
 from staging_fsm.faces.web.guard import LOOPBACK_HOSTS, Guard
 from staging_fsm.faces.web.html import page
+from staging_fsm.faces.web.metrics import MEDIA_TYPE, Metrics
 from staging_fsm.faces.web.pages import attempt_page, repository_page
 from staging_fsm.faces.web.source import JobsUnreadableError, Source
 
@@ -52,6 +53,12 @@ _AS_ASKED: Final = {
 }
 _NO_PAGE: Final[_Responses] = {
     503: {"content": _AS_ASKED, "description": "The jobs cannot be read."}
+}
+_UNSCRAPED: Final[_Responses] = {
+    503: {
+        "content": {"application/json": _AS_ASKED["application/json"]},
+        "description": "The jobs cannot be read.",
+    }
 }
 _NO_JOB: Final[_Responses] = {
     404: {"content": _AS_ASKED, "description": "There is no such job."},
@@ -94,7 +101,7 @@ def create_app(
 
 def _add_data(app: FastAPI, source: Source) -> None:
     """Add what programs read."""
-    streams = Streams()
+    streams, metrics = Streams(), Metrics(source)
 
     @app.get("/queue", responses=_UNREADABLE)
     def queue() -> QueueDocument:
@@ -106,6 +113,11 @@ def _add_data(app: FastAPI, source: Source) -> None:
         """Say whether the jobs can be read. Asks for no token."""
         source.block()
         return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_UNSCRAPED)
+    def scrape() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(metrics.text(), media_type=MEDIA_TYPE)
 
     # No part of the OpenAPI document, which has no words for a stream without an end.
     @app.get("/events", include_in_schema=False)
