@@ -8,11 +8,8 @@ document types and entities, as a stream, and within bounds.
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum, unique
 from typing import BinaryIO, Final
-from xml.etree.ElementTree import ParseError
 
 import attrs
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import XMLParser
 
 from staging_fsm.core.errors import ReportStaleError, ReportUnreadableError
 
@@ -101,7 +98,8 @@ def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
     """
     try:
         return _count(stream, window)
-    except (DefusedXmlException, ParseError, ValueError, LookupError) as error:
+    except (SyntaxError, ValueError, LookupError) as error:
+        # What is no XML is a SyntaxError to the parser, and what is harmful a ValueError.
         message = f"the report is no readable JUnit XML: {error}"
         raise ReportUnreadableError(message) from error
 
@@ -185,6 +183,8 @@ class _Tally:
 
 
 def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
+    from defusedxml.ElementTree import XMLParser  # noqa: PLC0415  # only where a report is read
+
     tally = _Tally(window=window)
     parser = XMLParser(target=tally, forbid_dtd=True)
     size = 0

@@ -17,7 +17,6 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from staging_fsm.core.artifact import StagingLog, render
 from staging_fsm.core.errors import (
     GateContradictedVerdictError,
     PreparationError,
@@ -296,6 +295,8 @@ class Engine:
                 raise GateContradictedVerdictError(message) from error
 
     def _artifact_text(self, row: JobRow, snapshot: Snapshot) -> str:
+        from staging_fsm.core.artifact import StagingLog, render  # noqa: PLC0415  # it loads YAML
+
         run = snapshot.last_run
         passed = snapshot.state is State.VERDICT_PASSED
         # The status word is made by the host's own function; the rules only say

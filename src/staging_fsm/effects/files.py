@@ -15,7 +15,6 @@ from typing import Final
 import attrs
 
 from staging_fsm.core.config import expand_home, variable_name
-from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -103,23 +102,29 @@ def sha256_of_text(text: str) -> str:
 ARTIFACT_MODE: Final = 0o644
 
 
+def _artifact_in(folder: Path) -> Path:
+    from staging_fsm.host.contract.gate import ARTIFACT_NAME  # noqa: PLC0415  # it loads YAML
+
+    return folder / ARTIFACT_NAME
+
+
 class ArtifactFiles:
     """The artifact's place in a work item's folder."""
 
     def set_aside(self, folder: Path, suffix: str) -> None:
         """Move an existing artifact out of the gate's sight."""
-        set_aside(folder / ARTIFACT_NAME, suffix)
+        set_aside(_artifact_in(folder), suffix)
 
     def write(self, folder: Path, text: str) -> Path:
         """Write the artifact, atomically and durably; return its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / ARTIFACT_NAME
+        path = _artifact_in(folder)
         write_durably(path, text.encode(), ARTIFACT_MODE)
         return path
 
     def is_written(self, folder: Path, text: str) -> bool:
         """Say whether the artifact is exactly `text`."""
-        return sha256_of_file(folder / ARTIFACT_NAME) == sha256_of_text(text)
+        return sha256_of_file(_artifact_in(folder)) == sha256_of_text(text)
 
 
 @attrs.frozen

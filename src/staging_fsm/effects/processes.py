@@ -17,10 +17,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
-import psutil
+
+if TYPE_CHECKING:
+    import psutil
 
 _PROC: Final = Path("/proc")
 _DEAD: Final = frozenset("ZXx")
@@ -76,6 +78,8 @@ def this_scope() -> str:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         namespace = str((_PROC / "self/ns/pid").stat().st_ino)
     except OSError:
+        import psutil
+
         boot, namespace = str(int(psutil.boot_time())), "0"
     return f"{host}:{boot}:{namespace}"
 
@@ -119,6 +123,8 @@ def start_ticks(pid: int) -> int | None:
 
 
 def _start_by_psutil(pid: int) -> int | None:
+    import psutil
+
     try:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
@@ -219,6 +225,8 @@ def _wait_by_looking(identity: ProcessIdentity, seconds: float) -> bool:
 
 def kill_descendants(identity: ProcessIdentity) -> int:
     """Send KILL to everything below a process; return how many were alive."""
+    import psutil
+
     if not is_alive(identity):
         return 0
     with contextlib.suppress(psutil.Error):
@@ -233,6 +241,8 @@ def kill_marked(variable: str, value: str, leader: ProcessIdentity | None = None
     A session is swept too, if its `leader` still is, at least as a zombie: only
     then its number cannot have been given to another session.
     """
+    import psutil
+
     if not _HAS_PROC:
         marked = (found for found in psutil.process_iter() if _carries(found, variable, value))
         return sum(_kill(process) for process in marked)
@@ -266,13 +276,17 @@ def _is_led_by(pid: int, leader: ProcessIdentity | None) -> bool:
     return then is not None and then.start == leader.start
 
 
-def _carries(process: psutil.Process, variable: str, value: str) -> bool:
+def _carries(process: "psutil.Process", variable: str, value: str) -> bool:
+    import psutil
+
     with contextlib.suppress(psutil.Error, OSError):
         return process.environ().get(variable) == value
     return False
 
 
-def _kill(process: psutil.Process) -> bool:
+def _kill(process: "psutil.Process") -> bool:
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             process.kill()
