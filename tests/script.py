@@ -23,8 +23,10 @@ from staging_fsm.core.config import Suites, parse_suites
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.drive.intercept import StagingIntercept
+from staging_fsm.drive.shadow import Shadow
 from staging_fsm.effects.processes import this_process
 from staging_fsm.faces.session import switched_on
+from staging_fsm.faces.shadow import shadow_view
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.launcher import Host, staging_intercept
 from staging_fsm.host.pipeline import work_item_dir
@@ -192,6 +194,18 @@ class Script:
         """Let a person cancel the attempt."""
         self.say("> cancel")
         self.staging.cancel(self.job_id)
+        self._show()
+
+    def shadow(self) -> None:
+        """Let the runner make its own attempt beside the agent's launch, which has ended."""
+        self.say("> shadow")
+        beside = Shadow(self.variables, self.clock, lambda _config: self.read_suites())
+        beside.run_once()
+        (launch,) = shadow_view(beside.records.records())["launches"]
+        runner = launch["runner"]
+        agent = "opens" if launch["agent"]["opened"] else "refuses"
+        self.say(f"  the gate {agent} for the agent; the runner is {runner['state']}")
+        self.say(f"  {launch['comparison']}: {runner['reason']}")
         self._show()
 
     def wait(self, **span: float) -> None:

@@ -211,6 +211,17 @@ HELD_BY: Final[Mapping[str, Holds]] = MappingProxyType(
             ),
             rows=_enters(State.LLM_FALLBACK),
         ),
+        "shadow_touches_nothing": Holds(
+            tests=(
+                "test_shadow_touches_nothing",
+                "test_agent_is_the_producer_in_shadow_mode",
+                "test_launch_does_not_notice_a_broken_shadow",
+                "test_kill_switch_wins_over_the_shadow",
+                "test_suite_that_needs_the_checkout_is_not_run_beside_the_agent",
+            ),
+            stories=("shadow_mode_only_records",),
+            rows=_every,
+        ),
     }
 )
 

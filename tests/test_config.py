@@ -94,6 +94,7 @@ def test_defaults_are_what_they_say() -> None:
     assert {name: getattr(config, name) for name in FIELDS} == {
         "enabled": False,
         "repos": frozenset(),
+        "shadow": False,
         "suites_file": None,
         "timeout_seconds": 1800.0,
         "kill_grace_seconds": 10.0,

@@ -351,6 +351,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "fallback_only_before_the_first_run_or_by_kill_switch",
         Sight(attempt("T01 T05 T07 T10", BROKEN), switched_off=False),
     ),
+    "the host had one job and has two jobs": (
+        "shadow_touches_nothing",
+        Sight(ADVANCED, shadow_before="one job", shadow_after="two jobs"),
+    ),
 }
 
 

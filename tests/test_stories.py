@@ -330,6 +330,14 @@ def gate_that_contradicts_the_verdict(begin: Begin) -> Script:
     return script
 
 
+def shadow_mode_only_records(begin: Begin) -> Script:
+    """In shadow mode the agent stays the producer; what the runner found moves nothing."""
+    script = begin(FAILING, shadow=1)
+    script.launch()
+    script.shadow()
+    return script
+
+
 STORIES = (
     tc_01_passed_suite_advances,
     tc_02_failed_suite_rolls_back,
@@ -355,6 +363,7 @@ STORIES = (
     crash_before_the_requeue,
     artifact_lost_on_its_way,
     gate_that_contradicts_the_verdict,
+    shadow_mode_only_records,
 )
 
 

@@ -130,6 +130,11 @@ class RunnerConfig:
     repos: frozenset[str] = environ.var(
         "", converter=_checked(_repos), help="Repositories in scope, comma separated; * for all."
     )
+    shadow: bool = environ.var(
+        "0",
+        converter=_checked(_switch),
+        help="Shadow mode: the LLM agent stays the producer, and the runner only records.",
+    )
     suites_file: Path | None = environ.var(
         "", converter=_checked(_path), help="TOML file that names the suite of each repository."
     )
@@ -259,6 +264,14 @@ def is_switched_off(variables: Mapping[str, str]) -> bool:
     """Say whether the kill switch plainly says off, whatever else is wrong with the rest."""
     try:
         return not _switch(variables.get(variable_name("enabled"), ""))
+    except ValueError:
+        return False
+
+
+def is_shadow(variables: Mapping[str, str]) -> bool:
+    """Say whether shadow mode is plainly on, whatever else is wrong with the rest."""
+    try:
+        return _switch(variables.get(variable_name("shadow"), ""))
     except ValueError:
         return False
 

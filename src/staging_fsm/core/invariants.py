@@ -79,7 +79,10 @@ class Sight:
     #: All of the row's metadata but our key, as it was and as it is.
     foreign_before: str | None = None
     foreign_after: str | None = None
-    #: What a launch raised.
+    #: The host's rows, artifacts and checkout, as they were and as they are after
+    #: the shadow made its attempt.
+    shadow_before: str | None = None
+    shadow_after: str | None = None
     #: What each launch raised.
     raised: tuple[str, ...] | None = None
     #: What a person was alerted to.
@@ -295,6 +298,12 @@ def fallback_only_before_the_first_run_or_by_kill_switch(sight: Sight) -> Iterat
         yield "it fell back to the LLM path between two runs, and nobody had switched it off"
 
 
+def shadow_touches_nothing(sight: Sight) -> Iterator[str]:
+    """In shadow mode no row, artifact, checkout or work item shows that the runner ran beside."""
+    if sight.shadow_before != sight.shadow_after:
+        yield f"the host had {sight.shadow_before} and has {sight.shadow_after}"
+
+
 #: Every promise; the name of a function is the name of its invariant, its docstring the promise.
 INVARIANTS: Final[tuple[Callable[[Sight], Iterator[str]], ...]] = (
     no_silent_advance,
@@ -311,6 +320,7 @@ INVARIANTS: Final[tuple[Callable[[Sight], Iterator[str]], ...]] = (
     foreign_metadata_is_untouched,
     intercept_never_raises,
     fallback_only_before_the_first_run_or_by_kill_switch,
+    shadow_touches_nothing,
 )
 
 

@@ -24,6 +24,7 @@ from staging_fsm.core.config import (
     RunnerConfig,
     Suites,
     alert_urls,
+    is_shadow,
     is_switched_off,
     load_config,
     parse_suites,
@@ -50,6 +51,7 @@ from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import bind_revision
 
@@ -59,6 +61,7 @@ UNSEEN: Final = object()
 _ID_CHARACTERS_MAX: Final = 64
 #: How many of the newest rows are searched for the last passed run of a repository.
 RECENT_ROWS: Final = 500
+IN_SHADOW: Final = "shadow mode: the LLM agent is the producer, the runner only records"
 #: What a person is alerted to, and what a run is counted as, where it could not be started.
 _ALERTS: Final[Mapping[type[Exception], AlertKind]] = {
     ConfigInvalidError: AlertKind.CONFIGURATION_INVALID,
@@ -119,6 +122,8 @@ class StagingIntercept:
     #: Returns why this machine cannot run a suite now, or None.
     preflight: Callable[[Place, SuitePlan], str | None] = lambda _place, _suite: None
     liveness: Liveness = worker_is_alive
+    #: Where launches are noted in shadow mode; None notes nothing.
+    shadow: ShadowRecords | None = None
     #: The host's word for the stage that is ours.
     stage: str = STAGE
     new_id: Callable[[], str] = lambda: secrets.token_hex(6)
@@ -165,7 +170,11 @@ class StagingIntercept:
         def preflight(where: Place, suite: SuitePlan) -> str | None:
             return unfit(state, suite, where.repository, where.artifact_dir)
 
-        found = {"preflight": preflight, "misfit": _checked(engine)}
+        found = {
+            "preflight": preflight,
+            "misfit": _checked(engine),
+            "shadow": ShadowRecords(state.shadow),
+        }
         return cls(engine, variables, **{**found, **replaced})
 
     def launch(self, job_id: Any, metadata: object = UNSEEN) -> Decision:
@@ -211,6 +220,8 @@ class StagingIntercept:
     def _first_launch(self, row: JobRow) -> Decision:
         if is_switched_off(self.variables):
             return Decision(Ruling.DECLINED, "the runner is switched off")
+        if is_shadow(self.variables):
+            return self._stay_in_shadow(row)
         attempt = self._new_attempt(row)
         try:
             config = load_config(self.variables)
@@ -231,6 +242,31 @@ class StagingIntercept:
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             # A run may have been counted, so what the caller knew of the row is void.
             return self._after_failure(row.id, error, first_launch=False)
+
+    def _stay_in_shadow(self, row: JobRow) -> Decision:
+        """Decline at once, and note for the shadow that the agent was launched."""
+        try:
+            if self.shadow is not None and load_config(self.variables).in_scope(row.repo):
+                place, now = self.engine.place(row), self.engine.clock.now()
+                self.shadow.launched(row, place.repository, now)
+        except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
+            log_error("a launch was not noted", job=str(row.id), error=str(error))
+        return Decision(Ruling.DECLINED, IN_SHADOW)
+
+    def agent_ended(self, job_id: Any, *, opened: bool, log: Path | None = None) -> None:
+        """Keep for the shadow how a launch of the LLM agent ended. Never raises.
+
+        To be called after the gate, with its answer; `log` is the agent's output,
+        whose last line may tell of tokens. A job that was not launched in shadow
+        mode is left alone.
+        """
+        try:
+            if self.shadow is not None and self.shadow.is_noted(job_id):
+                place = self.engine.place(self.engine.rows.load(job_id))
+                now = self.engine.clock.now()
+                self.shadow.agent_ended(job_id, place.artifact_dir, now, opened=opened, log=log)
+        except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
+            log_error("an agent's end was not noted", job=str(job_id), error=str(error))
 
     def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
         if self.misfit is not None:
@@ -283,6 +319,8 @@ class StagingIntercept:
         problem: StagingError | None = None
         if is_switched_off(self.variables):
             return self._switched_off(row, snapshot, "the runner was switched off between two runs")
+        if is_shadow(self.variables):
+            return self._switched_off(row, snapshot, IN_SHADOW)
         try:
             config = load_config(self.variables)
             if not config.in_scope(row.repo):

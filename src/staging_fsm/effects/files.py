@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import attrs
 
@@ -44,6 +45,20 @@ def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
     sync_directory(path.parent)
 
 
+def create_durably(path: Path, data: bytes) -> bool:
+    """Write a new file, whole or not at all; False, and nothing written, if `path` is taken."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
+    write_durably(temporary, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync_directory(path.parent)
+    return True
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -63,6 +78,18 @@ def set_aside(path: Path, suffix: str) -> Path | None:
     path.rename(target)
     sync_directory(path.parent)
     return target
+
+
+def open_regular(path: Path) -> BinaryIO | None:
+    """Open a file that somebody else may have replaced by a pipe, a link or a folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    return None
 
 
 def sha256_of_file(path: Path) -> str | None:
@@ -150,6 +177,11 @@ class StateDir:
         return self.root / "worktrees" / run_id
 
     @property
+    def shadow(self) -> Path:
+        """Return the folder in which shadow mode keeps everything that is its own."""
+        return self.root / "shadow"
+
+    @property
     def alerts(self) -> Path:
         """Return the file that keeps every alert."""
         return self.root / "alerts.jsonl"
@@ -161,15 +193,8 @@ class StateDir:
             return path.read_bytes()
         except FileNotFoundError:
             self.ensure()
-        temporary = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
-        write_durably(temporary, secrets.token_bytes(64))
-        try:
-            # A link fails where the name is taken: of two first users one wins, and both read it.
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        # Of two first users one wins, and both read it.
+        create_durably(path, secrets.token_bytes(64))
         return path.read_bytes()
 
 

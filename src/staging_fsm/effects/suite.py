@@ -24,14 +24,13 @@ import json
 import os
 import shlex
 import signal
-import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import attrs
 
@@ -48,7 +47,7 @@ from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import PRESETS, REPORT_DIR_PLACEHOLDER, UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import limits, shim, worktree
-from staging_fsm.effects.files import StateDir, sha256_of_file, write_durably
+from staging_fsm.effects.files import StateDir, open_regular, sha256_of_file, write_durably
 from staging_fsm.effects.processes import (
     ProcessIdentity,
     age_seconds,
@@ -493,20 +492,8 @@ def _await_identity(folder: Path) -> ProcessIdentity | None:
     return _identity_in(folder / "shim")
 
 
-def _open_regular(path: Path) -> BinaryIO | None:
-    """Open a file that a suite may have replaced by a pipe, a link or a folder."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    return None
-
-
 def _read_small_file(path: Path) -> bytes:
-    file = _open_regular(path)
+    file = open_regular(path)
     if file is None:
         return b""
     with file:
@@ -514,7 +501,7 @@ def _read_small_file(path: Path) -> bytes:
 
 
 def _read_tail(path: Path, size: int) -> bytes:
-    file = _open_regular(path)
+    file = open_regular(path)
     if file is None:
         return b""
     with file:
@@ -551,7 +538,7 @@ def _evidence(order: _Order) -> Evidence:
         return Evidence(EvidenceState.MISSING)
     if now == order.report_before:
         return Evidence(EvidenceState.STALE)
-    file = _open_regular(path)
+    file = open_regular(path)
     if file is None:
         return Evidence(EvidenceState.UNREADABLE)
     with file:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +83,20 @@ def head_revision(repository: Path) -> str:
     if not is_versioned(repository):
         return UNVERSIONED
     return run_git(repository, "rev-parse", "HEAD").stdout.strip()
+
+
+def revision_at(repository: Path, moment: datetime) -> str:
+    """Return the commit that was checked out at `moment`, as far as the reflog goes back.
+
+    See https://git-scm.com/docs/gitrevisions, `<refname>@{<date>}`. Without a
+    reflog it is the one that is checked out now.
+    """
+    revision = head_revision(repository)
+    if revision == UNVERSIONED:
+        return revision
+    then = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    found = run_git(repository, "rev-parse", "--verify", "--quiet", f"HEAD@{{{then}}}")
+    return found.stdout.strip() if found.returncode == 0 else revision
 
 
 def tracked_changes(tree: Path) -> str:

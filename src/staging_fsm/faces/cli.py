@@ -23,6 +23,8 @@ COMMANDS: Final = {
     "fleet-setup": "Make a PostgreSQL database the database of a fleet.",
     "fleet-worker": "Work on the staging jobs of a fleet.",
     "fleet-submit": "Queue a work item for a fleet.",
+    "shadow": "Make an attempt beside each launch of the LLM agent.",
+    "shadow-report": "Compare what agent and runner found in shadow mode.",
     "diagram": "Write the diagrams of the table, or compare them.",
     "config": "Show every setting, its value and its meaning.",
     "doctor": "Look at everything that a run needs.",

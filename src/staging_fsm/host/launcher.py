@@ -54,7 +54,10 @@ def launch_job(host: Host, job: Job) -> GateResult | None:
         return None
     else:
         exit_code = _spawn(host, job)
-    return finish_job(host, job, exit_code)
+    result = finish_job(host, job, exit_code)
+    if host.staging is not None and job.stage == STAGE:
+        host.staging.agent_ended(job.id, opened=result.opened, log=_agent_log(host, job))
+    return result
 
 
 def finish_job(host: Host, job: Job, exit_code: int) -> GateResult:
@@ -70,6 +73,10 @@ def agent_command(host: Host, job: Job) -> list[str]:
     for name, value in names.items():
         words = [word.replace("{" + name + "}", value) for word in words]
     return words
+
+
+def _agent_log(host: Host, job: Job) -> Path:
+    return host.settings.log_dir / f"job-{job.id}.log"
 
 
 def _spawn(host: Host, job: Job) -> int:
@@ -95,7 +102,7 @@ def _spawn(host: Host, job: Job) -> int:
         "ORCH_WORK_ITEM": job.work_item,
         "ORCH_WORK_ITEM_DIR": str(folder),
     }
-    with (host.settings.log_dir / f"job-{job.id}.log").open("ab") as log:
+    with _agent_log(host, job).open("ab") as log:
         process = subprocess.Popen(
             command,
             cwd=host.store.repository_path(job.repo),

@@ -1,0 +1,135 @@
+"""Shadow mode: the runner beside the LLM agent, which it cannot help, hinder or replace.
+
+The agent is the producer. When its launch has ended, and nothing waits for it any
+more, the runner makes an attempt of its own on the commit that was checked out
+when the agent was launched: by the same engine, judge, budget and artifact, but
+over the shadow's records for rows, in folders of the shadow, and with a gate that
+only reads. There is no way from here to a host's row, work item or artifact.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from staging_fsm.core.config import RunnerConfig, Suites, load_config, variable_name
+from staging_fsm.core.errors import ConfigInvalidError, RunRefusedError
+from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
+from staging_fsm.core.ports import QUEUED, AlertKind, JobRow
+from staging_fsm.core.times import parse_time
+from staging_fsm.drive.engine import Place
+from staging_fsm.drive.intercept import Ruling, StagingIntercept, read_suites
+from staging_fsm.effects.clock import Clock, SystemClock
+from staging_fsm.effects.files import StateDir, state_dir
+from staging_fsm.effects.journal import log_error
+from staging_fsm.effects.shadow import Record, ShadowRecords
+from staging_fsm.effects.worktree import revision_at
+from staging_fsm.host.contract.gate import check_staging_status
+
+#: How long a launch may have to wait until it is seen.
+PAUSE_SECONDS: Final = 1.0
+
+
+class _Nobody:
+    """Alerts nobody: what the shadow found stands in its report."""
+
+    def send(self, kind: AlertKind, job_id: object, text: str) -> None:
+        """Do nothing."""
+
+
+@attrs.define
+class Shadow:
+    """The runner's side of shadow mode: it works through the launches that were noted."""
+
+    variables: Mapping[str, str]
+    clock: Clock = attrs.field(factory=SystemClock)
+    suites: Callable[[RunnerConfig], Suites] = read_suites
+    stopping: bool = False
+
+    @property
+    def records(self) -> ShadowRecords:
+        """Return the records of this machine."""
+        return ShadowRecords(StateDir(state_dir(self.variables)).shadow)
+
+    def is_on(self) -> bool:
+        """Say whether shadow mode is on: the kill switch wins over it, and an error too."""
+        try:
+            config = load_config(self.variables)
+        except ConfigInvalidError as error:
+            log_error("the shadow does nothing", error=str(error))
+            return False
+        return config.enabled and config.shadow
+
+    def stop(self) -> None:
+        """Let `run_forever` end after the attempt in hand; may be called by a signal handler."""
+        self.stopping = True
+        self.clock.wake()
+
+    def run_forever(self) -> None:
+        """Make attempts as they become due, until `stop` is called."""
+        while not self.stopping:
+            self.run_once()
+            self.clock.wait(PAUSE_SECONDS)
+
+    def run_once(self) -> int:
+        """Make every attempt that is due, one after the other; return how many were driven on."""
+        if not self.is_on():
+            return 0
+        # What an earlier process of the shadow left behind, first.
+        taken_up = len(self._intercept(self.clock.now()).recover())
+        return taken_up + sum(self._attempt(record) for record in self.records.records())
+
+    def _attempt(self, record: Record) -> bool:
+        row, now = record.row, self.clock.now()
+        is_due = row.not_before is None or row.not_before <= now
+        if record.agent is None or row.status != QUEUED or not is_due or not self.is_on():
+            return False
+        launched_at = parse_time(record.launch.launched_at)
+        return self._intercept(launched_at).launch(row.id).ruling is Ruling.TAKEN
+
+    def _intercept(self, launched_at: datetime) -> StagingIntercept:
+        """Return an intercept over the shadow's own world, and nothing else."""
+        records, folder = self.records, StateDir(state_dir(self.variables)).shadow
+
+        def place(row: JobRow) -> Place:
+            launch = records.record(row.id).launch
+            return Place(Path(launch.repository), records.folder(row.id))
+
+        def gate(row: JobRow, tx: object) -> bool:
+            del tx  # it moves nothing
+            return check_staging_status(records.folder(row.id))
+
+        def bind(repository: Path, suite: SuitePlan) -> str:
+            return _bound_at(repository, suite, launched_at)
+
+        own = {
+            variable_name("shadow"): "0",
+            variable_name("state_dir"): str(folder),
+            variable_name("alert_urls"): "",
+        }
+        intercept = StagingIntercept.for_host(
+            records,
+            gate,
+            place,
+            {**self.variables, **own},
+            clock=self.clock,
+            suites=self.suites,
+            bind=bind,
+            shadow=None,
+        )
+        intercept.engine.alerts = _Nobody()
+        return intercept
+
+
+def _bound_at(repository: Path, suite: SuitePlan, launched_at: datetime) -> str:
+    """Return the commit the agent was launched on; raises RunRefusedError without a worktree."""
+    revision = revision_at(repository, launched_at)
+    if suite.workspace is Workspace.IN_PLACE or revision == UNVERSIONED:
+        message = (
+            f"a run in {repository} itself would be in the agent's way:"
+            " in shadow mode a suite runs in a worktree of its own, or not at all"
+        )
+        raise RunRefusedError(message)
+    return revision

@@ -1,0 +1,244 @@
+"""The shadow's records: one folder for each launch that the LLM agent kept.
+
+    launch.json         what was launched, written when the runner declined
+    agent.json          how the agent's launch ended, written after its gate
+    agent.md            the artifact that the agent left to its gate
+    attempt.<n>.json    the runner's own attempt, one file for each version
+    15-staging-log.md   the runner's own artifact
+
+Each file has one writer and is written once, or replaced as a whole. To the
+engine the records are job rows; the host's rows are neither read nor written.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import attrs
+import msgspec
+
+from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
+from staging_fsm.core.ports import QUEUED, BrokenMetadata, JobRow
+from staging_fsm.core.snapshot import Snapshot, dump_snapshot, load_snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.core.times import format_time, parse_time
+from staging_fsm.effects.files import (
+    DIRECTORY_MODE,
+    create_durably,
+    open_regular,
+    write_durably,
+)
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+
+#: What is kept of an agent's artifact, and read of the end of its log.
+ARTIFACT_BYTES_MAX: Final = 1024 * 1024
+LOG_TAIL_BYTES: Final = 64 * 1024
+#: The status of a record whose attempt is terminal.
+ENDED: Final = "done"
+
+
+@attrs.frozen
+class Launch:
+    """A launch that went to the LLM agent while the runner stood in its shadow."""
+
+    job_id: str
+    repo: str
+    work_item: str
+    stage: str
+    repository: str
+    launched_at: str
+
+
+@attrs.frozen
+class AgentEnd:
+    """How the agent's launch ended; the tokens are None where its log does not say."""
+
+    ended_at: str
+    opened: bool
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+@attrs.frozen
+class Record:
+    """What is known of one launch. `row` is the runner's own attempt, as a job row."""
+
+    folder: Path
+    launch: Launch
+    agent: AgentEnd | None
+    row: JobRow
+
+    @property
+    def agent_artifact(self) -> Path | None:
+        """Return the copy of the artifact that the agent left, if it left one."""
+        path = self.folder / "agent.md"
+        return path if path.is_file() else None
+
+
+class ShadowRecords:
+    """The folder of records, and `JobRows` over it."""
+
+    def __init__(self, root: Path) -> None:
+        """Keep records below `root`, which is made when the first one is written."""
+        self.root = root / "launches"
+
+    def folder(self, job_id: Any) -> Path:
+        """Return the folder of a job's record, whatever the host's ids look like."""
+        return self.root / (quote(str(job_id), safe="").replace(".", "%2E") or "%")
+
+    def launched(self, row: JobRow, repository: Path, now: datetime) -> None:
+        """Note that `row` went to the LLM agent; of a job launched again the first is kept."""
+        folder = self.folder(row.id)
+        folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        launch = Launch(
+            str(row.id), row.repo, row.work_item, row.stage, str(repository), format_time(now)
+        )
+        # Not synced: a launch must not wait for a disk, and a lost note costs a comparison.
+        with contextlib.suppress(FileExistsError), (folder / "launch.json").open("xb") as file:
+            file.write(msgspec.json.encode(launch))
+
+    def is_noted(self, job_id: Any) -> bool:
+        """Say whether a job was launched in shadow mode."""
+        return (self.folder(job_id) / "launch.json").exists()
+
+    def agent_ended(
+        self, job_id: Any, artifact_dir: Path, now: datetime, *, opened: bool, log: Path | None
+    ) -> None:
+        """Keep how the agent's launch ended: the artifact it left, and its gate's answer."""
+        folder = self.folder(job_id)
+        text = _read_regular(artifact_dir / ARTIFACT_NAME, ARTIFACT_BYTES_MAX)
+        if text is not None:
+            write_durably(folder / "agent.md", text)
+        tokens = _tokens(_read_regular(log, LOG_TAIL_BYTES, tail=True) if log else None)
+        end = AgentEnd(format_time(now), opened, *tokens)
+        write_durably(folder / "agent.json", msgspec.json.encode(end))
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record in order of launch; one that cannot be read is left out."""
+        found = []
+        for folder in self.root.iterdir() if self.root.is_dir() else ():
+            with contextlib.suppress(OSError, ValueError):
+                found.append(_record(folder))
+        yield from sorted(found, key=lambda record: record.launch.launched_at)
+
+    def record(self, job_id: Any) -> Record:
+        """Return the record of a job; raises JobNotFoundError."""
+        try:
+            return _record(self.folder(job_id))
+        except (OSError, ValueError) as error:
+            message = f"job {job_id} has no record in the shadow: {error}"
+            raise JobNotFoundError(message) from error
+
+    def load(self, job_id: Any) -> JobRow:
+        """Return the record as a job row; raises JobNotFoundError."""
+        return self.record(job_id).row
+
+    def save(self, job_id: Any, snapshot: Snapshot, tx: Any = None) -> None:
+        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
+        del tx  # A record has no transaction: its gate moves nothing that could be rolled back.
+        folder = self.folder(job_id)
+        expected = snapshot.version - 1
+        path = _attempt_file(folder, snapshot.version)
+        is_next = expected == 0 or _attempt_file(folder, expected).exists()
+        if not (is_next and create_durably(path, dump_snapshot(snapshot).encode())):
+            raise StaleSnapshotError(job_id, expected or None)
+
+    def check(self) -> None:
+        """Nothing can fail to fit: the records are of our own making."""
+
+    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+        """Nothing is owed: when a deferred attempt is due stands in its snapshot."""
+
+    def cancel(self, job_id: Any, version: int) -> None:
+        """Nothing is owed: a record is no job that could end."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[object]:
+        """Yield a token: there is nothing that a rollback could undo."""
+        yield self
+
+    def attempts(self) -> Iterator[JobRow]:
+        """Yield every record with an attempt."""
+        yield from (record.row for record in self.records() if record.row.document is not None)
+
+    def unfinished(self) -> list[JobRow]:
+        """Return every record whose attempt has not ended."""
+        return [row for row in self.attempts() if row.status != ENDED]
+
+    def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
+        """Return the `limit` newest records, newest first; those of `repo` alone if given."""
+        rows = [record.row for record in self.records()][::-1][:limit]
+        return [row for row in rows if repo in (None, row.repo)]
+
+
+def _record(folder: Path) -> Record:
+    launch = msgspec.json.decode((folder / "launch.json").read_bytes(), type=Launch)
+    agent = None
+    with contextlib.suppress(FileNotFoundError):
+        agent = msgspec.json.decode((folder / "agent.json").read_bytes(), type=AgentEnd)
+    return Record(folder, launch, agent, _row(folder, launch))
+
+
+def _attempt_file(folder: Path, version: int) -> Path:
+    return folder / f"attempt.{version}.json"
+
+
+def _row(folder: Path, launch: Launch) -> JobRow:
+    version = 0
+    while _attempt_file(folder, version + 1).exists():
+        version += 1
+    document: Any = None
+    snapshot = None
+    if version:
+        try:
+            document = json.loads(_attempt_file(folder, version).read_bytes())
+            snapshot = load_snapshot(document)
+        except ValueError as error:
+            document = BrokenMetadata(f"the record is no JSON ({error})")
+        except SnapshotRefusedError:
+            pass  # whoever asks the row for its snapshot is told
+    status, due = QUEUED, snapshot and snapshot.next_run_at
+    if snapshot is not None and snapshot.state is not State.DEFERRED:
+        status = ENDED if snapshot.is_terminal else "running"
+    return JobRow(
+        launch.job_id,
+        launch.repo,
+        launch.work_item,
+        launch.stage,
+        status,
+        parse_time(due) if due else None,
+        document,
+    )
+
+
+def _tokens(log: bytes | None) -> tuple[int | None, int | None]:
+    """Return the tokens in and out that the last line of an agent's log tells of, as JSON.
+
+    That is how agents with a JSON output end: an object whose `usage` holds
+    `input_tokens` and `output_tokens`.
+    """
+    with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
+        usage = json.loads((log or b"").decode("utf-8", "replace").strip().splitlines()[-1])[
+            "usage"
+        ]
+        found = [usage.get(name) for name in ("input_tokens", "output_tokens")]
+        one, other = (number if type(number) is int else None for number in found)
+        return one, other
+    return None, None
+
+
+def _read_regular(path: Path, size: int, *, tail: bool = False) -> bytes | None:
+    """Return up to `size` bytes of a file that an agent left, or None if it is none."""
+    file = open_regular(path)
+    if file is None:
+        return None
+    with file:
+        if tail:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read(size)

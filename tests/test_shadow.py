@@ -1,0 +1,416 @@
+"""Shadow mode: the LLM agent is the producer, and the runner beside it only records."""
+
+import hashlib
+import json
+import os
+import select
+import shlex
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from conftest import REPO, HostKit, git
+from staging_fsm.core.config import parse_suites
+from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
+from staging_fsm.core.invariants import Sight, violations
+from staging_fsm.core.ports import JobRow
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, fresh_snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.drive.intercept import IN_SHADOW, Ruling
+from staging_fsm.drive.shadow import Shadow
+from staging_fsm.effects.shadow import ShadowRecords
+from staging_fsm.faces.session import switched_on
+from staging_fsm.faces.shadow import Comparison, shadow_view
+from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
+from staging_fsm.host.launcher import Host, staging_intercept
+from staging_fsm.host.worker import Worker
+
+#: An agent that says what its work item is called after, and what it cost.
+AGENT = """
+import json, os, pathlib
+folder = pathlib.Path(os.environ["ORCH_WORK_ITEM_DIR"])
+word = "FAILED" if "NO" in os.environ["ORCH_WORK_ITEM"] else "SUCCESS"
+(folder / "15-staging-log.md").write_text(f"---\\nstaging_status: {word}\\n---\\nTrust me.\\n")
+print("thinking ...")
+print(json.dumps({"type": "result", "usage": {"input_tokens": 1200, "output_tokens": 34}}))
+"""
+PASSING = 'command = ["true"]'
+FAILING = 'command = ["false"]'
+BROKEN = 'command = ["no-such-command"]'
+DEADLINE_SECONDS = 60
+Maker = Callable[..., HostKit]
+
+
+@attrs.frozen
+class Beside:
+    """A host in shadow mode, and the runner beside it."""
+
+    kit: HostKit
+    host: Host
+    variables: dict[str, str]
+    shadow: Shadow
+
+    def launch(self, work_item: str = "WI-1") -> int:
+        """Queue a staging job, and let the worker launch it."""
+        job_id = self.kit.add("deploy-staging", work_item)
+        assert Worker(self.host, "worker").run_one(job_id)
+        return job_id
+
+    def view(self) -> dict[str, Any]:
+        """Return what the one launch's record says."""
+        (launch,) = shadow_view(self.shadow.records.records())["launches"]
+        assert isinstance(launch, dict)
+        return launch
+
+
+@pytest.fixture
+def begin(make_host: Maker, tmp_path: Path) -> Callable[..., Beside]:
+    """Return a maker of hosts in shadow mode; keywords are settings of the runner."""
+
+    def make(suite: str = PASSING, **settings: object) -> Beside:
+        kit = make_host(agent=AGENT)
+        told = {"shadow": 1, "kill_grace_seconds": 0.1, "retry_backoff_seconds": 0}
+        variables = switched_on(
+            {"PATH": os.environ["PATH"], "FOLDER": str(tmp_path)},
+            state_dir=tmp_path / "state",
+            **told | settings,
+        )
+        suites = parse_suites(f"[default]\n{suite}\n")
+        staging = staging_intercept(
+            kit.store, kit.host.clock, variables, suites=lambda _config: suites
+        )
+        host = attrs.evolve(kit.host, staging=staging)
+        return Beside(kit, host, variables, Shadow(variables, suites=lambda _config: suites))
+
+    return make
+
+
+Begin = Callable[..., Beside]
+
+
+def everything_of_the_host(kit: HostKit) -> str:
+    """Return all rows, the checkout with its artifacts, and the state of git, as one text."""
+    path = kit.store.engine.url.database
+    assert path is not None
+    with sqlite3.connect(path) as database:
+        rows = "\n".join(database.iterdump())
+    files = {
+        path.relative_to(kit.repository): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(kit.repository.rglob("*"))
+        if path.is_file() and ".git" not in path.parts
+    }
+    told = [
+        git(kit.repository, *command)
+        for command in (
+            ["for-each-ref"],
+            ["rev-parse", "HEAD"],
+            ["status", "--porcelain"],
+            ["worktree", "list"],
+        )
+    ]
+    return f"{rows}\n{files}\n{told}"
+
+
+@pytest.mark.parametrize("suite", [PASSING, FAILING, BROKEN])
+def test_shadow_touches_nothing(begin: Begin, suite: str) -> None:
+    """Whatever the runner finds, nothing of the host moves and no promise breaks."""
+    beside = begin(suite)
+    beside.launch()
+    before = everything_of_the_host(beside.kit)
+    ran = beside.shadow.run_once()
+    (record,) = beside.shadow.records.records()
+    snapshot = record.row.snapshot()
+    assert snapshot is not None
+    sight = Sight(snapshot, shadow_before=before, shadow_after=everything_of_the_host(beside.kit))
+
+    assert ran == 1
+    assert snapshot.is_terminal
+    assert violations(sight) == []
+
+
+def test_agent_is_the_producer_in_shadow_mode(begin: Begin) -> None:
+    """In shadow mode the agent's artifact moves the work item, and the row carries no attempt."""
+    beside = begin(FAILING)
+    job = beside.launch()
+    beside.shadow.run_once()
+    row = beside.kit.store.job(job)
+
+    assert beside.kit.item().stage == "deploy"
+    assert SNAPSHOT_KEY not in row.metadata
+    assert "Trust me." in (beside.host.folder(row) / ARTIFACT_NAME).read_text()
+
+
+def test_launch_in_shadow_mode_starts_nothing(begin: Begin) -> None:
+    """The launch is declined at once: no suite is bound, started or prepared on its way."""
+    beside = begin()
+    staging = beside.host.staging
+    assert staging is not None
+
+    def refuse(*_: object) -> Any:
+        pytest.fail("the launch did more than decline")
+
+    staging.suites = staging.bind = staging.engine.suites = refuse  # type: ignore[assignment]  # nobody may ask
+    job = beside.kit.add("deploy-staging")
+    decision = staging.launch(job)
+
+    assert (decision.ruling, decision.reason) == (Ruling.DECLINED, IN_SHADOW)
+
+
+def test_launch_does_not_notice_a_broken_shadow(begin: Begin, tmp_path: Path) -> None:
+    """Where the shadow can note nothing, the LLM path goes as if there were none."""
+    beside = begin()
+    (tmp_path / "state").write_text("no folder")
+    beside.launch()
+
+    assert beside.kit.item().stage == "deploy"
+
+
+def test_configuration_that_is_broken_does_not_end_shadow_mode(begin: Begin) -> None:
+    """In shadow mode a broken setting leaves no trace in the row, and runs nothing."""
+    beside = begin(timeout_seconds="soon")
+    job = beside.launch()
+
+    assert SNAPSHOT_KEY not in beside.kit.store.job(job).metadata
+    assert beside.shadow.run_once() == 0
+
+
+def test_unclear_shadow_mode_never_makes_the_runner_the_producer(begin: Begin) -> None:
+    """A word that is neither on nor off is an invalid configuration, and leads to the LLM path."""
+    beside = begin(shadow="maybe")
+    beside.launch()
+
+    assert beside.kit.item().stage == "deploy"
+    assert beside.shadow.run_once() == 0
+
+
+@pytest.mark.parametrize("switch", ["enabled", "repos", "shadow"])
+def test_kill_switch_wins_over_the_shadow(begin: Begin, switch: str) -> None:
+    """Switched off, out of scope or out of the shadow, no launch is noted and no suite is run."""
+    name = f"ORCH_STAGING_RUNNER_{switch.upper()}"
+    noted = begin()
+    noted.launch()
+    noted.variables[name] = "" if switch == "repos" else "0"
+    ran = noted.shadow.run_once()
+    if switch != "shadow":
+        noted.launch("WI-2")
+
+    assert ran == 0
+    assert [record.launch.work_item for record in noted.shadow.records.records()] == ["WI-1"]
+
+
+@pytest.mark.parametrize(
+    ("work_item", "suite", "comparison"),
+    [
+        ("YES", PASSING, Comparison.AGREED),
+        ("NO", FAILING, Comparison.AGREED),
+        ("YES", FAILING, Comparison.AGENT_ALONE_PASSED),
+        ("NO", PASSING, Comparison.RUNNER_ALONE_PASSED),
+        ("YES", BROKEN, Comparison.NO_VERDICT),
+    ],
+)
+def test_agent_and_runner_are_compared(
+    begin: Begin, work_item: str, suite: str, comparison: Comparison
+) -> None:
+    """What the gate said to the agent is held against what it would have said to the runner."""
+    beside = begin(suite)
+    beside.launch(work_item)
+    waiting = beside.view()["comparison"]
+    beside.shadow.run_once()
+    view = beside.view()
+
+    assert waiting == Comparison.WAITING
+    assert view["comparison"] == comparison
+    assert "Trust me." in Path(view["agent"]["artifact"]).read_text()
+    assert check_staging_status(Path(view["runner"]["artifact"]).parent) == (suite == PASSING)
+
+
+def test_cost_of_both_is_told(begin: Begin) -> None:
+    """The report adds up what agent and runner took, and the tokens that agents tell of."""
+    beside = begin()
+    beside.launch("WI-1")
+    beside.launch("WI-2")
+    beside.shadow.run_once()
+    view = shadow_view(beside.shadow.records.records())
+
+    assert view["counts"][Comparison.AGREED] == 2
+    assert (view["input_tokens"], view["output_tokens"]) == (2400, 68)
+    assert view["launches_with_tokens"] == 2
+    assert view["agent_seconds"] > 0
+    assert view["runner_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "line", ["", "done", "[]", "{}", '{"usage": 3}', '{"usage": {"output_tokens": "many"}}', "\xff"]
+)
+def test_log_that_tells_of_no_tokens_is_none(begin: Begin, line: str, tmp_path: Path) -> None:
+    """An agent whose last line is anything else costs an unknown number of tokens."""
+    beside = begin()
+    job = beside.launch()
+    log = tmp_path / "agent.log"
+    log.write_bytes(line.encode("latin-1"))
+    assert beside.host.staging is not None
+    beside.host.staging.agent_ended(job, opened=True, log=log)
+
+    assert beside.view()["agent"]["output_tokens"] is None
+
+
+def test_runner_looks_at_what_the_agent_saw(begin: Begin) -> None:
+    """The runner's attempt is on the commit of the launch, whatever was committed since."""
+    beside = begin()
+    beside.launch()
+    wanted = git(beside.kit.repository, "rev-parse", "HEAD")
+    later = {"GIT_COMMITTER_DATE": "2099-01-01T00:00:00Z"}
+    subprocess.run(
+        ["git", "-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "--quiet",
+         "--allow-empty", "--message", "later"],
+        cwd=beside.kit.repository, env=os.environ | later, check=True,
+    )  # fmt: skip
+    beside.shadow.run_once()
+
+    assert beside.view()["runner"]["revision"] == wanted
+    assert git(beside.kit.repository, "rev-parse", "HEAD") != wanted
+
+
+def test_suite_that_needs_the_checkout_is_not_run_beside_the_agent(begin: Begin) -> None:
+    """A suite that runs in place would be in the agent's way: it is not run, and that is told."""
+    beside = begin(f'{PASSING}\nworkspace = "in-place"')
+    beside.launch()
+    beside.shadow.run_once()
+    view = beside.view()
+
+    assert view["comparison"] == Comparison.NOT_RUN
+    assert "in the agent's way" in view["runner"]["reason"]
+
+
+def test_nothing_is_run_before_the_agent_has_ended(begin: Begin) -> None:
+    """A launch whose agent has not ended waits: a suite beside a working agent could disturb it."""
+    beside = begin()
+    job = beside.kit.add("deploy-staging")
+    assert beside.host.staging is not None
+    beside.host.staging.launch(job)
+
+    assert beside.shadow.run_once() == 0
+    assert beside.view()["comparison"] == Comparison.WAITING
+
+
+def test_each_launch_is_run_once(begin: Begin) -> None:
+    """An attempt that has ended is not made again."""
+    beside = begin()
+    beside.launch()
+
+    assert [beside.shadow.run_once() for _ in range(3)] == [1, 0, 0]
+
+
+def test_attempt_that_waits_for_its_next_run_goes_to_the_agent(begin: Begin) -> None:
+    """Shadow mode that begins between two runs hands the attempt to the LLM path."""
+    beside = begin('command = ["sh", "-c", "exit 75"]\ntool_exit_codes = [75]', shadow=0)
+    job = beside.kit.add("deploy-staging")
+    worker = Worker(beside.host, "worker")
+    worker.run_one(job)
+    beside.variables["ORCH_STAGING_RUNNER_SHADOW"] = "1"
+    worker.run_one(job)
+
+    assert f'"{State.LLM_FALLBACK}"' in beside.kit.store.job(job).metadata
+    assert beside.kit.item().stage == "deploy"
+
+
+def test_job_that_the_shadow_never_saw_leaves_no_record(begin: Begin) -> None:
+    """The end of an agent that was launched without a shadow is no news."""
+    beside = begin(enabled=0)
+    beside.launch()
+
+    assert list(beside.shadow.records.records()) == []
+    assert not beside.shadow.records.root.exists()
+
+
+def test_artifact_that_is_no_file_is_not_waited_for(begin: Begin) -> None:
+    """A pipe in the artifact's place does not hold the LLM path up, and is no artifact."""
+    beside = begin()
+    job = beside.launch()
+    record = beside.shadow.records.folder(job)
+    (record / "agent.md").unlink()
+    path = beside.host.folder(beside.kit.store.job(job)) / ARTIFACT_NAME
+    path.unlink()
+    os.mkfifo(path)
+    assert beside.host.staging is not None
+    beside.host.staging.agent_ended(job, opened=False)
+
+    assert beside.view()["agent"]["artifact"] is None
+
+
+def test_runs_of_a_shadow_that_died_are_taken_up(begin: Begin, tmp_path: Path) -> None:
+    """A shadow that is killed beside its suite loses nothing: the next one adopts the run."""
+    started, hold = tmp_path / "started", tmp_path / "hold"
+    script = f"echo > {shlex.quote(str(started))}; cat {shlex.quote(str(hold))}"
+    suite = f"command = {json.dumps(['sh', '-c', script])}"
+    os.mkfifo(started)
+    os.mkfifo(hold)
+    beside = begin(suite)
+    beside.launch()
+    (tmp_path / "suites.toml").write_text(f"[default]\n{suite}\n")
+    variables = beside.variables | {"ORCH_STAGING_RUNNER_SUITES_FILE": f"{tmp_path}/suites.toml"}
+    command = [sys.executable, "-m", "staging_fsm.faces", "shadow", "--once"]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL) as first:
+        bell = os.open(started, os.O_RDONLY | os.O_NONBLOCK)
+        assert select.select([bell], [], [], DEADLINE_SECONDS)[0], "the suite was not started"
+        first.kill()
+    os.close(bell)
+    release = threading.Thread(target=hold.write_text, args=("go on\n",), daemon=True)
+    release.start()
+    ended = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
+    release.join()
+
+    assert ended.stdout == "attempts made beside the agent: 1\n"
+    assert beside.view()["runner"]["state"] == State.ADVANCED
+    assert beside.view()["runner"]["runs"] == 1
+
+
+def test_of_two_shadows_one_writes(tmp_path: Path) -> None:
+    """A version of an attempt is written once: whoever comes second finds out."""
+    records = ShadowRecords(tmp_path)
+    row = JobRow("a/../b", REPO, "WI-1", "deploy-staging", "running", None, None)
+    records.launched(row, tmp_path, datetime.now(UTC))
+    first = attrs.evolve(fresh_snapshot("a-1", "w"), version=1)
+    records.save(row.id, first)
+
+    with pytest.raises(StaleSnapshotError):
+        records.save(row.id, first)
+    with pytest.raises(StaleSnapshotError):
+        records.save(row.id, attrs.evolve(first, version=3))
+    with pytest.raises(JobNotFoundError):
+        records.load("other")
+    assert records.folder(row.id).parent == records.root
+    assert records.load(row.id).snapshot() == first
+
+
+def test_job_launched_again_keeps_its_first_launch(tmp_path: Path) -> None:
+    """A launch that is delivered twice is noted once."""
+    records = ShadowRecords(tmp_path)
+    row = JobRow(7, REPO, "WI-1", "deploy-staging", "running", None, None)
+    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2)]
+    for time in times:
+        records.launched(row, tmp_path, time)
+
+    assert [record.launch.launched_at[:10] for record in records.records()] == ["2026-01-01"]
+
+
+def test_damaged_record_is_left_out(tmp_path: Path) -> None:
+    """A record that cannot be read is nobody's evidence, and does not hide the others."""
+    records = ShadowRecords(tmp_path)
+    for job in (1, 2, 3):
+        row = JobRow(job, REPO, f"WI-{job}", "deploy-staging", "running", None, None)
+        records.launched(row, tmp_path, datetime(2026, 1, job, tzinfo=UTC))
+    (records.folder(1) / "launch.json").write_text("{")
+    (records.folder(2) / "attempt.1.json").write_text("{")
+    views = shadow_view(records.records())["launches"]
+
+    assert [view["work_item"] for view in views] == ["WI-2", "WI-3"]
+    assert "no JSON" in views[0]["problem"]
