@@ -55,6 +55,7 @@ BOUNDS: dict[str, tuple[str, str, list[str]]] = {
     "open_files_max": ("0", str(2**30), ["-1", str(2**30 + 1)]),
     "file_max_bytes": ("0", str(2**60), ["-1", str(2**62)]),
     "min_tests_share": ("0", "1", ["-0.1", "1.1", "nan"]),
+    "run_retention_days": ("0", "36500", ["-1", "36501", "nan"]),
     "log_max_bytes": ("4096", str(2**40), ["4095", "0", "-1", str(2**40 + 1)]),
 }
 ON = ["1", "true", "yes", "on", "TRUE", "Yes", " on "]
@@ -109,6 +110,7 @@ def test_defaults_are_what_they_say() -> None:
         "open_files_max": 0,
         "file_max_bytes": 0,
         "min_tests_share": 0.9,
+        "run_retention_days": 30.0,
         "alert_urls": (),
         "http_token": "",
     }

@@ -1,6 +1,7 @@
 """What `launch_job` may rely on: the intercept's promises, over real rows and real suites."""
 
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable
@@ -757,6 +758,59 @@ def test_attempt_of_a_worker_that_may_live_is_left_to_it(
 
     assert (decision.ruling, recovered) == (Ruling.TAKEN, [])
     assert desk.raw_row() == before
+
+
+def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
+    """A run that cannot be stopped from here is not said to be cancelled."""
+    elsewhere = "elsewhere:boot:1/4711/1"
+    under_worker(desk, elsewhere)
+
+    with pytest.raises(RunRefusedError, match=elsewhere):
+        desk.staging.cancel(desk.job_id)
+    assert desk.state() is State.RUNNING
+
+
+def test_forked_worker_has_its_own_name(desk: Desk) -> None:
+    """An intercept that was made before a fork drives under the name of who uses it."""
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with desk.staging._hold(desk.job_id):
+                os.write(tell, desk.staging.engine.worker.encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with os.fdopen(told) as reading:
+        name = reading.read()
+    os.waitpid(pid, 0)
+
+    assert ProcessIdentity.parse(name).pid == pid
+    assert ProcessIdentity.parse(desk.staging.engine.worker).pid == os.getpid()
+
+
+def test_old_runs_are_looked_for_after_each_launch_and_recovery(desk: Desk) -> None:
+    """What is kept is looked at after a launch and a recovery, with the attempts that need it."""
+    asked: list[tuple[float, object]] = []
+    desk.staging.prune = lambda days, unfinished: asked.append((days, unfinished()))
+    desk.set("RUN_RETENTION_DAYS", "7")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    desk.staging.recover()
+
+    assert asked == [(7.0, frozenset({desk.snapshot().attempt_id}))] * 2
+
+
+def test_nothing_is_removed_while_a_row_is_refused(desk: Desk) -> None:
+    """While a row cannot be read, nobody knows what it needs, and nothing is removed."""
+    removed: list[object] = []
+    desk.staging.prune = lambda _days, unfinished: removed.append(unfinished())
+    desk.claim()
+    desk.write_metadata('{"staging_runner": {"format": 1}}')
+    desk.staging.recover()
+
+    assert removed == []
 
 
 def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:

@@ -1322,6 +1322,41 @@ def test_bystander_with_another_mark_survives_the_sweep(stand: Stand) -> None:
     assert (left, answer) == (0, b"alive")
 
 
+# What is kept.
+
+
+def test_old_runs_are_removed_and_none_that_is_needed(stand: Stand) -> None:
+    """What ended long ago is removed, but for unfinished attempts, live runs and other machines."""
+    for run in ("old.1", "unfinished.1", "foreign.1", "young.1"):
+        stand.run("true", run_id=run)
+    stand.start(*program("closer"), run_id="live.1")
+    stand.lifeline.await_members(1)
+    order = json.loads(stand.file("order.json", "foreign.1").read_bytes())
+    foreign = order | {"scope": "elsewhere:boot:1"}
+    stand.file("order.json", "foreign.1").write_text(json.dumps(foreign))
+    runs = stand.state.root / "runs"
+    for run in ("old.1", "unfinished.1", "foreign.1", "live.1"):
+        os.utime(runs / run, (0, 0))
+    stand.suites.prune(0, lambda: {"unfinished"})
+    before = sorted(stand.state.run_ids())
+    stand.suites.prune(1, lambda: {"unfinished"})
+    left = sorted(stand.state.run_ids())
+    stand.let_go()
+
+    assert before == ["foreign.1", "live.1", "old.1", "unfinished.1", "young.1"]
+    assert left == ["foreign.1", "live.1", "unfinished.1", "young.1"]
+    assert not stand.state.reports("old.1").exists()
+    assert stand.collect("live.1").facts.exit_code == 3
+
+
+def test_nobody_is_asked_while_nothing_is_old(stand: Stand) -> None:
+    """As long as there is nothing to remove, the database is left alone."""
+    stand.suites.prune(1, lambda: pytest.fail("asked"))
+    stand.run("true")
+
+    stand.suites.prune(1, lambda: pytest.fail("asked"))
+
+
 # Who is nobody's root, and other machines.
 
 

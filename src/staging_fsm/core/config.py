@@ -203,6 +203,11 @@ class RunnerConfig:
         converter=_checked(_number(float, 0, 1)),
         help="Share of what the last passed run executed that min_tests = auto requires.",
     )
+    run_retention_days: float = environ.var(
+        "30",
+        converter=_checked(_number(float, 0, 36_500)),
+        help="How long what an ended run left behind is kept; 0: for ever.",
+    )
     alert_urls: tuple[str, ...] = environ.var(
         "",
         converter=_checked(_words),

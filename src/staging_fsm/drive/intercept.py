@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from enum import StrEnum, unique
 from pathlib import Path
 from typing import Any, Final
@@ -129,6 +129,9 @@ class StagingIntercept:
     new_id: Callable[[], str] = lambda: secrets.token_hex(6)
     #: Why the rows cannot be relied on; every first launch is declined for it.
     misfit: ConfigInvalidError | None = None
+    #: Removes what runs left behind: after how many days, and which attempts not.
+    prune: Callable[[float, Callable[[], Container[str]]], None] = lambda _days, _kept: None
+    _pid: int = attrs.field(factory=os.getpid, init=False)
     _driving: set[Any] = attrs.field(factory=set, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
@@ -155,9 +158,10 @@ class StagingIntercept:
         """
         variables = os.environ if variables is None else variables
         state, clock = StateDir(state_dir(variables)), SystemClock()
+        suites = LocalSuites(state, variables)
         engine = Engine(
             rows=rows,
-            suites=LocalSuites(state, variables),
+            suites=suites,
             artifacts=ArtifactFiles(),
             alerts=FileAlerts(state.alerts, clock, lambda: alert_urls(variables)),
             clock=replaced.pop("clock", clock),
@@ -172,6 +176,7 @@ class StagingIntercept:
 
         found = {
             "preflight": preflight,
+            "prune": suites.prune,
             "misfit": _checked(engine),
             "shadow": ShadowRecords(state.shadow),
         }
@@ -236,12 +241,14 @@ class StagingIntercept:
             {"plan": plan, "runs": (self._new_run(1),)},
         )
         try:
-            return self._drive(row, self.engine.move(row, attempt, claim))
+            decision = self._drive(row, self.engine.move(row, attempt, claim))
         except StaleSnapshotError:
             raise
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             # A run may have been counted, so what the caller knew of the row is void.
             return self._after_failure(row.id, error, first_launch=False)
+        self._prune()
+        return decision
 
     def _stay_in_shadow(self, row: JobRow) -> Decision:
         """Decline at once, and note for the shadow that the agent was launched."""
@@ -416,7 +423,20 @@ class StagingIntercept:
             except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
                 text = f"recovery failed: {type(error).__name__}: {error}"
                 self.engine.alert(AlertKind.INTERNAL_ERROR, row.id, text)
+        self._prune()
         return touched
+
+    def _prune(self) -> None:
+        """Remove what old runs left behind, but nothing of an attempt that has not ended."""
+        try:
+            self.prune(load_config(self.variables).run_retention_days, self._unfinished_attempts)
+        except Exception as error:  # noqa: BLE001  # a full disk is no reason to break a launch
+            log_error("old runs were not removed", error=f"{type(error).__name__}: {error}")
+
+    def _unfinished_attempts(self) -> frozenset[str]:
+        # A row that is refused raises here: while one cannot be read, nothing is removed.
+        snapshots = [row.snapshot() for row in self.engine.rows.unfinished()]
+        return frozenset(snapshot.attempt_id for snapshot in snapshots if snapshot is not None)
 
     def _recover_one(self, row: JobRow) -> bool:
         if row.stage != self.stage:
@@ -438,19 +458,38 @@ class StagingIntercept:
 
         Raises TransitionRefusedError where the table allows it no more,
         StaleSnapshotError if the attempt moved at the same moment: ask again, and
-        RunRefusedError for a job of another stage.
+        RunRefusedError for a job of another stage, or one whose suite runs on another
+        machine: from here it could not be stopped.
         """
+        self._take_name()
         row = self.engine.rows.load(job_id)
         if row.stage != self.stage:
             message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
             raise RunRefusedError(message)
         snapshot = row.snapshot() or self._new_attempt(row)
+        if snapshot.state is State.RUNNING and self.liveness(snapshot.worker) is None:
+            message = (
+                f"job {job_id} runs on another machine, under worker {snapshot.worker}, and its"
+                " suite cannot be stopped from here: cancel it there"
+            )
+            raise RunRefusedError(message)
         step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
         return self.engine.drive(row, self.engine.move(row, snapshot, step))
+
+    def _take_name(self) -> None:
+        """Take this process's own name, if it was forked from one that had another.
+
+        A server that loads first and forks then would give all its workers one name,
+        and each would take the others' attempts for its own.
+        """
+        if self._pid != os.getpid():
+            self._pid, self._lock, self._driving = os.getpid(), threading.Lock(), set()
+            self.engine.worker = str(this_process())
 
     @contextlib.contextmanager
     def _hold(self, job_id: Any) -> Iterator[bool]:
         """Yield whether this thread now is the only one of this process at the job."""
+        self._take_name()
         with self._lock:
             ours = job_id not in self._driving
             self._driving.add(job_id)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -175,6 +176,22 @@ class StateDir:
     def worktree(self, run_id: str) -> Path:
         """Return the private checkout of a run."""
         return self.root / "worktrees" / run_id
+
+    def run_ids(self) -> list[str]:
+        """Return the names of all runs that left something behind."""
+        try:
+            return sorted(path.name for path in (self.root / "runs").iterdir())
+        except FileNotFoundError:
+            return []
+
+    def last_change(self, run_id: str) -> float:
+        """Return when the folder of a run was changed last, in seconds since the epoch."""
+        return self.run(run_id).lstat().st_mtime
+
+    def remove_run(self, run_id: str) -> None:
+        """Remove what a run left behind, its reports first."""
+        shutil.rmtree(self.reports(run_id), ignore_errors=True)
+        shutil.rmtree(self.run(run_id), ignore_errors=True)
 
     @property
     def shadow(self) -> Path:

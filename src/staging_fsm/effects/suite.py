@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -352,6 +352,26 @@ class LocalSuites:
         _kill_group(folder)
         leader = _identity_in(folder / "leader")
         return _repeat(functools.partial(kill_marked, RUN_VARIABLE, run_id, leader))
+
+    def prune(self, days: float, unfinished: Callable[[], Container[str]]) -> None:
+        """Remove the folders of runs in which nothing changed for `days`; 0 removes none.
+
+        Nothing of the attempts that `unfinished` names, of a run that lives, or of one
+        of another machine. It is only asked if there is anything to remove.
+        """
+        if days == 0:
+            return
+        before = time.time() - days * 86_400
+        old = [run for run in self._state.run_ids() if self._state.last_change(run) < before]
+        kept = unfinished() if old else ()
+        for run_id in old:
+            attempt = run_id.rpartition(".")[0]
+            if attempt in kept or self.condition(run_id) in (
+                RunCondition.LIVE,
+                RunCondition.FOREIGN,
+            ):
+                continue
+            self._state.remove_run(run_id)
 
     def log_tail(self, run_id: str, size: int) -> bytes:
         """Return the last `size` bytes of a run's output, without secrets; also while it runs.
