@@ -23,6 +23,7 @@ LAYERS = {
     "drive": ("host/contract", "core", "effects"),
     "host": ("host/contract", "core", "effects", "drive"),
     "fleet": ("host/contract", "core", "effects", "drive", "host"),
+    "testing": ("host/contract", "core"),
     "faces": ("host/contract", "core", "effects", "drive", "host", "fleet"),
 }
 #: What the core may not touch: it gets time, environment, files and processes as arguments.

@@ -1,0 +1,146 @@
+"""Job rows that are no SQL: documents in a dictionary behind one lock.
+
+The smallest adapter that holds the contract of `staging_fsm.testing`, and what its
+broken variants are made of.
+"""
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
+from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, plain
+
+
+@attrs.define
+class Document:
+    """One job."""
+
+    repo: str
+    metadata: dict[str, Any]
+    status: str = "running"
+    due: datetime | None = None
+
+
+Documents = dict[int, Document]
+
+
+class DictRows:
+    """`JobRows` over documents in memory; a transaction is a copy that replaces them at its end."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.documents: Documents = {}
+        self.lock = threading.RLock()
+
+    def check(self) -> None:
+        """Find nothing."""
+
+    def load(self, job_id: Any) -> JobRow:
+        """Return the row; raises JobNotFoundError."""
+        with self.lock:
+            if job_id not in self.documents:
+                message = f"there is no job {job_id}"
+                raise JobNotFoundError(message)
+            return self.row(job_id)
+
+    def row(self, job_id: int) -> JobRow:
+        """Return the row of a job that is there."""
+        found = self.documents[job_id]
+        ours = copy.deepcopy(found.metadata.get(SNAPSHOT_KEY))
+        return JobRow(job_id, found.repo, "WI-1", "deploy-staging", found.status, found.due, ours)
+
+    def unfinished(self) -> list[JobRow]:
+        """Return every queued or running row that carries our key, however broken."""
+        with self.lock:
+            rows = [self.row(job_id) for job_id in self.documents]
+            return [row for row in rows if row.document is not None and row.status != "cancelled"]
+
+    def attempts(self) -> Iterator[JobRow]:
+        """Yield every row that carries our key, in order of ids."""
+        with self.lock:
+            rows = [self.row(job_id) for job_id in sorted(self.documents)]
+        yield from (row for row in rows if row.document is not None)
+
+    def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
+        """Return the `limit` rows with the greatest ids, greatest first; of `repo` if given."""
+        with self.lock:
+            rows = [self.row(job_id) for job_id in sorted(self.documents, reverse=True)[:limit]]
+            return [row for row in rows if repo in (None, row.repo)]
+
+    @contextmanager
+    def transaction(self) -> Iterator[Documents]:
+        """Yield documents that replace the present ones at the end."""
+        with self.lock:
+            changed = copy.deepcopy(self.documents)
+            yield changed
+            self.documents = changed
+
+    def save(self, job_id: Any, snapshot: Snapshot, tx: Documents | None = None) -> None:
+        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
+        if tx is None:
+            with self.transaction() as own:
+                self.save(job_id, snapshot, own)
+            return
+        self.fenced(tx, job_id, snapshot.version - 1 or None).metadata[SNAPSHOT_KEY] = plain(
+            snapshot
+        )
+
+    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+        """Queue the job again, due later, if the stored version still is `version`."""
+        with self.transaction() as tx:
+            found = self.fenced(tx, job_id, version)
+            found.status, found.due = QUEUED, not_before
+
+    def cancel(self, job_id: Any, version: int) -> None:
+        """End the job as cancelled, if the stored version still is `version`."""
+        with self.transaction() as tx:
+            self.fenced(tx, job_id, version).status = "cancelled"
+
+    def fenced(self, tx: Documents, job_id: int, version: int | None) -> Document:
+        """Return the document if its version is `version`; raises StaleSnapshotError."""
+        found = tx.get(job_id)
+        if found is None:
+            raise StaleSnapshotError(job_id, version)
+        ours = found.metadata.get(SNAPSHOT_KEY)
+        stored = ours.get("version", ours) if isinstance(ours, dict) else ours
+        if stored != version or (version is None and ours is not None):
+            raise StaleSnapshotError(job_id, version)
+        return found
+
+
+@attrs.frozen
+class DictBench:
+    """A bench for rows over documents in memory."""
+
+    rows: DictRows
+
+    def add(self, metadata: Mapping[str, Any], repo: str = "shop") -> int:
+        """Add a claimed job, and return its id."""
+        job_id = len(self.rows.documents) + 1
+        self.rows.documents[job_id] = Document(repo, copy.deepcopy(dict(metadata)))
+        return job_id
+
+    def missing(self) -> int:
+        """Return an id that no job has."""
+        return 0
+
+    def metadata(self, job_id: int) -> dict[str, Any]:
+        """Return the job's metadata as stored."""
+        return copy.deepcopy(self.rows.documents[job_id].metadata)
+
+    def set_key(self, job_id: int, key: str, value: Any) -> None:
+        """Set one key of the metadata."""
+        with self.rows.lock:
+            self.rows.documents[job_id].metadata[key] = value
+
+    def remove_key(self, job_id: int, key: str) -> None:
+        """Remove one key of the metadata."""
+        with self.rows.lock:
+            del self.rows.documents[job_id].metadata[key]
