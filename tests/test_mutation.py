@@ -64,7 +64,6 @@ LAMP_ANSWERS = """\
 survived lit statement deleted pass
 killed lit statement deleted pass
 survived lit statement deleted pass
-killed lit nothing returned return None
 survived lit nothing returned return None
 killed lit condition forced if True:
 survived lit condition forced if False:

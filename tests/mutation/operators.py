@@ -147,6 +147,7 @@ def _tables(source: Source) -> list[ast.expr]:
         value
         for value in values
         if any(len(_elements(node)) > 1 for node in ast.walk(value) if isinstance(node, ast.expr))
+        and not isinstance(value, ast.Subscript)
         and not (isinstance(value, ast.Tuple) and isinstance(value.elts[0], ast.Name))
     ]
 
