@@ -54,6 +54,7 @@ HOMES = {
         "faces/demo.py",
     },
     "structlog": {"effects/journal.py"},
+    "opentelemetry": {"effects/telemetry.py"},
 }
 FUNCTION_LINES_MAX = 70
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))

@@ -53,6 +53,7 @@ from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.telemetry import traced
 from staging_fsm.effects.worktree import bind_revision
 
 STAGE: Final = "deploy-staging"
@@ -168,7 +169,7 @@ class StagingIntercept:
             gate=gate,
             place=place,
             worker=str(this_process()),
-            **{name: replaced.pop(name) for name in ("watch",) if name in replaced},
+            watch=traced(replaced.pop("watch", lambda _row, _snapshot: None)),
         )
 
         def preflight(where: Place, suite: SuitePlan) -> str | None:

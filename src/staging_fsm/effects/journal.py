@@ -7,8 +7,10 @@ and levels.
 
 import functools
 import logging
+from collections.abc import MutableMapping
 from typing import Any, Final
 
+from staging_fsm.core.artifact import visible
 from staging_fsm.core.spec import Transition
 
 _LOG: Final = logging.getLogger("staging_fsm")
@@ -20,9 +22,17 @@ def _logger() -> Any:
 
     return structlog.wrap_logger(
         _LOG,
-        processors=[structlog.processors.LogfmtRenderer(key_order=["event"])],
+        processors=[_harmless, structlog.processors.LogfmtRenderer(key_order=["event"])],
         wrapper_class=structlog.stdlib.BoundLogger,
     )
+
+
+def _harmless(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> dict[str, Any]:
+    # A row or an exception may hold what ends a line or moves a terminal's cursor.
+    return {
+        name: value if not isinstance(value, str) or value.isprintable() else visible(value)
+        for name, value in facts.items()
+    }
 
 
 def log_transition(job_id: object, attempt_id: str, row: Transition, reason: str) -> None:
