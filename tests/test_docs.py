@@ -43,6 +43,7 @@ from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.rows import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table
 from staging_fsm.faces.exits import ExitCode
+from staging_fsm.faces.shadow import Comparison
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
 from staging_fsm.host.launcher import RESERVED_AGENTS
@@ -64,7 +65,7 @@ VARYING: Final = (
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "<clock>"),
     (re.compile(r"\b[0-9a-f]{64}\b"), "<sha256>"),
     (re.compile(r"\b[0-9a-f]{40}\b"), "<commit>"),
-    (re.compile(r"\b(\d+)-[0-9a-f]{12}\b"), r"\1-<attempt>"),
+    (re.compile(r"\b(\d+(?:-shadow)?)-[0-9a-f]{12}\b"), r"\1-<attempt>"),
     (re.compile(r"\b\d+(\.\d+)? ?s\b"), "<seconds>"),
     (re.compile(r"(duration_seconds: |<time> \| )\d+\.\d+"), r"\1<seconds>"),
     (re.compile(r"(<time> *│ *)\d+\.\d+"), r"\1<seconds>"),
@@ -445,6 +446,7 @@ def listed(text: str) -> list[str]:
         ("Effects", Effect),
         ("Verdicts", Verdict),
         ("Rulings", Ruling),
+        ("Comparisons", Comparison),
         ("Alerts", AlertKind),
     ],
 )

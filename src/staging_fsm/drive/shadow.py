@@ -7,6 +7,7 @@ over the shadow's records for rows, in folders of the shadow, and with a gate th
 only reads. There is no way from here to a host's row, work item or artifact.
 """
 
+import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -117,6 +118,8 @@ class Shadow:
             clock=self.clock,
             suites=self.suites,
             bind=bind,
+            # Where a log line tells of an attempt, it must not be taken for one in earnest.
+            new_id=lambda: f"shadow-{secrets.token_hex(6)}",
             shadow=None,
         )
         intercept.engine.alerts = _Nobody()
