@@ -32,6 +32,7 @@ IMPURE = {"os", "subprocess", "time", "random", "secrets", "socket", "psutil", "
 HOMES = {
     "transitions": {"core/machine.py"},
     "sqlalchemy": {
+        "effects/django_rows.py",
         "effects/due.py",
         "effects/metadata.py",
         "effects/rows.py",

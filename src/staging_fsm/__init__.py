@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from staging_fsm.core.spec import TRANSITIONS, Effect, Event, State, Transition
     from staging_fsm.drive.engine import Place
     from staging_fsm.drive.intercept import Decision, Ruling, StagingIntercept
+    from staging_fsm.effects.django_rows import DjangoRows
     from staging_fsm.effects.rows import SqlRows
     from staging_fsm.faces.queue import staging_runner_block
     from staging_fsm.host.contract.gate import check_staging_status
@@ -22,6 +23,7 @@ _HOMES = {
     "SNAPSHOT_KEY": "staging_fsm.core.snapshot",
     "TRANSITIONS": "staging_fsm.core.spec",
     "Decision": "staging_fsm.drive.intercept",
+    "DjangoRows": "staging_fsm.effects.django_rows",
     "Effect": "staging_fsm.core.spec",
     "Event": "staging_fsm.core.spec",
     "JobRow": "staging_fsm.core.ports",
@@ -42,6 +44,7 @@ __all__ = [
     "SNAPSHOT_KEY",
     "TRANSITIONS",
     "Decision",
+    "DjangoRows",
     "Effect",
     "Event",
     "JobRow",

@@ -1,0 +1,86 @@
+"""Job rows of a Django model: our statements on Django's own connection.
+
+The gate runs inside `transaction.atomic`, so that what it does with models and the
+end of the attempt are one transaction.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from django.db import connections, transaction
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
+
+from staging_fsm.effects.rows import SqlRows
+
+
+class DjangoRows(SqlRows):
+    """Job rows in the table of a Django model, managed or not."""
+
+    def __init__(self, model: Any, *arguments: Any, using: str = "default", **named: Any) -> None:
+        """Bind to the table of `model` in the database `using`.
+
+        Everything else is as for SqlRows; columns are named as the database does
+        (`project_id` for a foreign key `project`).
+        """
+        self._using = using
+        settings = connections[using].settings_dict
+        is_sqlite = connections[using].vendor == "sqlite"
+        address = sa.URL.create(
+            "sqlite" if is_sqlite else f"{connections[using].vendor}+psycopg",
+            username=settings["USER"] or None,
+            password=settings["PASSWORD"] or None,
+            host=settings["HOST"] or None,
+            port=int(settings["PORT"]) if settings["PORT"] else None,
+            database=str(settings["NAME"]),
+        )
+        # Only looks at the table; everything else goes through Django.
+        engine = sa.create_engine(address, poolclass=sa.pool.NullPool)
+        super().__init__(engine, model._meta.db_table, *arguments, **named)  # noqa: SLF001  # Django's public name
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        yield self._connected()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Yield Django's connection inside `transaction.atomic`; a gate may leave it alone."""
+        connected = self._connected()
+        with transaction.atomic(using=self._using):
+            yield connected
+
+    def _connected(self) -> "_Connected":
+        connection = connections[self._using]
+        if not connection.in_atomic_block:
+            # A worker has no requests, after which Django would do this.
+            connection.close_if_unusable_or_obsolete()
+        return _Connected(connection, self.engine.dialect)
+
+
+class _Connected:
+    """Django's connection as far as SqlRows asks for one of SQLAlchemy."""
+
+    def __init__(self, connection: Any, dialect: Dialect) -> None:
+        self.connection = connection
+        # Django's cursors take this style for both databases.
+        kind: Any = type(dialect)
+        self._dialect: Dialect = kind(paramstyle="pyformat")
+
+    def execute(self, statement: Any) -> "_Result":
+        compiled = statement.compile(dialect=self._dialect)
+        with self.connection.cursor() as cursor:
+            cursor.execute(str(compiled), compiled.params)
+            names = [column[0] for column in cursor.description or ()]
+            rows = cursor.fetchall() if names else []
+            return _Result(names, rows, cursor.rowcount)
+
+    def scalar(self, statement: Any) -> Any:
+        return self.execute(statement).scalar()
+
+
+class _Result(IteratorResult[Any]):
+    def __init__(self, names: list[str], rows: list[tuple[Any, ...]], rowcount: int) -> None:
+        super().__init__(SimpleResultMetaData(names), iter(rows))
+        self.rowcount = rowcount
