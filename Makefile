@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fuzz soak mutate format generated clean
+.PHONY: demo test check fuzz soak fleet-soak mutate format generated clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/staging-fsm demo
@@ -62,6 +62,16 @@ SOAK_SEED ?= 1
 
 soak: $(VENV)/.installed
 	@$(BIN)/python tests/soak.py --attempts $(SOAK_ATTEMPTS) --seed $(SOAK_SEED)
+
+# A real fleet under attack: workers killed and frozen, networks cut, the server restarted.
+FLEET_JOBS ?= 500
+FLEET_REPOSITORIES ?= 20
+FLEET_FAULTS ?= 100
+FLEET_SEED ?= 1
+
+fleet-soak: $(VENV)/.installed
+	@$(BIN)/python tests/fleet_soak.py --jobs $(FLEET_JOBS) --repositories $(FLEET_REPOSITORIES) \
+		--faults $(FLEET_FAULTS) --seed $(FLEET_SEED)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

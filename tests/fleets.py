@@ -6,6 +6,7 @@ that does not get it writes `overlap`, which no test ever wants to see.
 """
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -40,6 +41,7 @@ exec 9>>"$FLEET/locks/$repo"
 flock --nonblock 9 || echo "overlap $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
 echo "start $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
 while [ -e "$FLEET/hold/$(cat item)" ]; do sleep 0.05; done
+sleep "$(cat seconds)"
 echo "end $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
 exit $(cat verdict)
 """
@@ -64,6 +66,8 @@ class Machine:
     fleet: "FleetStand"
     name: str
     workers: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
+    #: How it reaches the database, if not as everybody does.
+    url: str | None = None
 
     @property
     def state(self) -> Path:
@@ -123,7 +127,7 @@ class FleetStand:
             "LC_ALL": "C.UTF-8",
             MARK: str(self.root),
             "FLEET": str(self.root),
-            "ORCH_DB_URL": self.url,
+            "ORCH_DB_URL": machine.url or self.url,
             "ORCH_STAGING_RUNNER_ENABLED": "1",
             "ORCH_STAGING_RUNNER_REPOS": "*",
             "ORCH_STAGING_RUNNER_SUITES_FILE": str(self.root / "suites.toml"),
@@ -131,7 +135,7 @@ class FleetStand:
             "ORCH_STAGING_RUNNER_RETRY_BACKOFF_SECONDS": "0.2",
             "ORCH_FLEET_SCHEMA": self.schema,
             "ORCH_FLEET_HEARTBEAT_SECONDS": "0.5",
-            "ORCH_FLEET_STALLED_SECONDS": "3",
+            "ORCH_FLEET_STALLED_SECONDS": "2",
             "ORCH_FLEET_SWEEP_SECONDS": "1",
             **self.settings,
         }
@@ -143,8 +147,12 @@ class FleetStand:
     @property
     def desk(self) -> Fleet:
         """Return the fleet as somebody sees it who runs no worker."""
-        desk = self.machine("desk")
-        return open_fleet(self.engine, StateDir(desk.state), self.environment(desk))
+        return self.seen_from("desk")
+
+    def seen_from(self, name: str) -> Fleet:
+        """Return the fleet as a process on a machine sees it, in this process."""
+        machine = self.machine(name)
+        return open_fleet(self.engine, StateDir(machine.state), self.environment(machine))
 
     def call(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command where no worker is."""
@@ -164,26 +172,37 @@ class FleetStand:
             git(self.root, "init", "--quiet", "--bare", "--initial-branch=main", str(path))
         return path
 
-    def submit(self, repo: str, item: str, verdict: int = 0, *, hold: bool = False) -> int:
+    def submit(
+        self, repo: str, item: str, verdict: int = 0, *, hold: bool = False, seconds: float = 0
+    ) -> int:
         """Push a branch whose suite ends with `verdict`, and queue its work item."""
         remote, tree = self.remote(repo), self.root / "trees" / item
         git(self.root, "init", "--quiet", f"--initial-branch={item}", str(tree))
-        for name, content in (("repo", repo), ("item", item), ("verdict", str(verdict))):
-            (tree / name).write_text(content)
+        facts = {"repo": repo, "item": item, "verdict": verdict, "seconds": seconds}
+        for name, content in facts.items():
+            (tree / name).write_text(str(content))
         git(tree, "add", ".")
         git(tree, "commit", "--quiet", "-m", item)
         git(tree, "push", "--quiet", str(remote), item)
         if hold:
             (self.root / "hold" / item).touch()
-        store, now = self.desk.store(), self.desk.clock.now()
+        store, now = (desk := self.desk).store, desk.clock.now()
         store.add_repository(repo, str(remote))
         work_item = WorkItem(repo, item, "deploy-staging", 2, None)
         return store.add_work_item(work_item, "deployer", now)
 
+    def replace_history(self, repo: str, item: str) -> None:
+        """Rewrite a branch of the remote, and forget what was there."""
+        remote = self.remote(repo)
+        tree = git(remote, "rev-parse", f"{item}^{{tree}}")
+        git(remote, "update-ref", f"refs/heads/{item}", git(remote, "commit-tree", "-m", "-", tree))
+        git(remote, "reflog", "expire", "--expire=now", "--all")
+        git(remote, "gc", "--quiet", "--prune=now")
+
     def cancel(self, job_id: int) -> Snapshot:
         """Stop an attempt from the desk."""
         desk = self.desk
-        staging = staging_intercept(desk.store(), desk.clock, desk.variables)
+        staging = staging_intercept(desk.store, desk.clock, desk.variables)
         return requests.cancel(desk, staging, job_id)
 
     def let_go(self, item: str) -> None:
@@ -233,6 +252,19 @@ class FleetStand:
         """Return a paper of a work item as it is on its branch of the remote."""
         return git(self.remote(repo), "show", f"{item}:docs/work-items/{item}/{name}")
 
+    def published_digest(self, repo: str, item: str) -> str:
+        """Return the SHA-256 of the artifact on the branch."""
+        path = f"{item}:docs/work-items/{item}/15-staging-log.md"
+        shown = subprocess.run(
+            ["git", "-C", str(self.remote(repo)), "show", path], capture_output=True, check=True
+        )
+        return hashlib.sha256(shown.stdout).hexdigest()
+
+    def set_up(self) -> None:
+        """Make the host's tables and the engine's."""
+        SqlHostStore(self.engine).create_schema()
+        assert self.desk.deliveries.set_up(self.engine)
+
     def tear_down(self) -> None:
         """End every process of the fleet, and remove the engine's schema."""
         for machine in self.machines.values():
@@ -253,8 +285,7 @@ def fleet_stand(root: Path, url: str, **settings: str) -> Iterator[FleetStand]:
     stand = FleetStand(root, url, f"engine_{os.getpid()}_{root.name[-6:]}".lower(), settings)
     stand.schema = "".join(c if c.isalnum() else "_" for c in stand.schema)
     try:
-        SqlHostStore(stand.engine).create_schema()
-        assert stand.desk.deliveries.set_up(stand.engine)
+        stand.set_up()
         yield stand
     finally:
         stand.tear_down()

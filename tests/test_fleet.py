@@ -3,14 +3,27 @@
 import os
 import signal
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from fleets import FleetStand, await_that, fleet_stand
-from staging_fsm.core.errors import TransitionRefusedError
+from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
+from staging_fsm.core.errors import ConfigInvalidError, TransitionRefusedError
 from staging_fsm.core.outcome import Reason
+from staging_fsm.core.ports import QUEUED
 from staging_fsm.core.spec import Event, State
+from staging_fsm.faces.exits import ExitCode
+from staging_fsm.fleet.delivery import Delivery, Fleet
+from staging_fsm.fleet.fence import Fence, FenceLostError
+from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts
+from staging_fsm.fleet.settings import load_fleet_settings
+from staging_fsm.fleet.worker import redeliver
+from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
+from staging_fsm.host.pipeline import work_item_dir
+from staging_fsm.host.store import SqlHostStore, WorkItem
 
 
 @pytest.fixture
@@ -153,3 +166,222 @@ def test_deferred_attempt_holds_up_no_other_of_its_repository(
 
         assert fleet.await_end(other).state == State.ADVANCED
         assert fleet.attempt(waiting).state == State.DEFERRED
+
+
+# One delivery at a time, in this process.
+
+
+def deliver(fleet: FleetStand, job_id: int, machine: str = "one") -> Fleet:
+    """Work on a job as a worker of a machine would that was given it now."""
+    there = fleet.seen_from(machine)
+    Delivery(there, job_id, "shop").run()
+    return there
+
+
+def test_setting_up_makes_one_schema_and_leaves_everything_else(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """`fleet-setup` says what it did, does it once, and does not touch the host's tables."""
+    with fleet_stand(tmp_path, postgres_url) as fleet:
+        before = tables(fleet)
+        with fleet.engine.begin() as connection:
+            connection.execute(sa.text(f"DROP SCHEMA {fleet.schema} CASCADE"))
+        said = [fleet.call("fleet-setup").stdout.splitlines()[0] for _ in range(2)]
+
+        assert said == [
+            f"schema {fleet.schema}: created, with the engine's tables in it",
+            f"schema {fleet.schema}: is there already",
+        ]
+        assert tables(fleet) == before
+
+
+def tables(fleet: FleetStand) -> list[tuple[Any, ...]]:
+    """Return every column of every table that the host has."""
+    query = sa.text(
+        "SELECT table_name, column_name, data_type, column_default, is_nullable"
+        " FROM information_schema.columns WHERE table_schema = current_schema() ORDER BY 1, 2"
+    )
+    with fleet.engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def test_job_and_delivery_are_one_transaction(fleet: FleetStand) -> None:
+    """A job that is not queued after all is not delivered either."""
+    store, item = fleet.desk.store, WorkItem("shop", "WI-1", "deploy-staging", 2, None)
+    with pytest.raises(ZeroDivisionError), store.transaction() as tx:  # noqa: PT012  # the transaction is what raises
+        fleet.desk.deliveries.defer(tx, 1, item.repo, fleet.desk.clock.now())
+        raise ZeroDivisionError
+
+    assert fleet.deliveries() == []
+
+
+def test_job_that_nobody_was_told_of_is_delivered(fleet: FleetStand) -> None:
+    """A job that was queued behind the fleet's back is found, once."""
+    store, item = SqlHostStore(fleet.engine), WorkItem("shop", "WI-1", "deploy-staging", 2, None)
+    store.add_repository("shop", "nowhere")
+    job = store.add_work_item(item, "deployer", fleet.desk.clock.now())
+
+    assert redeliver(fleet.desk) == [job]
+    assert redeliver(fleet.desk) == []
+
+
+@pytest.mark.parametrize("command", [["worker", "--once"], ["run", "--repo", "/", "--", "true"]])
+def test_nobody_works_beside_a_fleet(fleet: FleetStand, command: list[str]) -> None:
+    """A command that would run suites without a fence refuses a fleet's database."""
+    refused = fleet.call(*command, check=False)
+
+    assert refused.returncode == ExitCode.DECLINED
+    assert "belongs to a fleet: use `staging-fsm fleet-" in refused.stderr
+
+
+def test_worker_without_its_database_ends_to_be_started_again(fleet: FleetStand) -> None:
+    """A worker that cannot reach the server says so in a line, and ends."""
+    machine = fleet.machine("one")
+    machine.url = "postgresql://postgres@127.0.0.1:1/nowhere"
+
+    assert machine.start().wait(PATIENCE_SECONDS) == ExitCode.DECLINED
+    assert (
+        (fleet.root / "one.log")
+        .read_text()
+        .startswith("staging-fsm: the database cannot be reached")
+    )
+
+
+def test_papers_reach_a_shared_folder(tmp_path: Path, postgres_url: str) -> None:
+    """With a shared folder artifact and log are there, where the host's gate reads them."""
+    shared = tmp_path / "shared"
+    with fleet_stand(tmp_path, postgres_url, ORCH_FLEET_SHARED_DIR=str(shared)) as fleet:
+        job = fleet.submit("shop", "WI-1")
+        deliver(fleet, job)
+        folder = shared / "shop" / "docs" / "work-items" / "WI-1"
+
+        assert fleet.attempt(job).state == State.ADVANCED
+        assert check_staging_status(folder)
+        assert sorted(path.name for path in folder.iterdir()) == [ARTIFACT_NAME, LOG_NAME]
+
+
+def test_remote_that_does_not_answer_is_waited_for(fleet: FleetStand) -> None:
+    """Without its remote a job is neither judged nor given to an agent: it waits, and goes on."""
+    job = fleet.submit("shop", "WI-1")
+    remote = fleet.remote("shop")
+    away = remote.rename(remote.with_suffix(".away"))
+    deliver(fleet, job)
+
+    assert fleet.row(job).snapshot() is None
+    assert fleet.row(job).status == QUEUED
+    assert len(fleet.deliveries()) == 1
+
+    away.rename(remote)
+    deliver(fleet, job)
+
+    assert fleet.attempt(job).state == State.ADVANCED
+
+
+def test_commit_that_vanished_is_a_tool_error(fleet: FleetStand) -> None:
+    """A bound commit that cannot be fetched any more is a counted tool error, never a verdict."""
+    job = fleet.submit("shop", "WI-1", verdict=126)
+    deliver(fleet, job)
+    first = fleet.attempt(job)
+    fleet.replace_history("shop", "WI-1")
+    await_that(lambda: not fleet.desk.clock.now() < due(fleet, job), "the next run is due")
+    deliver(fleet, job, "two")
+    second = fleet.attempt(job)
+
+    assert first.bound_plan == second.bound_plan
+    assert second.reasons == (Reason.TOOL_EXIT_CODE, Reason.PREPARATION_FAILED)
+
+
+def due(fleet: FleetStand, job_id: int) -> datetime:
+    """Return when a job is due."""
+    found = fleet.row(job_id).not_before
+    assert found is not None
+    return found
+
+
+def test_suite_in_place_has_no_place_in_a_fleet(fleet: FleetStand) -> None:
+    """A suite that is to run in place is declined before anything ran: there is no such place."""
+    suites = fleet.root / "suites.toml"
+    suites.write_text(suites.read_text() + 'workspace = "in-place"\n')
+    job = fleet.submit("shop", "WI-1")
+    with pytest.raises(RuntimeError, match="no agent command"):
+        deliver(fleet, job)
+
+    assert fleet.attempt(job).state == State.LLM_FALLBACK
+    assert "in worktrees only" in fleet.attempt(job).history[-1].reason
+
+
+def test_agent_takes_over_where_the_runner_is_off(tmp_path: Path, postgres_url: str) -> None:
+    """With the kill switch off the agent works in a checkout, and its verdict is published."""
+    agent = tmp_path / "agent.sh"
+    agent.write_text(
+        'printf -- "---\\nstaging_status: SUCCESS\\n---\\n"'
+        ' >"$ORCH_WORK_ITEM_DIR/15-staging-log.md"\n'
+    )
+    off = {
+        "ORCH_STAGING_RUNNER_ENABLED": "0",
+        "ORCH_AGENT_COMMAND": f"sh {agent}",
+        "ORCH_LOG_DIR": str(tmp_path / "agents"),
+    }
+    with fleet_stand(tmp_path, postgres_url, **off) as fleet:
+        job = fleet.submit("shop", "WI-1")
+        deliver(fleet, job)
+
+        assert fleet.row(job).status == "done"
+        assert fleet.published("shop", "WI-1") == "---\nstaging_status: SUCCESS\n---"
+
+
+def test_nothing_is_published_behind_a_fallen_fence(fleet: FleetStand) -> None:
+    """Whoever lost its hold on the repository is stopped before it writes a verdict."""
+    row = fleet.row(fleet.submit("shop", "WI-1"))
+    there = fleet.seen_from("one")
+    mirror = there.mirror(row)
+    publisher = there.publisher(mirror)
+    root = publisher.open(row)
+    before = mirror.head("WI-1")
+    with Fence.take(there.server, "shop") or pytest.fail("it was free") as fence:
+        artifacts = PublishedArtifacts(publisher, row, root, lambda _size: b"", fence.check)
+        end_sessions(fleet)
+        with pytest.raises(FenceLostError):
+            artifacts.write(work_item_dir(root, "WI-1"), "SUCCESS")
+
+    assert mirror.head("WI-1") == before
+
+
+def end_sessions(fleet: FleetStand) -> None:
+    """End every other session of the database, as a restart of the server does."""
+    query = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+        " AND pid <> pg_backend_pid()"
+    )
+    with fleet.engine.begin() as connection:
+        connection.execute(query)
+
+
+def test_fence_lets_in_one_of_the_whole_fleet(fleet: FleetStand) -> None:
+    """While one holds a repository nobody else gets it; another repository is another fence."""
+    server = fleet.desk.server
+    with Fence.take(server, "shop") or pytest.fail("it was free"):
+        other = Fence.take(server, "bank")
+
+        assert Fence.take(server, "shop") is None
+        assert other is not None
+        other.__exit__(None, None, None)
+    again = Fence.take(server, "shop")
+
+    assert again is not None
+    again.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("SCHEMA", "Robert'); DROP", "no plain lower-case name"),
+        ("SWEEP_SECONDS", "60", "not from 1 to 59"),
+        ("HEARTBEAT_SECONDS", "31", "3rd"),
+        ("STALLED_SECONDS", "soon", "could not convert"),
+    ],
+)
+def test_setting_out_of_its_range_is_said(name: str, value: str, problem: str) -> None:
+    """A setting of the fleet that makes no sense is refused by name."""
+    with pytest.raises(ConfigInvalidError, match=problem):
+        load_fleet_settings({f"ORCH_FLEET_{name}": value})

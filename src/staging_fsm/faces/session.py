@@ -14,7 +14,12 @@ import attrs
 import sqlalchemy as sa
 
 from staging_fsm.core.config import PREFIX, RunnerConfig, SuiteEntry, Suites
-from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError, TransitionRefusedError
+from staging_fsm.core.errors import (
+    JobNotFoundError,
+    RunRefusedError,
+    StaleSnapshotError,
+    TransitionRefusedError,
+)
 from staging_fsm.core.ports import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.drive.engine import Place
@@ -72,7 +77,11 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
     settings = load_host_settings(variables)
     url = db_url or settings.db_url or f"sqlite:///{state.root / 'orchestrator.db'}"
     store = SqlHostStore(open_database(url))
-    store.create_schema()
+    try:
+        store.create_schema()
+    except sa.exc.OperationalError as error:
+        message = f"the database cannot be reached: {str(error.orig).strip()}"
+        raise RunRefusedError(message) from error
     return Session(
         variables=variables,
         state=state,

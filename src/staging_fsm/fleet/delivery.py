@@ -73,18 +73,12 @@ class Fleet:
     clock: SystemClock
     machine: str
     worker: str
-
-    def store(self) -> "FleetStore":
-        """Return the host's tables."""
-        return FleetStore(self.engine, self.deliveries)
-
-    def rows(self) -> "FleetRows":
-        """Return the host's job rows."""
-        return FleetRows(self.engine, self.deliveries)
+    store: "FleetStore"
+    rows: "FleetRows"
 
     def mirror(self, row: JobRow) -> Mirror:
         """Return this machine's mirror of the job's repository."""
-        url = self.store().repository_url(row.repo)
+        url = self.store.repository_url(row.repo)
         return Mirror.below(self.state.root / "mirrors", row.repo, url)
 
     def branch(self, row: JobRow) -> str:
@@ -184,7 +178,7 @@ class Delivery:
             self._again(BUSY_SECONDS)
             return
         with fence:
-            row = self.fleet.rows().load(self.job_id)
+            row = self.fleet.rows.load(self.job_id)
             if row.stage == STAGE and row.status in (QUEUED, "running") and not self._pass_on(row):
                 self._work(row, fence)
 
@@ -241,7 +235,7 @@ class Delivery:
 
     def _claim(self, row: JobRow) -> Job | None:
         """Claim the job, from whoever had it; None if it is not due or not ours to take."""
-        fleet, store = self.fleet, self.fleet.store()
+        fleet, store = self.fleet, self.fleet.store
         if row.status != QUEUED:
             held = store.job(self.job_id)
             of_fleet = machine_of(held.claimed_by or "") is not None
@@ -257,7 +251,7 @@ class Delivery:
         self, row: JobRow, fence: Fence, setting: "Setting", store: SqlHostStore
     ) -> StagingIntercept:
         fleet = self.fleet
-        rows, suites = fleet.rows(), FleetSuites(fleet, setting.mirror, fence)
+        rows, suites = fleet.rows, FleetSuites(fleet, setting.mirror, fence)
         place = Place(setting.mirror.path, work_item_dir(setting.root, row.work_item))
 
         def gate(row: JobRow, tx: Any) -> bool:
@@ -310,7 +304,7 @@ class Delivery:
             except StaleSnapshotError:
                 continue
             except TransitionRefusedError:
-                snapshot = _readable(self.fleet.rows().load(self.job_id))
+                snapshot = _readable(self.fleet.rows.load(self.job_id))
                 if snapshot is None or snapshot.is_terminal:
                     return
             self.fleet.clock.wait(_CANCEL_PAUSE_SECONDS)

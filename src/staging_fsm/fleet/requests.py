@@ -28,7 +28,7 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
     deadline = time.monotonic() + fleet.settings.stalled_seconds + CANCEL_MARGIN_SECONDS
     asked = False
     while time.monotonic() < deadline:
-        row = fleet.rows().load(job_id)
+        row = fleet.rows.load(job_id)
         if row.stage != STAGE:
             message = f"job {job_id} is of stage {row.stage}, and only {STAGE} has attempts"
             raise RunRefusedError(message)

@@ -27,7 +27,7 @@ from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir, sha256_of_text
 from staging_fsm.effects.processes import this_process
 from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, queue_of
-from staging_fsm.fleet.delivery import Delivery, Fleet
+from staging_fsm.fleet.delivery import Delivery, Fleet, FleetRows, FleetStore
 from staging_fsm.fleet.fence import Presence, Server, is_present
 from staging_fsm.fleet.settings import load_fleet_settings
 from staging_fsm.host.settings import load_host_settings
@@ -56,12 +56,13 @@ def open_fleet(engine: sa.Engine, state: StateDir, variables: Mapping[str, str])
     """
     settings = load_fleet_settings(variables)
     server = Server.behind(engine, settings.schema)
+    deliveries = Deliveries(server)
     name = sha256_of_text(state.secret().hex())[:8]
     machine = f"{socket.gethostname().replace('/', '-').replace(':', '-')}-{name}"
     return Fleet(
         server=server,
         engine=engine,
-        deliveries=Deliveries(server),
+        deliveries=deliveries,
         settings=settings,
         host_settings=load_host_settings(variables),
         variables=variables,
@@ -69,6 +70,8 @@ def open_fleet(engine: sa.Engine, state: StateDir, variables: Mapping[str, str])
         clock=SystemClock(),
         machine=machine,
         worker=f"{machine}/{this_process()}",
+        store=FleetStore(engine, deliveries),
+        rows=FleetRows(engine, deliveries),
     )
 
 
@@ -118,14 +121,14 @@ async def _work(
 
 def _watch(presence: Presence, lost: "asyncio.Future[None]") -> None:
     """Resolve `lost` when the presence's connection ends."""
-    loop = asyncio.get_running_loop()
+    loop, descriptor = asyncio.get_running_loop(), presence.fileno()
 
     def look() -> None:
-        if presence.is_lost() and not lost.done():
-            loop.remove_reader(presence.fileno())
+        if presence.is_lost():
+            loop.remove_reader(descriptor)
             lost.set_result(None)
 
-    loop.add_reader(presence.fileno(), look)
+    loop.add_reader(descriptor, look)
 
 
 def _app(fleet: Fleet, threads: ThreadPoolExecutor) -> procrastinate.App:
@@ -160,7 +163,7 @@ def _app(fleet: Fleet, threads: ThreadPoolExecutor) -> procrastinate.App:
 
 def redeliver(fleet: Fleet) -> list[int]:
     """Deliver again what stalled workers had, and what nobody will be told of; return their ids."""
-    rows, now = fleet.rows(), fleet.clock.now()
+    rows, now = fleet.rows, fleet.clock.now()
     with fleet.engine.begin() as tx:
         found = fleet.deliveries.take_stalled(tx, fleet.settings.stalled_seconds)
         fleet.deliveries.bring_home(tx, lambda machine: is_present(tx, fleet.server, machine))

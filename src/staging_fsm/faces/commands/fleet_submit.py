@@ -22,7 +22,7 @@ def fleet_submit(repo: str, remote: str | None, work_item: str, db: str | None) 
     require_fleet(session)
     from staging_fsm.fleet.worker import open_fleet  # noqa: PLC0415  # the extra "fleet"
 
-    session.store = open_fleet(session.store.engine, session.state, session.variables).store()
+    session.store = open_fleet(session.store.engine, session.state, session.variables).store
     if remote is not None:
         session.store.add_repository(repo, remote)
     else:
