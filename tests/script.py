@@ -49,7 +49,9 @@ _FRONT_MATTER = ("staging_status", "reason", "fault", "run", "runs_max", "exit_c
 class Recorder:
     """Writes down every call of an object's methods that acts on the world."""
 
-    QUIET = frozenset({"load", "save", "transaction", "unfinished", "log_tail", "is_written"})
+    QUIET = frozenset(
+        {"load", "save", "transaction", "unfinished", "log_tail", "is_written", "deliver"}
+    )
 
     def __init__(self, wrapped: Any, say: Callable[[str], None]) -> None:
         """Stand around `wrapped`."""

@@ -29,7 +29,7 @@ def test_transition_is_one_line_of_one_shape(
     """Each transition is one line: the same names in the same order, and its row of the table."""
     caplog.set_level(logging.INFO, "staging_fsm")
     for text in HOSTILE:
-        log_transition(text, text, row, text)
+        log_transition(text, text, row, text, text)
     found = [re.fullmatch(SHAPE, line) for line in caplog.messages]
 
     assert len(found) == len(HOSTILE)

@@ -46,7 +46,7 @@ HOMES = {
     "procrastinate": {"fleet/deliveries.py", "fleet/worker.py"},
     "psycopg": {"fleet/fence.py"},
     "psutil": {"effects/processes.py"},
-    "fcntl": {"effects/suite.py", "effects/shim.py"},
+    "fcntl": {"effects/alerts.py", "effects/suite.py", "effects/shim.py"},
     "apprise": {"effects/alerts.py"},
     "subprocess": {
         "effects/suite.py",

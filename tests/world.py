@@ -366,7 +366,12 @@ class SimulatedAlerts:
         """Act for `worker`."""
         self._worker = worker
 
-    def send(self, kind: AlertKind, job_id: object, _text: str) -> None:
+    def deliver(self) -> None:
+        """Do nothing: what was sent has arrived."""
+
+    def send(
+        self, kind: AlertKind, job_id: object, _text: str, _attempt_id: str | None = None
+    ) -> None:
         """Alert a person."""
         facts = self._worker.world.facts[cast("int", job_id)]
 

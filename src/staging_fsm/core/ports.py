@@ -197,6 +197,12 @@ class Artifacts(Protocol):
 class Alerts(Protocol):
     """Somebody to tell."""
 
-    def send(self, kind: AlertKind, job_id: object, text: str) -> None:
-        """Alert a person. Never raises."""
+    def send(
+        self, kind: AlertKind, job_id: object, text: str, attempt_id: str | None = None
+    ) -> None:
+        """Alert a person, of an attempt where `attempt_id` names one. Never raises or waits."""
+        ...
+
+    def deliver(self) -> None:
+        """Try again what could not be delivered, if anything is due. Never raises or waits."""
         ...

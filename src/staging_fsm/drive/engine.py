@@ -122,17 +122,27 @@ class Engine:
             self._announce(row, moved)
         return moved
 
-    def alert(self, kind: AlertKind, job_id: object, text: str) -> None:
+    def alert(
+        self, kind: AlertKind, job_id: object, text: str, attempt_id: str | None = None
+    ) -> None:
         """Alert a person. An alert that fails stops nothing: what it tells of goes on."""
         try:
-            self.alerts.send(kind, job_id, text)
+            self.alerts.send(kind, job_id, text, attempt_id)
         except Exception as error:  # noqa: BLE001  # a host's own alerts may break their promise
             log_error("an alert was lost", alert=str(kind), job=str(job_id), error=str(error))
 
+    def deliver_alerts(self) -> None:
+        """Try again what could not be delivered; what goes wrong with it stops nothing."""
+        try:
+            self.alerts.deliver()
+        except Exception as error:  # noqa: BLE001  # a host's own alerts may break their promise
+            log_error("alerts were not delivered", error=str(error))
+
     def _announce(self, row: JobRow, moved: Snapshot) -> None:
         entry = moved.history[-1]
-        log_transition(row.id, moved.attempt_id, entry.row, entry.reason)
+        log_transition(row.id, moved.attempt_id, entry.row, entry.reason, entry.link)
         self.watch(row, moved)
+        self.deliver_alerts()
 
     def _perform(self, effect: Effect, row: JobRow, snapshot: Snapshot) -> Snapshot | None:
         """Perform one effect: the only function that does.
@@ -259,7 +269,8 @@ class Engine:
         """
         if snapshot.state is State.EXHAUSTED:
             # Before the end is durable: a crash may double this alert, never swallow it.
-            self.alert(AlertKind.FAILED_CLOSED, row.id, _failed_closed_words(row, snapshot))
+            words = _failed_closed_words(row, snapshot)
+            self.alert(AlertKind.FAILED_CLOSED, row.id, words, snapshot.attempt_id)
         text = self._artifact_text(row, snapshot)
         folder = self.place(row).artifact_dir
         problem = ""
@@ -272,7 +283,8 @@ class Engine:
                 continue
             self._announce(row, ended)
             return ended
-        self.alert(AlertKind.GATE_CONTRADICTED_VERDICT, row.id, problem)
+        kind = AlertKind.GATE_CONTRADICTED_VERDICT
+        self.alert(kind, row.id, problem, snapshot.attempt_id)
         return None
 
     def _initiate_gate(

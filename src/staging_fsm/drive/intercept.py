@@ -425,6 +425,7 @@ class StagingIntercept:
                 text = f"recovery failed: {type(error).__name__}: {error}"
                 self.engine.alert(AlertKind.INTERNAL_ERROR, row.id, text)
         self._prune()
+        self.engine.deliver_alerts()
         return touched
 
     def _prune(self) -> None:

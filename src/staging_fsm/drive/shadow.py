@@ -36,7 +36,12 @@ PAUSE_SECONDS: Final = 1.0
 class _Nobody:
     """Alerts nobody: what the shadow found stands in its report."""
 
-    def send(self, kind: AlertKind, job_id: object, text: str) -> None:
+    def send(
+        self, kind: AlertKind, job_id: object, text: str, attempt_id: str | None = None
+    ) -> None:
+        """Do nothing."""
+
+    def deliver(self) -> None:
         """Do nothing."""
 
 

@@ -1,51 +1,330 @@
 """Alerts: to the log, to a file, and by Apprise where addresses are configured.
 
-An alert never blocks or breaks a move: what goes wrong here is logged and that
-is all. The file keeps every alert, delivered or not.
+At least once: an alert is on disk before the move it tells of goes on, and what
+Apprise could not deliver stays in the outbox and is tried again, later and later.
+Never in a storm: the same alert is sent once a day at most, however many workers of
+this machine meet its cause, and what has piled up goes out as one message.
+Nothing of it blocks or breaks a move: addresses are called from a thread.
 """
 
+import atexit
+import contextlib
+import fcntl
+import hashlib
 import json
-from collections.abc import Callable
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
+
+import attrs
 
 from staging_fsm.core.ports import AlertKind
-from staging_fsm.core.times import format_time
+from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.effects.clock import Clock
+from staging_fsm.effects.files import write_durably
 from staging_fsm.effects.journal import log_error
+
+#: So long the same alert is not sent again; then a problem that lasts is told once more.
+REPEAT_SECONDS: Final = 86_400
+#: Wait before the second try of a delivery; doubled for each further one.
+BACKOFF_SECONDS: Final = 60.0
+BACKOFF_MAX_SECONDS: Final = 3600.0
+#: A delivery that takes longer hangs, and no longer keeps others waiting.
+HANGING_SECONDS: Final = 60.0
+#: So long a process that ends waits for a delivery under way.
+FAREWELL_SECONDS: Final = 5.0
+#: More alerts than that are counted in a message, not quoted.
+QUOTED_MAX: Final = 20
+
+#: What is told of once for each attempt; the rest once for what it says.
+_OF_AN_ATTEMPT: Final = frozenset(
+    {AlertKind.FAILED_CLOSED, AlertKind.GATE_CONTRADICTED_VERDICT, AlertKind.INTERNAL_ERROR}
+)
+#: What many jobs meet at once: the same words are the same alert, whichever job it was.
+_OF_A_MACHINE: Final = frozenset({AlertKind.CONFIGURATION_INVALID, AlertKind.MACHINE_UNFIT})
+
+
+@attrs.frozen
+class Alert:
+    """One alert in the outbox."""
+
+    time: str
+    kind: str
+    job: str
+    text: str
+    tries: int = 0
+    next_try_at: str | None = None
+    #: Digests of the addresses that have it: an address may hold a secret.
+    told: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """Return the alert as one line of a message."""
+        return f"{self.kind}: job {self.job}: {self.text}"
+
+
+@attrs.frozen
+class Outbox:
+    """The alerts of one machine that have not reached everybody. Its files are its state.
+
+    `<key>.json` is owed, `told/<key>.json` was delivered and keeps its like from
+    being sent again; the key says what makes two alerts the same.
+    """
+
+    folder: Path
+
+    @property
+    def _told(self) -> Path:
+        return self.folder / "told"
+
+    def put(self, key: str, alert: Alert) -> bool:
+        """Keep an alert durably; False if its like was kept within REPEAT_SECONDS."""
+        self._told.mkdir(parents=True, exist_ok=True)
+        if self._was_told(key, alert):
+            return False
+        temporary = self.folder / f".{key}.{os.getpid()}.{secrets.token_hex(4)}"
+        write_durably(temporary, _written(alert))
+        try:
+            # A link fails where the name is taken: of two workers one sends.
+            os.link(temporary, self.folder / f"{key}.json")
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        if self._was_told(key, alert):
+            # Delivered between the first look and the link. No lock: a worker that is
+            # stopped while it holds one would keep every other from moving.
+            (self.folder / f"{key}.json").unlink(missing_ok=True)
+            return False
+        return True
+
+    def _was_told(self, key: str, alert: Alert) -> bool:
+        told = _read(self._told / f"{key}.json")
+        return told is not None and not _is_older(told, alert, REPEAT_SECONDS)
+
+    def owed(self) -> list[Alert]:
+        """Return what has not reached everybody yet, oldest first."""
+        found = [alert for path in self._names() if (alert := _read(path)) is not None]
+        return sorted(found, key=lambda alert: alert.time)
+
+    def _names(self) -> list[Path]:
+        try:
+            return sorted(self.folder.glob("*.json"))
+        except OSError:
+            return []
+
+    def is_empty(self) -> bool:
+        """Say whether nothing is owed."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return not any(entry.name.endswith(".json") for entry in entries)
+        except OSError:
+            return True
+
+    def lease(self, now: datetime) -> list[tuple[Path, Alert]]:
+        """Return what is due, with its next try put off: for a while it is the caller's alone.
+
+        So a delivery that hangs or crashes counts as one that failed.
+        """
+        leased = []
+        with self._locked() as ours:
+            for path in self._names() if ours else ():
+                alert = _read(path)
+                if alert is None or not _is_due(alert, now):
+                    continue
+                wait = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0**alert.tries)
+                due = format_time(now + timedelta(seconds=wait))
+                alert = attrs.evolve(alert, tries=alert.tries + 1, next_try_at=due)
+                write_durably(path, _written(alert))
+                leased.append((path, alert))
+        return sorted(leased, key=lambda item: item[1].time)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[bool]:
+        """Yield whether this process now is the only one that leases."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(descriptor)
+
+    def settle(self, path: Path, alert: Alert, *, everybody: bool) -> None:
+        """Note whom an alert reached; once that is everybody, it is owed no more."""
+        if not everybody:
+            write_durably(path, _written(alert))
+            return
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(self._told / path.name)
+        self._prune(alert)
+
+    def _prune(self, newest: Alert) -> None:
+        for path in self._told.glob("*.json"):
+            alert = _read(path)
+            if alert is None or _is_older(alert, newest, REPEAT_SECONDS):
+                path.unlink(missing_ok=True)
 
 
 class FileAlerts:
-    """Alerts of one machine."""
+    """Alerts of one machine. Safe to use from several threads and processes."""
 
     def __init__(
         self, path: Path, clock: Clock, urls: Callable[[], tuple[str, ...]] = tuple
     ) -> None:
         """Append alerts to `path`, and send them to the Apprise addresses `urls` returns."""
         self._path, self._clock, self._urls = path, clock, urls
+        self.outbox = Outbox(path.with_suffix(""))
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._started, self._wanted = 0.0, False
 
-    def send(self, kind: AlertKind, job_id: object, text: str) -> None:
-        """Alert a person. Never raises."""
+    def send(
+        self, kind: AlertKind, job_id: object, text: str, attempt_id: str | None = None
+    ) -> None:
+        """Alert a person, unless the same was sent a short while ago. Never raises or waits."""
         try:
-            log_error(text, alert=str(kind), job=str(job_id))
-            alert = {
-                "time": format_time(self._clock.now()),
-                "kind": str(kind),
-                "job": str(job_id),
-                "text": text,
-            }
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(alert) + "\n")
-            if urls := self._urls():
-                self._notify(urls, kind, f"job {job_id}: {text}")
+            alert = Alert(format_time(self._clock.now()), str(kind), str(job_id), text)
+            if self._keep(_key(kind, job_id, text, attempt_id), alert):
+                log_error(text, alert=alert.kind, job=alert.job)
+                self._append(alert)
+            self.deliver()
         except Exception as error:  # noqa: BLE001  # an alert that fails must not fail what it tells of
-            log_error("an alert could not be delivered", error=str(error), alert=str(kind))
+            log_error("an alert could not be kept", error=str(error), alert=str(kind), told=text)
 
-    def _notify(self, urls: tuple[str, ...], kind: AlertKind, text: str) -> None:
-        import apprise  # noqa: PLC0415  # optional: the extra "alerts"
+    def _keep(self, key: str, alert: Alert) -> bool:
+        try:
+            return self.outbox.put(key, alert)
+        except OSError as error:
+            # A full disk is worth an alert: it goes out from memory, as often as it is met.
+            log_error("an alert could not be kept", error=str(error), alert=alert.kind)
+            threading.Thread(target=self._tell_from_memory, args=(alert,), daemon=True).start()
+            return True
 
-        service = apprise.Apprise()
-        for url in urls:
-            service.add(url)
-        if not service.notify(title=f"staging_fsm: {kind}", body=text):
-            log_error("Apprise could not deliver an alert", alert=str(kind))
+    def _tell_from_memory(self, alert: Alert) -> None:
+        try:
+            self._tell([alert])
+        except Exception as error:  # noqa: BLE001  # nothing is left to be done about it
+            log_error("an alert was lost", error=f"{type(error).__name__}: {error}")
+
+    def _append(self, alert: Alert) -> None:
+        told = {"time": alert.time, "kind": alert.kind, "job": alert.job, "text": alert.text}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+
+    def deliver(self) -> None:
+        """Try what is owed and due, in a thread. Never raises or waits."""
+        if self.outbox.is_empty():
+            return
+        with self._lock:
+            self._wanted = True
+            if self._thread is not None and time.monotonic() - self._started < HANGING_SECONDS:
+                return
+            if not self._started:
+                atexit.register(self._farewell)
+            self._thread = threading.Thread(target=self._deliver, daemon=True)
+            self._started = time.monotonic()
+            self._thread.start()
+
+    def _deliver(self) -> None:
+        try:
+            while self._is_wanted():
+                batch = self.outbox.lease(self._clock.now())
+                told = self._tell([alert for _, alert in batch])
+                for (path, _), (alert, everybody) in zip(batch, told, strict=True):
+                    self.outbox.settle(path, alert, everybody=everybody)
+        except Exception as error:  # noqa: BLE001  # whatever a service raises: what is owed stays owed
+            log_error("alerts could not be delivered", error=f"{type(error).__name__}: {error}")
+            with self._lock:
+                if self._thread is threading.current_thread():
+                    self._thread = None
+
+    def _is_wanted(self) -> bool:
+        """Say whether this thread shall look once more; if not, it is nobody's any more."""
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return False
+            wanted, self._wanted = self._wanted, False
+            if not wanted:
+                self._thread = None
+            return wanted
+
+    def _tell(self, alerts: list[Alert]) -> list[tuple[Alert, bool]]:
+        """Send to each address what it does not have; return whom each alert reached, and if all.
+
+        With no address there is nobody to tell: log and file are all there is.
+        """
+        urls = {hashlib.sha256(url.encode()).hexdigest()[:16]: url for url in self._urls()}
+        reached = {alert: {*alert.told} for alert in alerts}
+        for mark, url in urls.items():
+            owed = [alert for alert in alerts if mark not in reached[alert]]
+            if owed and _notify(url, owed):
+                for alert in owed:
+                    reached[alert].add(mark)
+        return [
+            (attrs.evolve(alert, told=tuple(sorted(marks))), marks.issuperset(urls))
+            for alert, marks in reached.items()
+        ]
+
+    def _farewell(self) -> None:
+        thread = self._thread
+        if thread is not None:
+            thread.join(FAREWELL_SECONDS)
+
+
+def _key(kind: AlertKind, job_id: object, text: str, attempt_id: str | None) -> str:
+    """Return what two alerts have in common that are the same."""
+    if kind in _OF_A_MACHINE:
+        about = (kind, text)
+    elif kind in _OF_AN_ATTEMPT and attempt_id is not None:
+        about = (kind, attempt_id)
+    else:
+        about = (kind, f"{job_id}: {text}")
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def _notify(url: str, alerts: list[Alert]) -> bool:
+    """Send alerts as one message; Apprise waits no longer than four seconds for each answer."""
+    import apprise  # noqa: PLC0415  # optional: the extra "alerts"
+
+    service = apprise.Apprise()
+    if not service.add(url):
+        # Without the address: it may hold a secret.
+        log_error("an address of ORCH_STAGING_RUNNER_ALERT_URLS is none that Apprise knows")
+        return False
+    title = f"staging_fsm: {alerts[0].kind if len(alerts) == 1 else f'{len(alerts)} alerts'}"
+    lines = [f"{alert.time} {alert.line}" for alert in alerts[:QUOTED_MAX]]
+    if len(alerts) > QUOTED_MAX:
+        lines.append(f"and {len(alerts) - QUOTED_MAX} more: see alerts.jsonl")
+    return bool(service.notify(title=title, body="\n".join(lines)))
+
+
+def _written(alert: Alert) -> bytes:
+    return json.dumps(attrs.asdict(alert)).encode()
+
+
+def _read(path: Path) -> Alert | None:
+    """Return the alert in a file; None if it is gone, or no alert."""
+    try:
+        found = json.loads(path.read_bytes())
+        return Alert(**{**found, "told": tuple(found["told"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _is_older(alert: Alert, than: Alert, seconds: float) -> bool:
+    return parse_time(than.time) - parse_time(alert.time) >= timedelta(seconds=seconds)
+
+
+def _is_due(alert: Alert, now: datetime) -> bool:
+    """Say whether an alert may be tried; a wait beyond the longest is none: the clock was set."""
+    if alert.next_try_at is None:
+        return True
+    wait = (parse_time(alert.next_try_at) - now).total_seconds()
+    return not 0 < wait <= BACKOFF_MAX_SECONDS

@@ -35,7 +35,9 @@ def _harmless(_logger: object, _method: str, facts: MutableMapping[str, Any]) ->
     }
 
 
-def log_transition(job_id: object, attempt_id: str, row: Transition, reason: str) -> None:
+def log_transition(
+    job_id: object, attempt_id: str, row: Transition, reason: str, link: str
+) -> None:
     """Log that an attempt walked a row of the table."""
     if not _LOG.isEnabledFor(logging.INFO):
         return  # before structlog is loaded, and before anything is rendered for nobody
@@ -49,6 +51,7 @@ def log_transition(job_id: object, attempt_id: str, row: Transition, reason: str
         target=str(row.target),
         effect=str(row.effect),
         reason=reason,
+        link=link,
     )
 
 

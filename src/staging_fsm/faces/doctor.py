@@ -1,14 +1,16 @@
 """`staging-fsm doctor`: what a run needs, looked at before one is spent."""
 
+import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from staging_fsm.core.config import is_switched_off, load_config
+from staging_fsm.core.config import alert_urls, is_switched_off, load_config
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.drive.intercept import read_suites
 from staging_fsm.effects import limits
+from staging_fsm.effects.alerts import Outbox
 from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.preflight import Finding, Health, command_finding, machine_findings
 
@@ -24,6 +26,22 @@ def examine(
     yield from machine_findings(state, _log_max_bytes(variables))
     yield _database(open_database)
     yield from _configuration(variables)
+    yield _alerts(variables, state)
+
+
+def _alerts(variables: Mapping[str, str], state: StateDir) -> Finding:
+    owed = Outbox(state.alerts.with_suffix("")).owed()
+    if owed:
+        tries = max(alert.tries for alert in owed)
+        words = f"{len(owed)} undelivered since {owed[0].time}, tried {tries} times: {owed[0].line}"
+        return Finding("alerts", Health.FAILED, words)
+    urls = alert_urls(variables)
+    if urls and importlib.util.find_spec("apprise") is None:
+        words = "Apprise is not installed: install staging-fsm[alerts]"
+        return Finding("alerts", Health.FAILED, words)
+    if not urls:
+        return Finding("alerts", Health.WARNING, f"nobody is told: only {state.alerts} keeps them")
+    return Finding("alerts", Health.OK, f"{len(urls)} addresses, nothing undelivered")
 
 
 def _python() -> Finding:

@@ -1,0 +1,427 @@
+"""Alerts: at least once, never in a storm, and never in the way, at a real HTTP server."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from conftest import HostKit
+from staging_fsm.core.ports import AlertKind
+from staging_fsm.effects import alerts as alerting
+from staging_fsm.effects.alerts import FileAlerts
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.preflight import Health
+from staging_fsm.faces.doctor import examine
+from staging_fsm.host.launcher import staging_intercept
+
+#: Apprise imports a module of the standard library that is on its way out.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+
+PATIENCE_SECONDS = 30
+#: Alerts that need nothing but to be sent.
+KIND = AlertKind.FAILED_CLOSED
+
+
+@attrs.define
+class Webhook:
+    """An address of Apprise's `json://`: it takes messages, refuses them, or hangs."""
+
+    port: int = 0
+    refuses: bool = False
+    #: Set while it answers; a request that comes meanwhile waits.
+    answers: threading.Event = attrs.field(factory=threading.Event)
+    asked: int = 0
+    messages: list[dict[str, Any]] = attrs.field(factory=list)
+    changed: threading.Condition = attrs.field(factory=threading.Condition)
+
+    @property
+    def url(self) -> str:
+        """Return the address."""
+        return f"json://127.0.0.1:{self.port}"
+
+    def take(self, message: dict[str, Any]) -> int:
+        """Take one request; return the HTTP status."""
+        with self.changed:
+            self.asked += 1
+            self.changed.notify_all()
+        self.answers.wait(PATIENCE_SECONDS)
+        with self.changed:
+            if not self.refuses:
+                self.messages.append(message)
+            self.changed.notify_all()
+        return 500 if self.refuses else 200
+
+    def wait_for(self, seen: Callable[[], bool]) -> None:
+        """Wait until something is true of what was asked or taken."""
+        with self.changed:
+            assert self.changed.wait_for(seen, PATIENCE_SECONDS)
+
+    @property
+    def text(self) -> str:
+        """Return the text of everything taken."""
+        return "\n".join(f"{message['title']}\n{message['message']}" for message in self.messages)
+
+
+@pytest.fixture
+def make_webhook() -> Iterator[Callable[[], Webhook]]:
+    """Return a maker of webhooks that answer."""
+    servers: list[tuple[ThreadingHTTPServer, threading.Thread, Webhook]] = []
+
+    def make() -> Webhook:
+        webhook = Webhook()
+        webhook.answers.set()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = webhook.take(json.loads(body))
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        webhook.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        servers.append((server, thread, webhook))
+        return webhook
+
+    yield make
+    for server, thread, webhook in servers:
+        webhook.answers.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def webhook(make_webhook: Callable[[], Webhook]) -> Webhook:
+    """Return one webhook."""
+    return make_webhook()
+
+
+@attrs.define
+class Calendar:
+    """A clock that a test sets."""
+
+    time: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        """Return the time of day."""
+        return self.time
+
+    def wait(self, seconds: float) -> None:
+        """Set the clock forward."""
+        self.time += timedelta(seconds=seconds)
+
+    def wake(self) -> None:
+        """Do nothing: nobody sleeps."""
+
+
+@pytest.fixture
+def clock() -> Calendar:
+    """Return a clock."""
+    return Calendar()
+
+
+@pytest.fixture
+def make(tmp_path: Path, clock: Calendar) -> Callable[..., FileAlerts]:
+    """Return a maker of workers' alerts on one machine."""
+
+    def worker(*webhooks: Webhook) -> FileAlerts:
+        path = StateDir(tmp_path).alerts
+        return FileAlerts(path, clock, lambda: tuple(webhook.url for webhook in webhooks))
+
+    return worker
+
+
+def settled(alerts: FileAlerts) -> None:
+    """Wait until no delivery is under way."""
+    thread = alerts._thread
+    if thread is not None:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+def kept(folder: Path) -> list[str]:
+    """Return the texts of every alert in the file, in order."""
+    lines = StateDir(folder).alerts.read_text().splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def test_alert_arrives(make: Callable[..., FileAlerts], webhook: Webhook, tmp_path: Path) -> None:
+    """An alert is in the file, arrives at the address with job and words, and is owed no more."""
+    alerts = make(webhook)
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+
+    assert kept(tmp_path) == ["it failed"]
+    assert [message["title"] for message in webhook.messages] == [f"staging_fsm: {KIND}"]
+    assert "job 7: it failed" in webhook.text
+    assert alerts.outbox.is_empty()
+
+
+def test_refused_alert_is_kept_and_tried_again(
+    make: Callable[..., FileAlerts], webhook: Webhook, clock: Calendar
+) -> None:
+    """An alert that the address refuses is tried again, later and later, until it arrives."""
+    webhook.refuses = True
+    alerts = make(webhook)
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+    alerts.deliver()
+    settled(alerts)
+    asked_at_once = webhook.asked
+    clock.wait(alerting.BACKOFF_SECONDS)
+    alerts.deliver()
+    settled(alerts)
+    clock.wait(alerting.BACKOFF_SECONDS)
+    alerts.deliver()
+    settled(alerts)
+
+    # The second wait is twice the first.
+    assert (asked_at_once, webhook.asked, webhook.messages) == (1, 2, [])
+    assert [alert.tries for alert in alerts.outbox.owed()] == [2]
+
+    webhook.refuses = False
+    clock.wait(alerting.BACKOFF_MAX_SECONDS)
+    alerts.deliver()
+    settled(alerts)
+
+    assert webhook.text.count("it failed") == 1
+    assert alerts.outbox.is_empty()
+
+
+def test_alert_outlives_its_worker(
+    make: Callable[..., FileAlerts], webhook: Webhook, clock: Calendar
+) -> None:
+    """What a worker that is gone could not deliver, the next one of the machine delivers."""
+    webhook.refuses = True
+    first = make(webhook)
+    first.send(KIND, 7, "it failed", "7-a")
+    settled(first)
+    webhook.refuses = False
+    clock.wait(alerting.BACKOFF_MAX_SECONDS)
+    second = make(webhook)
+    second.deliver()
+    settled(second)
+
+    assert webhook.text.count("it failed") == 1
+
+
+def test_hanging_address_keeps_nobody_waiting(
+    make: Callable[..., FileAlerts], webhook: Webhook, tmp_path: Path
+) -> None:
+    """While an address hangs, alerts are taken; once it answers, what piled up is one message."""
+    webhook.answers.clear()
+    alerts = make(webhook)
+    alerts.send(KIND, 0, "the first", "0-a")
+    webhook.wait_for(lambda: webhook.asked == 1)
+    more = alerting.QUOTED_MAX + 5
+    for number in range(1, more + 1):
+        alerts.send(KIND, number, f"number {number:02}", f"{number}-a")
+
+    assert webhook.messages == []
+    assert len(kept(tmp_path)) == more + 1
+
+    webhook.answers.set()
+    settled(alerts)
+
+    assert len(webhook.messages) == 2
+    assert webhook.messages[1]["title"] == f"staging_fsm: {more} alerts"
+    assert webhook.messages[1]["message"].splitlines()[-1] == "and 5 more: see alerts.jsonl"
+    assert alerts.outbox.is_empty()
+
+
+def test_address_that_has_an_alert_is_not_told_again(
+    make: Callable[..., FileAlerts], make_webhook: Callable[[], Webhook], clock: Calendar
+) -> None:
+    """Where one of two addresses refuses, only that one is tried again."""
+    sound, broken = make_webhook(), make_webhook()
+    broken.refuses = True
+    alerts = make(sound, broken)
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+    broken.refuses = False
+    clock.wait(alerting.BACKOFF_MAX_SECONDS)
+    alerts.deliver()
+    settled(alerts)
+
+    assert [len(webhook.messages) for webhook in (sound, broken)] == [1, 1]
+
+
+SAME: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, str | None]]] = {
+    "an attempt that fails closed twice, by a crash": (
+        AlertKind.FAILED_CLOSED,
+        (7, "in run 2", "7-a"),
+        (7, "in run 2, once more", "7-a"),
+    ),
+    "a configuration that stops every job": (
+        AlertKind.CONFIGURATION_INVALID,
+        (7, "no number", "7-a"),
+        (8, "no number", "8-a"),
+    ),
+    "a damaged row that every recovery meets": (
+        AlertKind.ROW_REFUSED,
+        (7, "no JSON", None),
+        (7, "no JSON", None),
+    ),
+}
+OTHER: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, str | None]]] = {
+    "two attempts of one job": (
+        AlertKind.FAILED_CLOSED,
+        (7, "in run 2", "7-a"),
+        (7, "in run 2", "7-b"),
+    ),
+    "two problems of a configuration": (
+        AlertKind.CONFIGURATION_INVALID,
+        (7, "no number", "7-a"),
+        (7, "no suite", "7-a"),
+    ),
+    "two damaged rows": (
+        AlertKind.ROW_REFUSED,
+        (7, "no JSON", None),
+        (8, "no JSON", None),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "first", "second"), SAME.values(), ids=SAME)
+def test_same_alert_is_sent_once_by_all_workers(
+    make: Callable[..., FileAlerts], kind: AlertKind, first: Any, second: Any, tmp_path: Path
+) -> None:
+    """What many workers meet, or one worker many times, is told once."""
+    make().send(kind, *first)
+    make().send(kind, *second)
+
+    assert kept(tmp_path) == [first[1]]
+
+
+@pytest.mark.parametrize(("kind", "first", "second"), OTHER.values(), ids=OTHER)
+def test_another_alert_is_no_repetition(
+    make: Callable[..., FileAlerts], kind: AlertKind, first: Any, second: Any, tmp_path: Path
+) -> None:
+    """Another attempt, another row or another problem is another alert."""
+    make().send(kind, *first)
+    make().send(kind, *second)
+
+    assert kept(tmp_path) == [first[1], second[1]]
+
+
+def test_problem_that_lasts_is_told_again_the_next_day(
+    make: Callable[..., FileAlerts], clock: Calendar, tmp_path: Path
+) -> None:
+    """The same problem is told again a day later, and not before."""
+    alerts = make()
+    for wait in (0, alerting.REPEAT_SECONDS - 1, 1):
+        clock.wait(wait)
+        alerts.send(AlertKind.ROW_REFUSED, 7, "no JSON")
+        settled(alerts)
+
+    assert len(kept(tmp_path)) == 2
+
+
+def test_two_workers_do_not_deliver_the_same(
+    make: Callable[..., FileAlerts], webhook: Webhook, clock: Calendar
+) -> None:
+    """What is owed is leased by one worker at a time, and tried by that one alone."""
+    webhook.refuses = True
+    workers = [make(webhook), make(webhook)]
+    workers[0].send(KIND, 7, "it failed", "7-a")
+    settled(workers[0])
+    clock.wait(alerting.BACKOFF_SECONDS)
+    webhook.refuses = False
+    webhook.answers.clear()
+    for worker in workers:
+        worker.deliver()
+    webhook.wait_for(lambda: webhook.asked == 2)
+    webhook.answers.set()
+    for worker in workers:
+        settled(worker)
+
+    assert (webhook.asked, len(webhook.messages)) == (2, 1)
+
+
+def test_alert_that_cannot_be_kept_goes_out_from_memory(tmp_path: Path, webhook: Webhook) -> None:
+    """Where the state folder cannot be written, an alert is sent all the same."""
+    (tmp_path / "state").write_text("no folder")
+    path = StateDir(tmp_path / "state").alerts
+    FileAlerts(path, SystemClock(), lambda: (webhook.url,)).send(KIND, 7, "it failed", "7-a")
+    webhook.wait_for(lambda: bool(webhook.messages))
+
+    assert "it failed" in webhook.text
+
+
+@pytest.mark.parametrize("address", ["no address", "json://127.0.0.1:1"])
+def test_address_that_cannot_be_reached_breaks_nothing(
+    tmp_path: Path, clock: Calendar, address: str
+) -> None:
+    """An address that is none, or that nobody listens at, leaves the alert owed."""
+    alerts = FileAlerts(StateDir(tmp_path).alerts, clock, lambda: (address,))
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+
+    assert [alert.text for alert in alerts.outbox.owed()] == ["it failed"]
+
+
+def test_doctor_tells_of_undelivered_alerts(
+    make: Callable[..., FileAlerts], webhook: Webhook, tmp_path: Path
+) -> None:
+    """`doctor` fails while an alert is owed, and says since when and what it says."""
+    webhook.refuses = True
+    variables = {"ORCH_STAGING_RUNNER_ALERT_URLS": webhook.url}
+
+    def looked_at() -> tuple[Health, str]:
+        findings = examine(variables, StateDir(tmp_path), lambda: "a database")
+        return next((found.health, found.words) for found in findings if found.name == "alerts")
+
+    before = looked_at()
+    alerts = make(webhook)
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+    health, words = looked_at()
+
+    assert before == (Health.OK, "1 addresses, nothing undelivered")
+    assert health is Health.FAILED
+    assert words == (
+        f"1 undelivered since 2026-01-01T00:00:00.000000Z, tried 1 times: {KIND}: job 7: it failed"
+    )
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path, webhook: Webhook) -> Callable[[], dict[str, str]]:
+    """Return what leaves an alert undelivered, and returns the settings of the next worker."""
+
+    def leave() -> dict[str, str]:
+        webhook.refuses = True
+        state = StateDir(tmp_path / "state")
+        yesterday = Calendar(datetime.now(UTC) - timedelta(hours=12))
+        gone = FileAlerts(state.alerts, yesterday, lambda: (webhook.url,))
+        gone.send(KIND, 7, "it failed", "7-a")
+        settled(gone)
+        webhook.refuses = False
+        return {
+            "ORCH_STAGING_RUNNER_STATE_DIR": str(state.root),
+            "ORCH_STAGING_RUNNER_ALERT_URLS": webhook.url,
+        }
+
+    return leave
+
+
+def test_recovery_delivers_what_is_owed(
+    make_host: Callable[..., HostKit], webhook: Webhook, left_behind: Callable[[], dict[str, str]]
+) -> None:
+    """What a worker could not deliver goes out when the next one recovers."""
+    staging_intercept(make_host().store, SystemClock(), left_behind()).recover()
+    webhook.wait_for(lambda: bool(webhook.messages))
+
+    assert webhook.text.count("it failed") == 1
