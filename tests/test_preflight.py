@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_machine_with_everything_is_fit(tmp_path: Path) -> None:
     """Where a run would find what it needs, nothing is said and nothing is left over."""
     assert unfit(StateDir(tmp_path / "state"), SUITE, tmp_path, tmp_path / "a" / "b") is None
     assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_many_threads_look_at_one_machine_at_once(tmp_path: Path) -> None:
+    """A worker with many jobs in hand finds its machine fit in every one of its threads."""
+    state = StateDir(tmp_path / "state")
+    with ThreadPoolExecutor(8) as pool:
+        said = set(pool.map(lambda _: unfit(state, SUITE, tmp_path, tmp_path), range(800)))
+
+    assert said == {None}
 
 
 def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:

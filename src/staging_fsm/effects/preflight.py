@@ -9,6 +9,7 @@ run says for good, not of the machine.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from enum import StrEnum, unique
 from pathlib import Path
@@ -62,11 +63,10 @@ def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Finding]:
 
 
 def _state_finding(state: StateDir) -> Finding:
-    probe = state.root / f".preflight.{os.getpid()}"
     try:
         state.ensure()
-        probe.write_bytes(b"")
-        probe.unlink()
+        # Without a name where the system can: many threads look at one folder at once.
+        tempfile.TemporaryFile(dir=state.root).close()
     except OSError as error:
         words = f"{state.root} cannot be written: {error}"
         return Finding("state folder", Health.FAILED, words)
