@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check fuzz soak fleet-soak mutate format generated clean
+.PHONY: demo test check fuzz soak fleet-soak bench scaling mutate format generated clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/staging-fsm demo
@@ -72,6 +72,26 @@ FLEET_SEED ?= 1
 fleet-soak: $(VENV)/.installed
 	@$(BIN)/python tests/fleet_soak.py --jobs $(FLEET_JOBS) --repositories $(FLEET_REPOSITORIES) \
 		--faults $(FLEET_FAULTS) --seed $(FLEET_SEED)
+
+# What the runner costs, next to its peers, which get an environment of their own; PostgreSQL is
+# started and stopped by the benchmark where there is one. SECTIONS chooses; all takes long.
+BENCH_VENV := $(VENV)/bench
+SECTIONS ?=
+
+bench: $(VENV)/.installed $(BENCH_VENV)/.installed
+	@$(BIN)/python -m benchmarks.bench $(SECTIONS)
+	@$(BIN)/pytest --rewrite --quiet tests/test_docs.py -k "generated and (performance or scaling)"
+
+$(BENCH_VENV)/.installed: benchmarks/requirements.txt
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@echo "installing into $(BENCH_VENV) ..."
+	@PIP_CONSTRAINT= $(BENCH_VENV)/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	@touch $@
+
+# Fleets of up to a million attempts a day, simulated from a seed.
+scaling: $(VENV)/.installed
+	@$(BIN)/python -m benchmarks.scaling
+	@$(BIN)/pytest --rewrite --quiet tests/test_docs.py -k "generated and scaling"
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

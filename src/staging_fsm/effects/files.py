@@ -24,8 +24,15 @@ _BLOCK_BYTES: Final = 1024 * 1024
 
 
 def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
+    """Replace `path` by a file holding `data`, as `write_whole` does, for ever. Raises OSError."""
+    write_whole(path, data, mode, durable=True)
+    sync_directory(path.parent)
+
+
+def write_whole(path: Path, data: bytes, mode: int = FILE_MODE, *, durable: bool = False) -> None:
     """Replace `path` by a file holding `data`, whole or not at all. Raises OSError.
 
+    A power cut may undo it; what is `durable` is synced before it takes the name.
     A symbolic link, a pipe or anything else but a folder in its place is replaced,
     never followed or opened. A folder in its place is moved away first.
     """
@@ -36,14 +43,14 @@ def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if path.is_dir() and not path.is_symlink():
             set_aside(path, "in-the-way")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
 
 
 def create_durably(path: Path, data: bytes) -> bool:

@@ -47,7 +47,13 @@ from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import PRESETS, REPORT_DIR_PLACEHOLDER, UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import limits, shim, worktree
-from staging_fsm.effects.files import StateDir, open_regular, sha256_of_file, write_durably
+from staging_fsm.effects.files import (
+    StateDir,
+    open_regular,
+    sha256_of_file,
+    write_durably,
+    write_whole,
+)
 from staging_fsm.effects.processes import (
     ProcessIdentity,
     age_seconds,
@@ -403,7 +409,8 @@ class LocalSuites:
     def _keep_tail(self, run_id: str) -> None:
         folder = self._state.run(run_id)
         with contextlib.suppress(OSError):
-            write_durably(folder / "tail", self._masked_tail(run_id, KEPT_TAIL_BYTES))
+            # Not synced: after a power cut it is made again, as good as ever.
+            write_whole(folder / "tail", self._masked_tail(run_id, KEPT_TAIL_BYTES))
 
     def _remove_checkout(self, run_id: str, order: _Order | None) -> None:
         checkout = self._state.worktree(run_id)

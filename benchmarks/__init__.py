@@ -1,0 +1,1 @@
+"""What staging_fsm costs, measured: `make bench`, and fleets, simulated: `make scaling`."""
