@@ -17,8 +17,8 @@ from conftest import REPO, HostKit
 from staging_fsm.core.config import Suites, parse_suites
 from staging_fsm.core.errors import RunRefusedError, SnapshotRefusedError, TransitionRefusedError
 from staging_fsm.core.invariants import Sight, violations
-from staging_fsm.core.outcome import Reason
-from staging_fsm.core.ports import JobRow, RunCondition
+from staging_fsm.core.outcome import REASONS, Reason
+from staging_fsm.core.ports import AlertKind, JobRow, RunCondition
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Place
@@ -816,7 +816,8 @@ def test_nothing_is_removed_while_a_row_is_refused(desk: Desk) -> None:
 def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
     """An attempt whose worker is dead is taken up by the next launch, and its run is lost."""
     here = this_process()
-    under_worker(desk, str(ProcessIdentity(here.scope, here.pid, here.start + 1)))
+    dead = str(ProcessIdentity(here.scope, here.pid, here.start + 1))
+    under_worker(desk, dead)
 
     decision = desk.launch()
 
@@ -826,6 +827,7 @@ def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
         Event.WORKER_LOST,
         Event.BUDGET_LEFT,
     ]
+    assert desk.snapshot().last_run.detail == f"worker {dead} is gone"
 
 
 def test_run_of_another_machine_is_left_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1040,3 +1042,57 @@ def test_key_of_any_text_names_no_folder_outside(desk: Desk) -> None:
     name = desk.staging._new_attempt(row).attempt_id
 
     assert re.fullmatch(r"_org_repo_7_x{52}-[0-9a-f]{12}", name)
+
+
+def test_each_move_is_logged_and_watched_once_it_is_durable(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every move is one line of the log and one call of who watches, in the order of the trail."""
+    watched: list[str] = []
+
+    def watch(_row: JobRow, snapshot: Snapshot) -> None:
+        assert desk.snapshot() == snapshot
+        watched.append(snapshot.history[-1].id)
+
+    caplog.set_level("INFO", "staging_fsm")
+    desk.staging.engine.watch = watch
+    desk.defer()
+    desk.launch()
+    moves = desk.snapshot().history
+    lines = [line for line in caplog.messages if line.startswith("event=transition ")]
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert watched == [move.id for move in moves]
+    for move, line in zip(moves, lines, strict=True):
+        row, attempt = move.row, desk.snapshot().attempt_id
+        assert f" id={row.id} job={desk.job_id} attempt={attempt} source={row.source}" in line
+        assert f" on={row.event} target={row.target} effect={row.effect} reason=" in line
+
+
+def test_attempt_that_failed_closed_is_told_in_words(desk: Desk) -> None:
+    """The alert of an attempt that failed closed names work item, run, reason and whose fault."""
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    told = json.loads((desk.folder / "state" / "alerts.jsonl").read_text())
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert told["text"] == (
+        f"WI-1 in {REPO} failed closed in run 1: {REASONS[Reason.TOOL_EXIT_CODE].sentence}"
+        f" ({Reason.TOOL_EXIT_CODE}) This is an infrastructure fault, not a verdict on the code."
+    )
+
+
+def test_alert_that_fails_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """What an alert that fails was about stands in the log, and the attempt goes on."""
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = TOOL_ERROR
+    desk.break_part("alerts.send", OSError("boom"))
+    desk.claim()
+    desk.launch()
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert caplog.messages == [
+        f'event="an alert was lost" alert={AlertKind.FAILED_CLOSED} job={desk.job_id} error=boom'
+    ]
