@@ -63,10 +63,11 @@ COMMAND_SECONDS: Final = 120
 VARYING: Final = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "<time>"),
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "<clock>"),
+    (re.compile(r"(127\.0\.0\.1:)\d+"), r"\1<port>"),
     (re.compile(r"\b[0-9a-f]{64}\b"), "<sha256>"),
     (re.compile(r"\b[0-9a-f]{40}\b"), "<commit>"),
     (re.compile(r"\b(\d+(?:-shadow)?)-[0-9a-f]{12}\b"), r"\1-<attempt>"),
-    (re.compile(r"\b\d+(\.\d+)? ?s\b"), "<seconds>"),
+    (re.compile(r"\b(\d+ min )?\d+(\.\d+)? ?s\b|\b\d+ min\b"), "<seconds>"),
     (re.compile(r"(duration_seconds: |<time> \| )\d+\.\d+"), r"\1<seconds>"),
     (re.compile(r"(<time> *│ *)\d+\.\d+"), r"\1<seconds>"),
     # A suite that prints how long it took prints more or fewer characters.
@@ -453,6 +454,11 @@ def listed(text: str) -> list[str]:
 def test_glossary_explains_the_vocabulary(title: str, members: Iterable[str]) -> None:
     """The glossary explains every member of a vocabulary, in its order, and no other word."""
     assert listed(section("docs/glossary.md", title)) == [str(member) for member in members]
+
+
+def test_operators_are_told_of_every_state() -> None:
+    """The operator's page says of every state, in its order, what it means and what to do."""
+    assert first_cells(section("docs/operating.md", "States")) == [str(state) for state in State]
 
 
 def test_glossary_names_every_reason() -> None:

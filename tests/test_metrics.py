@@ -1,5 +1,6 @@
 """The metrics, scraped over HTTP and read by Prometheus' own parser."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -158,3 +159,20 @@ def test_every_reason_and_verdict_stands_at_nothing(shelf: Shelf) -> None:
     assert [
         value(samples, "run_duration_seconds_count", verdict=str(verdict)) for verdict in Verdict
     ] == [0] * len(Verdict)
+
+
+def test_every_metric_is_explained(shelf: Shelf) -> None:
+    """The operator's page explains every metric with its labels, and no other."""
+    with serving(create_app(shelf.source())) as port:
+        text = ask(port, "/metrics").text
+    # A time of its own making stands beside each counter and histogram; it is nobody's business.
+    found = {
+        re.sub(r"_(bucket|count|sum)$", "", sample.name): {*sample.labels} - {"le"}
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    page = (Path(__file__).parent.parent / "docs" / "operating.md").read_text()
+    rows = re.findall(r"^\| `(staging_fsm_\w+)` \| (.*?) \|", page, re.MULTILINE)
+
+    assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == found

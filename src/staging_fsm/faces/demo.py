@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import attrs
 from rich.console import Console
-from rich.table import Table
 
 from staging_fsm.core.config import SuiteEntry
 from staging_fsm.core.spec import State
@@ -151,15 +150,11 @@ def _carry(console: Console, session: Session, repo: str, story: Story) -> dict[
 
 
 def _summary(console: Console, folder: Path, views: list[dict[str, Any]]) -> None:
-    table = Table("work item", "state", "fault", "next stage", "why", title="Three ways")
-    for column in table.columns[:-1]:
-        column.no_wrap = True
+    console.print("\nThree ways:")
     for view in views:
-        table.add_row(
-            view["work_item"], view["state"], view["fault"], view["next_stage"], view["why"]
-        )
-    console.print()
-    console.print(table)
+        fault, stage = f"fault: {view['fault']},", f"next stage: {view['next_stage']}"
+        console.print(f"  {view['work_item']:14} {view['state']:14} {fault:22} {stage}")
+        console.print(f"  {'':14} {view['why']}")
     console.print("\nWhat the gate read:")
     for view in views:
         console.print(f"  {view['state']:14} {view['artifact']}", soft_wrap=True)

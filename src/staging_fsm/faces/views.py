@@ -8,7 +8,7 @@ import attrs
 from staging_fsm.core.artifact import fault
 from staging_fsm.core.outcome import REASONS
 from staging_fsm.core.ports import JobRow
-from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 
 #: Below this many seconds a tenth of one is worth saying.
@@ -80,6 +80,13 @@ def sentence(snapshot: Snapshot) -> str:
 
 def _last_words(snapshot: Snapshot) -> str:
     return snapshot.history[-1].reason if snapshot.history else "nothing has happened yet"
+
+
+def ended_by(run: Run) -> str | None:
+    """Return how the suite of a run ended; None if it did not, or nobody knows."""
+    if run.signal is not None:
+        return f"signal {run.signal}"
+    return None if run.exit_code is None else f"exit code {run.exit_code}"
 
 
 def duration_words(seconds: float) -> str:

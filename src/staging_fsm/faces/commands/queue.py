@@ -3,11 +3,10 @@
 import json
 import os
 from collections.abc import Iterator
+from typing import Final
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.queue import (
@@ -19,6 +18,8 @@ from staging_fsm.faces.queue import (
 from staging_fsm.faces.session import open_session
 from staging_fsm.faces.views import duration_words
 
+_INDENT: Final = " " * 5
+
 
 @click.command()
 @db_option
@@ -29,18 +30,9 @@ def queue(db: str | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(QueueDocument(staging_runner=block)))
         return
-    console = Console(highlight=False)
-    for line in _summary_lines(block):
-        console.print(escape(line), soft_wrap=True)
-    table = Table("job", "work item", "state", "run", "time", "why, and what is next")
-    for name in ("job", "state", "run", "time"):
-        next(column for column in table.columns if column.header == name).no_wrap = True
-    for row in block["refused"]:
-        names = str(row["job_id"]), escape(f"{row['repo']} {row['work_item']}")
-        table.add_row(*names, "REFUSED", "", "", escape(row["problem"]))
-    for attempt in block["attempts"]:
-        table.add_row(*map(escape, _cells(attempt)))
-    console.print(table if table.row_count else "no unfinished attempt")
+    console = Console(highlight=False, markup=False)
+    for line in (*_summary_lines(block), *_refused_lines(block), *_attempt_lines(block)):
+        console.print(line, soft_wrap=not line.startswith(_INDENT))
 
 
 def _summary_lines(block: StagingRunnerBlock) -> Iterator[str]:
@@ -51,14 +43,24 @@ def _summary_lines(block: StagingRunnerBlock) -> Iterator[str]:
         yield f"{at_least}{number} failed closed in the last day"
 
 
-def _cells(attempt: ActiveAttempt) -> Iterator[str]:
-    yield str(attempt["job_id"])
-    yield f"{attempt['repo']} {attempt['work_item']}"
-    yield attempt["state"]
-    yield f"{attempt['run']} of {attempt['runs_max'] or '?'}"
-    yield _time_words(attempt)
-    why = f"{attempt['reason']} " if attempt["fault"] else ""
-    yield why + (attempt["stuck"] or attempt["next"])
+def _refused_lines(block: StagingRunnerBlock) -> Iterator[str]:
+    for row in block["refused"]:
+        yield f"{row['job_id']:>4} {row['repo']} {row['work_item']}: REFUSED"
+        yield f"{_INDENT}{row['problem']}"
+
+
+def _attempt_lines(block: StagingRunnerBlock) -> Iterator[str]:
+    for one in block["attempts"]:
+        run = f"run {one['run']} of {one['runs_max'] or '?'}"
+        names = f"{one['job_id']:>4} {one['repo']} {one['work_item']}"
+        yield f"{names}: {one['state']}, {run}, {_time_words(one)}"
+        if one["fault"]:
+            yield f"{_INDENT}{one['reason']}"
+        yield f"{_INDENT}{one['stuck'] or one['next']}"
+        if one["last_output"]:
+            yield f"{_INDENT}│ {one['last_output']}"
+    if not block["attempts"] and not block["refused"]:
+        yield "no unfinished attempt"
 
 
 def _time_words(attempt: ActiveAttempt) -> str:

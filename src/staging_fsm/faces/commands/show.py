@@ -1,7 +1,7 @@
 """`staging-fsm show`: one attempt, its history and its runs."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -9,8 +9,12 @@ from rich.table import Table
 
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.faces.options import db_option, json_option
+from staging_fsm.faces.queue import moment, plain
 from staging_fsm.faces.session import open_session, stored_attempt, stored_view
-from staging_fsm.faces.views import sentence
+from staging_fsm.faces.views import duration_words, ended_by, sentence
+
+#: A path may be as long as the system lets it be.
+LINE_CHARACTERS: Final = 5000
 
 
 @click.command()
@@ -25,23 +29,39 @@ def show(job: int, db: str | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(view))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     print_end(console, view, snapshot)
-    history = Table("time", "id", "source", "event", "target", "why", title="History")
+    history = _table("time", "id", "event", "target", "why")
     for move in snapshot.history:
-        where = (move.row.source, move.row.event, move.row.target)
-        history.add_row(move.time, move.id, *map(str, where), move.reason)
-    runs = Table("run", "started", "seconds", "exit code", "signal", "reason", title="Runs")
-    for run_ in snapshot.runs:
-        facts = (run_.duration_seconds, run_.exit_code, run_.signal, run_.reason)
-        cells = ["-" if fact is None else str(fact) for fact in facts]
-        runs.add_row(str(run_.number), run_.started_at, *cells)
-    console.print(history, runs)
+        where = (str(move.row.event), str(move.row.target))
+        history.add_row(_second(move.time), move.id, *where, plain(move.reason))
+    runs = _table("run", "started", "took", "ended by", "reason")
+    for run in snapshot.runs:
+        took = "-" if run.duration_seconds is None else duration_words(run.duration_seconds)
+        reason = "-" if run.reason is None else str(run.reason)
+        facts = (str(run.number), _second(run.started_at), took, ended_by(run) or "-", reason)
+        runs.add_row(*facts)
+    console.print("", history, "", runs, sep="\n")
+
+
+def _table(*names: str) -> Table:
+    """Return a table that fits 80 columns: its last column wraps, and no other."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, no_wrap=name != names[-1])
+    return table
+
+
+def _second(time: str) -> str:
+    """Return a time to the second, in which text order still is time order."""
+    when = moment(time)
+    return plain(time) if when is None else when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def print_end(console: Console, view: dict[str, Any], snapshot: Snapshot) -> None:
     """Print where an attempt is and why, and where its papers are."""
-    console.print(f"{view['work_item']}: {view['state']}. {sentence(snapshot)}", soft_wrap=True)
-    for name in ("revision", "artifact", "log", "next_stage"):
-        if view[name]:
-            console.print(f"  {name.replace('_', ' ')}: {view[name]}", soft_wrap=True)
+    lines = [f"{view['work_item']}: {view['state']}. {sentence(snapshot)}"]
+    papers = [name for name in ("revision", "artifact", "log", "next_stage") if view[name]]
+    lines += [f"  {name.replace('_', ' ')}: {view[name]}" for name in papers]
+    for line in lines:
+        console.print(plain(line, LINE_CHARACTERS), soft_wrap=True, markup=False)

@@ -19,7 +19,7 @@ from staging_fsm.core.spec import State
 from staging_fsm.effects.files import read_small
 from staging_fsm.faces.diagrams import Diagram, svg
 from staging_fsm.faces.queue import active_attempt, job_id_of, moment, output_tail, plain
-from staging_fsm.faces.views import duration_words, sentence
+from staging_fsm.faces.views import duration_words, ended_by, sentence
 from staging_fsm.faces.web.plot import Bar, Plot
 from staging_fsm.faces.web.source import Source
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -112,7 +112,7 @@ def _run(snapshot: Snapshot, run: Run, source: Source) -> dict[str, Any]:
         "number": run.number,
         "started_at": plain(run.started_at),
         "seconds": run.duration_seconds,
-        "ended_by": _ended_by(run),
+        "ended_by": ended_by(run),
         "reason": run.reason and str(run.reason),
         "sentence": facts.sentence if facts else _RUNNING,
         "tone": _TONE_OF_VERDICT[facts.verdict] if facts else "running",
@@ -132,12 +132,6 @@ _TONE_OF_VERDICT: Final = {
     Verdict.FAILED: "code",
     Verdict.NOT_EXECUTED: "bad",
 }
-
-
-def _ended_by(run: Run) -> str | None:
-    if run.signal is not None:
-        return f"signal {run.signal}"
-    return None if run.exit_code is None else f"exit code {run.exit_code}"
 
 
 def _facts(source: Source, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
