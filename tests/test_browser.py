@@ -193,8 +193,12 @@ UNREADABLE: Final = """() => {
     if (now > level + 1) found.push(`${heading.tagName} after H${level}: ${heading.innerText}`);
     level = now;
   }
-  for (const part of all("nav, section, article, progress, [role=region]"))
+  for (const part of all("nav, section, article, progress, [role=group]"))
     if (!named(part)) found.push(`no name: ${part.outerHTML.slice(0, 80)}`);
+  const landmarks = all("section, nav").map((part) => part.getAttribute("aria-labelledby")
+    || part.getAttribute("aria-label"));
+  for (const name of landmarks)
+    if (landmarks.indexOf(name) !== landmarks.lastIndexOf(name)) found.push(`twice: ${name}`);
   for (const picture of all("svg"))
     if (!named(picture) && !picture.querySelector("title"))
       found.push(`no words for: ${picture.outerHTML.slice(0, 80)}`);
