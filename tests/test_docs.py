@@ -44,11 +44,13 @@ from staging_fsm.effects.rows import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.shadow import Comparison
+from staging_fsm.fleet.settings import FleetSettings, load_fleet_settings
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
 from staging_fsm.host.launcher import RESERVED_AGENTS
 from staging_fsm.host.pipeline import ARTIFACT_GATES
 from staging_fsm.host.settings import HostSettings
+from staging_fsm.host.store import open_database
 from test_repo import LAYERS
 from test_stories import STORIES
 
@@ -57,6 +59,8 @@ EXAMPLES: Final = ROOT / "examples"
 DOCUMENTS: Final = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 )
+#: Its reader has been given a database.
+FLEET_DOCUMENT: Final = "docs/fleet.md"
 COMMAND_SECONDS: Final = 120
 
 #: What differs from run to run, and nothing else. Both sides of a comparison go through it.
@@ -214,7 +218,20 @@ def steady(line: str) -> str:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def fleet_url(postgres_url: str) -> Iterator[str]:
+    """Return the address of a database that carries no fleet, and will carry none."""
+    yield postgres_url
+    engine = open_database(postgres_url)
+    with engine.begin() as connection:
+        schema = load_fleet_settings({}).schema
+        connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+    engine.dispose()
+
+
+@pytest.fixture
+def reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Reader]:
     """Return a reader whose environment is that of a newcomer, with the product on the PATH."""
     home, temporary = tmp_path.resolve() / "home", tmp_path.resolve() / "tmp"
     for folder in (home, temporary):
@@ -225,6 +242,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     for name in list(os.environ):
         if name.startswith(("ORCH_", "XDG_", "GIT_", "PYTEST_")):
             monkeypatch.delenv(name)
+    if FLEET_DOCUMENT in request.node.name:
+        monkeypatch.setenv("ORCH_DB_URL", request.getfixturevalue("fleet_url"))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     newcomer = {"PATH": path, "HOME": str(home), "TMPDIR": str(temporary), "LC_ALL": "C.UTF-8"}
     for name, value in {**newcomer, "COLUMNS": "140", "GIT_CONFIG_NOSYSTEM": "1"}.items():
@@ -282,15 +301,31 @@ def setting_rows() -> str:
 
 def host_setting_rows() -> str:
     """Return the declared settings of the reference host."""
+    return declared_rows(HostSettings)
+
+
+def declared_rows(declaration: type) -> str:
+    """Return the settings that a class of environ-config declares."""
     rows: list[dict[str, Any]] = []
 
     def keep(found: list[dict[str, Any]], **_: object) -> str:
         rows.extend(found)
         return ""
 
-    environ.generate_help(HostSettings, formatter=keep, display_defaults=True)
+    environ.generate_help(declaration, formatter=keep, display_defaults=True)
     lines = ((f"`{row['var_name']}`", f"`{row['default']}`", row["help_str"]) for row in rows)
     return table(["variable", "default", "meaning"], lines).replace("``", "")
+
+
+def fleet_setting_rows() -> str:
+    """Return the declared settings of a fleet."""
+    return declared_rows(FleetSettings)
+
+
+def file_block(name: str, language: str) -> str:
+    """Return an example file as a block that a reader saves under its name."""
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    return f'```{language} title="{name}"\n{text}```\n'
 
 
 def rule_rows() -> str:
@@ -387,6 +422,9 @@ GENERATED: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("docs/configuration.md", "host-settings"): host_setting_rows,
     ("docs/judging.md", "rules"): rule_rows,
     ("docs/judging.md", "reasons"): reason_rows,
+    (FLEET_DOCUMENT, "fleet-settings"): fleet_setting_rows,
+    (FLEET_DOCUMENT, "unit"): lambda: file_block("staging-fsm-fleet@.service", "ini"),
+    (FLEET_DOCUMENT, "compose"): lambda: file_block("fleet-compose.yaml", "yaml"),
     ("docs/embedding.md", "before"): lambda: example_block("foreign_orchestrator_before.py"),
     ("docs/embedding.md", "patch"): example_patch,
     ("docs/pipeline.md", "stages"): stage_rows,

@@ -1,0 +1,85 @@
+"""What a fleet is kept running with: the files in `examples/`, as their tools read them."""
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from staging_fsm.core.config import settings
+from staging_fsm.faces.cli import COMMANDS
+from staging_fsm.fleet.settings import FleetSettings
+from staging_fsm.host.settings import HostSettings
+
+EXAMPLES: Final = Path(__file__).parent.parent / "examples"
+UNIT: Final = EXAMPLES / "staging-fsm-fleet@.service"
+COMPOSE: Final = EXAMPLES / "fleet-compose.yaml"
+
+
+def compose() -> dict[str, Any]:
+    """Return the Compose file."""
+    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+    return found
+
+
+def unit() -> configparser.ConfigParser:
+    """Return the systemd unit."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # the documented way to keep case
+    parser.read(UNIT, encoding="utf-8")
+    return parser
+
+
+def test_worker_is_started_again_however_it_ends() -> None:
+    """Unit and Compose file start a worker again, always and without giving up."""
+    assert unit()["Service"]["Restart"] == compose()["services"]["worker"]["restart"] == "always"
+    assert unit()["Unit"]["StartLimitIntervalSec"] == "0"
+
+
+def test_restart_of_a_worker_leaves_its_suites_alone() -> None:
+    """The unit ends the worker and nobody else: its supervisors go on."""
+    assert unit()["Service"]["KillMode"] == "process"
+
+
+def test_commands_of_the_examples_are_ours() -> None:
+    """Whatever an example starts is a command that there is."""
+    started = [unit()["Service"]["ExecStart"].split()]
+    started += [
+        service["command"] for service in compose()["services"].values() if "command" in service
+    ]
+
+    assert {Path(words[0]).name for words in started} == {"staging-fsm"}
+    assert {words[1] for words in started} <= {*COMMANDS}
+
+
+def test_variables_of_the_examples_are_settings() -> None:
+    """Whatever an example sets is a setting that there is."""
+    known = {setting.name for setting in settings()}
+    known |= {f"ORCH_{name.upper()}" for name in HostSettings.__annotations__}
+    known |= {f"ORCH_FLEET_{name.upper()}" for name in FleetSettings.__annotations__}
+    named = re.findall(r"\bORCH_[A-Z_]+\b(?!\*)", UNIT.read_text() + COMPOSE.read_text())
+
+    assert {name for name in named if not name.endswith("_")} <= known
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not there")
+def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
+    """`systemd-analyze verify` reads the unit without a word."""
+    text = UNIT.read_text(encoding="utf-8")
+    here = text.replace("/opt/staging-fsm/bin", os.path.dirname(sys.executable))  # noqa: PTH120  # a text
+    (tmp_path / UNIT.name).write_text(here)
+    said = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / UNIT.name)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert [line for line in said.stderr.splitlines() if UNIT.stem.rstrip("@") in line] == []
+    assert said.returncode == 0
