@@ -20,7 +20,7 @@ from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.outcome import REASONS, Reason
 from staging_fsm.core.ports import AlertKind, JobRow, RunCondition
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
-from staging_fsm.core.spec import Event, State
+from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.drive.engine import Place
 from staging_fsm.drive.intercept import UNSEEN, Decision, Ruling, StagingIntercept
 from staging_fsm.effects import preflight
@@ -1095,4 +1095,43 @@ def test_alert_that_fails_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture
     assert desk.state() is State.FAILED_CLOSED
     assert caplog.messages == [
         f'event="an alert was lost" alert={AlertKind.FAILED_CLOSED} job={desk.job_id} error=boom'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("suites", "told"),
+    [
+        (
+            FAILING,
+            "the gate opened against the verdict: "
+            + str(
+                TransitionRefusedError(
+                    State.VERDICT_FAILED, Event.GATE_OPENED, [Event.GATE_REFUSED]
+                )
+            ),
+        ),
+        (PASSING, "the gate opened, but the artifact it read is not the one that was written"),
+    ],
+    ids=["of a failed suite", "of another artifact"],
+)
+def test_gate_that_contradicts_the_verdict_is_told_in_words(
+    desk: Desk, suites: str, told: str
+) -> None:
+    """An attempt that its gate contradicts stays where it is, and the alert says how."""
+
+    def gate(row: JobRow, _tx: object) -> bool:
+        if suites == PASSING:
+            artifact = desk.staging.engine.place(row).artifact_dir / ARTIFACT_NAME
+            artifact.write_text("---\nstaging_status: SUCCESS\n---\n")
+        return True
+
+    desk.suites_file = suites
+    desk.staging.engine.gate = gate
+    desk.claim()
+    desk.launch()
+    alerts = (desk.folder / "state" / "alerts.jsonl").read_text().splitlines()
+
+    assert desk.snapshot().history[-1].row.effect is Effect.HAND_OVER
+    assert [(json.loads(line)["kind"], json.loads(line)["text"]) for line in alerts] == [
+        (AlertKind.GATE_CONTRADICTED_VERDICT, told)
     ]

@@ -267,6 +267,8 @@ def statements_swapped(source: Source) -> Iterator[Edit]:
             calls = [any(isinstance(n, ast.Call) for n in ast.walk(s)) for s in (first, second)]
             if not all(calls) or isinstance(first, leaving) or isinstance(second, leaving):
                 continue
+            if isinstance(first, ast.Assign) and isinstance(second, ast.Assign):
+                continue  # two facts are taken down; an effect would be no assignment
             (start, end), (next_start, next_end) = source.span(first), source.span(second)
             between = source.text[end:next_start]
             text = source.text[next_start:next_end] + between + source.text[start:end]
