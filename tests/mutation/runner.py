@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 PACKAGE = Path("src/staging_fsm")
 #: Besides the core and the drive: the compare-and-swap and the writer of artifacts.
-FURTHER_MODULES = ("effects/rows.py", "effects/files.py")
+FURTHER_MODULES = ("effects/rows.py", "effects/metadata.py", "effects/files.py")
 #: Besides the test file of its own name: the tests that hold a module's promises.
 FURTHER_TESTS = {
     "core/outcome.py": ("stories",),
@@ -58,6 +58,7 @@ FURTHER_TESTS = {
     "drive/recovery.py": ("stories", "faults", "intercept"),
     "drive/engine.py": ("stories", "faults", "intercept"),
     "drive/intercept.py": ("stories", "faults"),
+    "effects/metadata.py": ("rows",),
     "effects/files.py": ("artifact", "intercept", "processes"),
 }
 RUNNER_FAILED = 70
