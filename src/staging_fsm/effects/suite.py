@@ -476,7 +476,8 @@ def _run_lock(folder: Path) -> Iterator[int | None]:
 
 
 def _write_order(folder: Path, order: _Order) -> None:
-    write_durably(folder / "order.json", json.dumps(attrs.asdict(order)).encode())
+    # Not synced: after a power cut nothing of the run is left that it could tell of.
+    write_whole(folder / "order.json", json.dumps(attrs.asdict(order)).encode())
 
 
 def _read_order(folder: Path) -> _Order:
