@@ -450,3 +450,27 @@ def test_help_loads_no_command() -> None:
     ended = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
 
     assert ended.stderr.strip() == "set()"
+
+
+def test_people_can_read_it_in_80_columns(shell: Shell) -> None:
+    """`show` and `queue` cut no state, no time and no name, and hostile text is shown as text."""
+    _, view = shell.run("--work-item", "WI-1", "--", "sh", "-c", "exit 7")
+    job = str(view["job_id"])
+    with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
+        database.execute("PRAGMA foreign_keys = OFF")
+        database.execute("UPDATE jobs SET work_item = '[/red] \x1b[2Jgone', status = 'running'")
+    environment = {**shell.environment(), "COLUMNS": "80"}
+    texts = [
+        subprocess.run(
+            shell.command(*command), env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for command in (("show", job), ("queue",))
+    ]
+
+    for text in texts:
+        assert "[/red] gone" in text
+        assert "ROLLED_BACK" in text
+        assert "\x1b" not in text
+    for move in view["history"]:
+        assert f"{move['time'][:19]}Z" in texts[0]
+        assert str(move["id"]) in texts[0]
