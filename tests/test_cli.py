@@ -317,6 +317,15 @@ def test_unknown_job_is_a_sentence(shell: Shell) -> None:
     assert ended.stderr.strip() == "staging-fsm: there is no job 4711 in table 'jobs'"
 
 
+def test_suite_that_destroys_the_database_is_no_verdict(shell: Shell) -> None:
+    """An error that nobody foresaw does not end with the exit code of a suite that failed."""
+    database = shell.folder / "state" / "orchestrator.db"
+    ended = shell.call("run", "--repo", str(shell.repository), "--", "rm", str(database))
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert "internal error" in ended.stderr
+
+
 def test_damaged_row_is_shown_and_never_touched(shell: Shell) -> None:
     """A row whose snapshot is damaged stands in the queue as refused, and `recover` leaves it."""
     import sqlite3  # noqa: PLC0415  # the operator's own tool

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import traceback
 from typing import Any, Final
 
 import click
@@ -53,11 +54,21 @@ class _Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error of ours is a sentence and an exit code, no traceback."""
+        """Run the command; an error of ours is a sentence and an exit code, no traceback.
+
+        One that nobody foresaw shows its traceback and is no verdict either: Python's
+        own exit code 1 would say that the suite ran and failed.
+        """
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
         except StagingError as error:
             click.echo(f"staging-fsm: {error}", err=True)
+            ctx.exit(ExitCode.DECLINED)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is no verdict
+            click.echo(traceback.format_exc(), err=True)
+            click.echo(f"staging-fsm: internal error: {type(error).__name__}: {error}", err=True)
             ctx.exit(ExitCode.DECLINED)
 
 
