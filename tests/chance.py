@@ -153,11 +153,11 @@ class Player:
             self.idle += 1
             world.begin(worker, Doing.RECOVER, 0)
 
-    def _outside(self) -> None:  # noqa: C901  # one case for each thing that may happen
+    def _outside(self) -> None:  # noqa: C901, PLR0912  # one case for each thing that may happen
         """Have something happen that no worker does."""
         world, chance = self.world, self.chance
         job = chance.choice(world.staging_jobs())
-        match chance.randrange(11):
+        match chance.randrange(12):
             case 0:
                 world.set("ENABLED", chance.choice(("1", "1", "0", "maybe")))
             case 1:
@@ -176,6 +176,8 @@ class Player:
             case 8:
                 world.damage(job.id, chance.choice(_DAMAGES))
             case 9:
+                world.set("SHADOW", chance.choice(("0", "0", "1")))
+            case 10:
                 world.note(job.id, chance.choice(("once", "twice")))
             case _:
                 if workers := world.live_workers():

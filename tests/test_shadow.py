@@ -206,6 +206,20 @@ def test_kill_switch_wins_over_the_shadow(begin: Begin, switch: str) -> None:
     assert [record.launch.work_item for record in noted.shadow.records.records()] == ["WI-1"]
 
 
+def test_attempt_of_the_shadow_has_the_budget_of_one_in_earnest(begin: Begin) -> None:
+    """A suite that did not run is tried again when it is due, but not under the kill switch."""
+    beside = begin('command = ["sh", "-c", "exit 75"]\ntool_exit_codes = [75]', infra_retries=1)
+    beside.launch()
+    states = []
+    for switch in ("1", "0", "1", "1"):
+        beside.variables["ORCH_STAGING_RUNNER_ENABLED"] = switch
+        beside.shadow.run_once()
+        states.append(beside.view()["runner"]["state"])
+
+    assert states == [State.DEFERRED, State.DEFERRED, State.FAILED_CLOSED, State.FAILED_CLOSED]
+    assert beside.view()["runner"]["runs"] == 2
+
+
 @pytest.mark.parametrize(
     ("work_item", "suite", "comparison"),
     [

@@ -168,6 +168,8 @@ class AnyWorld(RuleBasedStateMachine):
                 ("ENABLED", "maybe"),
                 ("REPOS", ""),
                 ("REPOS", "shop"),
+                ("SHADOW", "1"),
+                ("SHADOW", "0"),
                 ("INFRA_RETRIES", "many"),
                 ("INFRA_RETRIES", "1"),
             ]

@@ -521,11 +521,14 @@ class World:
         self.variables: dict[str, str] = {
             "ORCH_STAGING_RUNNER_ENABLED": "1" if shape.enabled else "0",
             "ORCH_STAGING_RUNNER_REPOS": REPO,
+            "ORCH_STAGING_RUNNER_SHADOW": "0",
             "ORCH_STAGING_RUNNER_INFRA_RETRIES": str(shape.infra_retries),
             "ORCH_STAGING_RUNNER_RETRY_BACKOFF_SECONDS": str(shape.backoff_seconds),
             "ORCH_STAGING_RUNNER_RETRY_BACKOFF_MAX_SECONDS": str(4 * shape.backoff_seconds),
         }
         self.excluded_at = -1
+        #: Since when the runner may only record; None while it may do more.
+        self.shadowed_at: int | None = None
         self.bewitched = False
         self.files: dict[str, File] = {}
         self.runs: dict[str, Run] = {}
@@ -568,10 +571,11 @@ class World:
         return SUITES[self.shape.policy]
 
     def excluded(self) -> bool:
-        """Say whether kill switch or scope keep the runner away."""
+        """Say whether kill switch, scope or shadow mode keep the runner away."""
         return (
             self.variables["ORCH_STAGING_RUNNER_ENABLED"] != "1"
             or self.variables["ORCH_STAGING_RUNNER_REPOS"] != REPO
+            or self.variables["ORCH_STAGING_RUNNER_SHADOW"] != "0"
         )
 
     def run(self, run_id: str, machine: str) -> Run:
@@ -589,6 +593,9 @@ class World:
         counted = len(facts.snapshot.runs) if facts.snapshot else 0
         older = file is not None and file.older
         facts.starts = (*facts.starts, Start(number, counted, older))
+        begun = cast("Task", getcurrent()).began
+        if self.shadowed_at is not None and self.shadowed_at < begun and number == 1:
+            self.accuse(f"run 1 of job {job_id} was started by a launch in shadow mode")
         junit = order.suite.report is not None
         self.runs[order.run_id] = Run(order.run_id, job_id, number, machine, junit)
         self.touch(job_id)
@@ -724,6 +731,8 @@ class World:
         self._move(f"{name}={value}")
         if self.excluded():
             self.excluded_at = self.moves
+        if name == "SHADOW":
+            self.shadowed_at = self.moves if value == "1" else None
         self.variables[f"ORCH_STAGING_RUNNER_{name}"] = value
 
     def forge(self, work_item: str, forgery: str) -> None:
