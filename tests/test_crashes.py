@@ -42,11 +42,7 @@ class Site:
     repository: Path
     session: Session
     repo: str
-
-    @property
-    def database(self) -> str:
-        """Return the database's address."""
-        return f"sqlite:///{self.folder / 'orchestrator.db'}"
+    database: str
 
     def job(self, work_item: str) -> int:
         """Return a new staging job."""
@@ -108,13 +104,25 @@ class Site:
             return int(connection.execute(statement, {"id": job_id}).scalar_one())
 
 
+def open_site(folder: Path, repository: Path, database: str) -> Site:
+    """Return a place where workers die, over a database."""
+    session = open_session(database, variables(str(folder / "state")))
+    repo = register_repository(session.store, repository)
+    return Site(folder, repository, session, repo, database)
+
+
 @pytest.fixture
 def site(tmp_path: Path, repository: Path) -> Site:
-    """Return a place where workers die."""
-    session = open_session(
-        f"sqlite:///{tmp_path / 'orchestrator.db'}", variables(str(tmp_path / "state"))
-    )
-    return Site(tmp_path, repository, session, register_repository(session.store, repository))
+    """Return a place where workers die, over SQLite."""
+    return open_site(tmp_path, repository, f"sqlite:///{tmp_path / 'orchestrator.db'}")
+
+
+@pytest.fixture
+def postgres_site(tmp_path: Path, repository: Path, postgres_url: str) -> Iterator[Site]:
+    """Return a place where workers die, over PostgreSQL."""
+    site = open_site(tmp_path, repository, postgres_url)
+    yield site
+    site.session.store.engine.dispose()
 
 
 @pytest.mark.parametrize("story", sorted(STORIES))
@@ -191,3 +199,18 @@ def test_two_workers_that_recover_at_once_advance_once(site: Site) -> None:
             _, errors = recoverer.communicate(timeout=120)
             assert recoverer.returncode == 0, errors
         site.check(job_id, site.recover(job_id, command), {State.ADVANCED})
+
+
+def test_worker_killed_over_postgresql_loses_nothing(postgres_site: Site) -> None:
+    """Over PostgreSQL, too, a killed worker's job ends once, though two recover it at once."""
+    command, end = STORIES["pass"]
+    for point in (5, 11):
+        job_id = postgres_site.job(f"killed-at-{point}")
+        worker = postgres_site.worker(job_id, point, command)
+        worker.communicate(timeout=120)
+        assert worker.returncode == -signal.SIGKILL
+        recoverers = [postgres_site.worker(job_id, 0, command) for _ in range(2)]
+        for recoverer in recoverers:
+            _, errors = recoverer.communicate(timeout=120)
+            assert recoverer.returncode == 0, errors
+        postgres_site.check(job_id, postgres_site.recover(job_id, command), {end})

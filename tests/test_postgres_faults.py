@@ -1,0 +1,265 @@
+"""PostgreSQL that goes away, restarts, or refuses: nothing is lost, and nothing happens twice."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import pytest
+import sqlalchemy as sa
+
+import postgres
+from conftest import NO_POSTGRESQL
+from crashing_worker import suite, variables
+from cutting_proxy import Cut, CuttingProxy
+from staging_fsm.core.ports import JobRow
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.drive.intercept import Decision, Ruling
+from staging_fsm.faces.session import (
+    AttemptDriver,
+    Session,
+    one_suite,
+    open_session,
+    register_repository,
+    staging_job,
+)
+from staging_fsm.host.store import SqlHostStore
+
+PASSING: Final = ["true"]
+TOOL_ERROR: Final = ["sh", "-c", "exit 75"]
+#: More than an attempt of any of these stories commits.
+COMMITS_MAX: Final = 12
+DEADLINE_SECONDS: Final = 60
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.Server]:
+    """Return a server that these tests may stop and crash."""
+    if postgres.binaries() is None:
+        pytest.skip(NO_POSTGRESQL)
+    with postgres.own_server() as own:
+        own.start()
+        yield own
+
+
+@attrs.define
+class Site:
+    """One job on a server that will fail, and the way to drive it."""
+
+    url: str
+    folder: Path
+    repository: Path
+    job_id: int = 0
+
+    def session(self, url: str | None = None) -> Session:
+        """Return the orchestrator as a worker that has just started sees it."""
+        return open_session(url or self.url, variables(str(self.folder / "state")))
+
+    def claimed(self) -> int:
+        """Queue a job and claim it."""
+        session = self.session()
+        repo = register_repository(session.store, self.repository)
+        self.job_id = staging_job(session, repo, "WI-1")
+        session.store.claim_next(session.clock.now(), session.worker, self.job_id)
+        session.store.engine.dispose()
+        return self.job_id
+
+    def launch(self, session: Session, command: list[str], **replaced: Any) -> Decision:
+        """Launch the job once."""
+        staging = session.staging(suites=one_suite(suite(command)))
+        for name, part in replaced.items():
+            setattr(staging.engine, name, part)
+        return staging.launch(self.job_id)
+
+    def end(self, command: list[str]) -> Snapshot:
+        """Take the job up as the next worker would, drive it to its end, and count what moved."""
+        session = self.session()
+        staging = session.staging(suites=one_suite(suite(command)))
+        staging.recover()
+        driver = AttemptDriver(session, staging, self.job_id)
+        decision = driver.drive()
+        snapshot = session.rows.load(self.job_id).snapshot()
+        with session.store.engine.connect() as connection:
+            jobs = connection.execute(sa.text("SELECT count(*) FROM jobs")).scalar_one()
+        session.store.engine.dispose()
+        assert decision is None
+        assert snapshot is not None
+        assert jobs == 2, "one move, one next job"
+        assert snapshot.version == len(snapshot.history)
+        return snapshot
+
+
+@pytest.fixture
+def site(server: postgres.Server, tmp_path: Path, repository: Path) -> Iterator[Site]:
+    """Return an empty orchestrator on the server."""
+    with postgres.new_schema(server.url) as url:
+        yield Site(url, tmp_path, repository)
+
+
+def through(url: str, folder: str) -> str:
+    """Return the same address by way of a proxy in `folder`."""
+    address = sa.make_url(url).update_query_dict({"host": folder})
+    return address.render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize(
+    ("cut", "command", "end"),
+    [
+        (Cut.BEFORE, PASSING, State.ADVANCED),
+        (Cut.AFTER, PASSING, State.ADVANCED),
+        (Cut.AFTER, TOOL_ERROR, State.FAILED_CLOSED),
+    ],
+)
+def test_connection_lost_at_any_commit_loses_nothing(
+    server: postgres.Server,
+    tmp_path: Path,
+    repository: Path,
+    cut: Cut,
+    command: list[str],
+    end: State,
+) -> None:
+    """Whichever commit is cut, before or after it was done, the job ends where it would have."""
+    cuts = 0
+    for commit in range(1, COMMITS_MAX):
+        with (
+            postgres.new_schema(server.url) as url,
+            tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder,
+        ):
+            site = Site(url, tmp_path / str(commit), repository)
+            site.claimed()
+            proxy = CuttingProxy(Path(folder), server.folder, cut)
+            session = site.session(through(url, folder))
+            proxy.arm(commit)
+            site.launch(session, command)
+            session.store.engine.dispose()
+            proxy.close()
+            assert site.end(command).state is end
+        if not proxy.was_cut:
+            break
+        cuts += 1
+
+    assert 3 <= cuts < COMMITS_MAX - 1
+
+
+def test_server_that_restarts_during_a_run_is_found_again(
+    server: postgres.Server, site: Site
+) -> None:
+    """A server that crashed and recovered while the suite ran is written to as if nothing was."""
+    started, go_on = site.folder / "started", site.folder / "go-on"
+    for fifo in (started, go_on):
+        os.mkfifo(fifo)
+    command = ["sh", "-c", f"test -p {go_on} || exit 0; echo > {started}; cat {go_on}"]
+    site.claimed()
+    session = site.session()
+
+    with ThreadPoolExecutor(1) as pool:
+        launched = pool.submit(site.launch, session, command)
+        started.read_text()
+        server.crash()
+        server.start()
+        go_on.write_text("")
+        decision = launched.result(DEADLINE_SECONDS)
+
+    session.store.engine.dispose()
+    assert decision.ruling is Ruling.TAKEN
+    assert [move.id for move in site.end(command).history] == ["T01", "T03", "T11"]
+
+
+def test_server_that_is_away_when_the_suite_ends_loses_no_verdict(
+    server: postgres.Server, site: Site
+) -> None:
+    """A verdict that cannot be stored is held, and recovery takes the run up from its result."""
+    started, go_on = site.folder / "started", site.folder / "go-on"
+    for fifo in (started, go_on):
+        os.mkfifo(fifo)
+    command = ["sh", "-c", f"test -p {go_on} || exit 0; echo > {started}; cat {go_on}"]
+    site.claimed()
+    session = site.session()
+
+    with ThreadPoolExecutor(1) as pool:
+        launched = pool.submit(site.launch, session, command)
+        started.read_text()
+        server.stop()
+        go_on.write_text("")
+        decision = launched.result(DEADLINE_SECONDS)
+        server.start()
+
+    session.store.engine.dispose()
+    assert decision.ruling is Ruling.HELD
+    go_on.unlink()
+    ended = site.end(command)
+    assert (ended.state, ended.history[1].id) == (State.ADVANCED, "T18")
+
+
+def test_backend_that_is_terminated_inside_the_gate_moves_nothing(site: Site) -> None:
+    """A gate whose connection is killed after it moved the work item has moved nothing."""
+    site.claimed()
+    session = site.session()
+    gate = session.staging().engine.gate
+
+    def killed(row: JobRow, tx: Any) -> bool:
+        gate(row, tx)
+        pid = tx.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+        with session.store.engine.connect() as other:
+            other.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+        return True
+
+    decision = site.launch(session, PASSING, gate=killed)
+
+    session.store.engine.dispose()
+    assert decision.ruling is Ruling.HELD
+    assert [move.id for move in site.end(PASSING).history] == ["T01", "T03", "T11"]
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_serialization_failure_in_the_gate_moves_nothing(site: Site, isolation: Any) -> None:
+    """A host that writes the row while its own gate runs at a strict isolation loses no move."""
+    site.claimed()
+    session = site.session()
+    plain = session.store.engine
+    session.store.engine = plain.execution_options(isolation_level=isolation)
+    gate = session.staging().engine.gate
+    store = SqlHostStore(plain)
+
+    def contested(row: JobRow, tx: Any) -> bool:
+        tx.execute(sa.text("SELECT count(*) FROM jobs")).scalar_one()
+        store.record(row.id, "note", "written meanwhile")
+        return bool(gate(row, tx))
+
+    decision = site.launch(session, PASSING, gate=contested)
+
+    plain.dispose()
+    assert decision.ruling is Ruling.HELD
+    assert site.end(PASSING).state is State.ADVANCED
+
+
+def test_threads_at_once_run_each_job_once(site: Site) -> None:
+    """Threads that claim at the same time run each suite once, and move each work item once."""
+    jobs, workers = 6, 3
+    counter = site.folder / "runs"
+    command = ["sh", "-c", f"echo run >> {counter}"]
+    session = site.session()
+    staging = session.staging(suites=one_suite(suite(command)))
+    repo = register_repository(session.store, site.repository)
+    ours = {staging_job(session, repo, f"WI-{number}") for number in range(jobs)}
+    together = threading.Barrier(workers)
+
+    def work() -> None:
+        together.wait()
+        while (job := session.store.claim_next(session.clock.now(), session.worker)) is not None:
+            if job.id in ours:
+                staging.launch(job.id, job.metadata)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(work) for _ in range(workers)]:
+            done.result()
+
+    found = [row.snapshot() for row in session.rows.attempts()]
+    session.store.engine.dispose()
+    assert [attempt and attempt.state for attempt in found] == [State.ADVANCED] * jobs
+    assert counter.read_text().count("run") == jobs
