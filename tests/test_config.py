@@ -112,6 +112,7 @@ def test_defaults_are_what_they_say() -> None:
         "min_tests_share": 0.9,
         "run_retention_days": 30.0,
         "alert_urls": (),
+        "attest_key": None,
         "http_token": "",
     }
 

@@ -55,6 +55,8 @@ HOMES = {
         "faces/demo.py",
     },
     "structlog": {"effects/journal.py"},
+    "securesystemslib": {"faces/attestation.py"},
+    "cryptography": {"faces/attestation.py"},
     "opentelemetry": {"effects/telemetry.py"},
 }
 FUNCTION_LINES_MAX = 70

@@ -213,6 +213,11 @@ class RunnerConfig:
         converter=_checked(_words),
         help="Apprise addresses that are alerted, separated by blanks.",
     )
+    attest_key: Path | None = environ.var(
+        "",
+        converter=_checked(_path),
+        help="Private key in PEM with which `staging-fsm attest` signs.",
+    )
     http_token: str = environ.var(
         "",
         converter=_secret(_token),
@@ -279,6 +284,11 @@ def is_shadow(variables: Mapping[str, str]) -> bool:
         return _switch(variables.get(variable_name("shadow"), ""))
     except ValueError:
         return False
+
+
+def attest_key(variables: Mapping[str, str]) -> Path | None:
+    """Return the key that signs attestations; raises ConfigInvalidError."""
+    return load_config(variables).attest_key
 
 
 def alert_urls(variables: Mapping[str, str]) -> tuple[str, ...]:

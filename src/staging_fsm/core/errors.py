@@ -79,5 +79,15 @@ class GateContradictedVerdictError(StagingError):
     """A gate opened although the attempt has no passed verdict. Its move was rolled back."""
 
 
+class AttestationRefusedError(StagingError):
+    """An attempt is not attested, or an attestation is not believed."""
+
+    def __init__(self, job_id: object | None, problem: str) -> None:
+        """Keep the job, None for an attestation at hand, and the problem."""
+        self.job_id, self.problem = job_id, problem
+        what = "the attestation is refused" if job_id is None else f"job {job_id} is not attested"
+        super().__init__(f"{what}: {problem}")
+
+
 class JobNotFoundError(StagingError):
     """There is no job with this id."""

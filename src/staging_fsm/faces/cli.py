@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "queue": "Show every unfinished attempt, and why it waits.",
     "show": "Show one attempt: its state, history and runs.",
     "audit": "Show the trail, and verify that it is what was written.",
+    "attest": "Sign what an attempt showed, or verify what was signed.",
     "cancel": "Stop an attempt: nothing is judged.",
     "fleet-setup": "Make a PostgreSQL database the database of a fleet.",
     "fleet-worker": "Work on the staging jobs of a fleet.",

@@ -1,0 +1,105 @@
+"""`staging-fsm attest`: what an attempt showed, signed, for somebody elsewhere to verify."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import click
+
+from staging_fsm.core.config import attest_key
+from staging_fsm.core.errors import AttestationRefusedError
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.effects.files import write_durably
+from staging_fsm.faces.attestation import (
+    PUBLIC_MODE,
+    contradiction,
+    generate_key,
+    sign,
+    statement_of,
+    verify,
+)
+from staging_fsm.faces.audit import Severity, audit_job
+from staging_fsm.faces.options import db_option
+from staging_fsm.faces.session import Session, open_session
+
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--output", type=_file, help="File of the envelope; default: standard output.")
+@click.option("--verify", "envelope", type=_file, help="Verify this envelope instead.")
+@click.option("--public-key", type=_file, help="Whose signature is asked for.")
+@click.option("--generate-key", "new_key", type=_file, help="Write a new key, and its .pub.")
+@db_option
+def attest(
+    job: str | None,
+    db: str | None,
+    output: Path | None,
+    envelope: Path | None,
+    public_key: Path | None,
+    new_key: Path | None,
+) -> None:
+    """Attest the verdict on JOB: an in-toto test result in a signed DSSE envelope.
+
+    Signed with the key that ORCH_STAGING_RUNNER_ATTEST_KEY names. With --verify an
+    envelope is verified, and with JOB besides, compared with what is stored.
+    """
+    if importlib.util.find_spec("securesystemslib") is None:
+        message = "attestations need securesystemslib: install staging-fsm[attest]"
+        raise AttestationRefusedError(None, message)
+    if new_key is not None:
+        click.echo(f"{new_key}\n{generate_key(new_key)}")
+    elif envelope is not None:
+        if public_key is None:
+            message = "say whose signature is asked for"
+            raise click.BadParameter(message, param_hint="--public-key")
+        _verify(envelope, public_key, db, job)
+    elif job is None:
+        message = "say which job, or --verify FILE, or --generate-key FILE"
+        raise click.UsageError(message)
+    else:
+        _attest(db, job, output)
+
+
+def _attest(db: str | None, job: str, output: Path | None) -> None:
+    key = attest_key(os.environ)
+    if key is None:
+        message = (
+            "no key is configured: set ORCH_STAGING_RUNNER_ATTEST_KEY to a private key in PEM,"
+            " such as --generate-key writes"
+        )
+        raise AttestationRefusedError(job, message)
+    session = open_session(db)
+    deviations = audit_job(session.rows, session.store, job).of(Severity.DEVIATION)
+    if deviations:
+        raise AttestationRefusedError(job, f"it deviates: {deviations[0].sentence}")
+    work_item, snapshot = _stored(session, job)
+    text = sign(statement_of(job, work_item, snapshot), key)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_durably(output.absolute(), text.encode(), PUBLIC_MODE)
+        click.echo(output)
+
+
+def _stored(session: Session, job: str) -> tuple[str, Snapshot]:
+    row = session.rows.load(job)
+    snapshot = row.snapshot()
+    if snapshot is None:
+        raise AttestationRefusedError(job, "it has no staging attempt: the runner never had it")
+    return row.work_item, snapshot
+
+
+def _verify(envelope: Path, public_key: Path, db: str | None, job: str | None) -> None:
+    try:
+        text = envelope.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AttestationRefusedError(None, f"it cannot be read: {error}") from error
+    statement = verify(text, public_key)
+    if job is not None:
+        problem = contradiction(statement, _stored(open_session(db), job)[1])
+        if problem is not None:
+            raise AttestationRefusedError(job, problem)
+    click.echo(json.dumps(statement, indent=2))

@@ -1,0 +1,235 @@
+"""Attestations: signed words about verdicts, believed by tools of others, and by nobody else's key.
+
+The signature is verified by plain `cryptography`, the statement by in-toto's own classes.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from google.protobuf.json_format import ParseDict
+from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
+from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
+from in_toto_attestation.v1.statement import Statement
+
+from staging_fsm.core.errors import AttestationRefusedError
+from staging_fsm.core.plan import UNVERSIONED
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.faces.attestation import contradiction, statement_of
+from staging_fsm.faces.cli import main
+from staging_fsm.faces.exits import ExitCode
+from test_audit import Archive, archive, jobs, ran
+from test_trail import ATTEMPTS
+
+__all__ = ["archive", "ran"]
+KEY = "ORCH_STAGING_RUNNER_ATTEST_KEY"
+Attest = Callable[..., Result]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a private key that the product made, and its public half."""
+    private = tmp_path / "key.pem"
+    assert CliRunner().invoke(main, ["attest", "--generate-key", str(private)]).exit_code == 0
+    return private, private.with_name("key.pem.pub")
+
+
+@pytest.fixture
+def attest(archive: Archive, keys: tuple[Path, Path]) -> Attest:
+    """Return `staging-fsm attest` on an archive, with the key configured."""
+
+    def call(*arguments: object, **variables: str) -> Result:
+        url = f"sqlite:///{archive.database}"
+        words = ["attest", *map(str, arguments), "--db", url]
+        return CliRunner().invoke(main, words, env={KEY: str(keys[0]), **variables})
+
+    return call
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """Return what a DSSE signature is over (github.com/secure-systems-lab/dsse, protocol.md)."""
+    kind = payload_type.encode()
+    return b" ".join([b"DSSEv1", b"%d" % len(kind), kind, b"%d" % len(payload), payload])
+
+
+def opened_by_others(envelope: str, public_key: Path) -> dict[str, Any]:
+    """Return the statement in an envelope, verified without the library that signed it."""
+    found = json.loads(envelope)
+    key = load_pem_public_key(public_key.read_bytes())
+    assert isinstance(key, Ed25519PublicKey)
+    payload = base64.b64decode(found["payload"])
+    [signature] = found["signatures"]
+    key.verify(base64.b64decode(signature["sig"]), pae(found["payloadType"], payload))
+    statement: dict[str, Any] = json.loads(payload)
+    return statement
+
+
+@pytest.mark.parametrize(
+    ("state", "result"), [(State.ADVANCED, "PASSED"), (State.ROLLED_BACK, "FAILED")]
+)
+def test_verdict_is_attested_and_others_verify_it(
+    attest: Attest, archive: Archive, keys: tuple[Path, Path], state: State, result: str
+) -> None:
+    """A verdict is signed with its commit and its artifact, and tools of others believe it."""
+    job_id = jobs(archive)[state]
+    stored = archive.stored(job_id)
+    ended = attest(job_id)
+    statement = opened_by_others(ended.output, keys[1])
+    predicate = statement["predicate"]
+    subjects = [ResourceDescriptor(**subject) for subject in statement["subject"]]
+    theirs = Statement([s.pb for s in subjects], statement["predicateType"], predicate)
+    theirs.validate()
+
+    assert ended.exit_code == 0
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    assert ParseDict(predicate, test_result_pb2.TestResult()).result == result
+    assert [subject["digest"] for subject in statement["subject"]] == [
+        {"gitCommit": stored["plan"]["revision"]},
+        {"sha256": stored["artifact"]["sha256"]},
+    ]
+    assert predicate["configuration"][1]["digest"] == {"sha256": stored["history"][-1]["link"]}
+    assert predicate["configuration"][0]["annotations"] == stored["plan"]
+
+
+def test_envelope_is_verified_and_compared_with_the_row(
+    attest: Attest, archive: Archive, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """`attest --verify` believes what the key signed, and finds a row that was made anew since."""
+    job_id = jobs(archive)[State.ADVANCED]
+    envelope = tmp_path / "envelope.json"
+    verify = ("--verify", envelope, "--public-key", keys[1])
+    written = attest(job_id, "--output", envelope)
+    sound = attest(job_id, *verify)
+    # Somebody makes the whole chain anew: only the last link is needed to tell.
+    archive.set(job_id, "history[2].link", "0" * 64)
+    forged = attest(job_id, *verify)
+
+    assert (written.exit_code, sound.exit_code) == (0, 0)
+    assert json.loads(sound.output)["predicate"]["result"] == "PASSED"
+    assert forged.exit_code == ExitCode.DECLINED
+    assert "it was made anew" in forged.output
+    assert attest(*verify).exit_code == 0
+
+
+def _altered(text: str) -> str:
+    envelope = json.loads(text)
+    payload = base64.b64decode(envelope["payload"]).replace(b'"FAILED"', b'"PASSED"')
+    return json.dumps({**envelope, "payload": base64.b64encode(payload).decode()})
+
+
+def test_altered_envelope_is_refused_by_all(
+    attest: Attest, archive: Archive, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A FAILED that was made a PASSED after it was signed is believed by nobody."""
+    envelope = tmp_path / "envelope.json"
+    envelope.write_text(_altered(attest(jobs(archive)[State.ROLLED_BACK]).output))
+    ended = attest("--verify", envelope, "--public-key", keys[1])
+
+    assert ended.exit_code == ExitCode.DECLINED
+    assert "did not sign it, or it was altered" in ended.output
+    with pytest.raises(InvalidSignature):
+        opened_by_others(envelope.read_text(), keys[1])
+
+
+def test_another_key_is_not_believed(
+    attest: Attest, archive: Archive, tmp_path: Path, keys: tuple[Path, Path]
+) -> None:
+    """What another key signed is refused, and so is what is no envelope."""
+    attest("--generate-key", tmp_path / "another.pem")
+    envelope = tmp_path / "envelope.json"
+    attest(jobs(archive)[State.ADVANCED], "--output", envelope)
+    by_another = attest("--verify", envelope, "--public-key", tmp_path / "another.pem.pub")
+    envelope.write_text("{}")
+    no_envelope = attest("--verify", envelope, "--public-key", keys[1])
+
+    assert "did not sign it" in by_another.output
+    assert "it is no DSSE envelope" in no_envelope.output
+    assert {by_another.exit_code, no_envelope.exit_code} == {int(ExitCode.DECLINED)}
+
+
+NO_VERDICT = {
+    "declined": "the LLM agent was its producer",
+    "running": "it has not ended: it is RUNNING",
+    "deferred": "it has not ended: it is DEFERRED",
+    "cancelled while it ran": "it was cancelled, and nothing was judged",
+    "failed closed": "its suite did not run to a verdict",
+}
+
+
+@pytest.mark.parametrize(("name", "words"), NO_VERDICT.items(), ids=NO_VERDICT)
+def test_without_a_verdict_nothing_is_attested(name: str, words: str) -> None:
+    """Without a verdict there is neither PASSED nor FAILED, and the refusal says why."""
+    with pytest.raises(AttestationRefusedError, match=words):
+        statement_of(7, "WI-1", ATTEMPTS[name])
+
+
+def _advanced(**plan: Any) -> Snapshot:
+    snapshot = ATTEMPTS["advanced"]
+    return attrs.evolve(snapshot, plan=attrs.evolve(snapshot.bound_plan, **plan))
+
+
+def test_verdict_on_no_commit_is_not_attested() -> None:
+    """A folder without git has no revision that a verdict could be on."""
+    with pytest.raises(AttestationRefusedError, match="it ran on no commit"):
+        statement_of(7, "WI-1", _advanced(revision=UNVERSIONED))
+
+
+def test_attestation_of_another_attempt_is_told() -> None:
+    """An attestation is of one attempt, and of no other of the same job."""
+    statement = statement_of(7, "WI-1", ATTEMPTS["advanced"])
+
+    assert contradiction(statement, ATTEMPTS["advanced"]) is None
+    assert "it attests attempt 7-3f" in str(
+        contradiction(statement, attrs.evolve(ATTEMPTS["advanced"], attempt_id="7-b"))
+    )
+
+
+def test_attempt_that_deviates_is_not_attested(attest: Attest, archive: Archive) -> None:
+    """What the audit finds something against is not signed."""
+    job_id = jobs(archive)[State.ADVANCED]
+    archive.set(job_id, "runs[0].detail", "all well")
+    ended = attest(job_id)
+
+    assert ended.exit_code == ExitCode.DECLINED
+    assert "it deviates" in ended.output
+    assert "trail_is_unbroken" in ended.output
+
+
+def test_key_must_be_a_secret(attest: Attest, archive: Archive, keys: tuple[Path, Path]) -> None:
+    """A key that is missing, that others may read, or that is none signs nothing; the file says."""
+    job_id = jobs(archive)[State.ADVANCED]
+    none = attest(job_id, **{KEY: ""})
+    missing = attest(job_id, **{KEY: f"{keys[0]}.gone"})
+    public = attest(job_id, **{KEY: str(keys[1])})
+    keys[0].chmod(0o640)
+    open_to_others = attest(job_id)
+    keys[0].write_text("no key")
+    keys[0].chmod(0o600)
+    no_key = attest(job_id)
+
+    assert "no key is configured" in none.output
+    assert "the key cannot be read" in missing.output
+    assert "others may use the key" in public.output
+    assert "chmod 600" in open_to_others.output
+    assert "holds no private key" in no_key.output
+    ends = (none, missing, public, open_to_others, no_key)
+    assert {ended.exit_code for ended in ends} == {int(ExitCode.DECLINED)}
+
+
+def test_new_key_is_its_owners_alone(keys: tuple[Path, Path]) -> None:
+    """A generated key is readable by its owner only, and never written over another."""
+    again = CliRunner().invoke(main, ["attest", "--generate-key", str(keys[0])])
+
+    assert [path.stat().st_mode & 0o777 for path in keys] == [0o600, 0o644]
+    assert again.exit_code == ExitCode.DECLINED
+    assert "exists, and is not overwritten" in again.output
