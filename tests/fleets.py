@@ -248,6 +248,12 @@ class FleetStand:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(sa.text(query))]
 
+    def workers(self) -> int:
+        """Return how many workers the engine knows."""
+        query = f"SELECT count(*) FROM {self.schema}.procrastinate_workers"  # noqa: S608  # a name of ours
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.text(query)).scalar_one())
+
     def published(self, repo: str, item: str, name: str = "15-staging-log.md") -> str:
         """Return a paper of a work item as it is on its branch of the remote."""
         return git(self.remote(repo), "show", f"{item}:docs/work-items/{item}/{name}")

@@ -53,20 +53,34 @@ def test_verdicts_reach_the_branches_of_their_work_items(fleet: FleetStand) -> N
 
 
 def test_suite_outlives_its_worker_and_the_next_one_judges_it(fleet: FleetStand) -> None:
-    """A worker that is killed costs nothing: its suite goes on, and another takes the result."""
+    """A worker that is killed costs nothing: its suite goes on, and another adopts the run."""
     job = fleet.submit("shop", "WI-1", hold=True)
-    fleet.machine("one").start()
-    fleet.await_starts(1)
-    fleet.machine("one").workers[0].kill()
-    fleet.machine("one").start()
-    await_that(lambda: fleet.deliveries() and fleet.deliveries()[0][1] == "todo", "redelivered")
+    replace_worker(fleet, job)
     fleet.let_go("WI-1")
     ended = fleet.await_end(job)
 
     assert ended.state == State.ADVANCED
     assert [run.number for run in ended.runs] == [1]
-    assert Event.RUN_ADOPTED in events(fleet, job)
     assert len(fleet.ledger("start")) == 1
+
+
+def replace_worker(fleet: FleetStand, job: int) -> None:
+    """Kill the worker of a job whose suite is held, and wait until another has adopted it."""
+    one = fleet.machine("one")
+    one.start()
+    fleet.await_starts(1)
+    one.workers[0].kill()
+    one.start()
+    await_that(lambda: Event.RUN_ADOPTED in events(fleet, job), "the run is adopted")
+
+
+def test_adopted_run_is_cancelled_like_any_other(fleet: FleetStand) -> None:
+    """A suite that outlived its worker is stopped on request, by the worker that adopted it."""
+    job = fleet.submit("shop", "WI-1", hold=True)
+    replace_worker(fleet, job)
+
+    assert fleet.cancel(job).state == State.CANCELLED
+    assert fleet.ledger("end") == []
 
 
 def test_run_of_a_dead_machine_is_lost_when_its_fence_has_fallen(fleet: FleetStand) -> None:
@@ -101,9 +115,10 @@ def test_run_of_another_machine_is_left_to_its_workers(fleet: FleetStand) -> Non
     one.start()
     fleet.await_starts(1)
     fleet.machine("two").start()
+    one.start()
+    await_that(lambda: fleet.workers() == 3, "all workers are there")
     one.workers[0].kill()
     fleet.let_go("WI-1")
-    one.start()
     ended = fleet.await_end(job)
 
     assert [run.reason for run in ended.runs] == [Reason.PASSED]
@@ -338,7 +353,8 @@ def test_nothing_is_published_behind_a_fallen_fence(fleet: FleetStand) -> None:
     publisher = there.publisher(mirror)
     root = publisher.open(row)
     before = mirror.head("WI-1")
-    with Fence.take(there.server, "shop") or pytest.fail("it was free") as fence:
+    with Fence(there.server, "shop") as fence:
+        fence.check()
         artifacts = PublishedArtifacts(publisher, row, root, lambda _size: b"", fence.check)
         end_sessions(fleet)
         with pytest.raises(FenceLostError):
@@ -360,16 +376,13 @@ def end_sessions(fleet: FleetStand) -> None:
 def test_fence_lets_in_one_of_the_whole_fleet(fleet: FleetStand) -> None:
     """While one holds a repository nobody else gets it; another repository is another fence."""
     server = fleet.desk.server
-    with Fence.take(server, "shop") or pytest.fail("it was free"):
-        other = Fence.take(server, "bank")
-
-        assert Fence.take(server, "shop") is None
-        assert other is not None
-        other.__exit__(None, None, None)
-    again = Fence.take(server, "shop")
-
-    assert again is not None
-    again.__exit__(None, None, None)
+    with Fence(server, "shop") as ours, Fence(server, "shop") as theirs:
+        with Fence(server, "bank") as other:
+            assert (ours.take(), theirs.take(), other.take()) == (True, False, True)
+        with pytest.raises(FenceLostError, match="somebody else has it"):
+            theirs.check()
+    with Fence(server, "shop") as again:
+        assert again.take()
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class FleetSuites(LocalSuites):
 
     def __init__(self, fleet: Fleet, mirror: Mirror, fence: Fence) -> None:
         """Keep runs below the machine's state folder; supervisors inherit the fence."""
-        super().__init__(fleet.state, fleet.variables, [fence.fileno()])
+        super().__init__(fleet.state, fleet.variables, fence.descriptors)
         self._mirror = mirror
 
     def start(self, order: RunOrder) -> None:
@@ -173,14 +173,29 @@ class Delivery:
 
     def run(self) -> None:
         """Work on the job, or have it delivered again later. Raises what the database raises."""
-        fence = Fence.take(self.fleet.server, self.repo)
-        if fence is None:
-            self._again(BUSY_SECONDS)
-            return
-        with fence:
+        with Fence(self.fleet.server, self.repo) as fence:
+            taken = fence.take()
             row = self.fleet.rows.load(self.job_id)
-            if row.stage == STAGE and row.status in (QUEUED, "running") and not self._pass_on(row):
+            if row.stage != STAGE or row.status not in (QUEUED, "running"):
+                return
+            if not taken and not self._is_orphan_of_ours(row):
+                self._again(BUSY_SECONDS)
+            elif not self._pass_on(row):
                 self._work(row, fence)
+
+    def _is_orphan_of_ours(self, row: JobRow) -> bool:
+        """Say whether the fence is held by a supervisor of this machine whose worker is gone.
+
+        Its run may be adopted, and waited for; the fence is taken when it has ended.
+        """
+        snapshot = _readable(row)
+        if snapshot is None or snapshot.state is not State.RUNNING:
+            return False
+        machine, _, worker = snapshot.worker.partition("/")
+        if machine != self.fleet.machine or worker_is_alive(worker) is not False:
+            return False
+        suites = LocalSuites(self.fleet.state, self.fleet.variables)
+        return suites.condition(run_id_of(snapshot)) is RunCondition.LIVE
 
     def _again(self, seconds: float, **how: Any) -> None:
         due = self.fleet.clock.now() + timedelta(seconds=seconds)

@@ -78,32 +78,40 @@ class Server:
 class Fence:
     """The exclusive hold on one repository of a fleet."""
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        """Keep the connection that holds the lock."""
-        self._connection = connection
+    def __init__(self, server: Server, repo: str) -> None:
+        """Be taken later: by `take`, or when it is first checked."""
+        self._server, self._repo = server, repo
+        self._connection: psycopg.Connection[Any] | None = None
 
-    @classmethod
-    def take(cls, server: Server, repo: str) -> "Fence | None":
-        """Return the hold on `repo`, or None if somebody has it. Raises psycopg.Error."""
-        connection = server.connect()
+    def take(self) -> bool:
+        """Say whether the repository is ours now; not, if somebody has it. Raises psycopg.Error."""
+        connection = self._server.connect()
         query = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-        (taken,) = connection.execute(query, [server.key("repo", repo)]).fetchone() or (False,)
-        if not taken:
+        found = connection.execute(query, [self._server.key("repo", self._repo)]).fetchone()
+        if found != (True,):
             connection.close()
-            return None
-        return cls(connection)
+            return False
+        self._connection = connection
+        return True
 
-    def fileno(self) -> int:
-        """Return the descriptor that a supervisor inherits."""
-        return self._connection.fileno()
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Return what a supervisor inherits: the connection, once there is one."""
+        return () if self._connection is None else (self._connection.fileno(),)
 
     def check(self) -> None:
-        """Raise FenceLostError unless the server just now said that the session lives."""
+        """Raise FenceLostError unless the server says just now that the repository is ours."""
         try:
-            self._connection.execute("SELECT 1")
+            if self._connection is not None:
+                self._connection.execute("SELECT 1")
+                return
+            problem: object = "somebody else has it"
+            if self.take():
+                return
         except psycopg.Error as error:
-            message = f"the hold on the repository was lost, nothing was written: {error}"
-            raise FenceLostError(message) from error
+            problem = error
+        message = f"the repository is not ours, and nothing was written: {problem}"
+        raise FenceLostError(message)
 
     def __enter__(self) -> Self:
         """Return the fence."""
@@ -116,7 +124,8 @@ class Fence:
         trace: TracebackType | None,
     ) -> None:
         """Let go: by now no supervisor has it any more, or it shall end."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
 
 
 class Presence:
