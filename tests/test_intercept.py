@@ -1135,3 +1135,27 @@ def test_gate_that_contradicts_the_verdict_is_told_in_words(
     assert [(json.loads(line)["kind"], json.loads(line)["text"]) for line in alerts] == [
         (AlertKind.GATE_CONTRADICTED_VERDICT, told)
     ]
+
+
+def test_run_of_too_few_tests_says_how_many_are_missing(desk: Desk) -> None:
+    """The detail of a run that executed too few tests says how many it did, and should have."""
+    desk.suites_file = """
+        [default]
+        command = ["sh", "-c", 'echo "<testsuite><testcase/></testsuite>" > $STAGING_REPORT_DIR/r']
+        workspace = "in-place"
+        report = "r"
+        min_tests = 3
+    """
+    desk.claim()
+    desk.launch()
+    run, plan = desk.snapshot().last_run, desk.snapshot().bound_plan
+
+    assert run.reason is Reason.TOO_FEW_TESTS
+    assert run.detail == plan.suite.shortfall(1)
+
+
+def test_launch_answers_with_what_became_of_the_attempt(desk: Desk) -> None:
+    """The answer to a launch names the state that the attempt came to, and why."""
+    desk.claim()
+
+    assert desk.launch() == Decision(Ruling.TAKEN, f"{State.ADVANCED}: the gate opened")

@@ -331,3 +331,14 @@ def test_preset_knows_better_than_a_configured_code(preset: Preset) -> None:
     plan = SuitePlan(("make",), preset=preset, tool_exit_codes=tuple(codes))
 
     assert plan.judging_policy().exit_reasons == codes
+
+
+def test_shortfall_is_said_in_numbers() -> None:
+    """Too few tests are told with what is required, and with the last passed run where known."""
+    suite = SuitePlan(("true",), report="r", min_tests=3)
+
+    assert suite.shortfall(1) == "1 tests were executed, and at least 3 are required"
+    assert attrs.evolve(suite, tests_last_passed=4).shortfall(1) == (
+        "1 tests were executed, and at least 3 are required:"
+        " the last passed run of the repository executed 4"
+    )

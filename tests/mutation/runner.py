@@ -26,7 +26,6 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -213,7 +212,8 @@ class Tests:
         """Run the tests without a mutant, then the mutants, instead of the tests."""
         self._items = session.items
         self._at_import = self.called()
-        for item, following in zip_longest(self._items, self._items[1:]):
+        # Each has one that follows, so that what a whole session shares is kept for the mutants.
+        for item, following in _followed(self._items):
             begun = time.monotonic()
             self.watch()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -235,6 +235,7 @@ class Tests:
             self.path.write_text(mutant.text, "utf-8")
             self.tell(number, self._try(session, pairs) if pairs else "cold")
         self.path.write_text(original, "utf-8")
+        session._setupstate.teardown_exact(None)
         return True
 
     def _try(self, session: pytest.Session, pairs: list[tuple[FunctionType, CodeType]]) -> str:
@@ -245,7 +246,7 @@ class Tests:
         def run() -> int:
             for function, code in pairs:
                 function.__code__ = code
-            for item, following in zip_longest(items, items[1:]):
+            for item, following in _followed(items):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if session.testsfailed:
                     return 1
@@ -254,6 +255,10 @@ class Tests:
         if in_child(run, sum(self._seconds[item.nodeid] for item in items)):
             return "killed"
         return "cold" if codes & self._at_import else "survived"
+
+
+def _followed(items: list[pytest.Item]) -> Iterator[tuple[pytest.Item, pytest.Item]]:
+    return zip(items, [*items[1:], *items[:1]], strict=True)
 
 
 def changed_functions(
