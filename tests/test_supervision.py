@@ -512,21 +512,32 @@ def test_suite_that_goes_on_printing_is_not_idle(stand: Stand) -> None:
     assert facts.stopped_by == Stop.DEADLINE
 
 
+#: A supervisor that falls asleep when it first waits, and wakes when there is output, a minute
+#: later by its clock.
+SLEEPER = """
+clock, turn, late = shim.time.monotonic, shim.Watch.turn, [0.0]
+def sleep(watch, seconds):
+    if not seconds or late[0]:
+        return turn(watch, seconds)
+    output = shim.select.poll()
+    output.register(watch.suite.output, shim.select.POLLIN)
+    output.poll()
+    late[0] = 60.0
+shim.time.monotonic = lambda: clock() + late[0]
+shim.Watch.turn = sleep
+"""
+
+
 def test_supervisor_that_slept_does_not_take_its_own_sleep_for_silence(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was printed while the supervisor could not look is heard before silence is judged."""
-    patch_supervisor(
-        monkeypatch,
-        "clock = shim.time.monotonic; read = shim.Watch._read_output; late = [0.0];"
-        "shim.time.monotonic = lambda: clock() + late[0];"
-        "turn = shim.Watch.turn;"
-        "shim.Watch.turn = lambda w, s: (turn(w, s), late.__setitem__(0, 60.0) if not s"
-        " else None)[0];",
+    patch_supervisor(monkeypatch, f"exec({SLEEPER!r});")
+    facts = stand.facts(
+        "/bin/sh", "-c", "echo; sleep 0.3; exit 3", idle_timeout_seconds=50, timeout_seconds=600
     )
-    facts = stand.facts("/bin/sh", "-c", "echo; exit 3", idle_timeout_seconds=50)
 
-    assert facts.exit_code == 3
+    assert (facts.stopped_by, facts.exit_code) == (None, 3)
 
 
 def test_suite_beyond_its_memory_is_killed_at_once(stand: Stand) -> None:
@@ -648,6 +659,29 @@ def test_kill_for_want_of_memory_is_told_from_another(stand: Stand, memory_group
     assert judge(starved, policy).reason == Reason.OUT_OF_MEMORY
 
 
+#: A kernel that says afterwards that the suite met its limit.
+TELLTALE = """
+class Telltale:
+    seconds, events = 3600.0, ()
+    add = kill = end = lambda *_: None
+    breach = lambda _: "processes" if shim.os.path.exists("done") else None
+shim.hold_limits = lambda folder, *_: Telltale()
+shim.os.chdir(CWD)
+"""
+
+
+def test_limit_that_was_met_is_no_pass_though_the_suite_got_over_it(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite that met a limit, and exited 0 all the same, has not passed."""
+    tree = str(stand.root / "tree")
+    patch_supervisor(monkeypatch, f"exec({TELLTALE.replace('CWD', repr(tree))!r});")
+    facts = stand.facts("/bin/sh", "-c", "touch done")
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.PROCESSES, None)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
 class KernelGroups:
     """Control groups as files in a folder: what is written there is what a kernel would read."""
 
@@ -655,7 +689,8 @@ class KernelGroups:
         """Make the folder of a group that may be divided."""
         self.root, self.mkdir = root, os.mkdir
         root.mkdir()
-        (root / "cgroup.subtree_control").touch()
+        for name in ("cgroup.subtree_control", "cgroup.procs"):
+            (root / name).touch()
 
     def make(self, path: str) -> None:
         """Make a group with its files, as the kernel does."""
@@ -706,9 +741,10 @@ def test_group_without_its_controllers_is_not_taken(
 ) -> None:
     """Where a group cannot hold the limit, somebody looks instead, and no group is left over."""
     monkeypatch.setattr(limits, "delegated", lambda: [str(tmp_path)])
+    (tmp_path / "cgroup.procs").touch()
 
     assert isinstance(limits.hold(RUN, 1000, 0, lambda _: []), limits.Sampled)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["cgroup.procs"]
 
 
 def test_group_that_a_dead_supervisor_left_is_removed(stand: Stand) -> None:

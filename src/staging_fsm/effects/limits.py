@@ -171,6 +171,9 @@ def hold(
 ) -> Group | Sampled:
     """Return what holds the limits: a group where one may be made, else somebody who looks."""
     for base in delegated():
+        # Who moves a process between two groups must have a say in the one above both.
+        if not os.access(os.path.join(base, "cgroup.procs"), os.W_OK):
+            continue
         share_controllers(base)
         try:
             return Group(os.path.join(base, GROUP_PREFIX + name), memory, processes)
