@@ -135,7 +135,7 @@ class Chaos:
 
     def pause(self) -> None:
         """Wait for a while that is drawn."""
-        self._over.wait(self.random.uniform(0.5, 4.0))
+        self._over.wait(self.random.uniform(0.3, 3.0))
 
     def kill(self) -> None:
         """Kill a worker."""

@@ -33,13 +33,23 @@ def fleet(tmp_path: Path, postgres_url: str) -> Iterator[FleetStand]:
         yield stand
 
 
+@pytest.fixture
+def patient_fleet(tmp_path: Path, postgres_url: str) -> Iterator[FleetStand]:
+    """Return a fleet that waits for an hour after a tool error."""
+    hour = dict.fromkeys(("BACKOFF", "BACKOFF_MAX"), "3600")
+    settings = {f"ORCH_STAGING_RUNNER_RETRY_{name}_SECONDS": it for name, it in hour.items()}
+    with fleet_stand(tmp_path, postgres_url, **settings) as stand:
+        yield stand
+
+
 def events(fleet: FleetStand, job_id: int) -> list[Event]:
     """Return what happened to an attempt."""
     return [move.row.event for move in fleet.attempt(job_id).history]
 
 
-def test_verdicts_reach_the_branches_of_their_work_items(fleet: FleetStand) -> None:
-    """Artifact and log of a pass and of a fail are on the remote when the gate has decided."""
+def test_verdicts_reach_the_branches_of_their_work_items(patient_fleet: FleetStand) -> None:
+    """Artifact and log are on the remote when the gate has decided; who waits holds up nobody."""
+    fleet = patient_fleet
     passing = fleet.submit("shop", "WI-1")
     failing = fleet.submit("shop", "WI-2", verdict=1)
     fleet.machine("one").start()
@@ -50,6 +60,14 @@ def test_verdicts_reach_the_branches_of_their_work_items(fleet: FleetStand) -> N
     assert "staging_status: FAILED" in fleet.published("shop", "WI-2")
     assert fleet.published("shop", "WI-1", "15-staging-output.log") == ""
     assert await_that(lambda: not fleet.deliveries(), "every delivery is done")
+
+    # The same worker: an attempt that waits for its next run holds up no other.
+    waiting = fleet.submit("shop", "WI-3", verdict=126)
+    await_that(lambda: len(fleet.ledger("end")) == 3, "it has had its first run")
+    other = fleet.submit("shop", "WI-4")
+
+    assert fleet.await_end(other).state == State.ADVANCED
+    assert fleet.attempt(waiting).state == State.DEFERRED
 
 
 def test_suite_outlives_its_worker_and_the_next_one_judges_it(fleet: FleetStand) -> None:
@@ -153,34 +171,13 @@ def test_attempt_is_cancelled_from_anywhere(fleet: FleetStand) -> None:
     queued = fleet.submit("shop", "WI-2")
     fleet.machine("one").start()
     fleet.await_starts(1)
-    for job in (queued, running):
-        assert fleet.call("cancel", str(job)).stdout == f"job {job}: CANCELLED\n"
 
+    assert fleet.cancel(queued).state == State.CANCELLED
+    assert fleet.call("cancel", str(running)).stdout == f"job {running}: CANCELLED\n"
     assert fleet.row(running).status == fleet.row(queued).status == "cancelled"
     assert fleet.ledger("end") == []
     with pytest.raises(TransitionRefusedError, match="not allowed in CANCELLED"):
         fleet.cancel(running)
-
-
-def test_deferred_attempt_holds_up_no_other_of_its_repository(
-    tmp_path: Path, postgres_url: str
-) -> None:
-    """While one attempt waits for its next run, others of the same repository go on."""
-    backoff = {
-        "ORCH_STAGING_RUNNER_RETRY_BACKOFF_SECONDS": "3600",
-        "ORCH_STAGING_RUNNER_RETRY_BACKOFF_MAX_SECONDS": "3600",
-    }
-    with fleet_stand(tmp_path, postgres_url, **backoff) as fleet:
-        waiting = fleet.submit("shop", "WI-1", verdict=126)
-        fleet.machine("one").start()
-        await_that(
-            lambda: fleet.row(waiting).document and fleet.attempt(waiting).state == State.DEFERRED,
-            "it is deferred",
-        )
-        other = fleet.submit("shop", "WI-2")
-
-        assert fleet.await_end(other).state == State.ADVANCED
-        assert fleet.attempt(waiting).state == State.DEFERRED
 
 
 # One delivery at a time, in this process.
