@@ -5,18 +5,20 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
+import yaml
 
 import postgres
 from conftest import git
 from staging_fsm.core.spec import State
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.faces.exits import ExitCode
 from staging_fsm.host.store import open_database
 from test_docs import ROOT
 
@@ -97,11 +99,12 @@ def schema_of(url: sa.URL) -> str:
     return "\n".join(line for line in dumped.stdout.split("\n") if "restrict" not in line)
 
 
+@pytest.mark.parametrize("guide", ["howto-django", "howto-sqlalchemy"])
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
-def test_django_host_moves_over_its_own_models(
-    site: Path, dialect: str, request: pytest.FixtureRequest
+def test_host_of_a_guide_moves_by_its_own_models(
+    site: Path, guide: str, dialect: str, request: pytest.FixtureRequest
 ) -> None:
-    """The guide's Django project advances by its own models in the attempt's transaction.
+    """A guide's host advances by its own models in the attempt's transaction.
 
     A tool error comes back when it is due, and the schema's dump is the same to the byte.
     """
@@ -114,8 +117,11 @@ def test_django_host_moves_over_its_own_models(
             "PGDATABASE": url.database,
             "PGUSER": url.username,
             "PGOPTIONS": url.query["options"],
+            "DATABASE_URL": url.set(drivername="postgresql+psycopg").render_as_string(
+                hide_password=False
+            ),
         }
-    for name, body in files_of("howto-django").items():
+    for name, body in files_of(guide).items():
         if name != "deployer.py":
             (site / name).write_text(body)
     run_host(site, "project.py", "shop/T-1", **variables)
@@ -139,3 +145,55 @@ def test_django_host_moves_over_its_own_models(
     assert states == {"T-2": State.ADVANCED, "T-3": State.DEFERRED}
     assert [attempts[name].status for name in ("T-2", "T-3")] == ["finished", "queued"]
     assert attempts["T-3"].not_before is not None
+
+
+def commands_of(found: Any) -> Iterator[str]:
+    """Yield the commands of a workflow that start the runner, wherever they stand in it."""
+    if isinstance(found, str) and found.startswith("staging-fsm "):
+        yield found
+    elif isinstance(found, dict):
+        yield from (command for part in found.values() for command in commands_of(part))
+    elif isinstance(found, list):
+        yield from (command for part in found for command in commands_of(part))
+
+
+@pytest.mark.parametrize("workflow", [".github/workflows/staging.yml", ".gitlab-ci.yml"])
+@pytest.mark.parametrize(
+    ("test", "code"),
+    [
+        ("def test_total(): assert 3 + 4 == 7", ExitCode.ADVANCED),
+        ("def test_total(): assert 3 + 4 == 8", ExitCode.ROLLED_BACK),
+        # Nothing to run: that is no verdict on the code.
+        ("", ExitCode.FAILED_CLOSED),
+    ],
+)
+def test_workflow_says_by_its_exit_code_whose_move_it_is(
+    repository: Path, tmp_path: Path, workflow: str, test: str, code: ExitCode
+) -> None:
+    """The command of each workflow ends with the exit code that the guide says."""
+    (command,) = commands_of(yaml.safe_load(files_of("howto-ci")[workflow]))
+    (repository / "test_shop.py").write_text(test)
+    (repository / ".gitignore").write_text("staging\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "-m", "A test.")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "GITHUB_RUN_ID": "17",
+        "GITHUB_RUN_ATTEMPT": "1",
+        "CI_JOB_ID": "17",
+        "ORCH_STAGING_RUNNER_STATE_DIR": str(tmp_path / "state"),
+        "ORCH_STAGING_RUNNER_RETRY_BACKOFF_SECONDS": "0.01",
+    }
+
+    ended = subprocess.run(
+        ["bash", "-e", "-c", command],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert list((repository / "staging").glob("*/15-staging-log.md"))
