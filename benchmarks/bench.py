@@ -66,6 +66,8 @@ def measure(section: str) -> dict[str, Any]:
     """Return the figures of a section."""
     if section == "peers":
         return peers.measure(JOBS, ROUNDS, print)
+    if section == "peer_memory":
+        return peers.memory()
     # Byte code is kept, as it is for whoever installs the package.
     environment = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
     ended = subprocess.run(
@@ -82,7 +84,7 @@ def measure(section: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, and write after each section what is known so far."""
-    sections = ("peers", *PARTS)
+    sections = ("peers", "peer_memory", *PARTS)
     wanted = sys.argv[1:] or sections
     if unknown := [name for name in wanted if name not in sections]:
         sys.exit(f"no section is called {', '.join(unknown)}; there are {', '.join(sections)}")

@@ -183,7 +183,7 @@ def plain_suites() -> Any:
                 supervision=Supervision.SOUND,
                 evidence=NO_EVIDENCE_REQUIRED,
             )
-            return RunReport(facts)
+            return RunReport(facts, duration_seconds=0.001)
 
         def log_tail(self, _run_id: str, _size: int) -> bytes:
             return b""
@@ -322,7 +322,9 @@ def main() -> None:
     asked = parser.parse_args()
     task, cost = Task(asked.jobs, asked.concurrency, asked.folder, asked.dsn), Cost()
     CONTENDERS[asked.name](task, cost)
-    cost.peak_rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not by getrusage: that begins with what the process that started us held.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    cost.peak_rss_mib = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     json.dump(asdict(cost), sys.stdout)
 
 

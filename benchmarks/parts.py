@@ -18,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from benchmarks.contenders import plain_suites
 from benchmarks.server import postgresql
 from staging_fsm.core.machine import step
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
@@ -28,6 +29,7 @@ from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.faces.audit import Severity, audit_table
 from staging_fsm.faces.queue import staging_runner_block
 from staging_fsm.host.launcher import Host, launch_job, staging_intercept
 from staging_fsm.host.settings import load_host_settings
@@ -382,6 +384,26 @@ def simulation() -> dict[str, Any]:
     return {"attempts_per_second": int(found[1])}
 
 
+def audit() -> dict[str, Any]:
+    """Measure how fast finished attempts are verified: rows, links, artifacts, work items."""
+    count = 1000
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        host, store = attempt_host(Path(name), ["/bin/true"])
+        assert host.staging is not None
+        host.staging.engine.suites = plain_suites()
+        worker = Worker(host, "benchmark", launch_staging)
+        for number in range(count):
+            item = WorkItem("shop", f"WI-{number}", "deploy-staging", 3, None)
+            worker.run_one(only=store.add_work_item(item, "deployer", host.clock.now()))
+        rows, times = SqlRows(store.engine), []
+        for _ in range(3):
+            began = time.perf_counter()
+            seen = audit_table(rows, store)
+            times.append(time.perf_counter() - began)
+        assert not seen.counts[Severity.DEVIATION], seen.findings[:1]
+    return {"rows": count, "rows_per_second": round(count / min(times))}
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "machine": machine,
     "memory": memory,
@@ -391,6 +413,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "start_up": start_up,
     "at_once": at_once,
     "simulation": simulation,
+    "audit": audit,
 }
 
 

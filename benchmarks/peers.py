@@ -59,12 +59,7 @@ def fresh_database(server: Server) -> None:
 def measure(jobs: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Return what each contender costs relative to the floor, over all rounds."""
     with postgresql() as server:
-        names = [
-            name
-            for name in CONTENDERS
-            if name in OURS
-            or (PEERS_PYTHON.exists() and (server is not None or name not in NEED_SERVER))
-        ]
+        names = present(server)
         costs = list(play(names, jobs, rounds, server, say))
         rows = []
         for name in names:
@@ -77,7 +72,6 @@ def measure(jobs: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any
                 row[f"ms_c{concurrency}"] = round(
                     1000 * statistics.median(c["wall_seconds"] for c in mine) / jobs, 2
                 )
-            row["peak_rss_mib"] = round(max(one[name, 1]["peak_rss_mib"] for one in costs))
             rows.append(row)
         return {
             "jobs": jobs,
@@ -85,6 +79,26 @@ def measure(jobs: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any
             "server": server.version if server else "no PostgreSQL on this machine",
             "rows": rows,
             "added_ms": added_ms(costs, jobs),
+        }
+
+
+def present(server: Server | None) -> list[str]:
+    """Return the contenders that can be run here."""
+    return [
+        name
+        for name in CONTENDERS
+        if name in OURS
+        or (PEERS_PYTHON.exists() and (server is not None or name not in NEED_SERVER))
+    ]
+
+
+def memory() -> dict[str, Any]:
+    """Return the most memory that each contender's process held."""
+    with postgresql() as server:
+        return {
+            "peak_mib": {
+                name: round(run(name, MANY, 1, server)["peak_rss_mib"]) for name in present(server)
+            }
         }
 
 

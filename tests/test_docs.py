@@ -32,6 +32,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 import test_anti_drift
+from benchmarks.report import BLOCKS
 from conftest import git
 from specification import test_functions
 from staging_fsm import Effect, Event, Ruling, State
@@ -429,6 +430,7 @@ GENERATED: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("docs/embedding.md", "patch"): example_patch,
     ("docs/pipeline.md", "stages"): stage_rows,
     ("docs/test-cases.md", "test-cases"): case_rows,
+    **BLOCKS,
 }
 
 
