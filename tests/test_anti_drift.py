@@ -72,12 +72,16 @@ def nodes(node: ast.AST, function: str = "<module>") -> Iterator[tuple[str, ast.
 
 
 def starts_process(node: ast.AST) -> bool:
-    """Say whether a node names a way of starting a process, called or only passed on."""
+    """Say whether a node names a way of starting a process, called or only passed on.
+
+    `asyncio.run` runs a coroutine, in this process.
+    """
     return (
         isinstance(node, ast.Attribute)
         and node.attr in STARTERS
         and isinstance(node.value, ast.Name)
         and node.value.id in MODULES_THAT_START
+        and (node.value.id, node.attr) != ("asyncio", "run")
     )
 
 

@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("contender", "syncs"), [("staging_fsm", 7), ("staging_fsm, supervised", 12)]
+    ("contender", "syncs"), [("staging_fsm", 7), ("staging_fsm, supervised", 10)]
 )
 def test_attempt_waits_for_the_disk_no_more_than_safety_asks(
     contender: str, syncs: int, folder: Path
@@ -78,7 +78,7 @@ def test_attempt_starts_the_suite_its_supervisor_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("contender", "files_max"), [("staging_fsm", 12), ("staging_fsm, supervised", 110)]
+    ("contender", "files_max"), [("staging_fsm", 16), ("staging_fsm, supervised", 110)]
 )
 def test_attempt_opens_few_files(contender: str, files_max: int, folder: Path) -> None:
     """An attempt loads no module and reads no file again that it has read before."""
