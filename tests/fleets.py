@@ -27,6 +27,7 @@ from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.fleet import requests
+from staging_fsm.fleet.deliveries import TASK
 from staging_fsm.fleet.delivery import Fleet
 from staging_fsm.fleet.worker import open_fleet
 from staging_fsm.host.launcher import staging_intercept
@@ -45,6 +46,7 @@ sleep "$(cat seconds)"
 echo "end $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
 exit $(cat verdict)
 """
+REFUSALS = 3
 #: What a worker inherits, so that whoever is left behind can be found.
 MARK = "FLEET_OF_TEST"
 
@@ -239,14 +241,22 @@ class FleetStand:
         """Wait until so many suites have started."""
         await_that(lambda: len(self.ledger("start")) >= count, f"{count} suites start")
 
-    def deliveries(self) -> list[tuple[int, str, str]]:
-        """Return job, status and queue of each delivery."""
-        query = (
-            f"SELECT CAST(args ->> 'job_id' AS bigint), CAST(status AS text), queue_name"  # noqa: S608  # a name of ours
-            f" FROM {self.schema}.procrastinate_jobs WHERE task_name = 'staging_fsm.attempt'"
-        )
+    def deliveries(self) -> list[int]:
+        """Return the ids of deliveries that have not been worked on."""
+        query = f"SELECT id FROM {self.schema}.procrastinate_jobs WHERE task_name = :task"  # noqa: S608  # a name of ours
         with self.engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(sa.text(query))]
+            return list(connection.execute(sa.text(query), {"task": TASK}).scalars())
+
+    def await_refusals(self) -> None:
+        """Wait until a job was given to workers that stood before its fence, again and again."""
+        seen: set[int] = set()
+
+        def refused() -> bool:
+            seen.update(self.deliveries())
+            # The first is the dead worker's, the second the sweep's; all others were refused.
+            return len(seen) > REFUSALS + 2
+
+        await_that(refused, "it is refused")
 
     def workers(self) -> int:
         """Return how many workers the engine knows."""

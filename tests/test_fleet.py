@@ -109,9 +109,7 @@ def test_run_of_a_dead_machine_is_lost_when_its_fence_has_fallen(fleet: FleetSta
     fleet.await_starts(1)
     dead.workers[0].kill()
     fleet.machine("two").start()
-    await_that(
-        lambda: any(status == "todo" for _, status, _ in fleet.deliveries()), "it is refused"
-    )
+    fleet.await_refusals()
 
     assert fleet.attempt(job).state == State.RUNNING
     assert len(fleet.ledger("start")) == 1
@@ -151,10 +149,7 @@ def test_frozen_worker_keeps_its_fence_and_ends_what_it_began(fleet: FleetStand)
     os.kill(frozen.pid, signal.SIGSTOP)
     fleet.let_go("WI-1")
     fleet.machine("two").start()
-    # It was given to somebody else, who stood before the fence.
-    await_that(
-        lambda: any(status == "todo" for _, status, _ in fleet.deliveries()), "it is refused"
-    )
+    fleet.await_refusals()
 
     assert fleet.attempt(job).state == State.RUNNING
 
