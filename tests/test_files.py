@@ -71,14 +71,19 @@ def test_artifact_can_be_read_by_the_host(tmp_path: Path) -> None:
     assert stat.S_IMODE(written.stat().st_mode) == ARTIFACT_MODE
 
 
-def test_artifact_replaces_a_link_and_follows_none(artifact: Path) -> None:
+@pytest.mark.parametrize("is_folder", [False, True], ids=["of a file", "of a folder"])
+def test_artifact_replaces_a_link_and_follows_none(artifact: Path, *, is_folder: bool) -> None:
     """A link in the artifact's place is replaced, and what it points to stays as it is."""
     other = artifact.rename(artifact.with_name("other"))
-    artifact.symlink_to(other)
+    target = artifact.with_name("folder") if is_folder else other
+    if is_folder:
+        target.mkdir()
+    artifact.symlink_to(target)
     ArtifactFiles().write(artifact.parent, NEW)
 
     assert (artifact.is_symlink(), artifact.read_text()) == (False, NEW)
     assert other.read_text() == OLD
+    assert {*artifact.parent.iterdir()} == {artifact, other, target}
 
 
 def test_folder_in_the_way_of_an_artifact_is_moved_away(artifact: Path) -> None:
