@@ -42,7 +42,7 @@ $(FUZZ_VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 # Mutation testing: each small change of MODULES has to turn a test red, or is explained in
-# tests/mutation/survivors.toml. All modules take about an hour.
+# tests/mutation/survivors.toml. A module takes minutes, all of them hours.
 MODULES ?=
 MUTATE_VENV := $(VENV)/mutate
 
