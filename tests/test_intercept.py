@@ -1159,3 +1159,16 @@ def test_launch_answers_with_what_became_of_the_attempt(desk: Desk) -> None:
     desk.claim()
 
     assert desk.launch() == Decision(Ruling.TAKEN, f"{State.ADVANCED}: the gate opened")
+
+
+def test_cancellation_before_the_first_run_is_ended_by_recovery(desk: Desk) -> None:
+    """A job that was cancelled before its first run ends, also where its worker died over it."""
+    desk.claim()
+    desk.break_part("rows.cancel", OSError("boom"))
+    with pytest.raises(OSError, match="boom"):
+        desk.staging.cancel(desk.job_id)
+    desk.staging = desk.new_worker()
+    desk.staging.recover()
+
+    assert (desk.state(), desk.snapshot().runs) == (State.CANCELLED, ())
+    assert desk.raw_row()["status"] == "cancelled"
