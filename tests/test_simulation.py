@@ -240,7 +240,7 @@ def test_shrunk_failure_is_a_short_program(monkeypatch: pytest.MonkeyPatch) -> N
         run_state_machine_as_test(
             AnyWorld,
             settings=settings(
-                max_examples=20, deadline=None, derandomize=True, database=None, print_blob=False
+                max_examples=500, deadline=None, derandomize=True, database=None, print_blob=False
             ),
         )
 

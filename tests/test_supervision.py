@@ -1266,7 +1266,7 @@ def test_supervisor_that_never_begins_is_ended_by_another_worker(
 ) -> None:
     """A supervisor that does not say who it is in time is found by its mark, and ended."""
     monkeypatch.setattr(suite_module, "SUPERVISOR_START_SECONDS", 0.1)
-    suite_module._CHILDREN.clear()
+    monkeypatch.setattr(suite_module, "_CHILDREN", {})
     stand.suites.reap(RUN)
 
     assert asleep.wait() == -signal.SIGKILL
