@@ -299,6 +299,9 @@ DECISION = """
 import staging_fsm
 
 class Rows:
+    def check(self):
+        pass
+
     def load(self, job_id):
         return staging_fsm.JobRow(job_id, "shop", "WI-1", "deploy-staging", "running", None, None)
 

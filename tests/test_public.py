@@ -33,3 +33,20 @@ def test_importing_the_package_loads_no_dependency() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert ended.stdout.strip() == "[]"
+
+
+def test_declined_launch_loads_little() -> None:
+    """A launch that is declined loads no YAML, no database library, no XML and no log renderer."""
+    code = """
+import sys, staging_fsm
+class Rows:
+    def check(self): pass
+    def load(self, job_id):
+        return staging_fsm.JobRow(job_id, "shop", "WI-1", "deploy-staging", "running", None, None)
+staging = staging_fsm.StagingIntercept.for_host(Rows(), None, None, {})
+assert not staging.launch(1)
+print(sorted({"yaml", "sqlalchemy", "defusedxml", "structlog", "psutil"} & {*sys.modules}))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert (ended.stdout.strip(), ended.stderr) == ("[]", "")

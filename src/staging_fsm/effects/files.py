@@ -137,7 +137,8 @@ def sha256_of_text(text: str) -> str:
 ARTIFACT_MODE: Final = 0o644
 
 
-def _artifact_in(folder: Path) -> Path:
+def artifact_in(folder: Path) -> Path:
+    """Return the artifact's path in a work item's folder."""
     from staging_fsm.host.contract.gate import ARTIFACT_NAME  # noqa: PLC0415  # it loads YAML
 
     return folder / ARTIFACT_NAME
@@ -148,18 +149,18 @@ class ArtifactFiles:
 
     def set_aside(self, folder: Path, suffix: str) -> None:
         """Move an existing artifact out of the gate's sight."""
-        set_aside(_artifact_in(folder), suffix)
+        set_aside(artifact_in(folder), suffix)
 
     def write(self, folder: Path, text: str) -> Path:
         """Write the artifact, atomically and durably; return its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = _artifact_in(folder)
+        path = artifact_in(folder)
         write_durably(path, text.encode(), ARTIFACT_MODE)
         return path
 
     def is_written(self, folder: Path, text: str) -> bool:
         """Say whether the artifact is exactly `text`."""
-        return sha256_of_file(_artifact_in(folder)) == sha256_of_text(text)
+        return sha256_of_file(artifact_in(folder)) == sha256_of_text(text)
 
 
 @attrs.frozen

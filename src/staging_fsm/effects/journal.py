@@ -10,7 +10,6 @@ import logging
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-from staging_fsm.core.artifact import visible
 from staging_fsm.core.spec import Transition
 
 _LOG: Final = logging.getLogger("staging_fsm")
@@ -28,6 +27,8 @@ def _logger() -> Any:
 
 
 def _harmless(_logger: object, _method: str, facts: MutableMapping[str, Any]) -> dict[str, Any]:
+    from staging_fsm.core.artifact import visible  # noqa: PLC0415  # it loads YAML
+
     # A row or an exception may hold what ends a line or moves a terminal's cursor.
     return {
         name: value if not isinstance(value, str) or value.isprintable() else visible(value)

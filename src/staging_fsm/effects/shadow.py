@@ -30,11 +30,11 @@ from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.effects.files import (
     DIRECTORY_MODE,
+    artifact_in,
     create_durably,
     open_regular,
     write_durably,
 )
-from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
 #: What is kept of an agent's artifact, and read of the end of its log.
 ARTIFACT_BYTES_MAX: Final = 1024 * 1024
@@ -112,7 +112,7 @@ class ShadowRecords:
     ) -> None:
         """Keep how the agent's launch ended: the artifact it left, and its gate's answer."""
         folder = self.folder(job_id)
-        text = _read_regular(artifact_dir / ARTIFACT_NAME, ARTIFACT_BYTES_MAX)
+        text = _read_regular(artifact_in(artifact_dir), ARTIFACT_BYTES_MAX)
         if text is not None:
             write_durably(folder / "agent.md", text)
         tokens = _tokens(_read_regular(log, LOG_TAIL_BYTES, tail=True) if log else None)
