@@ -222,8 +222,10 @@ def test_suite_gets_default_signals_whatever_the_worker_ignores(stand: Stand) ->
     """Nothing that a worker's parent ignored or blocked is ignored or blocked in the suite."""
     worker(stand, "careless", "grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
     masks = [int(line.split()[1], 16) for line in stand.log().splitlines()]
+    # The C library keeps 32 and 33 to itself, and ignores them in what it spawns, as make does.
+    ours = sum(1 << number - 1 for number in signal.valid_signals())
 
-    assert masks == [0, 0]
+    assert [mask & ours for mask in masks] == [0, 0]
 
 
 def worker(stand: Stand, mode: str, *command: str, before: tuple[str, ...] = ()) -> list[Any]:
