@@ -429,6 +429,23 @@ def test_machine_that_becomes_unfit_between_two_runs_costs_one(
     assert desk.alerts() == ["machine_unfit", "failed_closed"]
 
 
+def test_machine_that_cannot_be_looked_at_between_two_runs_costs_one(desk: Desk) -> None:
+    """A machine that cannot even be looked at costs a run: nothing is tried for ever, uncounted."""
+    desk.defer()
+
+    def broken(*_: object) -> str | None:
+        message = "no such share"
+        raise OSError(message)
+
+    desk.staging.preflight = broken
+
+    desk.launch()
+
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.MACHINE_UNFIT)
+    assert "no such share" in str(desk.snapshot().last_run.detail)
+    assert desk.state() is State.FAILED_CLOSED
+
+
 #: Where a save that fails leaves an attempt, and the suite that leads there.
 ON_THE_WAY: Final = {
     "T03": (State.RUNNING, PASSING),

@@ -189,7 +189,8 @@ class StagingIntercept:
         `metadata` is what a caller whose claims are exclusive found in the row that
         it claimed: text, a mapping, or None. It only matters when the row cannot be
         read here: a launch without a key of ours in it is then declined, and any
-        other is held.
+        other is held. What happened to the row meanwhile is then not known: an agent
+        may start for a job that a person has just cancelled.
         """
         first_launch = _is_without_attempt(metadata)
         try:
@@ -338,9 +339,7 @@ class StagingIntercept:
         if self.engine.is_early(snapshot):
             # Launched early, by a crash or by hand: the wait is part of the attempt.
             return self._drive(row, snapshot)
-        unfit_for = self.preflight(self.engine.place(row), snapshot.bound_plan.suite)
-        if problem is None and unfit_for is not None:
-            problem = MachineUnfitError(unfit_for)
+        problem = problem or self._unfitness(row, snapshot)
         number = snapshot.last_run.number + 1
         run = self._new_run(number, due_at=snapshot.next_run_at)
         claim = Step(
@@ -358,6 +357,14 @@ class StagingIntercept:
             )
             running = self.engine.move(row, running, lost)
         return self._drive(row, running)
+
+    def _unfitness(self, row: JobRow, snapshot: Snapshot) -> MachineUnfitError | None:
+        """Return why no run can be made here now; not to be able to tell is a reason too."""
+        try:
+            problem = self.preflight(self.engine.place(row), snapshot.bound_plan.suite)
+        except Exception as error:  # noqa: BLE001  # raised on, it would be met again for ever, uncounted
+            problem = f"{type(error).__name__}: {error}"
+        return None if problem is None else MachineUnfitError(problem)
 
     def _switched_off(self, row: JobRow, snapshot: Snapshot, reason: str) -> Decision:
         # Not a courtesy here: without this row, recovery would run the suite beside the agent.
