@@ -177,7 +177,7 @@ REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
             "The result of the run is not the one its supervisor wrote."
         ),
         Reason.CONFIGURATION_INVALID: _tool("The runner's configuration is invalid."),
-        Reason.MACHINE_UNFIT: _tool("The machine had not what a run needs."),
+        Reason.MACHINE_UNFIT: _tool("The machine lacked what a run needs."),
         Reason.INTERNAL_ERROR: _tool("The runner itself failed."),
         Reason.WORKER_LOST: _tool("The worker was lost, and the run with it."),
     }
