@@ -426,7 +426,7 @@ def test_worker_runs_the_finalizer_after_a_pass(shell: Shell) -> None:
 
 
 def test_demo_goes_three_ways(shell: Shell) -> None:
-    """The demo ends ADVANCED, ROLLED_BACK and FAILED_CLOSED, each with its artifact."""
+    """The demo ends its three ways, each with its artifact, and what it says to type works."""
     ended = shell.call("demo")
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -438,6 +438,9 @@ def test_demo_goes_three_ways(shell: Shell) -> None:
     listed = ended.stdout.partition("What the gate read:")[2].splitlines()[1:4]
     assert [line.split()[0] for line in listed] == [str(story.end) for story in STORIES]
     assert all(Path(line.split()[1]).is_file() for line in listed)
+    advice = ended.stdout.rpartition("Look again: ")[2]
+    looked = subprocess.run(advice, shell=True, capture_output=True, text=True, check=True)  # noqa: S602  # as a person types it
+    assert STORIES[0].end in looked.stdout
 
 
 def test_every_command_is_listed_once() -> None:

@@ -7,6 +7,7 @@ because its suite looks for a staging database that is not there.
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -165,8 +166,10 @@ def _summary(console: Console, folder: Path, views: list[dict[str, Any]]) -> Non
     write_diagrams(folder / "diagrams", Diagram(counts=counts))
     console.print(f"\nDatabase: {folder / 'orchestrator.db'}", soft_wrap=True)
     console.print(f"Diagrams: {folder / 'diagrams'}", soft_wrap=True)
+    installed = Path(sys.executable).with_name("staging-fsm")
+    command = "staging-fsm" if shutil.which("staging-fsm") else installed
     console.print(
-        f"Look again: staging-fsm show 1 --db sqlite:///{folder / 'orchestrator.db'}",
+        f"Look again: {command} show 1 --db sqlite:///{folder / 'orchestrator.db'}",
         soft_wrap=True,
     )
 
