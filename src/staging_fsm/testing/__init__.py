@@ -109,7 +109,8 @@ class JobRowsContract:
 
     def bench(self) -> Bench:
         """Return a bench over an empty store; called once by each test."""
-        raise NotImplementedError
+        message = f"{type(self).__name__} must override bench() to return a Bench over its store"
+        raise NotImplementedError(message)
 
     def test_store_fits(self) -> None:
         """A store that is as it should be has nothing to complain about."""
