@@ -4,7 +4,8 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +48,20 @@ def server() -> Iterator[postgres.Server]:
         yield own
 
 
+@attrs.frozen
+class RunInHand:
+    """A suite that runs until it is let go."""
+
+    command: list[str]
+    go_on: Path
+    launched: Future[Decision]
+
+    def end(self) -> Decision:
+        """Let the suite pass, and return what its launch came to."""
+        self.go_on.write_text("")
+        return self.launched.result(DEADLINE_SECONDS)
+
+
 @attrs.define
 class Site:
     """One job on a server that will fail, and the way to drive it."""
@@ -75,6 +90,22 @@ class Site:
         for name, part in replaced.items():
             setattr(staging.engine, name, part)
         return staging.launch(self.job_id)
+
+    @contextmanager
+    def running(self) -> Iterator["RunInHand"]:
+        """Yield a launch whose suite has begun, and passes as soon as it is let go."""
+        started, go_on = self.folder / "started", self.folder / "go-on"
+        for fifo in (started, go_on):
+            os.mkfifo(fifo)
+        # Run again after its pipe was taken away, it passes at once.
+        command = ["sh", "-c", f"test -p {go_on} || exit 0; echo > {started}; cat {go_on}"]
+        self.claimed()
+        session = self.session()
+        with ThreadPoolExecutor(1) as pool:
+            launched = pool.submit(self.launch, session, command)
+            started.read_text()
+            yield RunInHand(command, go_on, launched)
+        session.store.engine.dispose()
 
     def end(self, command: list[str]) -> Snapshot:
         """Take the job up as the next worker would, drive it to its end, and count what moved."""
@@ -150,49 +181,27 @@ def test_server_that_restarts_during_a_run_is_found_again(
     server: postgres.Server, site: Site
 ) -> None:
     """A server that crashed and recovered while the suite ran is written to as if nothing was."""
-    started, go_on = site.folder / "started", site.folder / "go-on"
-    for fifo in (started, go_on):
-        os.mkfifo(fifo)
-    command = ["sh", "-c", f"test -p {go_on} || exit 0; echo > {started}; cat {go_on}"]
-    site.claimed()
-    session = site.session()
-
-    with ThreadPoolExecutor(1) as pool:
-        launched = pool.submit(site.launch, session, command)
-        started.read_text()
+    with site.running() as run:
         server.crash()
         server.start()
-        go_on.write_text("")
-        decision = launched.result(DEADLINE_SECONDS)
+        decision = run.end()
 
-    session.store.engine.dispose()
     assert decision.ruling is Ruling.TAKEN
-    assert [move.id for move in site.end(command).history] == ["T01", "T03", "T11"]
+    assert [move.id for move in site.end(run.command).history] == ["T01", "T03", "T11"]
 
 
 def test_server_that_is_away_when_the_suite_ends_loses_no_verdict(
     server: postgres.Server, site: Site
 ) -> None:
     """A verdict that cannot be stored is held, and recovery takes the run up from its result."""
-    started, go_on = site.folder / "started", site.folder / "go-on"
-    for fifo in (started, go_on):
-        os.mkfifo(fifo)
-    command = ["sh", "-c", f"test -p {go_on} || exit 0; echo > {started}; cat {go_on}"]
-    site.claimed()
-    session = site.session()
-
-    with ThreadPoolExecutor(1) as pool:
-        launched = pool.submit(site.launch, session, command)
-        started.read_text()
+    with site.running() as run:
         server.stop()
-        go_on.write_text("")
-        decision = launched.result(DEADLINE_SECONDS)
+        decision = run.end()
         server.start()
 
-    session.store.engine.dispose()
     assert decision.ruling is Ruling.HELD
-    go_on.unlink()
-    ended = site.end(command)
+    run.go_on.unlink()
+    ended = site.end(run.command)
     assert (ended.state, ended.history[1].id) == (State.ADVANCED, "T18")
 
 
