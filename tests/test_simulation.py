@@ -71,6 +71,29 @@ def test_quiet_world_ends_as_its_suites_did(ending: str) -> None:
     assert moved == {(Movement.FORWARD if ending == "passed" else Movement.BACK,)}
 
 
+def test_agent_of_a_job_that_was_cancelled_unseen_moves_nothing() -> None:
+    """Where a row cannot be read an agent may start for a cancelled job, and it ends nothing."""
+    world = World(Shape(machines=("m:boot:1", "m:boot:1"), older_artifact=False))
+    working, cancelling = world.workers
+    launch = world.begin(working, Doing.WORK, 1)
+    while launch.point != "load":
+        world.advance(launch)
+    world.advance(launch, Fate.REFUSED)
+    cancel = world.begin(cancelling, Doing.CANCEL, 1)
+    while not cancel.dead:
+        world.advance(cancel)
+    while launch.point != "load":
+        world.advance(launch)
+
+    world.advance(launch, Fate.REFUSED)
+    while not launch.dead:
+        world.advance(launch)
+
+    assert launch.declined == {1}
+    assert world.tables.jobs[1].status == "cancelled"
+    assert world.facts[1].movements == ()
+
+
 def test_broken_promise_shows_its_seed_and_its_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken promise is reported by name, with the seed and every move that led to it."""
     monkeypatch.setattr(SimulatedArtifacts, "set_aside", lambda *_: None)

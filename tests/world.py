@@ -188,6 +188,8 @@ class Task(greenlet):
         self.failure: BaseException | None = None
         #: Which jobs this task's launches declined, and what its gate read.
         self.declined: set[int] = set()
+        #: Whether the launch under way has been able to read its row.
+        self.has_read = False
         self.gate_text: str | None = None
 
     def run(self) -> None:
@@ -395,6 +397,7 @@ class Intercept(StagingIntercept):
     def launch(self, job_id: Any, metadata: object = UNSEEN) -> Decision:
         """Answer as the real one does."""
         facts = self.sim.world.facts[job_id]
+        cast("Task", getcurrent()).has_read = False
         try:
             decision = super().launch(job_id, metadata)
         except Exception as error:
@@ -477,6 +480,8 @@ class Worker:
             message = f"{point}: refused"
             raise errors[0](message)
         result = effect()
+        if fate is not Fate.LOST and point == "load":
+            cast("Task", getcurrent()).has_read = True
         if fate is Fate.LOST:
             message = f"{point}: done, and nobody knows"
             raise errors[1](message)
@@ -615,9 +620,13 @@ class World:
         facts = self.facts[job_id]
         if facts.damaged:
             self.accuse(f"job {job_id} is damaged, and its launch went to the LLM path")
-        state = None if facts.snapshot is None else facts.snapshot.state
+        task, snapshot = cast("Task", getcurrent()), facts.snapshot
+        state = None if snapshot is None else snapshot.state
+        if state is State.CANCELLED and snapshot is not None and not snapshot.runs:
+            # Who cannot read the row cannot know of a person who cancelled since it was claimed.
+            state = state if task.has_read else None
         facts.declined_in = (*facts.declined_in, state)
-        cast("Task", getcurrent()).declined.add(job_id)
+        task.declined.add(job_id)
         self.touch(job_id)
 
     def touch(self, job_id: int) -> None:
