@@ -8,20 +8,24 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# The tests run in as many processes as there are processors, up to four: no test leans on another.
+PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+
 .PHONY: demo test check fuzz soak fleet-soak bench scaling mutate format generated clean
 
-demo: $(VENV)/.installed
+# Only what a demo needs: a newcomer waits for no linter and no browser.
+demo: $(VENV)/.demo
 	@$(BIN)/staging-fsm demo
 
 test: $(VENV)/.installed
-	@$(BIN)/pytest
+	@$(PYTEST)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/staging-fsm diagram --check
-	$(BIN)/pytest
+	$(PYTEST)
 
 # Coverage-guided fuzzing of what reads hostile text, each target for FUZZ_SECONDS. It stops with
 # an error at the end if one crashed, and says which input did it. What it finds is kept, and
@@ -103,11 +107,14 @@ generated: $(VENV)/.installed
 	$(BIN)/staging-fsm config --env-example > .env.example
 	$(BIN)/pytest --rewrite --quiet tests/test_docs.py tests/test_specification.py -k "generated or current"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo: EXTRAS := demo
+$(VENV)/.installed: EXTRAS := demo,test,check
+
+$(VENV)/.demo $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "staging_fsm needs Python 3.11 or newer on the PATH"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --editable '.[demo,test,check]'
+	@$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:

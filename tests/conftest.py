@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 import attrs
 import pytest
@@ -21,6 +22,8 @@ from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
 
 NO_CHROMIUM = "no Chromium was found (Debian's package chromium)"
 REPO = "shop"
+#: What the transitions that tests recorded as fired are counted by.
+FIRED_BY: Final = ("stories", "simulation")
 # The same examples on every machine, and no judgement by the clock: a test says what is
 # promised, not how fast the machine is that runs it.
 settings.register_profile("specification", deadline=None, derandomize=True, database=None)
@@ -72,25 +75,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say how many rows of the table the stories walked, and what was not found."""
-    from script import FIRED  # noqa: PLC0415  # it imports from here
-
+    """Say how many rows of the table were walked, and what was not found."""
     skipped = terminalreporter.getreports("skipped")
     for reason in (NO_POSTGRESQL, NO_CHROMIUM):
         without = [report for report in skipped if reason in str(report.longrepr)]
         if without:
             terminalreporter.write_line(f"{len(without)} tests did not run: {reason}")
 
-    if FIRED:
-        never = [row.id for row in TRANSITIONS if row.id not in FIRED]
-        terminalreporter.write_line(
-            f"transitions fired by stories: {len(FIRED)}/{len(TRANSITIONS)}"
-            + (f", never fired: {', '.join(never)}" if never else "")
-        )
+    for by in FIRED_BY:
+        fired = _fired(terminalreporter, by)
+        if fired:
+            never = [row.id for row in TRANSITIONS if row.id not in fired]
+            terminalreporter.write_line(
+                f"transitions fired by {by}: {len(fired)}/{len(TRANSITIONS)}"
+                + (f", never fired: {', '.join(never)}" if never else "")
+            )
     drawing = config.getoption("--draw-coverage")
     if drawing is not None:
-        drawing.write_bytes(svg(Diagram(counts=FIRED)).encode())
+        drawing.write_bytes(svg(Diagram(counts=_fired(terminalreporter, "stories"))).encode())
         terminalreporter.write_line(f"transitions drawn with their counts: {drawing}")
+
+
+def _fired(terminalreporter: pytest.TerminalReporter, by: str) -> Counter[str]:
+    """Add up what tests recorded as fired: they may have run in several processes."""
+    fired: Counter[str] = Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, counts in report.user_properties:
+                if name == f"fired by {by}":
+                    fired.update(cast("dict[str, int]", counts))
+    return fired
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,19 @@
 """A real worker that is killed with SIGKILL at its Nth boundary.
 
-`python crashing_worker.py DATABASE STATE_DIR JOB_ID POINT COMMAND…` drives one job
-as any worker would. Every call of the engine to the world is two boundaries, one
-before and one after it. At boundary POINT the process kills itself: no handler,
-no cleanup, as by the kernel. POINT 0 never comes: then the number of boundaries
-is printed.
+It drives one job as any worker would. Every call of the engine to the world is two
+boundaries, one before and one after it. At boundary `point` the process kills
+itself: no handler, no cleanup, as by the kernel. Point 0 never comes: then the
+number of boundaries is told.
+
+Workers are forked from a server that has imported what they need, so that one costs
+as little as what it does.
 """
 
+import multiprocessing
 import os
 import signal
-import sys
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, Final
 
 from staging_fsm.core.config import SuiteEntry
 from staging_fsm.faces.session import AttemptDriver, one_suite, open_session, switched_on
@@ -71,8 +74,12 @@ def suite(command: list[str]) -> SuiteEntry:
     )
 
 
-def main(database: str, state_dir: str, job_id: int, point: int, command: list[str]) -> None:
-    """Drive one job and die at a boundary."""
+def drive(
+    database: str, state_dir: str, job_id: int, point: int, command: list[str], counter: str,
+    boundaries: "Connection[int, int]",
+) -> None:  # fmt: skip
+    """Drive one job and die at a boundary, or tell how many there were."""
+    os.environ["COUNTER"] = counter
     boundary = Boundary(point)
     session = open_session(database, variables(state_dir))
     staging = session.staging(suites=one_suite(suite(command)))
@@ -80,8 +87,37 @@ def main(database: str, state_dir: str, job_id: int, point: int, command: list[s
     for name in ("rows", "suites", "artifacts", "alerts", "gate"):
         setattr(engine, name, boundary.around(getattr(engine, name)))
     AttemptDriver(session, staging, job_id).drive()
-    sys.stdout.write(str(boundary.passed))
+    boundaries.send(boundary.passed)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+_SERVER: Final = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([__name__])
+
+
+class CrashingWorker:
+    """A worker's process, which begins at once."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Start it, with all but the last argument of `drive`."""
+        self._boundaries, told = _SERVER.Pipe(duplex=False)
+        self.process = _SERVER.Process(target=drive, args=(*arguments, told))
+        self.process.start()
+        told.close()
+
+    def end(self, seconds: float = 120) -> int:
+        """Wait for its end and return its exit code, negative for a signal."""
+        self.process.join(seconds)
+        code = self.process.exitcode
+        assert code is not None, "the worker hangs"
+        return code
+
+    def boundaries(self) -> int:
+        """Return how many boundaries it crossed on its way to a regular end."""
+        assert self.end() == 0
+        passed: int = self._boundaries.recv()
+        return passed
+
+    def kill(self) -> None:
+        """Kill it wherever it is."""
+        self.process.kill()
+        self.end()

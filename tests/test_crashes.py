@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from crashing_worker import suite, variables
+from crashing_worker import CrashingWorker, suite, variables
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.effects.processes import identify, wait_for_end
@@ -27,7 +25,6 @@ from staging_fsm.faces.session import (
     staging_job,
 )
 
-WORKER = Path(__file__).with_name("crashing_worker.py")
 STORIES = {
     "pass": (["sh", "-c", 'echo run >> "$COUNTER"'], State.ADVANCED),
     "tool-error": (["sh", "-c", 'echo run >> "$COUNTER"; exit 75'], State.FAILED_CLOSED),
@@ -48,16 +45,10 @@ class Site:
         """Return a new staging job."""
         return staging_job(self.session, self.repo, work_item)
 
-    def worker(self, job_id: int, point: int, command: list[str]) -> "subprocess.Popen[str]":
+    def worker(self, job_id: int, point: int, command: list[str]) -> CrashingWorker:
         """Start a worker that dies at a boundary."""
-        arguments = [self.database, str(self.folder / "state"), str(job_id), str(point), *command]
-        return subprocess.Popen(
-            [sys.executable, str(WORKER), *arguments],
-            env={**os.environ, "COUNTER": str(self.counter(job_id))},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        state, counter = str(self.folder / "state"), str(self.counter(job_id))
+        return CrashingWorker(self.database, state, job_id, point, command, counter)
 
     def counter(self, job_id: int) -> Path:
         """Return the file to which the suite adds a line each time it runs."""
@@ -133,13 +124,9 @@ def test_worker_killed_at_any_boundary_loses_nothing(site: Site, story: str) -> 
     """
     command, end = STORIES[story]
     whole = site.worker(site.job("whole"), 0, command)
-    output, errors = whole.communicate(timeout=120)
-    assert whole.returncode == 0, errors
-    for point in range(1, int(output) + 1):
+    for point in range(1, whole.boundaries() + 1):
         job_id = site.job(f"killed-at-{point}")
-        worker = site.worker(job_id, point, command)
-        worker.communicate(timeout=120)
-        assert worker.returncode == -signal.SIGKILL
+        assert site.worker(job_id, point, command).end() == -signal.SIGKILL
         site.check(job_id, site.recover(job_id, command), {end})
 
 
@@ -150,11 +137,8 @@ def test_worker_killed_at_random_moments_loses_nothing(site: Site) -> None:
     for number in range(20):
         job_id = site.job(f"random-{number}")
         worker = site.worker(job_id, 0, command)
-        try:
-            worker.communicate(timeout=chance.uniform(0.2, 1.5))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.communicate(timeout=60)
+        worker.process.join(chance.uniform(0.0, 1.0))
+        worker.kill()
         site.check(job_id, site.recover(job_id, command), {State.ADVANCED})
 
 
@@ -172,7 +156,6 @@ def test_machine_that_loses_worker_and_supervisor_counts_the_run(site: Site) -> 
     started.read_text()
     started.unlink()
     worker.kill()
-    worker.communicate(timeout=60)
     snapshot = site.session.rows.load(job_id).snapshot()
     assert snapshot is not None
     shim = site.session.state.run(f"{snapshot.attempt_id}.1") / "shim"
@@ -192,12 +175,9 @@ def test_two_workers_that_recover_at_once_advance_once(site: Site) -> None:
     command, _ = STORIES["pass"]
     for point in (6, 10, 14):
         job_id = site.job(f"contested-{point}")
-        worker = site.worker(job_id, point, command)
-        worker.communicate(timeout=120)
+        assert site.worker(job_id, point, command).end() == -signal.SIGKILL
         recoverers = [site.worker(job_id, 0, command) for _ in range(3)]
-        for recoverer in recoverers:
-            _, errors = recoverer.communicate(timeout=120)
-            assert recoverer.returncode == 0, errors
+        assert [recoverer.end() for recoverer in recoverers] == [0, 0, 0]
         site.check(job_id, site.recover(job_id, command), {State.ADVANCED})
 
 
@@ -206,11 +186,7 @@ def test_worker_killed_over_postgresql_loses_nothing(postgres_site: Site) -> Non
     command, end = STORIES["pass"]
     for point in (5, 11):
         job_id = postgres_site.job(f"killed-at-{point}")
-        worker = postgres_site.worker(job_id, point, command)
-        worker.communicate(timeout=120)
-        assert worker.returncode == -signal.SIGKILL
+        assert postgres_site.worker(job_id, point, command).end() == -signal.SIGKILL
         recoverers = [postgres_site.worker(job_id, 0, command) for _ in range(2)]
-        for recoverer in recoverers:
-            _, errors = recoverer.communicate(timeout=120)
-            assert recoverer.returncode == 0, errors
+        assert [recoverer.end() for recoverer in recoverers] == [0, 0]
         postgres_site.check(job_id, postgres_site.recover(job_id, command), {end})

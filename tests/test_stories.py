@@ -28,6 +28,8 @@ FAILING = 'command = ["sh", "-c", "exit 7"]'
 BROKEN = 'command = ["sh", "-c", "exit 75"]\ntool_exit_codes = [75]'
 MISSING = 'command = ["no-such-command"]'
 Begin = Callable[..., Script]
+# One process walks them all: the last rule adds up what they fired.
+pytestmark = pytest.mark.xdist_group("stories")
 
 
 @pytest.fixture
@@ -368,9 +370,16 @@ STORIES = (
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: str(story.__name__))
-def test_story(story: Callable[[Begin], Script], begin: Begin, golden: Golden) -> None:
+def test_story(
+    story: Callable[[Begin], Script],
+    begin: Begin,
+    golden: Golden,
+    record_property: Callable[[str, object], None],
+) -> None:
     """Each story goes as its transcript says, event by event and effect by effect."""
+    before = FIRED.copy()
     text = f"{story.__doc__}\n----\n{story(begin).text()}"
+    record_property("fired by stories", dict(FIRED - before))
 
     golden(f"stories/{story.__name__}.txt", text, HEADER)
 
