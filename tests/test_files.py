@@ -1,12 +1,28 @@
 """Files: whole or not at all, for ever once it was promised, and never through somebody's link."""
 
+import hashlib
 import os
+import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from staging_fsm.effects.files import ARTIFACT_MODE, ArtifactFiles
+from staging_fsm.effects.files import (
+    ARTIFACT_MODE,
+    DIRECTORY_MODE,
+    FILE_MODE,
+    ArtifactFiles,
+    StateDir,
+    create_durably,
+    open_regular,
+    read_small,
+    set_aside,
+    sha256_of_file,
+    state_dir,
+    write_durably,
+)
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
 OLD, NEW = "---\nstaging_status: SUCCESS\n---\n", "---\nstaging_status: FAILED\n---\n"
@@ -18,6 +34,21 @@ def artifact(tmp_path: Path) -> Path:
     path = tmp_path / ARTIFACT_NAME
     path.write_text(OLD)
     return path
+
+
+@pytest.fixture
+def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return, for each sync of the test's folder to come, the names that were in it."""
+    names: list[list[str]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == tmp_path.stat().st_ino:
+            names.append(sorted(path.name for path in tmp_path.iterdir()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return names
 
 
 def test_artifact_is_synced_before_it_has_its_name_and_its_folder_after(
@@ -37,6 +68,36 @@ def test_artifact_is_synced_before_it_has_its_name_and_its_folder_after(
 
     assert ArtifactFiles().write(artifact.parent, NEW) == artifact
     assert synced == [(False, len(NEW), OLD), (True, 0, NEW)]
+
+
+def test_writer_that_is_killed_leaves_the_old_artifact_and_holds_up_nobody(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed writer left under another name is neither read nor in anybody's way."""
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(os, "getpid", os.getppid)
+        monkeypatch.setattr(os, "fsync", lambda _descriptor: os._exit(0))
+        ArtifactFiles().write(artifact.parent, NEW)
+        os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    old = artifact.read_text()
+    ArtifactFiles().write(artifact.parent, NEW)
+
+    assert (status, old, artifact.read_text()) == (0, OLD, NEW)
+
+
+def test_nothing_that_stands_under_another_name_is_written_to(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link under the very name that a writer has chosen is refused and never followed."""
+    monkeypatch.setattr(secrets, "token_hex", lambda _size: "chosen")
+    victim = artifact.with_name("victim")
+    artifact.with_name(f".{ARTIFACT_NAME}.{os.getpid()}.chosen.new").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        ArtifactFiles().write(artifact.parent, NEW)
+
+    assert (artifact.read_text(), victim.exists()) == (OLD, False)
 
 
 def test_artifact_that_cannot_be_synced_is_not_written(
@@ -111,6 +172,18 @@ def test_each_older_artifact_is_kept_out_of_sight(artifact: Path) -> None:
     }
 
 
+def test_older_artifact_stays_out_of_sight_after_a_power_cut(
+    artifact: Path, synced: list[list[str]]
+) -> None:
+    """What was set aside is synced under its new name, a link to nowhere like any other."""
+    artifact.unlink()
+    artifact.symlink_to("nowhere")
+    moved = set_aside(artifact, "before-1")
+
+    assert moved == artifact.with_name(f"{artifact.stem}.before-1.1{artifact.suffix}")
+    assert synced == [[moved.name]]
+
+
 def test_artifact_is_written_if_it_is_the_very_text(artifact: Path) -> None:
     """An artifact that differs, is gone, or is no file is not the one that was written."""
     files, folder = ArtifactFiles(), artifact.parent
@@ -121,3 +194,127 @@ def test_artifact_is_written_if_it_is_the_very_text(artifact: Path) -> None:
     assert not files.is_written(folder, OLD)
     artifact.symlink_to(copy)
     assert not files.is_written(folder, OLD)
+    artifact.unlink()
+    artifact.mkdir()
+    assert not files.is_written(folder, OLD)
+    artifact.rmdir()
+    os.mkfifo(artifact)
+    assert not files.is_written(folder, "")
+
+
+def test_file_that_is_there_is_never_replaced_by_a_new_one(
+    tmp_path: Path, synced: list[list[str]]
+) -> None:
+    """Of two who make the same new file one does, for its own eyes; nothing else is left."""
+    path = tmp_path / "new"
+
+    assert create_durably(path, b"mine")
+    assert synced[-1] == ["new"]
+    assert not create_durably(path, b"yours")
+    assert (path.read_bytes(), [*tmp_path.iterdir()]) == (b"mine", [path])
+    assert stat.S_IMODE(path.stat().st_mode) == FILE_MODE
+
+
+#: What may stand where a file is expected, and is none that can be read.
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda _path: None,
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a link": lambda path: path.symlink_to(Path(__file__)),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_only_a_regular_file_is_read(tmp_path: Path, stranger: str) -> None:
+    """A folder, a pipe or a link in the place of a file is no file, and costs no descriptor."""
+    path = tmp_path / "file"
+    STRANGERS[stranger](path)
+    free = os.dup(0)
+    os.close(free)
+
+    assert (open_regular(path), read_small(path, 9), sha256_of_file(path)) == (None, None, None)
+    assert os.dup(0) == free
+    os.close(free)
+
+
+def test_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A file is read up to the size that was asked for, and its digest is that of all of it."""
+    path, data = tmp_path / "file", os.urandom(2**20 + 1)
+    path.write_bytes(data)
+
+    assert sha256_of_file(path) == hashlib.sha256(data).hexdigest()
+    assert read_small(path, len(data)) == data
+    assert read_small(path, len(data) - 1) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no such file")
+def test_file_that_cannot_be_read_is_none() -> None:
+    """A file whose bytes the system does not give has no digest and no content."""
+    path = Path("/proc/self/mem")
+
+    assert (sha256_of_file(path), read_small(path, 9)) == (None, None)
+
+
+def test_state_is_for_its_user_only(tmp_path: Path) -> None:
+    """The state folder and the secret in it are nobody else's, and the secret stays as it is."""
+    state = StateDir(tmp_path / "a" / "state")
+    old = os.umask(0)
+    try:
+        secret = state.secret()
+    finally:
+        os.umask(old)
+
+    assert (len(secret), state.secret()) == (64, secret)
+    assert StateDir(tmp_path / "b").secret() != secret
+    assert stat.S_IMODE(state.root.stat().st_mode) == DIRECTORY_MODE
+    assert stat.S_IMODE((state.root / "secret").stat().st_mode) == FILE_MODE
+
+
+def test_run_is_removed_with_its_reports_and_no_other(tmp_path: Path) -> None:
+    """A removed run leaves nothing behind, another one everything; no run is no error."""
+    state = StateDir(tmp_path)
+    assert state.run_ids() == []
+    for run in ("b.1", "a.1"):
+        write_durably(made(state.run(run)) / "result", b"")
+        write_durably(made(state.reports(run)) / "junit.xml", b"")
+    state.remove_run("b.1")
+    state.remove_run("b.1")
+
+    assert state.run_ids() == ["a.1"]
+    assert [*state.reports("b.1").parent.iterdir()] == [state.reports("a.1")]
+    assert state.last_change("a.1") == state.run("a.1").stat().st_mtime
+
+
+def made(folder: Path) -> Path:
+    """Make a folder and return it."""
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"ORCH_STAGING_RUNNER_STATE_DIR": " /s ", "XDG_STATE_HOME": "/x", "HOME": "/h"}, "/s"),
+        ({"ORCH_STAGING_RUNNER_STATE_DIR": "~/s", "HOME": "/h"}, "/h/s"),
+        ({"ORCH_STAGING_RUNNER_STATE_DIR": " ", "XDG_STATE_HOME": "/x"}, "/x/staging-fsm"),
+        ({"XDG_STATE_HOME": "x", "HOME": "/h"}, "/h/.local/state/staging-fsm"),
+        ({"HOME": "/h"}, "/h/.local/state/staging-fsm"),
+        ({}, str(Path.home() / ".local/state/staging-fsm")),
+    ],
+)
+def test_state_lies_where_the_settings_say(variables: dict[str, str], expected: str) -> None:
+    """The state folder is the configured one, else that of the user's state, absolute in any case.
+
+    See https://specifications.freedesktop.org/basedir-spec/latest/.
+    """
+    assert state_dir(variables) == Path(expected)
+
+
+def test_relative_state_folder_is_taken_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative state folder is made absolute at once; one in no known home is left to be told."""
+    monkeypatch.chdir(tmp_path)
+
+    assert state_dir({"ORCH_STAGING_RUNNER_STATE_DIR": "s"}) == tmp_path / "s"
+    assert state_dir({"ORCH_STAGING_RUNNER_STATE_DIR": "~/s"}) == tmp_path / "~/s"

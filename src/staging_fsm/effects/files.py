@@ -37,7 +37,7 @@ def write_whole(path: Path, data: bytes, mode: int = FILE_MODE, *, durable: bool
     never followed or opened. A folder in its place is moved away first.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -69,7 +69,7 @@ def create_durably(path: Path, data: bytes) -> bool:
 
 def sync_directory(path: Path) -> None:
     """Make the names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -91,7 +91,7 @@ def set_aside(path: Path, suffix: str) -> Path | None:
 def open_regular(path: Path) -> BinaryIO | None:
     """Open a file that somebody else may have replaced by a pipe, a link or a folder."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -102,15 +102,14 @@ def open_regular(path: Path) -> BinaryIO | None:
 
 def sha256_of_file(path: Path) -> str | None:
     """Return the digest of a regular file, or None if there is none."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    file = open_regular(path)
+    if file is None:
         return None
     digest = hashlib.sha256()
-    with os.fdopen(descriptor, "rb") as file:
+    with file:
         try:
             # No more than there is: most files are small, and a buffer is not for nothing.
-            size = min(_BLOCK_BYTES, os.fstat(descriptor).st_size + 1)
+            size = min(_BLOCK_BYTES, os.fstat(file.fileno()).st_size + 1)
             while block := file.read(size):
                 digest.update(block)
         except OSError:
@@ -120,12 +119,14 @@ def sha256_of_file(path: Path) -> str | None:
 
 def read_small(path: Path, size_max: int) -> bytes | None:
     """Return what a regular file holds; None if there is none, or it holds more than `size_max`."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(size_max + 1)
-    except (OSError, ValueError):
+    file = open_regular(path)
+    if file is None:
         return None
+    with file:
+        try:
+            data = file.read(size_max + 1)
+        except OSError:
+            return None
     return data if len(data) <= size_max else None
 
 
