@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import resource
+import secrets
 import select
 import shutil
 import signal
@@ -43,7 +44,9 @@ PYTHON = (sys.executable, "-S", "-E")
 PATIENCE_SECONDS = 60.0
 MEBIBYTE = 1024 * 1024
 FLAT_BYTES = 16 * MEBIBYTE
-RUN = "attempt.1"
+#: A sweep kills whoever carries the run's name: that of another session of tests is another.
+ATTEMPT = f"attempt-{secrets.token_hex(4)}"
+RUN = f"{ATTEMPT}.1"
 
 KINDS = (
     "plain", "orphan", "session", "group", "daemon",
@@ -285,7 +288,7 @@ def test_suite_environment_is_declared(stand: Stand) -> None:
 def test_missing_command_is_not_found(stand: Stand) -> None:
     """A command that does not exist, by name or by path, is a spawn error of its own."""
     by_name = stand.facts("no-such-command-anywhere")
-    by_path = stand.facts("./no/such/command", run_id="attempt.2")
+    by_path = stand.facts("./no/such/command", run_id=f"{ATTEMPT}.2")
 
     assert by_name.spawn_error == by_path.spawn_error == SpawnError.NOT_FOUND
     assert (by_name.exit_code, by_name.signal) == (None, None)
@@ -626,8 +629,8 @@ def test_open_files_are_limited(stand: Stand) -> None:
     worker_may = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
     assert stand.log() == b"50\n50\n"
-    stand.run("/bin/sh", "-c", "ulimit -Hn", open_files_max=2**30, run_id="attempt.2")
-    assert int(stand.file("output.log", "attempt.2").read_text()) <= worker_may
+    stand.run("/bin/sh", "-c", "ulimit -Hn", open_files_max=2**30, run_id=f"{ATTEMPT}.2")
+    assert int(stand.file("output.log", f"{ATTEMPT}.2").read_text()) <= worker_may
 
 
 @pytest.fixture
@@ -751,7 +754,7 @@ def test_group_without_its_controllers_is_not_taken(
 
 def test_group_that_a_dead_supervisor_left_is_removed(stand: Stand) -> None:
     """A sweep removes the group of its run, and no other one that a suite may have named."""
-    ours, other = stand.root / f"staging-{RUN}", stand.root / "staging-attempt.2"
+    ours, other = stand.root / f"staging-{RUN}", stand.root / f"staging-{ATTEMPT}.2"
     for group in (ours, other):
         group.mkdir()
         stand.file(".").mkdir(parents=True, exist_ok=True)
@@ -1095,7 +1098,7 @@ def test_result_that_the_suite_wrote_is_found_out(stand: Stand, deed: str) -> No
 
 def test_sealed_result_of_another_run_is_found_out(stand: Stand) -> None:
     """A result is of one run: sealed as it is, it proves nothing in another."""
-    assert stand.facts("true", run_id="attempt.0").supervision == Supervision.SOUND
+    assert stand.facts("true", run_id=f"{ATTEMPT}.0").supervision == Supervision.SOUND
 
     assert stand.facts(*program("forger", "result", "replay")).supervision == Supervision.FORGED
 
@@ -1144,7 +1147,7 @@ def test_forger_that_killed_its_supervisor_leaves_nobody(stand: Stand) -> None:
     stand.start(*program("tree", "crowd", "stay"))
     stand.lifeline.await_members(1)
     os.kill(stand.pid(), signal.SIGKILL)
-    stand.file("result").write_text("run=attempt.1\nexit_code=0\n" + "0" * 64 + "\n")
+    stand.file("result").write_text(f"run={RUN}\nexit_code=0\n" + "0" * 64 + "\n")
 
     assert stand.collect().facts.supervision == Supervision.FORGED
     assert stand.lifeline.is_cut()
@@ -1441,8 +1444,8 @@ def test_supervisor_works_with_what_macos_has(
     without = "import os, sys; sys.platform = 'darwin'; del os.waitid, os.pidfd_open;"
     patch_supervisor(monkeypatch, "", before=without)
     facts = stand.facts("/bin/sh", "-c", code)
-    left = stand.facts(*program("tree", "plain", "exit"), run_id="attempt.3")
-    late = stand.facts("/bin/sleep", "600", run_id="attempt.2", timeout_seconds=0.2)
+    left = stand.facts(*program("tree", "plain", "exit"), run_id=f"{ATTEMPT}.3")
+    late = stand.facts("/bin/sleep", "600", run_id=f"{ATTEMPT}.2", timeout_seconds=0.2)
 
     assert (facts.exit_code, facts.signal) == ends
     assert (left.exit_code, stand.lifeline.is_cut()) == (0, True)
@@ -1564,6 +1567,6 @@ def test_command_is_told_where_its_report_goes(stand: Stand) -> None:
     assert str(stand.state.reports(RUN)).encode() not in stand.log()
     (stand.root / "tree" / "junit.xml").write_text(JUNIT)
     again = stand.facts(
-        "/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml", run_id="attempt.2"
+        "/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml", run_id=f"{ATTEMPT}.2"
     )
     assert again.evidence.state == EvidenceState.READ

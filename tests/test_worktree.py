@@ -28,9 +28,8 @@ from staging_fsm.effects.worktree import (
     remove_worktree,
     tracked_changes,
 )
-from test_supervision import as_nobody
+from test_supervision import RUN, as_nobody
 
-RUN = "attempt.1"
 IN_PLACE = SuitePlan(("true",), workspace=Workspace.IN_PLACE)
 DIRTY = attrs.evolve(IN_PLACE, allow_dirty=True)
 
