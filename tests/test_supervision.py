@@ -426,6 +426,45 @@ def test_request_to_stop_that_comes_before_the_suite_keeps_it_from_running(
     assert not (stand.root / "tree" / "it-ran").exists()
 
 
+#: A supervisor that keeps in what order it does what its promises hang on.
+DIARIST = """
+import os, stat, sys
+diary, write, replace, fsync = open(sys.argv[2] + "/diary", "w"), os.write, os.replace, os.fsync
+def note(word):
+    print(word, file=diary, flush=True)
+def release(fd, data):
+    if data == b"1":
+        note("gate")
+    return write(fd, data)
+def rename(source, target):
+    replace(source, target)
+    note(os.path.basename(target))
+def sync(fd):
+    fsync(fd)
+    note("synced folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "synced file")
+def sweep(*arguments, real=shim.sweep):
+    left = real(*arguments)
+    note("swept")
+    return left
+os.write, os.replace, os.fsync, shim.sweep = release, rename, sync, sweep
+"""
+
+
+@pytest.mark.parametrize("timeout_seconds", [PATIENCE_SECONDS, 0.05], ids=["ended", "stopped"])
+def test_order_of_what_a_supervisor_does_is_the_promise(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, timeout_seconds: float
+) -> None:
+    """Who a suite is stands there before it runs, and its result once nobody is left, for ever."""
+    patch_supervisor(monkeypatch, f"exec({DIARIST!r});")
+    command = "true" if timeout_seconds == PATIENCE_SECONDS else "sleep 600"
+    stand.run("/bin/sh", "-c", command, timeout_seconds=timeout_seconds)
+
+    assert stand.file("diary").read_text().splitlines() == [
+        *("shim", "leader", "gate", "swept"),
+        *("synced file", "synced file", "result", "synced folder"),
+    ]
+
+
 # A connection that keeps others off.
 
 
