@@ -9,6 +9,7 @@ import pytest
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
+from staging_fsm.drive import engine
 from world import Damage, Doing, Fate, Shape, Task, Worker, World, simulation
 
 Fates = Callable[[int, str], Fate]
@@ -25,9 +26,9 @@ def _simulated() -> Iterator[None]:
 class Teller:
     """Tells a story in a world of its own, and lets `fates` decide at each of its points."""
 
-    def __init__(self, fates: Fates = NO_FAULT) -> None:
+    def __init__(self, fates: Fates = NO_FAULT, policy: str = "exit-code") -> None:
         """Begin with one queued job and two idle workers."""
-        self.world = World(Shape(infra_retries=1, backoff_seconds=30))
+        self.world = World(Shape(policy=policy, infra_retries=1, backoff_seconds=30))
         self.fates, self.points = fates, 0
         self.endings: list[str] = []
         #: The points at which something went wrong.
@@ -363,6 +364,27 @@ def test_gate_that_always_opens_advances_nothing_that_failed() -> None:
     assert facts.movements == ()
     assert story.world.tables.jobs[1].status == "running"
     assert facts.alerts == (AlertKind.GATE_CONTRADICTED_VERDICT,)
+
+
+@pytest.mark.parametrize(
+    ("ending", "asked"), [("passed", 0), ("exit 0 over failures", 1), ("crashed", 1)]
+)
+def test_hosts_own_map_says_the_status_word(
+    monkeypatch: pytest.MonkeyPatch, ending: str, asked: int
+) -> None:
+    """The word in the artifact is the host's for the exit code, which is never 0 without a pass."""
+    codes: list[int] = []
+
+    def is_strict(code: int) -> str:
+        codes.append(code)
+        return "FAILED"
+
+    monkeypatch.setattr(engine, "map_exit_code_to_status", is_strict)
+    story = Teller(policy="junit")
+
+    story.launch(ending)
+
+    assert (codes, story.state) == ([asked], State.ROLLED_BACK)
 
 
 def test_forged_artifact_in_the_moment_of_the_gate_opens_nothing() -> None:
