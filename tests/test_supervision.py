@@ -1564,13 +1564,18 @@ def test_report_is_a_readable_file_of_this_run(
     [
         ("true", EvidenceState.STALE),
         ("cat report.xml > copy.xml; mv copy.xml report.xml", EvidenceState.READ),
+        ("cp -p report.xml copy.xml; mv copy.xml report.xml", EvidenceState.READ),
+        (
+            "touch -r report.xml t; cp report.xml x; cat x >report.xml; touch -r t report.xml",
+            EvidenceState.READ,
+        ),
         ("rm report.xml", EvidenceState.MISSING),
     ],
 )
 def test_report_outside_the_runs_folder_must_be_of_this_run(
     stand: Stand, script: str, state: EvidenceState
 ) -> None:
-    """A report that was there before and did not change is stale."""
+    """A report that was there before is stale unless it was written, whatever time it carries."""
     report = stand.root / "tree" / "report.xml"
     report.write_text(JUNIT)
 
