@@ -4,9 +4,10 @@
 its tests need is imported once, and each mutant gets a process forked from there. Where a
 mutant changes nothing but functions, the process also has the product and the collected
 tests, and the changed functions are exchanged in it: that takes milliseconds. Only the
-tests that call a changed function are run then, the fastest first. Any other mutant, and
-one that survives this although its function was called while modules were imported, is
-imported afresh. The first test that fails, or a process that does not end, kills a mutant.
+tests that call a changed function are run then, first those that are fast for the mutants
+that they have killed so far. Any other mutant, and one that survives this although its
+function was called while modules were imported, is imported afresh. The first test that
+fails, or a process that does not end, kills a mutant.
 """
 
 import ast
@@ -15,6 +16,7 @@ import cProfile
 import gc
 import importlib
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -24,6 +26,7 @@ import tempfile
 import time
 import tomllib
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -194,6 +197,9 @@ class Tests:
     _items: list[pytest.Item] = attrs.field(factory=list)
     _called: dict[str, set[int]] = attrs.field(factory=dict)
     _seconds: dict[str, float] = attrs.field(factory=dict)
+    #: How many mutants each test has killed, and which of the tests a child was at last.
+    _kills: Counter[str] = attrs.field(factory=Counter)
+    _at: mmap.mmap = attrs.field(factory=lambda: mmap.mmap(-1, 4))
     _profile: cProfile.Profile = attrs.field(factory=cProfile.Profile)
     _at_import: set[int] = attrs.field(factory=set)
 
@@ -241,18 +247,20 @@ class Tests:
     def _try(self, session: pytest.Session, pairs: list[tuple[FunctionType, CodeType]]) -> str:
         codes = {id(function.__code__) for function, _ in pairs}
         items = [item for item in self._items if codes & self._called[item.nodeid]]
-        items.sort(key=lambda item: self._seconds[item.nodeid])
+        items.sort(key=lambda item: self._seconds[item.nodeid] / (1 + self._kills[item.nodeid]))
 
         def run() -> int:
             for function, code in pairs:
                 function.__code__ = code
-            for item, following in _followed(items):
+            for number, (item, following) in enumerate(_followed(items)):
+                self._at[:] = number.to_bytes(4)
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if session.testsfailed:
                     return 1
             return 0
 
         if in_child(run, sum(self._seconds[item.nodeid] for item in items)):
+            self._kills[items[int.from_bytes(self._at[:])].nodeid] += 1
             return "killed"
         return "cold" if codes & self._at_import else "survived"
 
