@@ -277,7 +277,14 @@ def test_fault_is_none_code_or_infrastructure(reason: Reason) -> None:
     snapshot = judged(attrs.evolve(PASSED, reason=reason))
 
     assert fault(snapshot) == faults[REASONS[reason].verdict]
-    assert fault(attrs.evolve(snapshot, runs=(Run(1, ""),))) == "infrastructure"
+
+
+def test_run_of_which_nothing_is_known_is_lost() -> None:
+    """A run without a reason is told of as one that was lost with its worker: never as a pass."""
+    snapshot = attrs.evolve(judged(KILLED, LOST), runs=(Run(1, ""),))
+
+    assert fault(snapshot) == "infrastructure"
+    assert f"\n{REASONS[Reason.WORKER_LOST].sentence}\n" in render(snapshot, log(snapshot))
 
 
 @pytest.mark.parametrize("runs", [(PASSED,), (FAILED,), (KILLED, LOST)], ids=["S", "F", "X"])
@@ -300,6 +307,17 @@ def test_evidence_is_said_in_words(report: str | None) -> None:
     assert ("Evidence: the exit code alone." in text) is (report is None)
     assert ("evidence: exit-code\n" in text) is (report is None)
     assert ("Evidence: the JUnit report `junit.xml` counts 3 tests" in text) is (report is not None)
+
+
+@pytest.mark.parametrize("dated", [True, False])
+def test_report_says_whether_its_time_is_known(*, dated: bool) -> None:
+    """An artifact says whether the report's own time stamps prove that it is of this run."""
+    snapshot = judged(attrs.evolve(PASSED, counts=Counts(3, 0, 0, 1, dated)))
+    text = render(snapshot, log(snapshot))
+
+    assert ("skipped. Its time stamps are of this run.\n" in text) is dated
+    assert ("skipped. It carries no time stamps," in text) is not dated
+    assert f"\ndated: {str(dated).lower()}\n" in text
 
 
 @pytest.mark.parametrize("state", [*EvidenceState, None])

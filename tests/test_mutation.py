@@ -21,8 +21,8 @@ EXAMPLES = {
     "entries swapped": ("X = (1, 2)\n", {"X = (2, 1)\n"}),
     "statement deleted": ("def f():\n    g()\n", {"def f():\n    pass\n"}),
     "statements swapped": (
-        "def f():\n    save()\n    act()\n",
-        {"def f():\n    act()\n    save()\n"},
+        "def f():\n    save()\n    act()\n    n = len(x)\n",
+        {"def f():\n    act()\n    save()\n    n = len(x)\n"},
     ),
     "nothing returned": ("def f():\n    return 1\n", {"def f():\n    return None\n"}),
     "condition forced": (

@@ -15,6 +15,8 @@ import attrs
 Words = Mapping[str, tuple[str, ...]]
 #: By how many others a word in a table is replaced: each state, event and effect by every other.
 OTHERS_MAX = 12
+#: Calls that only compute: what is done before or after them is the same.
+_COMPUTING = frozenset({"len", "min", "max", "sum", "str", "int", "sorted", "tuple", "frozenset"})
 
 
 @attrs.frozen
@@ -260,12 +262,15 @@ def statement_deleted(source: Source) -> Iterator[Edit]:
 
 
 def statements_swapped(source: Source) -> Iterator[Edit]:
-    """Swap two statements that both call something."""
+    """Swap two statements that both do something."""
     leaving = (ast.Return, ast.Raise, ast.Break, ast.Continue)
     for block in _blocks(source):
         for first, second in itertools.pairwise(block):
-            calls = [any(isinstance(n, ast.Call) for n in ast.walk(s)) for s in (first, second)]
-            if not all(calls) or isinstance(first, leaving) or isinstance(second, leaving):
+            if (
+                not (_acts(first) and _acts(second))
+                or isinstance(first, leaving)
+                or isinstance(second, leaving)
+            ):
                 continue
             if isinstance(first, ast.Assign) and isinstance(second, ast.Assign):
                 continue  # two facts are taken down; an effect would be no assignment
@@ -273,6 +278,11 @@ def statements_swapped(source: Source) -> Iterator[Edit]:
             between = source.text[end:next_start]
             text = source.text[next_start:next_end] + between + source.text[start:end]
             yield Edit("statements swapped", start, next_end, text)
+
+
+def _acts(statement: ast.stmt) -> bool:
+    calls = (node.func for node in ast.walk(statement) if isinstance(node, ast.Call))
+    return any(not isinstance(f, ast.Name) or f.id not in _COMPUTING for f in calls)
 
 
 def nothing_returned(source: Source) -> Iterator[Edit]:
