@@ -1,6 +1,8 @@
 """One contract for job rows, held by the SQL rows on SQLite and by the simulation's rows alike."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -32,7 +34,7 @@ from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.rows import SqlRows
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import BUSY_TIMEOUT_SECONDS, SqlHostStore, WorkItem, open_database
 
 NOW = datetime(2026, 3, 29, 1, 30, 0, 500_000, UTC)
 LATER = NOW + timedelta(minutes=15)
@@ -493,3 +495,20 @@ def test_rows_of_two_connections_are_fenced_alike(tmp_path: Path) -> None:
     assert theirs.rows.load(JOB).snapshot() == attempt(2)
     mine.engine.dispose()
     theirs.engine.dispose()
+
+
+def test_database_that_was_emptied_is_not_waited_for(tmp_path: Path) -> None:
+    """A database that somebody empties under an open connection is refused without patience."""
+    database = tmp_path / "orchestrator.db"
+    kit = SqlKit(open_database(f"sqlite:///{database}"))
+    kit.store.create_schema()
+    kit.add("{}")
+    with closing(kit.engine.raw_connection()):
+        os.truncate(database, 0)
+        begun = time.monotonic()
+
+        with pytest.raises(sa.exc.OperationalError, match="locked"):
+            kit.rows.load(JOB)
+
+        assert time.monotonic() - begun < BUSY_TIMEOUT_SECONDS
+    kit.engine.dispose()

@@ -20,6 +20,9 @@ from staging_fsm.effects.metadata import with_key
 
 SCHEMA_FILE: Final = Path(__file__).parent / "contract" / "schema.sql"
 BUSY_TIMEOUT_SECONDS: Final = 30
+#: To be the first to open a file takes milliseconds. One that was emptied under open
+#: connections counts as new and stays locked by them: nobody should wait for that.
+SWITCH_TIMEOUT_SECONDS: Final = 1
 #: Any number, the same for every worker.
 _SCHEMA_LOCK: Final = 1_150_002_026
 #: What INTEGER PRIMARY KEY means in SQLite: the database numbers the rows.
@@ -317,8 +320,9 @@ def open_database(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     for pragma in (
-        f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
+        f"busy_timeout = {SWITCH_TIMEOUT_SECONDS * 1000}",
         "journal_mode = WAL",
+        f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
         "synchronous = FULL",
         "foreign_keys = ON",
     ):
