@@ -224,6 +224,39 @@ def test_checkout_that_is_none_any_more_has_no_verdict(site: Site, deed: str) ->
     assert site.run(deed).tree_changed
 
 
+@pytest.mark.parametrize("deed", ["true", "echo > shop.py"])
+def test_what_became_of_the_tree_outlives_the_checkout(site: Site, deed: str) -> None:
+    """A worker whose verdict was not stored leaves the next one the same facts to judge."""
+    first = site.run(deed)
+    assert not site.checkout.exists()
+
+    assert site.suites.await_report(RUN).facts == first
+    assert first.tree_changed is (deed != "true")
+
+
+@pytest.mark.parametrize("seal", ["", "0000"])
+def test_tree_that_the_suite_calls_unchanged_is_looked_at(site: Site, seal: str) -> None:
+    """What a suite says of its tree in our place is not believed."""
+    control = "$(dirname $(dirname $STAGING_REPORT_DIR))/runs/$STAGING_ATTEMPT"
+    forged = f"run={RUN}\\ntree_changed=0\\n{seal}\\n"
+
+    assert site.run(f"echo > shop.py; printf '{forged}' > {control}/tree").tree_changed
+
+
+def test_checkout_that_nobody_came_back_for_goes_with_its_run(site: Site) -> None:
+    """A checkout that could not be removed in its time is removed along with its old run."""
+    before = site.checkouts()
+    site.run("true")
+    add_worktree(site.repository, "HEAD", site.checkout)
+    os.utime(site.state.run(RUN), (0, 0))
+
+    site.suites.prune(1, tuple)
+
+    assert not site.checkout.exists()
+    assert site.checkouts() == before
+    assert site.state.run_ids() == []
+
+
 def test_checkout_of_a_lost_run_is_removed(site: Site) -> None:
     """A checkout does not outlive its run, however the run ends."""
     before = site.checkouts()

@@ -12,6 +12,7 @@ judge a run stands in its control folder before it starts:
     output.log   what the suite printed
     tail         its end without secrets; written once the run has ended
     result       sealed; written when nothing of the run is alive any more
+    tree         sealed; whether the tree moved, written before the checkout is removed
 """
 
 import contextlib
@@ -234,7 +235,7 @@ class LocalSuites:
             self.reap(run_id)
             raise
         self._wait_for_supervisor(folder, order.timeout_seconds, order.kill_grace_seconds)
-        result = self._result(folder)
+        result = self._sealed(folder / "result")
         if not result or int(result["processes_left"]) > 0 or not shim.IS_LINUX:
             # The supervisor is gone or could not finish its work: finish it from here.
             self.sweep(run_id)
@@ -260,9 +261,8 @@ class LocalSuites:
             child.poll()
             _CHILDREN.pop(str(folder), None)
 
-    def _result(self, folder: Path) -> dict[str, str] | None:
-        """Return the sealed result; empty where there is one that nobody sealed."""
-        path = folder / "result"
+    def _sealed(self, path: Path) -> dict[str, str] | None:
+        """Return the facts in a sealed file; none of them where nobody sealed it for this run."""
         if not os.path.lexists(path):
             return None
         raw = _read_small_file(path)
@@ -274,7 +274,19 @@ class LocalSuites:
         if not hmac.compare_digest(expected.encode(), tail):
             return {}
         facts = dict(line.split("=", 1) for line in text.decode().split("\n")[:-1])
-        return facts if facts["run"] == folder.name else {}
+        return facts if facts["run"] == path.parent.name else {}
+
+    def _tree_changed(self, folder: Path, order: _Order) -> bool:
+        """Say whether the tree moved, as it was first seen: of a checkout nothing is left later."""
+        path = folder / "tree"
+        seen = (self._sealed(path) or {}).get("tree_changed")
+        if seen is None:
+            seen = str(int(_tree_changed(order)))
+            text = shim.lines_of(run=folder.name, tree_changed=seen)
+            # Not synced: after a power cut the run is at worst tried again. Nor on a full disk.
+            with contextlib.suppress(OSError):
+                write_whole(path, shim.sealed(self._state.secret(), text))
+        return seen == "1"
 
     def _report(self, run_id: str, order: _Order, result: dict[str, str] | None) -> RunReport:
         folder = self._state.run(run_id)
@@ -292,7 +304,7 @@ class LocalSuites:
             spawn_error=SpawnError(result["spawn_error"]) if result["spawn_error"] else None,
             stopped_by=Stop(result["stopped_by"]) if result["stopped_by"] else None,
             out_of_memory=result["out_of_memory"] == "1",
-            tree_changed=_tree_changed(order),
+            tree_changed=self._tree_changed(folder, order),
             log_complete=result["log_complete"] == "1" and sha256 is not None,
             processes_left=int(result["processes_left"]),
             supervision=Supervision.SOUND,
@@ -377,6 +389,9 @@ class LocalSuites:
                 RunCondition.FOREIGN,
             ):
                 continue
+            if os.path.lexists(self._state.worktree(run_id)):
+                # It could not be removed in its time, or nobody came back for it.
+                self._remove_checkout(run_id, None)
             self._state.remove_run(run_id)
 
     def log_tail(self, run_id: str, size: int) -> bytes:
