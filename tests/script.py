@@ -50,7 +50,16 @@ class Recorder:
     """Writes down every call of an object's methods that acts on the world."""
 
     QUIET = frozenset(
-        {"load", "save", "transaction", "unfinished", "log_tail", "is_written", "deliver"}
+        {
+            "load",
+            "save",
+            "transaction",
+            "unfinished",
+            "log_tail",
+            "shown_command",
+            "is_written",
+            "deliver",
+        }
     )
 
     def __init__(self, wrapped: Any, say: Callable[[str], None]) -> None:

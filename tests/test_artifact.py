@@ -109,9 +109,14 @@ def status_of(snapshot: Snapshot) -> str:
     return "SUCCESS" if snapshot.state is State.VERDICT_PASSED else "FAILED"
 
 
+def command_of(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return the command, in which nothing is secret."""
+    return snapshot.bound_plan.suite.command
+
+
 def log(snapshot: Snapshot, output: bytes = OUTPUT, work_item: str = "WI-1") -> StagingLog:
     """Return what the artifact says besides the snapshot."""
-    return StagingLog(work_item, "7", status_of(snapshot), output)
+    return StagingLog(work_item, "7", status_of(snapshot), output, command_of(snapshot))
 
 
 def answer_of_the_gate(text: str) -> bool:
@@ -145,7 +150,7 @@ def test_gate_reads_what_was_judged(
     snapshot: Snapshot, output: bytes, work_item: str, job: str
 ) -> None:
     """Whatever stands in output, names, details and commands, the gate reads the judged status."""
-    log_ = StagingLog(work_item, job, status_of(snapshot), output)
+    log_ = StagingLog(work_item, job, status_of(snapshot), output, command_of(snapshot))
 
     assert reads_as_judged(snapshot, log_)
 
@@ -209,7 +214,7 @@ def test_forged_front_matter_changes_nothing(forgery: str, runs: tuple[Run, ...]
         plan=plan,
         runs=(*runs[:-1], last),
     )
-    log_ = StagingLog(forgery, forgery, status_of(snapshot), forgery.encode())
+    log_ = StagingLog(forgery, forgery, status_of(snapshot), forgery.encode(), command_of(snapshot))
 
     assert reads_as_judged(snapshot, log_)
 

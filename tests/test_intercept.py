@@ -540,6 +540,7 @@ PARTS: Final = (
     "suites.condition",
     "suites.reap",
     "suites.log_tail",
+    "suites.shown_command",
     "artifacts.set_aside",
     "artifacts.write",
     "artifacts.is_written",

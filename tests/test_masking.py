@@ -57,6 +57,41 @@ def test_names_tell_secrets(name: str, secret: bool) -> None:  # noqa: FBT001  #
 
 
 @pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("t", "--api-token=hunter22"), ("t", "--api-token=***")),
+        (("t", "--password", "two words"), ("t", "--password", "***")),
+        (("t", "DB_PASSWORD=hunter22"), ("t", "DB_PASSWORD=***")),
+        (("t", "-Dclient.secret=hunter22"), ("t", "-Dclient.secret=***")),
+        (("curl", "-H", "Authorization: Bearer hunter22"), ("curl", "-H", "Authorization: ***")),
+        (("t", "--token", "Bearer", "hunter22"), ("t", "--token", "Bearer", "***")),
+        (("sh", "-c", "A_TOKEN=hunter22 t -v"), ("sh", "-c", "A_TOKEN=*** t -v")),
+        (("sh", "-c", "t --token 'hunter22'; u"), ("sh", "-c", "t --token '***'; u")),
+        (("t", "--token=hunter22", "hunter22"), ("t", "--token=***", "***")),
+        (("t", "pg://me:hunter22@host/db"), ("t", "pg://me:***@host/db")),
+    ],
+)
+def test_secret_in_a_command_is_masked(command: tuple[str, ...], shown: tuple[str, ...]) -> None:
+    """What a command line says after a name that looks secret is one, in a script as well."""
+    assert Masker.of({}, (), command).mask_words(command) == shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pytest", "tests/test_auth.py::test_token", "-k", "token or secret"),
+        ("t", "--sort-key=duration", "--tokens", "--other", "something"),
+        ("t", "--token", "$API_TOKEN", "--password=$(cat password)"),
+        ("t", "--private-key-file=/etc/keys/one", "--token-env", "API_TOKEN"),
+        ("t", "\udcff\udcfe"),
+    ],
+)
+def test_command_without_a_secret_is_shown_as_it_is(command: tuple[str, ...]) -> None:
+    """Names of tests, of files and of variables in a command are no secrets."""
+    assert Masker.of({}, (), command).mask_words(command) == command
+
+
+@pytest.mark.parametrize(
     "form",
     [
         SECRET,

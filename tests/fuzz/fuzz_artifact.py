@@ -36,7 +36,8 @@ def fuzz(data: bytes) -> bool:
     if snapshot.state not in _JUDGED:
         return False
     status = "SUCCESS" if snapshot.state is State.VERDICT_PASSED else "FAILED"
-    text = render(snapshot, StagingLog(str(work_item), str(job), status, output))
+    command = snapshot.bound_plan.suite.command
+    text = render(snapshot, StagingLog(str(work_item), str(job), status, output, command))
     assert _parse_staging_status(text) == status
     (Path(_FOLDER.name) / ARTIFACT_NAME).write_bytes(text.encode())
     assert check_staging_status(_FOLDER.name) is (status == "SUCCESS")

@@ -30,12 +30,13 @@ _CONTROL_PICTURES: Final = 0x2400
 
 @attrs.frozen
 class StagingLog:
-    """What the artifact says besides the snapshot: whose work item, and the tail of its output."""
+    """What the artifact says besides the snapshot: whose work item, and what may be shown of it."""
 
     work_item: str
     job_id: str
     status: str
     output_tail: bytes
+    command: tuple[str, ...]
 
 
 def fault(snapshot: Snapshot) -> str:
@@ -64,7 +65,7 @@ def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
         "duration_seconds": run.duration_seconds,
         "ended_at": run.ended_at,
         "revision": plan.revision,
-        "command": _shortened(plan.suite.command),
+        "command": _shortened(log.command),
         "evidence": "exit-code" if plan.suite.report is None else "junit",
         "log": run.log,
         "log_sha256": run.log_sha256,

@@ -1,15 +1,16 @@
 """Output without secrets: what counts as one, in which forms it is printed, and what replaces it.
 
 Secrets are the values of the variables that a suite is given by name, the values of
-all whose names look secret, and passwords inside of addresses. Each is looked for as
-it is, line by line, and as JSON, addresses and base64 write it. What a program
-computes from a secret in any other way is not found.
+all whose names look secret, passwords inside of addresses, and what a command line
+says after a name that looks secret. Each is looked for as it is, line by line, and as
+JSON, addresses and base64 write it. What a program computes from a secret in any other
+way is not found.
 """
 
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote, quote_plus, unquote
 
@@ -28,6 +29,18 @@ _SECRET_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS_PASSWORD: Final = re.compile(r"://[^\s/:@]*:([^\s/@]+)@")
+#: Fewer names than of variables: `--sort-key=name` is no secret, and neither is where one lies.
+_SECRET_OPTION: Final = re.compile(
+    r"(TOKEN|SECRET|PASSW|PASSPHRASE|PASSCODE|_PWD|CREDENTIAL|COOKIE|DSN|AUTHORIZATION"
+    r"|(API|ACCESS|AUTH|PRIVATE|SIGNING|ENCRYPTION)_?KEY)(?!.*_(FILE|PATH|DIR|NAME|ENV)$)",
+    re.IGNORECASE,
+)
+#: A name with the value that belongs to it, or one that the next word belongs to.
+_OPTION: Final = re.compile(r"-{0,2}([A-Za-z_][\w.-]*)(?:=(.*)|(:)(?:\s+(.*))?)?", re.DOTALL)
+#: What stands between the name of a header and its secret.
+_SCHEMES: Final = frozenset({"basic", "bearer", "token"})
+#: What a shell takes for a word, in a script that is an argument.
+_SHELL_WORD: Final = re.compile(r"[^\s'\"`;|&()<>]+")
 
 
 def looks_secret(name: str) -> bool:
@@ -42,15 +55,22 @@ class Masker:
     forms: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, variables: Mapping[str, str], names: Iterable[str] = ()) -> "Masker":
-        """Return a masker for the secrets in `variables`; all of `names` are taken for such."""
+    def of(
+        cls,
+        variables: Mapping[str, str],
+        names: Iterable[str] = (),
+        command: Sequence[str] = (),
+    ) -> "Masker":
+        """Return a masker for the secrets in `variables` and in a `command`.
+
+        The values of all of `names` are taken for secrets.
+        """
         named = frozenset(names)
+        found = set(_secrets_in_command(command))
+        for name, value in variables.items():
+            found.update(_secrets(value, whole=name in named or looks_secret(name)))
         forms = {
-            form
-            for name, value in variables.items()
-            for secret in _secrets(value, whole=name in named or looks_secret(name))
-            for form in _forms(secret)
-            if len(form) >= SECRET_MIN_BYTES
+            form for secret in found for form in _forms(secret) if len(form) >= SECRET_MIN_BYTES
         }
         return cls(tuple(sorted(forms, key=lambda form: (-len(form), form))))
 
@@ -76,6 +96,11 @@ class Masker:
         for form in self.forms:
             output = output.replace(form, MASK)
         return output
+
+    def mask_words(self, command: Sequence[str]) -> tuple[str, ...]:
+        """Return the words of a command without the secrets in them."""
+        masked = (self.mask_whole(word.encode("utf-8", "surrogateescape")) for word in command)
+        return tuple(word.decode("utf-8", "surrogateescape") for word in masked)
 
     def unfinished(self, output: bytes) -> int:
         """Return how many bytes at the end of `output` may be the beginning of a secret."""
@@ -118,6 +143,37 @@ def _secrets(value: str, *, whole: bool) -> Iterator[str]:
     for password in _ADDRESS_PASSWORD.findall(value):
         yield password
         yield unquote(password)
+
+
+def _secrets_in_command(command: Sequence[str]) -> Iterator[str]:
+    """Yield what follows names that look secret, and passwords in addresses, also in scripts."""
+    yield from _named_secrets(command)
+    for word in command:
+        yield from _secrets(word, whole=False)
+        if any(character.isspace() for character in word):
+            yield from _named_secrets(_SHELL_WORD.findall(word))
+
+
+def _named_secrets(words: Sequence[str]) -> Iterator[str]:
+    expected = False
+    for word in words:
+        if expected and not word.startswith("-"):
+            expected = word.lower() in _SCHEMES
+            # What a shell will put there is not here to be seen.
+            if not expected and not word.startswith("$"):
+                yield word
+            continue
+        option = _OPTION.fullmatch(word)
+        expected = False
+        if option is None or not _SECRET_OPTION.search(option[1].replace("-", "_")):
+            continue
+        value = (option[2] or option[4] or "").strip()
+        expected = not value and (word.startswith("-") or option[3] is not None)
+        if value and not value.startswith("$"):
+            yield value
+            scheme, _, rest = value.partition(" ")
+            if scheme.lower() in _SCHEMES:
+                yield rest.strip()
 
 
 def _forms(secret: str) -> Iterator[bytes]:

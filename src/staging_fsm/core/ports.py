@@ -177,6 +177,10 @@ class Suites(Protocol):
         """Return the last `size` bytes of a run's output."""
         ...
 
+    def shown_command(self, run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the words of a run's command as they may be shown."""
+        ...
+
 
 class Artifacts(Protocol):
     """The artifact's place in the work item's folder."""

@@ -17,6 +17,7 @@ from typing import Final
 
 import attrs
 
+from staging_fsm.core.masking import Masker
 from staging_fsm.core.plan import SuitePlan
 from staging_fsm.effects.files import StateDir
 
@@ -104,7 +105,8 @@ def command_finding(repo: str, command: tuple[str, ...], variables: Mapping[str,
     in_tree = "/" in program and not program.startswith("/")
     if not in_tree and shutil.which(program, path=variables.get("PATH", os.defpath)) is None:
         return Finding("suite", Health.FAILED, f"{repo}: {program} is not to be found or executed")
-    return Finding("suite", Health.OK, f"{repo}: {' '.join(command)}")
+    shown = Masker.of(variables, (), command).mask_words(command)
+    return Finding("suite", Health.OK, f"{repo}: {' '.join(shown)}")
 
 
 def _existing(folder: Path) -> Path:

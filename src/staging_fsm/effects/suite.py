@@ -11,6 +11,7 @@ judge a run stands in its control folder before it starts:
     group        the control group that holds the suite, if there is one
     output.log   what the suite printed
     tail         its end without secrets; written once the run has ended
+    shown        sealed; the command without secrets, if there are any in it
     result       sealed; written when nothing of the run is alive any more
     tree         sealed; whether the tree moved, written before the checkout is removed
 """
@@ -181,6 +182,7 @@ class LocalSuites:
         suite = order.suite
         command = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in suite.command]
         (folder / "command").write_bytes(b"\0".join(os.fsencode(word) for word in command))
+        self._keep_command(order.run_id, suite.command)
         secret, secret_in = os.pipe()
         os.write(secret_in, self._state.secret())
         os.close(secret_in)
@@ -415,11 +417,29 @@ class LocalSuites:
 
     def masker(self, run_id: str) -> Masker:
         """Return what masks the secrets of this worker, and those that the suite was given."""
+        return self._masker(run_id, _read_command(self._state.run(run_id)))
+
+    def _masker(self, run_id: str, command: tuple[str, ...]) -> Masker:
         try:
             names = _read_order(self._state.run(run_id)).environment
         except PreparationError:
             names = ()
-        return Masker.of(self._variables, set(names) - set(BASE_ENVIRONMENT))
+        return Masker.of(self._variables, set(names) - set(BASE_ENVIRONMENT), command)
+
+    def shown_command(self, run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the words of a run's command without secrets, always the same."""
+        kept = self._sealed(self._state.run(run_id) / "shown")
+        if kept:
+            return tuple(json.loads(kept["command"]))
+        return self._masker(run_id, command).mask_words(command)
+
+    def _keep_command(self, run_id: str, command: tuple[str, ...]) -> None:
+        shown = self.shown_command(run_id, command)
+        if shown != command:
+            # A secret that is changed meanwhile is none to whoever writes the artifact again.
+            text = shim.lines_of(run=run_id, command=json.dumps(shown))
+            path = self._state.run(run_id) / "shown"
+            write_whole(path, shim.sealed(self._state.secret(), text))
 
     def _keep_tail(self, run_id: str) -> None:
         folder = self._state.run(run_id)
@@ -502,9 +522,13 @@ def _read_order(folder: Path) -> _Order:
             facts["report_before"] = tuple(facts["report_before"])
         facts["environment"] = tuple(facts["environment"])
         return _Order(**facts)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         message = f"the order of run {folder.name} cannot be read: {error}"
         raise PreparationError(message) from error
+
+
+def _read_command(folder: Path) -> tuple[str, ...]:
+    return tuple(map(os.fsdecode, _read_small_file(folder / "command").split(b"\0")))
 
 
 def _identity_in(path: Path) -> ProcessIdentity | None:

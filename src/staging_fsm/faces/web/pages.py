@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from staging_fsm.core.artifact import fault, visible
 from staging_fsm.core.errors import SnapshotRefusedError
+from staging_fsm.core.masking import Masker
 from staging_fsm.core.outcome import REASONS, RULES, Verdict
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Move, Run, Snapshot
@@ -140,7 +141,8 @@ def _facts(source: Source, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
     if (plan := snapshot.plan) is not None:
         suite = plan.suite
         facts["Revision"] = plain(plan.revision)
-        facts["Command"] = plain(" ".join(suite.command), 1000)
+        masker = Masker.of(source.variables, suite.environment, suite.command)
+        facts["Command"] = plain(" ".join(masker.mask_words(suite.command)), 1000)
         facts["Evidence"] = (
             f"JUnit report {plain(suite.report)}; tests asked for: {suite.min_tests}"
             if suite.report
