@@ -151,6 +151,26 @@ def test_dirty_tree_is_refused_in_place(site: Site) -> None:
         bind_revision(site.repository, IN_PLACE)
 
 
+@pytest.mark.parametrize("mark", ["--assume-unchanged", "--skip-worktree"])
+def test_change_that_git_was_told_not_to_see_is_a_change(site: Site, mark: str) -> None:
+    """A file that git does not compare any more is compared all the same."""
+    git(site.repository, "update-index", mark, "shop.py")
+    assert tracked_changes(site.repository) == ""
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+
+    with pytest.raises(RunRefusedError, match="uncommitted"):
+        bind_revision(site.repository, IN_PLACE)
+    assert site.run(f"git update-index {mark} shop.py; echo >> shop.py").tree_changed
+
+
+def test_sparse_checkout_is_clean(site: Site) -> None:
+    """Files that a sparse checkout leaves out are no changes."""
+    git(site.repository, "sparse-checkout", "set", "--no-cone", "/other/")
+
+    assert not (site.repository / "shop.py").exists()
+    assert tracked_changes(site.repository) == ""
+
+
 def test_staged_change_is_a_change(site: Site) -> None:
     """A change that is staged and not committed makes a tree dirty too."""
     (site.repository / "new.py").write_text("")
@@ -222,6 +242,50 @@ def test_checkout_is_removed_whatever_the_suite_made_of_it(site: Site, deed: str
 def test_checkout_that_is_none_any_more_has_no_verdict(site: Site, deed: str) -> None:
     """A tree that cannot be compared with its commit any more counts as moved."""
     assert site.run(deed).tree_changed
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder that a suite may mount, where this machine lets it."""
+    folder, probe = tmp_path / "else where", tmp_path / "probe"
+    folder.mkdir()
+    probe.mkdir()
+    (folder / "precious").mkdir(mode=0o755)
+    mounted = subprocess.run(["mount", "--bind", folder, probe], check=False, capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("nothing may be mounted here")
+    subprocess.run(["umount", probe], check=True)
+    yield folder
+    left = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in (path for path in left if path.startswith(str(tmp_path))):
+        subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+@pytest.mark.parametrize("place", ["deep/in", ".", "$STAGING_REPORT_DIR"])
+def test_what_a_suite_mounted_is_not_emptied(site: Site, elsewhere: Path, place: str) -> None:
+    """Whatever folder a suite mounts where we clean up is unmounted, and as it was."""
+    site.run(f"mkdir -p {place}; mount --bind '{elsewhere}' {place}")
+    os.utime(site.state.run(RUN), (0, 0))
+    site.suites.prune(1, tuple)
+
+    assert elsewhere.joinpath("precious").stat().st_mode & 0o777 == 0o755
+    assert not site.checkout.exists()
+    assert not site.state.reports(RUN).exists()
+    assert str(site.state.root) not in Path("/proc/mounts").read_text()
+
+
+def test_what_we_may_not_unmount_stays(tmp_path: Path, elsewhere: Path) -> None:
+    """A folder with a mount in it that is not ours to undo is not ours to remove."""
+    code = "import sys; from pathlib import Path; from staging_fsm.effects.files import *; "
+    code += "sys.exit(is_all_ours(Path(sys.argv[1])))"
+    folder = tmp_path / "folder"
+    (folder / "in").mkdir(parents=True)
+    subprocess.run(["mount", "--bind", elsewhere, folder / "in"], check=True)
+    asked = [*as_nobody(folder), sys.executable, "-c", code, str(folder)]
+    ended = subprocess.run(asked, check=False, capture_output=True)
+
+    assert ended.returncode == 0, ended.stderr
+    assert (folder / "in" / "precious").exists()
 
 
 @pytest.mark.parametrize("deed", ["true", "echo > shop.py"])

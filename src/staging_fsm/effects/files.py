@@ -7,6 +7,7 @@ old file or the whole new one, and a power cut does not undo what was promised.
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -21,6 +22,10 @@ from staging_fsm.core.config import expand_home, variable_name
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 _BLOCK_BYTES: Final = 1024 * 1024
+_MNT_DETACH: Final = 2
+_UMOUNT_NOFOLLOW: Final = 8
+#: How the kernel writes blanks and the like in the name of a mount point.
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
@@ -74,6 +79,35 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_all_ours(folder: Path) -> bool:
+    """Say whether nothing is mounted in a folder, having unmounted whatever was, if we may.
+
+    To remove a folder with a mount in it would empty what is mounted there: the real
+    files of somebody else.
+    """
+    mounts = _mounts_in(folder)
+    if mounts:
+        import ctypes  # noqa: PLC0415  # only where a suite has mounted something
+
+        unmount = ctypes.CDLL(None).umount2
+        for mount in reversed(mounts):
+            unmount(os.fsencode(mount), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    return not mounts or not _mounts_in(folder)
+
+
+def _mounts_in(folder: Path) -> list[str]:
+    """Return what is mounted at a folder or below, in order; empty where nobody can tell."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return []
+    top = os.path.join(os.path.realpath(folder.parent), folder.name)  # noqa: PTH118  # no link at its end is followed
+    points = [
+        _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4]) for line in lines
+    ]
+    return [point for point in map(os.fsdecode, points) if f"{point}/".startswith(f"{top}/")]
 
 
 def set_aside(path: Path, suffix: str) -> Path | None:
@@ -199,8 +233,9 @@ class StateDir:
 
     def remove_run(self, run_id: str) -> None:
         """Remove what a run left behind, its reports first."""
-        shutil.rmtree(self.reports(run_id), ignore_errors=True)
-        shutil.rmtree(self.run(run_id), ignore_errors=True)
+        for folder in (self.reports(run_id), self.run(run_id)):
+            if is_all_ours(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def shadow(self) -> Path:

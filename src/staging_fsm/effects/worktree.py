@@ -14,7 +14,7 @@ from typing import Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
-from staging_fsm.effects.files import sha256_of_text
+from staging_fsm.effects.files import is_all_ours, sha256_of_text
 
 GIT_TIMEOUT_SECONDS: Final = 300
 _QUIET: Final = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
@@ -35,6 +35,9 @@ _TRACKED_CHANGES: Final = (
     ".",
     ":(exclude)docs/work-items",
 )
+#: How `git ls-files -v` marks files whose changes git was told not to look for.
+_HIDDEN_MARKS: Final = ("h", "s", "S")
+_PATHS_AT_ONCE: Final = 500
 
 
 def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -105,7 +108,27 @@ def tracked_changes(tree: Path) -> str:
     if found.returncode != 0:
         message = f"the state of {tree} cannot be read: {found.stderr.strip()}"
         raise PreparationError(message)
-    return sha256_of_text(found.stdout) if found.stdout else ""
+    changes = found.stdout + _hidden_changes(tree)
+    return sha256_of_text(changes) if changes else ""
+
+
+def _hidden_changes(tree: Path) -> str:
+    """Return how files differ that were marked assume-unchanged or skip-worktree.
+
+    Git's own comparison leaves them out, and a suite can be run on them all the same.
+    One that is not there was not checked out: a sparse checkout marks all those so.
+    """
+    listed = run_git(tree, "ls-files", "-v", "-z", *_TRACKED_CHANGES[-3:]).stdout.split("\0")
+    paths = [line[2:] for line in listed if line.startswith(_HIDDEN_MARKS)]
+    there = [path for path in paths if os.path.lexists(tree / path)]
+    changes = ""
+    for begin in range(0, len(there), _PATHS_AT_ONCE):
+        some = there[begin : begin + _PATHS_AT_ONCE]
+        now = run_git(tree, "hash-object", "--", *some)
+        committed = run_git(tree, "rev-parse", *(f"HEAD:{path}" for path in some))
+        if now.returncode != 0 or now.stdout != committed.stdout:
+            changes += f"{some} {now.stdout}"
+    return changes
 
 
 def bind_revision(repository: Path, suite: SuitePlan) -> str:
@@ -135,7 +158,12 @@ def add_worktree(repository: Path, revision: str, target: Path) -> None:
 
 
 def remove_worktree(repository: Path, target: Path) -> None:
-    """Remove a checkout made by `add_worktree`, whatever is left of it. Safe to repeat."""
+    """Remove a checkout made by `add_worktree`, whatever is left of it. Safe to repeat.
+
+    One in which something is mounted that cannot be unmounted stays: it is not ours to empty.
+    """
+    if not is_all_ours(target):
+        return
     if _remove_by_git(repository, target) or not os.path.lexists(target):
         return
     with contextlib.suppress(OSError):
