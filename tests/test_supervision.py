@@ -967,6 +967,30 @@ def test_tail_is_without_secrets_and_stays_as_it_was(stand: Stand) -> None:
     assert stand.log() == b"a given value, never given\n"
 
 
+def test_command_is_shown_without_secrets_and_stays_as_it_was(stand: Stand) -> None:
+    """A secret among the arguments is masked in command and output, as it was when it started."""
+    command = ("/bin/echo", "--token=hunter22", "swordfish")
+    suites = LocalSuites(stand.state, {**stand.variables, "API_KEY": "swordfish"})
+    changed = LocalSuites(stand.state, {**stand.variables, "API_KEY": "barracuda"})
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, SuitePlan(command)))
+    suites.await_report(RUN)
+
+    assert suites.log_tail(RUN, 100) == b"--token=*** ***\n"
+    assert suites.shown_command(RUN, command) == ("/bin/echo", "--token=***", "***")
+    assert changed.shown_command(RUN, command) == suites.shown_command(RUN, command)
+    assert changed.shown_command("unknown.1", command)[2] == "swordfish"
+    assert stand.log() == b"--token=hunter22 swordfish\n"
+
+
+@pytest.mark.parametrize("deed", ["printf 'run=attempt.1\ncommand=[]\n'", "echo"])
+def test_command_that_the_suite_shows_in_our_place_is_not_believed(stand: Stand, deed: str) -> None:
+    """What a suite calls its command is not what is shown as such."""
+    command = ("/bin/sh", "-c", f"{deed} > {stand.state.run(RUN)}/shown")
+    stand.run(*command)
+
+    assert stand.suites.shown_command(RUN, command) == command
+
+
 def test_secret_that_begins_before_the_tail_is_masked_whole(stand: Stand) -> None:
     """A tail that would begin in the middle of a secret shows no part of it."""
     suites = LocalSuites(stand.state, {"TOKEN": "0123456789" * 5})
@@ -1090,6 +1114,27 @@ def test_suite_that_ended_unseen_has_not_ended_in_time(stand: Stand) -> None:
     assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
 
 
+#: A supervisor that is held up between the suite's first moment and its own first look.
+LATECOMER = """
+clock, opened, late = shim.time.monotonic, shim.Watch.open_output, [0.0]
+def open_late(watch):
+    late[0] = 60.0
+    opened(watch)
+shim.time.monotonic = lambda: clock() + late[0]
+shim.Watch.open_output = open_late
+"""
+
+
+def test_deadline_counts_from_the_first_moment_of_a_suite(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite that stops its supervisor at once gains no time by it."""
+    patch_supervisor(monkeypatch, f"exec({LATECOMER!r});")
+    facts = stand.facts("true", timeout_seconds=30)
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
+
+
 def test_supervisor_that_was_stopped_can_be_told_to_stop(stand: Stand) -> None:
     """A run whose supervisor is stopped can be reaped."""
     stand.start(*program("parricide", str(signal.SIGSTOP.value), "once"))
@@ -1169,7 +1214,7 @@ def test_log_that_was_replaced_is_incomplete(stand: Stand, deed: str) -> None:
     assert len(stand.suites.log_tail(RUN, 100)) <= 100
 
 
-@pytest.mark.parametrize("deed", ["garbage", "pipe", "link", "folder", "huge", "nothing"])
+@pytest.mark.parametrize("deed", ["garbage", "deep", "pipe", "link", "folder", "huge", "nothing"])
 def test_order_that_was_replaced_ends_the_run(stand: Stand, deed: str) -> None:
     """A run whose order cannot be read any more has no verdict, and nobody of it is left."""
     forger = " ".join(program("forger", "order.json", deed))

@@ -42,6 +42,7 @@ DEEDS: dict[str, Callable[[], object]] = {
     "unsealed": lambda: write(SUCCESS.encode()),
     "garbage": lambda: write(b"\0\xff\n\n=\n"),
     "empty": lambda: write(b""),
+    "deep": lambda: write(b"[" * 50_000),
     "replay": lambda: write((RUNS / RUN.replace(".1", ".0") / "result").read_bytes()),
     "pipe": lambda: os.mkfifo(TARGET),
     "link": lambda: TARGET.symlink_to("/dev/zero"),

@@ -61,6 +61,9 @@ PIPE_BYTES = READ_BYTES = 1024 * 1024
 LATE_OUTPUT_SECONDS = 0.2
 SWEEP_SECONDS = 10.0
 SWEEP_PAUSE_SECONDS = 0.005
+#: Of the looks at those who die of a killed group: one process takes less than the first pause,
+#: and nobody who is only dying takes longer than the last one without another going before.
+FIRST_PAUSE_SECONDS, PATIENCE_SECONDS = 0.0005, 0.016
 #: A storm of forks must not keep us from looking at the clock.
 REAPS_AT_ONCE = 1000
 DRAIN_SECONDS = 1.0
@@ -623,6 +626,26 @@ def take_precedence(*, over_all: bool) -> None:
         pass  # not root, or not Linux
 
 
+def give_way(group: int, deadline: float) -> bool:
+    """Leave the processor to a group that was just killed; say whether nobody is left below us.
+
+    Whoever is orphaned becomes our child, so without a child there is nobody. It ends as
+    soon as one of another group is seen, or when no more of them go.
+    """
+    # To be woken for each of many deaths would slow all of them down.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    before, pause = 0, FIRST_PAUSE_SECONDS
+    while reap_all():
+        children = direct_children(os.getpid())
+        stuck = pause > PATIENCE_SECONDS and len(children) >= before
+        fled = any(os.getpgid(pid) != group for pid in children)
+        if stuck or fled or time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        before, pause = len(children), min(2 * pause, 2 * PATIENCE_SECONDS)
+    return True
+
+
 def sweep(suite: Suite, limits: Group | Sampled | None) -> int:
     """Kill and reap until nothing is left below us; return how many are left all the same.
 
@@ -633,6 +656,8 @@ def sweep(suite: Suite, limits: Group | Sampled | None) -> int:
         limits.kill()
     suite.signal_group(signal.SIGKILL)
     deadline = time.monotonic() + SWEEP_SECONDS
+    if IS_LINUX and give_way(suite.pid, deadline):
+        return 0
     known: set[int] = set()
     while time.monotonic() < deadline:
         # A storm of forks would leave us no time, and must not be left any; those who
@@ -660,11 +685,10 @@ def reap_all() -> bool:
     return True
 
 
-def supervise(suite: Suite, watch: Watch, order: dict[str, float]) -> str | None:
+def supervise(suite: Suite, watch: Watch, order: dict[str, float], deadline: float) -> str | None:
     """Wait for the suite and end it; return why we stopped it, or None if it ended by itself."""
     watch.open_output()
     suite.look()
-    deadline = time.monotonic() + order["timeout"]
     # The reason stands before the first signal: no later exit status can lift it.
     stopped_by = None
     while not suite.ended and stopped_by is None:
@@ -758,7 +782,7 @@ def main(folder: str, cwd: str, lock: str, inherited: str, *words: str) -> None:
             limits.add(suite.pid)
         suite.release(run=stopped_by is None)
     if suite.pid and stopped_by is None and suite.spawn_error is None:
-        stopped_by = supervise(suite, watch, order)
+        stopped_by = supervise(suite, watch, order, started + order["timeout"])
         survivors = len(suite.company()) if stopped_by is None else 0
     duration = time.monotonic() - started
     out_of_memory = oom_kills() > killed_before
