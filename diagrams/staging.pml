@@ -124,6 +124,8 @@ byte owner = NOBODY;
 /* The host's columns; its words are queued, running, done, cancelled. */
 mtype:Status status = QUEUED;
 byte claimed_by = NOBODY;
+/* not_before is the due time of the attempt as it is stored: it was queued again. */
+bool queued_again;
 
 /* The control folders of the runs, numbered from 1, and the artifact's place. */
 mtype:Run suite[4] = UNBORN;
@@ -151,7 +153,7 @@ bool agent_started;
 bool no_silent_advance = true;
 /* There are never more runs than the budget allows, and none that was not counted before it was started. */
 bool budget_is_total = true;
-/* The agent is never started beside a live suite, after a verdict, or after a run unless the runner was switched off; no suite starts after it. */
+/* The agent is never started beside a live suite, after a verdict, or after a run unless the runner was switched off; no suite starts after it. Where nobody is killed and no launch is delivered twice, it is started once. */
 bool one_producer_per_launch = true;
 /* There are never two live runs of one job. */
 bool one_live_run_per_job = true;
@@ -283,7 +285,7 @@ idle:
         :: role != PERSON && status == TAKEN && claimed_by == NOBODY -> status = QUEUED; goto idle
         /* recover(). */
         :: role != PERSON && row.version && row.state != LLM_FALLBACK && !has_ended &&
-            !(status == QUEUED && row.state == DEFERRED) &&
+            !(row.state == DEFERRED && (status == QUEUED || queued_again)) &&
             is_abandoned -> copy(s, row); goto take_up
         /* Nothing else can happen: the next deployment restarts this worker. */
         :: timeout && role != PERSON && !restarted[role] ->
@@ -303,7 +305,8 @@ idle:
             :: s.state == DEFERRED -> event = RUNNER_DECLINED
             :: s.state == DEFERRED -> event = JOB_CLAIMED
             :: s.state == DEFERRED -> event = JOB_CLAIMED; misconfigured = true
-            :: s.state == DEFERRED && duplicate -> goto drive
+            /* Too early: whoever has the claim gives it back. */
+            :: s.state == DEFERRED && duplicate -> goto put_back
             :: s.version && s.state != LLM_FALLBACK && s.state != DEFERRED ->
                 if
                 :: is_abandoned -> goto take_up
@@ -354,6 +357,7 @@ ask:
             s.runs = s.runs + (event == JOB_CLAIMED -> 1 : 0);
             s.adoptions = s.adoptions + (event == RUN_ADOPTED -> 1 : 0);
             copy(row, s);
+            queued_again = false;
             owner = role;
             judged = judged || is_verdict(s.state);
             check(budget_is_total, s.runs <= RUNS_MAX);
@@ -434,9 +438,16 @@ write:
             goto step
         }
 
+        /* Once: a job that was queued again may have been claimed since. */
 requeue:
         atomic {
+            if
+            :: queued_again -> forget(); goto idle
+            :: else
+            fi;
+put_back:
             status = (row.version == s.version -> QUEUED : status);
+            queued_again = queued_again || row.version == s.version;
             forget();
             goto idle
         }
@@ -458,7 +469,8 @@ stop:
 spawn_agent:
         atomic {
             check(one_producer_per_launch,
-                living == 0 && !judged && (row.runs == 0 || switched_off));
+                living == 0 && !judged && (row.runs == 0 || switched_off) &&
+                (!agent_started || crashes || duplicates));
             agent_started = true;
             artifact = ABSENT;
             forget()

@@ -92,11 +92,14 @@ class DictRows:
             snapshot
         )
 
-    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+    ) -> None:
         """Queue the job again, due later, if the stored version still is `version`."""
         with self.transaction() as tx:
             found = self.fenced(tx, job_id, version)
-            found.status, found.due = QUEUED, not_before
+            if not (once and found.due == not_before):
+                found.status, found.due = QUEUED, not_before
 
     def cancel(self, job_id: Any, version: int) -> None:
         """End the job as cancelled, if the stored version still is `version`."""

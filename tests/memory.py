@@ -291,13 +291,16 @@ class MemoryRows(_Connected):
 
         self._write(f"save {snapshot.history[-1].id}", change, tx)
 
-    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+    ) -> None:
         """Queue the job again, due later, if the stored version still is `version`."""
 
         def change(tx: Transaction) -> None:
             record, _ = _fenced(tx, job_id, version)
             due = format_time(not_before)
-            tx.change(attrs.evolve(record, status="queued", not_before=due))
+            if not (once and record.not_before == due):
+                tx.change(attrs.evolve(record, status="queued", not_before=due))
 
         self._write("requeue", change, None)
 

@@ -848,6 +848,44 @@ def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
     assert desk.snapshot().last_run.detail == f"worker {dead} is gone"
 
 
+def test_deferral_that_is_claimed_again_is_its_claimants(desk: Desk) -> None:
+    """Recovery leaves a deferred job alone that was queued again and claimed: a launch may follow.
+
+    Queued once more it would be claimed twice, and switched off both claims start an agent.
+    """
+    desk.defer()
+    before = desk.raw_row()
+    other = desk.new_worker(liveness=lambda _worker: False)
+    other.engine.worker = "another"
+
+    assert other.recover() == []
+    assert desk.raw_row() == before
+
+
+def test_recovery_that_comes_late_takes_no_claim_away(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two recoveries of one deferral the second queues nothing, whoever has claimed it since."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.break_part("rows.requeue", OSError("boom"))
+    desk.launch()
+    early, late = (desk.new_worker(liveness=lambda _worker: False) for _ in range(2))
+    early.engine.worker, late.engine.worker = "early", "late"
+    requeue = late.engine.rows.requeue
+
+    def overtaken(*order: Any, **how: Any) -> None:
+        early.recover()
+        desk.claim()
+        requeue(*order, **how)
+
+    monkeypatch.setattr(late.engine.rows, "requeue", overtaken)
+    late.recover()
+
+    assert desk.state() is State.DEFERRED
+    assert desk.row().status == "running"
+
+
 def test_run_of_another_machine_is_left_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run on another machine is neither adopted nor reaped, also where its worker is dead."""
     here = this_process()

@@ -117,10 +117,40 @@ class Unfenced(DictRows):
 class UnfencedStatus(DictRows):
     """Fences what it saves, and queues and cancels for everybody."""
 
-    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+    ) -> None:
         """Queue, whatever the version."""
         stored = self.documents[job_id].metadata[SNAPSHOT_KEY]["version"]
-        super().requeue(job_id, not_before, min(version, stored) and stored)
+        super().requeue(job_id, not_before, min(version, stored) and stored, once=once)
+
+
+class QueuesTwice(DictRows):
+    """Queues again what was queued before, whoever has claimed it since."""
+
+    def requeue(
+        self,
+        job_id: Any,
+        not_before: datetime,
+        version: int,
+        *,
+        once: bool = False,  # noqa: ARG002  # what it should have looked at
+    ) -> None:
+        """Queue every time."""
+        super().requeue(job_id, not_before, version)
+
+
+class QueuesNever(DictRows):
+    """Takes for queued before whatever is asked for once."""
+
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+    ) -> None:
+        """Queue nothing that is to be queued once."""
+        with self.transaction() as tx:
+            self.fenced(tx, job_id, version)
+        if not once:
+            super().requeue(job_id, not_before, version)
 
 
 class Upserting(DictRows):
@@ -194,9 +224,11 @@ class ForgetsOnCommit(DictRows):
 class Early(DictRows):
     """Rounds due times down."""
 
-    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+    ) -> None:
         """Queue too early by less than a second."""
-        super().requeue(job_id, not_before.replace(microsecond=0), version)
+        super().requeue(job_id, not_before.replace(microsecond=0), version, once=once)
 
 
 class Blind(DictRows):
@@ -234,6 +266,8 @@ BROKEN: Final[dict[type[DictRows], str]] = {
     NotAtomic: "test_transaction_that_raises_leaves_nothing_behind",
     ForgetsOnCommit: "test_transaction_that_ends_commits_all",
     Early: "test_requeued_job_waits",
+    QueuesTwice: "test_job_that_was_queued_again_is_not_queued_once_more",
+    QueuesNever: "test_job_that_was_queued_again_is_not_queued_once_more",
     Blind: "test_unfinished_are_the_queued_and_running_rows_with_our_key",
     Oldest: "test_recent_are_the_rows_with_the_greatest_ids",
     Guessing: "test_damaged_attempt_is_refused_and_never_written_over",

@@ -290,6 +290,10 @@ BUGS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = MappingProxyType(
                 ),
             ),
         ),
+        "recovery_takes_a_claim_away": (
+            "one_producer_per_launch",
+            partial(edited, ("(status == QUEUED || queued_again)", "status == QUEUED")),
+        ),
         "stale_artifact_is_not_set_aside": (
             "stale_artifact_is_never_read",
             partial(

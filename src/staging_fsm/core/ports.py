@@ -75,8 +75,14 @@ class JobRows(Protocol):
         """
         ...
 
-    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
-        """Queue the job again, due later, if the stored version still is `version`."""
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+    ) -> None:
+        """Queue the job again, due later, if the stored version still is `version`.
+
+        With `once`, a job that is due at that very moment already is left as it is: it
+        has been queued again before, and whoever has claimed it since is not to lose it.
+        """
         ...
 
     def cancel(self, job_id: Any, version: int) -> None:

@@ -25,6 +25,7 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.machine import step
 from staging_fsm.core.outcome import REASONS, Outcome, Reason, RunFacts, judge
 from staging_fsm.core.ports import (
+    QUEUED,
     AlertKind,
     Alerts,
     Artifacts,
@@ -254,7 +255,17 @@ class Engine:
     def _requeue_job(self, row: JobRow, snapshot: Snapshot) -> None:
         # A clock that was set back must not stall the job for longer than the longest wait.
         due = min(_next_run_time(snapshot), self.latest_due(snapshot))
-        self.rows.requeue(row.id, due, snapshot.version)
+        # Whoever saw the job due then has its claim, too early; everybody else may be late.
+        seen = row.not_before is not None and row.not_before >= due
+        self.rows.requeue(row.id, due, snapshot.version, once=not seen)
+
+    def is_claimed_again(self, row: JobRow, snapshot: Snapshot) -> bool:
+        """Say whether a deferred attempt's job was queued again, and has been claimed since.
+
+        Where no due time is kept that cannot be seen.
+        """
+        made = row.not_before is not None and row.not_before >= _next_run_time(snapshot)
+        return row.status != QUEUED and made
 
     def _reap_run(self, row: JobRow, snapshot: Snapshot) -> None:
         if snapshot.runs:

@@ -457,6 +457,9 @@ class StagingIntercept:
             # Nothing is owed to a job that waits, unless the clock was set back meanwhile.
             if row.not_before is None or row.not_before <= self.engine.latest_due(snapshot):
                 return False
+        elif snapshot.state is State.DEFERRED and self.engine.is_claimed_again(row, snapshot):
+            # Its claimant may be about to launch it, and which process that is only its host knows.
+            return False
         elif not self._is_abandoned(snapshot):
             return False
         take_up(self.engine, row, snapshot)

@@ -8,7 +8,7 @@ same time loses nothing.
 
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property
@@ -377,12 +377,32 @@ class SqlRows:
             self._write(connection, job_id, expected, {}, dump_snapshot(snapshot))
 
     def requeue(
-        self, job_id: Any, not_before: datetime, version: int, tx: Connection | None = None
+        self,
+        job_id: Any,
+        not_before: datetime,
+        version: int,
+        tx: Connection | None = None,
+        *,
+        once: bool = False,
     ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`."""
-        values = {self._columns["status"]: self._statuses[QUEUED], **self._due.values(not_before)}
+        """Queue the job again, due later, if the stored version still is `version`.
+
+        With `once` a job that is due at that very moment already is left as it is. A host
+        without due times cannot be asked.
+        """
+        values = {self._columns["status"]: self._statuses[QUEUED]}
+        due = self._due.values(not_before)
+        made = [
+            self._table.columns[name].is_not_distinct_from(value)
+            for name, value in due.items()
+            if once
+        ]
         with self._within(tx) as connection:
-            self._write(connection, job_id, version, values)
+            try:
+                self._write(connection, job_id, version, {**values, **due}, unless=made)
+            except StaleSnapshotError:
+                if not made or not self._holds(connection, job_id, version, *made):
+                    raise
 
     def cancel(self, job_id: Any, version: int) -> None:
         """End the job as cancelled, if the stored version still is `version`."""
@@ -400,16 +420,27 @@ class SqlRows:
         version: int | None,
         values: dict[str, Any],
         snapshot: str | None = None,
+        unless: Sequence[sa.ColumnElement[bool]] = (),
     ) -> None:
         mine = self._mine(job_id)
         guard = self._documents.guard(connection, mine, version)
         if snapshot is not None:
             document = self._documents.with_ours(connection, mine, snapshot)
             values = {**values, self._columns["metadata"]: document}
-        statement = sa.update(self._table).where(mine, guard).values(values)
+        wanted = (mine, guard, *map(sa.not_, unless))
+        statement = sa.update(self._table).where(*wanted).values(values)
         # Raised inside the transaction: where an id stands for two rows, neither is written.
         if connection.execute(statement).rowcount != 1:
             raise StaleSnapshotError(job_id, version)
+
+    def _holds(
+        self, connection: Connection, job_id: Any, version: int, *facts: sa.ColumnElement[bool]
+    ) -> bool:
+        """Say whether the stored version is `version`, and `facts` hold of the row."""
+        mine = self._mine(job_id)
+        guard = self._documents.guard(connection, mine, version)
+        found = sa.select(self._column("id")).where(mine, guard, *facts)
+        return len(connection.execute(found).all()) == 1
 
 
 def _base(kind: Any) -> Any:

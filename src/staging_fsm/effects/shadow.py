@@ -152,7 +152,9 @@ class ShadowRecords:
     def check(self) -> None:
         """Nothing can fail to fit: the records are of our own making."""
 
-    def requeue(self, job_id: Any, not_before: datetime, version: int) -> None:
+    def requeue(
+        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+    ) -> None:
         """Nothing is owed: when a deferred attempt is due stands in its snapshot."""
 
     def cancel(self, job_id: Any, version: int) -> None:

@@ -24,7 +24,8 @@ PROPERTIES: Final[Mapping[str, str]] = MappingProxyType(
         "budget_is_total": "There are never more runs than the budget allows, and none that was"
         " not counted before it was started.",
         "one_producer_per_launch": "The agent is never started beside a live suite, after a"
-        " verdict, or after a run unless the runner was switched off; no suite starts after it.",
+        " verdict, or after a run unless the runner was switched off; no suite starts after it."
+        " Where nobody is killed and no launch is delivered twice, it is started once.",
         "one_live_run_per_job": "There are never two live runs of one job.",
         "no_process_outlives_its_run": "Nothing of a run is alive when its job ends.",
         "stale_artifact_is_never_read": "No suite starts while an older artifact is in sight.",
@@ -149,6 +150,8 @@ byte owner = NOBODY;
 /* The host's columns; its words are queued, running, done, cancelled. */
 mtype:Status status = QUEUED;
 byte claimed_by = NOBODY;
+/* not_before is the due time of the attempt as it is stored: it was queued again. */
+bool queued_again;
 
 /* The control folders of the runs, numbered from 1, and the artifact's place. */
 mtype:Run suite[4] = UNBORN;
@@ -267,7 +270,7 @@ idle:
         :: role != PERSON && status == TAKEN && claimed_by == NOBODY -> status = QUEUED; goto idle
         /* recover(). */
         :: role != PERSON && row.version && row.state != LLM_FALLBACK && !has_ended &&
-            !(status == QUEUED && row.state == DEFERRED) &&
+            !(row.state == DEFERRED && (status == QUEUED || queued_again)) &&
             is_abandoned -> copy(s, row); goto take_up
         /* Nothing else can happen: the next deployment restarts this worker. */
         :: timeout && role != PERSON && !restarted[role] ->
@@ -287,7 +290,8 @@ idle:
             :: s.state == DEFERRED -> event = RUNNER_DECLINED
             :: s.state == DEFERRED -> event = JOB_CLAIMED
             :: s.state == DEFERRED -> event = JOB_CLAIMED; misconfigured = true
-            :: s.state == DEFERRED && duplicate -> goto drive
+            /* Too early: whoever has the claim gives it back. */
+            :: s.state == DEFERRED && duplicate -> goto put_back
             :: s.version && s.state != LLM_FALLBACK && s.state != DEFERRED ->
                 if
                 :: is_abandoned -> goto take_up
@@ -338,6 +342,7 @@ ask:
             s.runs = s.runs + (event == JOB_CLAIMED -> 1 : 0);
             s.adoptions = s.adoptions + (event == RUN_ADOPTED -> 1 : 0);
             copy(row, s);
+            queued_again = false;
             owner = role;
             judged = judged || is_verdict(s.state);
             check(budget_is_total, s.runs <= RUNS_MAX);
@@ -418,9 +423,16 @@ write:
             goto step
         }
 
+        /* Once: a job that was queued again may have been claimed since. */
 requeue:
         atomic {
+            if
+            :: queued_again -> forget(); goto idle
+            :: else
+            fi;
+put_back:
             status = (row.version == s.version -> QUEUED : status);
+            queued_again = queued_again || row.version == s.version;
             forget();
             goto idle
         }
@@ -442,7 +454,8 @@ stop:
 spawn_agent:
         atomic {
             check(one_producer_per_launch,
-                living == 0 && !judged && (row.runs == 0 || switched_off));
+                living == 0 && !judged && (row.runs == 0 || switched_off) &&
+                (!agent_started || crashes || duplicates));
             agent_started = true;
             artifact = ABSENT;
             forget()

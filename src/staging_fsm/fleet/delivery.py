@@ -128,13 +128,22 @@ class FleetRows(SqlRows):
         self._deliveries = deliveries
 
     def requeue(
-        self, job_id: Any, not_before: datetime, version: int, tx: sa.Connection | None = None
+        self,
+        job_id: Any,
+        not_before: datetime,
+        version: int,
+        tx: sa.Connection | None = None,
+        *,
+        once: bool = False,
     ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`."""
+        """Queue the job again, due later, if the stored version still is `version`.
+
+        One that was queued before, where it is to be `once`, is only delivered once more.
+        """
         repo = self.load(job_id).repo
         own: AbstractContextManager[Any] = self.transaction() if tx is None else nullcontext(tx)
         with own as connection:
-            super().requeue(job_id, not_before, version, connection)
+            super().requeue(job_id, not_before, version, connection, once=once)
             self._deliveries.defer(connection, job_id, repo, not_before)
 
 

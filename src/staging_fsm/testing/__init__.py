@@ -274,6 +274,29 @@ class JobRowsContract:
         # A store without due times has none to show.
         assert row.not_before is None or LATER <= row.not_before < LATER + timedelta(seconds=1)
 
+    def test_job_that_was_queued_again_is_not_queued_once_more(self) -> None:
+        """A job that is to be queued once and is due then already keeps what became of it since.
+
+        So whoever is late takes no claim away. Without `once` it is queued all the same, and
+        a worker that lost its claim is refused either way.
+        """
+        bench = self.bench()
+        job = bench.add({})
+        bench.rows.save(job, attempt(1))
+
+        bench.rows.requeue(job, LATER, 1, once=True)
+        queued = bench.rows.load(job)
+        bench.rows.cancel(job, 1)
+        with _refused(StaleSnapshotError):
+            bench.rows.requeue(job, LATER, 2, once=True)
+        # A store without due times cannot know, and queues.
+        if queued.not_before is not None:
+            bench.rows.requeue(job, LATER, 1, once=True)
+            assert bench.rows.load(job).status == "cancelled"
+        bench.rows.requeue(job, LATER, 1)
+
+        assert queued.status == bench.rows.load(job).status == QUEUED
+
     def test_unfinished_are_the_queued_and_running_rows_with_our_key(self) -> None:
         """Recovery is shown each queued or running row with our key, however broken, and no other.
 
