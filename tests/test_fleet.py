@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from conftest import git
 from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
 from staging_fsm.core.errors import ConfigInvalidError, TransitionRefusedError
 from staging_fsm.core.outcome import Reason
@@ -310,10 +311,11 @@ def test_suite_in_place_has_no_place_in_a_fleet(fleet: FleetStand) -> None:
     suites = fleet.root / "suites.toml"
     suites.write_text(suites.read_text() + 'workspace = "in-place"\n')
     job = fleet.submit("shop", "WI-1")
-    with pytest.raises(RuntimeError, match="no agent command"):
-        deliver(fleet, job)
+    deliver(fleet, job)
 
     assert fleet.attempt(job).state == State.LLM_FALLBACK
+    # There is no agent either: the job waits, and is looked at again.
+    assert (fleet.row(job).status, len(fleet.deliveries())) == (QUEUED, 1)
     assert "in worktrees only" in fleet.attempt(job).history[-1].reason
 
 
@@ -335,6 +337,76 @@ def test_agent_takes_over_where_the_runner_is_off(tmp_path: Path, postgres_url: 
 
         assert fleet.row(job).status == "done"
         assert fleet.published("shop", "WI-1") == "---\nstaging_status: SUCCESS\n---"
+
+
+#: An agent for every stage: the developer mends what staging found, the others have no objection.
+AGENT = """\
+[ "$ORCH_STAGE" != development ] || {
+    echo 0 >verdict
+    git -c user.name=A -c user.email=a@example.org commit --quiet --all --message "Mend it"
+}
+"""
+
+
+def with_agent(root: Path, text: str = AGENT) -> dict[str, str]:
+    """Return the settings of a fleet whose agents do what `text` says."""
+    (root / "agent.sh").write_text(text)
+    command = f"sh {root / 'agent.sh'}"
+    return {"ORCH_AGENT_COMMAND": command, "ORCH_LOG_DIR": str(root / "agents")}
+
+
+def stage_of(fleet: FleetStand, item: str) -> str:
+    """Return where a work item is."""
+    store = fleet.desk.store
+    with store.transaction() as tx:
+        return store.work_item(tx, "shop", item).stage
+
+
+def test_work_item_goes_all_the_way_to_done(tmp_path: Path, postgres_url: str) -> None:
+    """A fleet works on every stage: what staging refuses is mended, pushed, staged and deployed."""
+    with fleet_stand(tmp_path, postgres_url, **with_agent(tmp_path)) as fleet:
+        job = fleet.submit("shop", "WI-1", verdict=1)
+        fleet.machine("one").start()
+        await_that(lambda: stage_of(fleet, "WI-1") == "done", "it is done")
+        attempts = [row.snapshot() for row in fleet.desk.rows.attempts()]
+        revisions = [attempt.bound_plan.revision for attempt in attempts if attempt]
+
+        assert fleet.attempt(job).state == State.ROLLED_BACK
+        assert [attempt and attempt.state for attempt in attempts] == [
+            State.ROLLED_BACK,
+            State.ADVANCED,
+        ]
+        assert git(fleet.remote("shop"), "rev-parse", "deployed/WI-1") == revisions[1]
+        assert git(fleet.remote("shop"), "show", "WI-1:verdict") == "0"
+        await_that(lambda: not fleet.deliveries(), "every delivery is done")
+
+
+def test_job_without_an_agent_is_told_of_and_waits(fleet: FleetStand) -> None:
+    """A job that only an LLM agent can do is not claimed where none is configured."""
+    deliver(fleet, fleet.submit("shop", "WI-1", verdict=1))
+    following = max(row.id for row in fleet.desk.rows.recent(2))
+    machine = deliver(fleet, following)
+
+    assert fleet.row(following).status == QUEUED
+    assert "waits for agent developer" in machine.state.alerts.read_text()
+
+
+def test_work_that_cannot_be_pushed_moves_nothing(tmp_path: Path, postgres_url: str) -> None:
+    """What an agent committed is on the remote before its gate is asked, or the job waits."""
+    with fleet_stand(tmp_path, postgres_url, **with_agent(tmp_path)) as fleet:
+        deliver(fleet, fleet.submit("shop", "WI-1", verdict=1))
+        following = max(row.id for row in fleet.desk.rows.recent(2))
+        hook = fleet.remote("shop") / "hooks" / "pre-receive"
+        hook.write_text("#!/bin/sh\nexit 1\n")
+        hook.chmod(0o755)
+        deliver(fleet, following)
+
+        assert (fleet.row(following).status, stage_of(fleet, "WI-1")) == (QUEUED, "development")
+
+        hook.unlink()
+        deliver(fleet, following)
+
+        assert (fleet.row(following).status, stage_of(fleet, "WI-1")) == ("done", "review")
 
 
 def test_nothing_is_published_behind_a_fallen_fence(fleet: FleetStand) -> None:

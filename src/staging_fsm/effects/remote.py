@@ -101,6 +101,29 @@ class Mirror:
         message = _sentence(f"branch {branch!r} moved {PUSH_TRIES} times in a row", self.url)
         raise PreparationError(message)
 
+    def push_work(self, tree: Path, branch: str, permitted: Callable[[], None]) -> None:
+        """Push what somebody committed in `tree`, a checkout of ours, on top of the branch.
+
+        Raises PreparationError where the branch went another way meanwhile.
+        """
+        base, own = self.head(branch), self._in(tree, "rev-parse", "HEAD").strip()
+        permitted()
+        self.fetch(base)
+        if self._is_ancestor(own, base):
+            return
+        if not (self._is_ancestor(base, own) and self._push(branch, base, own)):
+            message = _sentence(f"branch {branch!r} moved beside what was committed", self.url)
+            raise PreparationError(message)
+
+    def push_tag(self, name: str) -> None:
+        """Have a tag of the mirror on the remote too, if there is one."""
+        ref = f"refs/tags/{name}"
+        if run_git(self.path, "show-ref", "--verify", "--quiet", ref).returncode == 0:
+            self._git("push", "--quiet", "--force", self.url, f"{ref}:{ref}")
+
+    def _is_ancestor(self, one: str, other: str) -> bool:
+        return run_git(self.path, "merge-base", "--is-ancestor", one, other).returncode == 0
+
     def _commit(self, tree: Path, base: str, files: Mapping[str, bytes], words: str) -> str:
         self._in(tree, "checkout", "--quiet", "--force", "--detach", base)
         for name, content in files.items():

@@ -17,14 +17,13 @@ import procrastinate
 import sqlalchemy as sa
 from procrastinate.exceptions import AlreadyEnqueued
 
-from staging_fsm.drive.intercept import STAGE
 from staging_fsm.fleet.fence import Server
 
 TASK: Final = "staging_fsm.attempt"
 QUEUE: Final = "staging"
 _UNDELIVERED: Final = """
     SELECT id, repo, status FROM jobs
-    WHERE stage = :stage AND status IN ('queued', 'running') AND NOT EXISTS (
+    WHERE status IN ('queued', 'running') AND NOT EXISTS (
         SELECT 1 FROM procrastinate_jobs AS delivery
         WHERE delivery.args ->> 'job_id' = CAST(jobs.id AS text)
         AND delivery.task_name = :task AND delivery.status IN ('todo', 'doing'))
@@ -124,9 +123,8 @@ class Deliveries:
 
     def undelivered(self, tx: sa.Connection) -> list[tuple[int, str, str]]:
         """Return id, repository and status of each unfinished job that nobody will be told of."""
-        facts = {"stage": STAGE, "task": TASK}
         with self._engine_first(tx):
-            return [tuple(row) for row in tx.execute(sa.text(_UNDELIVERED), facts)]
+            return [tuple(row) for row in tx.execute(sa.text(_UNDELIVERED), {"task": TASK})]
 
     def take_stalled(self, tx: sa.Connection, seconds: float) -> dict[int, str]:
         """Remove deliveries whose worker is silent since `seconds`; return jobs and repositories.

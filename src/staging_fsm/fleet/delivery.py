@@ -6,6 +6,7 @@ is nobody's any more when we hold its fence: nothing of its suite is alive, and
 whatever that worker still tries is refused by the compare-and-swap of the row.
 """
 
+import subprocess
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
@@ -36,11 +37,12 @@ from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.worktree import is_versioned
 from staging_fsm.fleet.deliveries import Deliveries, queue_of
 from staging_fsm.fleet.fence import Fence, Server, is_present
 from staging_fsm.fleet.publisher import GitBranch, PublishedArtifacts, Publisher, SharedFolder
 from staging_fsm.fleet.settings import FleetSettings
-from staging_fsm.host.launcher import Host, launch_job
+from staging_fsm.host.launcher import RESERVED_AGENTS, Host, launch_job
 from staging_fsm.host.pipeline import initiate_gate, work_item_dir
 from staging_fsm.host.settings import HostSettings
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
@@ -49,6 +51,8 @@ from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 BUSY_SECONDS: Final = 1.0
 #: Waits between two looks at a remote that does not answer.
 REMOTE_BACKOFF: Final = Budget()
+#: What keeps an agent from its work, or its work from the remote. It may pass.
+_NOTHING_CAME: Final = (OSError, RuntimeError, PreparationError, subprocess.SubprocessError)
 _CANCEL_TRIES: Final = 200
 _CANCEL_PAUSE_SECONDS: Final = 0.05
 
@@ -98,7 +102,7 @@ class Fleet:
 
 
 class FleetStore(SqlHostStore):
-    """The host's tables; a job that is queued for staging is delivered by the same transaction."""
+    """The host's tables; a job that is queued is delivered by the same transaction."""
 
     def __init__(
         self, engine: sa.Engine, deliveries: Deliveries, checkout: Path | None = None
@@ -110,8 +114,7 @@ class FleetStore(SqlHostStore):
     def enqueue(self, tx: sa.Connection, item: WorkItem, agent: str, now: datetime) -> int:
         """Queue a job for the stage of `item`; return its id."""
         job_id = super().enqueue(tx, item, agent, now)
-        if item.stage == STAGE:
-            self._deliveries.defer(tx, job_id, item.repo, now)
+        self._deliveries.defer(tx, job_id, item.repo, now)
         return job_id
 
     def repository_path(self, repo: str) -> Path:
@@ -185,12 +188,24 @@ class Delivery:
         with Fence(self.fleet.server, self.repo) as fence:
             taken = fence.take()
             row = self.fleet.rows.load(self.job_id)
-            if row.stage != STAGE or row.status not in (QUEUED, "running"):
+            if row.status not in (QUEUED, "running") or self._wants_for_an_agent(row):
                 return
             if not taken and not self._is_orphan_of_ours(row):
                 self._again(BUSY_SECONDS)
             elif not self._pass_on(row):
                 self._work(row, fence)
+
+    def _wants_for_an_agent(self, row: JobRow) -> bool:
+        """Tell a person of a job that only an LLM agent can do, where none is configured.
+
+        It is left as it is, and looked at again by every sweep.
+        """
+        agent = self.fleet.store.job(self.job_id).agent
+        if row.stage == STAGE or agent in RESERVED_AGENTS or self.fleet.host_settings.agent_command:
+            return False
+        words = f"{row.work_item} waits for agent {agent}: set ORCH_AGENT_COMMAND for the fleet"
+        self._alerts().send(AlertKind.CONFIGURATION_INVALID, self.job_id, words)
+        return True
 
     def _is_orphan_of_ours(self, row: JobRow) -> bool:
         """Say whether the fence is held by a supervisor of this machine whose worker is gone.
@@ -231,15 +246,18 @@ class Delivery:
             revision = mirror.head(self.fleet.branch(row))
             root = publisher.open(row)
         except PreparationError as error:
-            self._await_remote(error)
+            self._later(error)
             return
         try:
             self._launch(row, fence, Setting(mirror, publisher, root, revision))
         finally:
             publisher.close(row)
 
-    def _await_remote(self, error: PreparationError) -> None:
-        """Look again later: without the remote there is neither a commit nor a place for papers."""
+    def _later(self, error: Exception) -> None:
+        """Look again later, and tell a person where it does not pass.
+
+        Without the remote there is neither a commit nor a place for papers.
+        """
         number = min(self.tries + 1, REMOTE_BACKOFF.runs_max * 10)
         if self.tries == REMOTE_BACKOFF.infra_retries:
             self._alerts().send(AlertKind.INTERNAL_ERROR, self.job_id, f"waiting: {error}")
@@ -252,10 +270,21 @@ class Delivery:
         if job is None:
             return
         store = FleetStore(fleet.engine, fleet.deliveries, setting.root)
-        self._staging = self._intercept(row, fence, setting, store)
-        host = Host(store, fleet.host_settings, fleet.clock, self._staging)
-        if launch_job(host, job) is not None:
-            self._publish_agents(row, fence, setting)
+        if row.stage == STAGE:
+            self._staging = self._intercept(row, fence, setting, store)
+        host = Host(
+            store,
+            fleet.host_settings,
+            fleet.clock,
+            self._staging,
+            lambda _job: self._publish_agents(row, fence, setting),
+        )
+        try:
+            launch_job(host, job)
+        except _NOTHING_CAME as error:
+            # Unless the job has ended, or is somebody else's by now.
+            if fleet.store.requeue_abandoned(job, fleet.clock.now()):
+                self._later(error)
 
     def _claim(self, row: JobRow) -> Job | None:
         """Claim the job, from whoever had it; None if it is not due or not ours to take."""
@@ -304,6 +333,9 @@ class Delivery:
 
     def _publish_agents(self, row: JobRow, fence: Fence, setting: "Setting") -> None:
         """Publish what an LLM agent left in the checkout: it is the producer of this launch."""
+        if is_versioned(setting.root):
+            setting.mirror.push_work(setting.root, self.fleet.branch(row), fence.check)
+            setting.mirror.push_tag(f"deployed/{row.work_item}")
         folder = work_item_dir(setting.root, row.work_item)
         papers = {
             str(path.relative_to(setting.root)): path.read_bytes()

@@ -34,6 +34,8 @@ class Host:
     clock: Clock
     #: Takes jobs of deploy-staging from the LLM; None is a host without a runner.
     staging: StagingIntercept | None = None
+    #: Brings what an agent left to where everybody finds it, before its gate is asked.
+    publish: Callable[[Job], None] = lambda _job: None
 
     def folder(self, job: Job) -> Path:
         """Return the folder of the job's work item."""
@@ -54,6 +56,7 @@ def launch_job(host: Host, job: Job) -> GateResult | None:
         return None
     else:
         exit_code = _spawn(host, job)
+    host.publish(job)
     result = finish_job(host, job, exit_code)
     if host.staging is not None and job.stage == STAGE:
         host.staging.agent_ended(job.id, opened=result.opened, log=_agent_log(host, job))
