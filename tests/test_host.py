@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import attrs
@@ -213,6 +214,33 @@ def test_many_threads_have_a_connection_each_at_once(make_host: Maker) -> None:
         connections = [stack.enter_context(engine.connect()) for _ in range(64)]
 
         assert {connection.scalar(sa.text("SELECT 1")) for connection in connections} == {1}
+
+
+def test_threads_that_write_at_once_wait_for_their_turn_and_not_for_the_database(
+    make_host: Maker,
+) -> None:
+    """No writer of one process ever finds the database locked by another of the same process."""
+    kit, threads, writes = make_host(), 4, 25
+    engine = kit.store.engine
+    # SQLite itself waits for nobody now: who found it locked would be told at once.
+    sa.event.listen(engine, "connect", lambda one, _: one.execute("PRAGMA busy_timeout = 0"))
+    engine.dispose()
+    together = threading.Barrier(threads)
+
+    def fail(job_id: int) -> None:
+        with kit.store.transaction() as tx:
+            kit.store.finish_job(tx, job_id, kit.host.clock.now())
+            kit.store.work_item(tx, "shop", "none")
+
+    def write(thread: int) -> None:
+        together.wait(DEADLINE_SECONDS)
+        for number in range(writes):
+            job_id = kit.add("analysis", f"WI-{thread}-{number}")
+            with pytest.raises(LookupError):
+                fail(job_id)
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert list(pool.map(write, range(threads))) == [None] * threads
 
 
 def test_queued_job_that_a_worker_still_has_is_ended(make_host: Maker) -> None:

@@ -5,6 +5,7 @@ Core. Times go in and out as `format_time` writes them.
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -314,12 +315,50 @@ def open_database(url: str) -> Engine:
     if address.get_backend_name() == "postgresql":
         return sa.create_engine(address, pool_pre_ping=True)
     # As many connections as there are threads: one that waits for a second one inside its
-    # transaction must not wait for those that wait for its lock.
+    # transaction must not wait for those that wait for its lock. The last one used comes
+    # first: it still knows its statements.
     in_a_file = address.get_backend_name() == "sqlite" and address.database
-    engine = sa.create_engine(address, **({"max_overflow": -1} if in_a_file else {}))
+    pool: dict[str, Any] = {"pool_size": 0, "pool_use_lifo": True} if in_a_file else {}
+    engine = sa.create_engine(address, **pool)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _prepare_sqlite)
+    if in_a_file:
+        turns = _Turns()
+        sa.event.listen(engine, "before_cursor_execute", turns.await_turn)
+        sa.event.listen(engine, "checkin", turns.pass_on)
     return engine
+
+
+#: How a statement begins that never writes. None of the others has to.
+_READS: Final = ("SELECT", "PRAGMA")
+
+
+class _Turns:
+    """One writer of this process after the other, each woken when its turn comes.
+
+    SQLite knows one writer at a time, and whoever finds another sleeps, longer each
+    time, for up to a tenth of a second (https://www.sqlite.org/c3ref/busy_timeout.html):
+    of some threads that write most of the time most are asleep, and the file idle.
+    Against writers of other processes it is all there is.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+
+    def await_turn(
+        self, connection: Connection, _cursor: Any, statement: str, *_details: Any
+    ) -> None:
+        """Wait before the first statement of a transaction that may write."""
+        if statement.startswith(_READS) or "turn" in connection.info:
+            return
+        # No lock but a turn: who has waited as long as SQLite would goes on, and is told by it.
+        if self._turn.acquire(timeout=BUSY_TIMEOUT_SECONDS):
+            connection.info["turn"] = True
+
+    def pass_on(self, _connection: Any, record: Any) -> None:
+        """Let the next one write: whatever became of the transaction, it is over."""
+        if record.info.pop("turn", False):
+            self._turn.release()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
