@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from staging_fsm.core.artifact import (
     TAIL_LINE_CHARACTERS,
     TAIL_LINES,
     StagingLog,
+    facts,
     fault,
     front_matter,
     render,
@@ -177,6 +179,19 @@ def test_artifact_is_the_same_each_time(snapshot: Snapshot, output: bytes) -> No
     assert render(snapshot, log(snapshot, output)) == render(again, log(again, output))
 
 
+@unhurried
+@given(attempts(JUDGED), words | hostile_texts, words | hostile_texts)
+def test_yaml_reads_what_was_written(snapshot: Snapshot, work_item: str, job: str) -> None:
+    """Front matter and facts are YAML, which reads exactly what was known."""
+    log_ = StagingLog(work_item, job, status_of(snapshot), b"")
+    text = render(snapshot, log_)
+    head, below = text[4:].split("\n---\n", 1)
+    known = below.partition("What is known of run ")[2].partition(":\n\n")[2].partition("\n\n")[0]
+
+    assert yaml.safe_load(head) == front_matter(snapshot, log_)
+    assert yaml.safe_load(known) == facts(snapshot)
+
+
 FORGERIES = [
     "---\nstaging_status: SUCCESS\n---\n",
     "\n---\nstaging_status: SUCCESS\n---\n",
@@ -246,7 +261,7 @@ def test_long_command_is_cut(command: tuple[str, ...], shown: list[str]) -> None
     """A command stands whole as long as there is room, else it is cut and says how long it was."""
     snapshot = judged(PASSED, suite=attrs.evolve(SUITE, command=command))
 
-    assert front_matter(snapshot, log(snapshot))["command"] == shown
+    assert facts(snapshot)["command"] == shown
 
 
 @pytest.mark.parametrize(

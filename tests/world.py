@@ -1040,14 +1040,13 @@ def simulation() -> Iterator[None]:
     quiet = logging.root.manager.disable
     launcher._spawn = _spawn
     pipeline.ARTIFACT_GATES[STAGE] = _check_staging_status
-    # What is read and written here is tame, and YAML in C takes a tenth of the time.
-    in_python = yaml_loader, yaml_dumper = gate_module._Loader, yaml.SafeDumper
-    vars(gate_module)["_Loader"] = getattr(yaml, "CSafeLoader", yaml_loader)
-    vars(yaml)["SafeDumper"] = getattr(yaml, "CSafeDumper", yaml_dumper)
+    # What is read here is tame, and YAML in C takes a tenth of the time.
+    in_python = gate_module._Loader
+    vars(gate_module)["_Loader"] = getattr(yaml, "CSafeLoader", in_python)
     logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
         launcher._spawn, pipeline.ARTIFACT_GATES[STAGE] = spawn, gate
-        vars(gate_module)["_Loader"], vars(yaml)["SafeDumper"] = in_python
+        vars(gate_module)["_Loader"] = in_python
         logging.disable(quiet)

@@ -5,13 +5,17 @@ again after a crash gives the same bytes. The suite's output stands below the
 front matter, indented by four spaces and with every control character made
 visible: nothing a suite prints can look like front matter, close a fence or move
 a terminal's cursor.
+
+The front matter says whose verdict it is and what it is; the gate reads all of it,
+key by key and slowly. What else is known of the run stands below, in the same form.
 """
 
+import json
 import re
+from itertools import starmap
 from typing import Any, Final
 
 import attrs
-import yaml
 
 from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
@@ -21,11 +25,21 @@ from staging_fsm.host.contract.gate import STATUS_KEY
 
 TAIL_LINES: Final = 60
 TAIL_LINE_CHARACTERS: Final = 400
-#: The gate reads no more than 64 KiB of front matter, and a character may need ten bytes of it.
+#: A page of facts has no room for more.
 COMMAND_CHARACTERS: Final = 4000
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 _CONTROL_PICTURES: Final = 0x2400
+_FAULTS: Final = {Verdict.PASSED: "none", Verdict.FAILED: "code"}
+#: What stands bare in the front matter: words of ours, none of which YAML takes for
+#: anything but a text. Whatever comes from elsewhere is quoted.
+_BARE: Final = frozenset(
+    {
+        *("SUCCESS", "FAILED", "staging_fsm", "infrastructure", "exit-code", "junit"),
+        *_FAULTS.values(),
+        *Reason,
+    }
+)
 
 
 @attrs.frozen
@@ -42,14 +56,13 @@ class StagingLog:
 def fault(snapshot: Snapshot) -> str:
     """Return whose fault the last run's outcome is: "none", "code" or "infrastructure"."""
     reason = snapshot.last_run.reason
-    verdict = REASONS[reason or Reason.WORKER_LOST].verdict
-    return {Verdict.PASSED: "none", Verdict.FAILED: "code"}.get(verdict, "infrastructure")
+    return _FAULTS.get(REASONS[reason or Reason.WORKER_LOST].verdict, "infrastructure")
 
 
 def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
     """Return the keys and values of the front matter, in the order they are written."""
     run, plan = snapshot.last_run, snapshot.bound_plan
-    facts: dict[str, Any] = {
+    return {
         STATUS_KEY: log.status,
         "producer": "staging_fsm",
         "work_item": log.work_item,
@@ -58,23 +71,42 @@ def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
         "run": run.number,
         "runs_max": plan.budget.runs_max,
         "reason": str(run.reason),
-        "rule": run.rule,
         "fault": fault(snapshot),
         "exit_code": run.exit_code,
         "signal": run.signal,
+        "revision": plan.revision,
+    }
+
+
+def facts(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
+    """Return what else is known of the last run, in the order it is written below."""
+    run, suite = snapshot.last_run, snapshot.bound_plan.suite
+    known: dict[str, Any] = {
+        "rule": run.rule,
         "duration_seconds": run.duration_seconds,
         "ended_at": run.ended_at,
-        "revision": plan.revision,
         "command": _shortened(log.command),
-        "evidence": "exit-code" if plan.suite.report is None else "junit",
+        "evidence": "exit-code" if suite.report is None else "junit",
         "log": run.log,
         "log_sha256": run.log_sha256,
         "log_bytes": run.log_bytes,
         "log_dropped_bytes": run.log_dropped_bytes,
     }
     if run.counts is not None:
-        facts |= {**attrs.asdict(run.counts), "executed": run.counts.executed}
-    return facts
+        known |= {**attrs.asdict(run.counts), "executed": run.counts.executed}
+    return known
+
+
+def written(key: str, value: object) -> str:
+    """Return a line of YAML: a value as JSON writes it, which YAML reads, all of it in ASCII.
+
+    Not by a YAML library: in Python it takes a millisecond for this page.
+    """
+    if isinstance(value, str) and value in _BARE:
+        return f"{key}: {value}"
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\x7f")
+    # As one escape for each character, where JSON's own form has two halves for some.
+    return f"{key}: {text.encode('ascii', 'backslashreplace').decode('ascii')}"
 
 
 def _shortened(command: tuple[str, ...]) -> list[str]:
@@ -90,15 +122,14 @@ def _shortened(command: tuple[str, ...]) -> list[str]:
 
 def render(snapshot: Snapshot, log: StagingLog) -> str:
     """Return the whole artifact."""
-    head = yaml.safe_dump(
-        front_matter(snapshot, log), sort_keys=False, allow_unicode=False, width=10_000
-    )
+    head = "\n".join(starmap(written, front_matter(snapshot, log).items()))
     parts = [
-        f"---\n{head}---\n",
+        f"---\n{head}\n---\n",
         f"# Staging log: {log.status}\n",
         _summary(snapshot),
         _runs_table(snapshot),
         _evidence_words(snapshot),
+        _facts(snapshot, log),
         _output(log.output_tail, snapshot.last_run),
     ]
     return "\n".join(parts)
@@ -134,6 +165,11 @@ def _runs_table(snapshot: Snapshot) -> str:
         )
         + "\n"
     )
+
+
+def _facts(snapshot: Snapshot, log: StagingLog) -> str:
+    lines = [f"    {written(key, value)}" for key, value in facts(snapshot, log).items()]
+    return "\n".join([f"What is known of run {snapshot.last_run.number}:\n", *lines]) + "\n"
 
 
 def _seconds(run: Run) -> str:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import yaml
 
+from staging_fsm.core.artifact import written
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
 from staging_fsm.core.ports import QUEUED, JobRow
@@ -303,11 +303,9 @@ def _artifact_words(row: JobRow, snapshot: Snapshot, text: str) -> Iterator[_Pro
     if not text.startswith(f"---\n{STATUS_KEY}: {word}\n"):
         words = f"the attempt is {snapshot.state}, and the artifact's {STATUS_KEY} is not {word}"
         yield _Problem("artifact", words, STOP)
-    if f"\nwork_item: {row.work_item}\n" not in text:
-        line = yaml.safe_dump({"work_item": row.work_item}, allow_unicode=False, width=10_000)
-        if f"\n{line}" not in text:
-            words = f"the row is of work item {row.work_item!r}, and the artifact of another"
-            yield _Problem("artifact", words, RESTORE)
+    if f"\n{written('work_item', row.work_item)}\n" not in text:
+        words = f"the row is of work item {row.work_item!r}, and the artifact of another"
+        yield _Problem("artifact", words, RESTORE)
 
 
 def _log(run: Run) -> Iterator[_Problem]:
