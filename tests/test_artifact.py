@@ -183,13 +183,13 @@ def test_artifact_is_the_same_each_time(snapshot: Snapshot, output: bytes) -> No
 @given(attempts(JUDGED), words | hostile_texts, words | hostile_texts)
 def test_yaml_reads_what_was_written(snapshot: Snapshot, work_item: str, job: str) -> None:
     """Front matter and facts are YAML, which reads exactly what was known."""
-    log_ = StagingLog(work_item, job, status_of(snapshot), b"")
+    log_ = StagingLog(work_item, job, status_of(snapshot), b"", snapshot.bound_plan.suite.command)
     text = render(snapshot, log_)
     head, below = text[4:].split("\n---\n", 1)
     known = below.partition("What is known of run ")[2].partition(":\n\n")[2].partition("\n\n")[0]
 
     assert yaml.safe_load(head) == front_matter(snapshot, log_)
-    assert yaml.safe_load(known) == facts(snapshot)
+    assert yaml.safe_load(known) == facts(snapshot, log_)
 
 
 FORGERIES = [
@@ -261,7 +261,7 @@ def test_long_command_is_cut(command: tuple[str, ...], shown: list[str]) -> None
     """A command stands whole as long as there is room, else it is cut and says how long it was."""
     snapshot = judged(PASSED, suite=attrs.evolve(SUITE, command=command))
 
-    assert facts(snapshot)["command"] == shown
+    assert facts(snapshot, log(snapshot))["command"] == shown
 
 
 @pytest.mark.parametrize(

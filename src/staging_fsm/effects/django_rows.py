@@ -68,10 +68,10 @@ class _Connected:
         kind: Any = type(dialect)
         self._dialect: Dialect = kind(paramstyle="pyformat")
 
-    def execute(self, statement: Any) -> "_Result":
+    def execute(self, statement: Any, values: Any = None) -> "_Result":
         compiled = statement.compile(dialect=self._dialect)
         with self.connection.cursor() as cursor:
-            cursor.execute(str(compiled), compiled.params)
+            cursor.execute(str(compiled), compiled.construct_params(values))
             names = [column[0] for column in cursor.description or ()]
             rows = cursor.fetchall() if names else []
             return _Result(names, rows, cursor.rowcount)

@@ -1,6 +1,7 @@
 """Our key within a host's metadata: read strictly, and written without touching another."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
@@ -83,25 +84,35 @@ def _expect(text: str, at: int, sign: str) -> int:
 
 
 class Documents(Protocol):
-    """How our key is fenced and written in one kind of column."""
+    """How our key is fenced and written in one kind of column.
+
+    Its conditions are made once, with parameters whose values come with each write.
+    """
 
     @property
     def text(self) -> sa.ColumnElement[Any]:
         """Return the metadata as text."""
 
-    def guard(
-        self, connection: Connection, mine: sa.ColumnElement[bool], version: int | None
-    ) -> sa.ColumnElement[bool]:
-        """Return the condition under which the stored version of the row `mine` is `version`.
+    @property
+    def document(self) -> sa.ColumnElement[Any]:
+        """Return the metadata with our key set, to be written under the guard."""
 
-        Without a version: under which nothing is stored under our key.
+    def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
+        """Return the condition under which a row may be written.
+
+        It is that the stored version is the one that is asked for, or, for the first
+        write, that nothing is stored under our key.
         """
         ...
 
-    def with_ours(
-        self, connection: Connection, mine: sa.ColumnElement[bool], snapshot: str
-    ) -> sa.ColumnElement[Any]:
-        """Return the metadata with our key set to `snapshot`, to be written under the guard."""
+    def values(
+        self,
+        connection: Connection,
+        mine: Mapping[str, Any],
+        version: int | None,
+        snapshot: str | None,
+    ) -> dict[str, Any]:
+        """Return the parameters of one write to the row that `mine` stands for."""
         ...
 
 
@@ -113,27 +124,29 @@ class SqliteDocuments:
         self.text = sa.type_coerce(column, sa.Text)
         nothing = sa.func.nullif(sa.func.nullif(self.text, _EMPTY[0]), _EMPTY[1])
         self._object = sa.func.coalesce(nothing, "{}")
+        ours = sa.func.json(sa.bindparam("our_snapshot", type_=sa.Text))
+        self.document: sa.ColumnElement[Any] = sa.func.json_set(self._object, _PATH, ours)
 
-    def guard(
-        self,
-        _connection: Connection,
-        _mine: sa.ColumnElement[bool],
-        version: int | None,
-    ) -> sa.ColumnElement[bool]:
+    def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
         """Compare within the statement itself."""
-        if version is not None:
-            return sa.func.json_extract(self._object, f"{_PATH}.version") == version
+        if not first:
+            stored = sa.func.json_extract(self._object, f"{_PATH}.version")
+            return stored == sa.bindparam("our_version", type_=sa.Integer)
         # Into anything but an object json_set would write nothing and say nothing.
         return sa.and_(
             sa.func.json_type(self._object) == "object",
             sa.func.json_extract(self._object, _PATH).is_(None),
         )
 
-    def with_ours(
-        self, _connection: Connection, _mine: sa.ColumnElement[bool], snapshot: str
-    ) -> sa.ColumnElement[Any]:
-        """Set our key within the statement."""
-        return sa.func.json_set(self._object, _PATH, sa.func.json(snapshot))
+    def values(
+        self,
+        _connection: Connection,
+        _mine: Mapping[str, Any],
+        version: int | None,
+        snapshot: str | None,
+    ) -> dict[str, Any]:
+        """Compare and set within the statement."""
+        return _said(our_version=version, our_snapshot=snapshot)
 
 
 class JsonbDocuments:
@@ -145,27 +158,29 @@ class JsonbDocuments:
         null: sa.ColumnElement[Any] = sa.literal_column("'null'::jsonb")
         empty: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb")
         self._object: sa.ColumnElement[Any] = sa.func.coalesce(sa.func.nullif(column, null), empty)
+        path: sa.ColumnElement[Any] = sa.literal_column(f"'{{{SNAPSHOT_KEY}}}'")
+        ours = sa.cast(sa.bindparam("our_snapshot", type_=sa.Text), JSONB)
+        self.document: sa.ColumnElement[Any] = sa.func.jsonb_set(self._object, path, ours)
 
-    def guard(
-        self,
-        _connection: Connection,
-        _mine: sa.ColumnElement[bool],
-        version: int | None,
-    ) -> sa.ColumnElement[bool]:
+    def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
         """Compare within the statement itself."""
-        if version is not None:
-            ours = self._object.op("->")(sa.literal(SNAPSHOT_KEY, sa.Text))
-            return ours.op("->>")(sa.literal("version", sa.Text)) == str(version)
-        ours = self._object.op("->>")(sa.literal(SNAPSHOT_KEY, sa.Text))
+        key = sa.literal(SNAPSHOT_KEY, sa.Text)
+        if not first:
+            stored = self._object.op("->")(key).op("->>")(sa.literal("version", sa.Text))
+            return stored == sa.bindparam("our_version", type_=sa.Text)
+        ours = self._object.op("->>")(key)
         return sa.and_(sa.func.jsonb_typeof(self._object) == "object", ours.is_(None))
 
-    def with_ours(
-        self, _connection: Connection, _mine: sa.ColumnElement[bool], snapshot: str
-    ) -> sa.ColumnElement[Any]:
-        """Set our key within the statement."""
-        path: sa.ColumnElement[Any] = sa.literal_column(f"'{{{SNAPSHOT_KEY}}}'")
-        ours = sa.cast(sa.literal(snapshot, sa.Text), JSONB)
-        return sa.func.jsonb_set(self._object, path, ours)
+    def values(
+        self,
+        _connection: Connection,
+        _mine: Mapping[str, Any],
+        version: int | None,
+        snapshot: str | None,
+    ) -> dict[str, Any]:
+        """Compare and set within the statement."""
+        as_text = None if version is None else str(version)
+        return _said(our_version=as_text, our_snapshot=snapshot)
 
 
 class LockedDocuments:
@@ -175,32 +190,38 @@ class LockedDocuments:
     the others; and on json with an escaped NUL anywhere in it, none works at all.
     """
 
-    def __init__(self, column: sa.Column[Any]) -> None:
-        """Take the host's column."""
+    def __init__(self, column: sa.Column[Any], mine: sa.ColumnElement[bool]) -> None:
+        """Take the host's column, and the condition on one row."""
         self.text = sa.cast(column, sa.Text)
-        self._type = column.type
+        self._locking = sa.select(self.text).where(mine).with_for_update(key_share=True)
+        self.document: sa.ColumnElement[Any] = sa.cast(
+            sa.bindparam("our_document", type_=sa.Text), column.type
+        )
 
-    def guard(
-        self, connection: Connection, mine: sa.ColumnElement[bool], version: int | None
-    ) -> sa.ColumnElement[bool]:
-        """Lock the row until the transaction ends, and compare here."""
-        found = connection.execute(
-            sa.select(self.text).where(mine).with_for_update(key_share=True)
-        ).all()
-        ours = our_document(found[0][0]) if found else BrokenMetadata("there is no such row")
-        if version is None:
-            return sa.true() if ours is None else sa.false()
+    def guard(self, *, first: bool) -> sa.ColumnElement[bool]:  # noqa: ARG002  # compared in `values`
+        """Take the word of `values`."""
+        return sa.bindparam("our_guard", type_=sa.Boolean) == sa.true()
+
+    def values(
+        self,
+        connection: Connection,
+        mine: Mapping[str, Any],
+        version: int | None,
+        snapshot: str | None,
+    ) -> dict[str, Any]:
+        """Lock the row until the transaction ends, compare here, and set our key in its text."""
+        found = connection.execute(self._locking, mine).all()
+        text = found[0][0] if found else None
+        ours = our_document(text) if found else BrokenMetadata("there is no such row")
         stored = ours.get("version") if isinstance(ours, dict) else None
-        return sa.true() if stored == version else sa.false()
+        guard = ours is None if version is None else stored == version
+        if snapshot is None:
+            return {"our_guard": guard}
+        # What is no object the guard has refused, and nothing is written.
+        document = with_key(text, SNAPSHOT_KEY, snapshot) if guard else None
+        return {"our_guard": guard, "our_document": document}
 
-    def with_ours(
-        self, connection: Connection, mine: sa.ColumnElement[bool], snapshot: str
-    ) -> sa.ColumnElement[Any]:
-        """Replace our key in the text of the locked row."""
-        text = connection.execute(sa.select(self.text).where(mine)).scalars().first()
-        try:
-            changed = with_key(text, SNAPSHOT_KEY, snapshot)
-        except ValueError:
-            # No object: the guard has refused it, and nothing is written.
-            changed = "{}"
-        return sa.cast(sa.literal(changed, sa.Text), self._type)
+
+def _said(**values: Any) -> dict[str, Any]:
+    """Return the parameters that have a value; the statement has no others."""
+    return {name: value for name, value in values.items() if value is not None}

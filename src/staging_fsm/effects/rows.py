@@ -101,6 +101,7 @@ class SqlRows:
         self._columns = {name: name for name in COLUMNS if name not in self._constants}
         self._columns |= dict(columns or {})
         self._statuses = {word: word for word in STATUSES} | dict(statuses or {})
+        self._words = {actual: word for word, actual in self._statuses.items()}
         problems = list(self._misspelt())
         if problems:
             raise ConfigInvalidError(problems)
@@ -179,7 +180,9 @@ class SqlRows:
         column = self._column("metadata")
         if self.engine.dialect.name == "sqlite":
             return SqliteDocuments(column)
-        return JsonbDocuments(column) if isinstance(column.type, JSONB) else LockedDocuments(column)
+        if isinstance(column.type, JSONB):
+            return JsonbDocuments(column)
+        return LockedDocuments(column, self._mine)
 
     @cached_property
     def _due(self) -> DueTimes:
@@ -249,9 +252,15 @@ class SqlRows:
             return sa.true()
         return sa.literal_column(f"({self._where})", sa.Boolean())
 
-    def _mine(self, job_id: Any) -> sa.ColumnElement[bool]:
-        """Return the condition on one job's row."""
-        return sa.and_(self._column("id") == self._key(job_id), self._ours())
+    @cached_property
+    def _mine(self) -> sa.ColumnElement[bool]:
+        """Return the condition on one job's row; `_names` says which."""
+        column = self._column("id")
+        return sa.and_(column == sa.bindparam("our_id", type_=column.type), self._ours())
+
+    def _names(self, job_id: Any) -> dict[str, Any]:
+        """Return the parameter of `_mine`."""
+        return {"our_id": self._key(job_id)}
 
     def _key(self, job_id: Any) -> Any:
         """Return a job's id as its column holds it: a UUID has two forms, and a text."""
@@ -274,7 +283,7 @@ class SqlRows:
 
     def load(self, job_id: Any) -> JobRow:
         """Return the row; raises JobNotFoundError."""
-        rows = self._load(self._mine(job_id))
+        rows = self._fetch(self._loading, self._names(job_id))
         if not rows:
             message = f"there is no job {job_id} in table {self._full_name}"
             raise JobNotFoundError(message)
@@ -286,7 +295,11 @@ class SqlRows:
         few: sa.ColumnElement[bool] = self._column("status").in_(words)
         if self.engine.dialect.name == "sqlite":
             few = sa.func.likelihood(few, sa.literal_column(SELDOM))
-        rows = self._load(sa.and_(few, self._ours()))
+        rows = self._fetch(
+            self._select(self._documents.text)
+            .where(few, self._ours())
+            .order_by(self._column("id"))
+        )
         return [row for row in rows if row.document is not None]
 
     def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
@@ -336,9 +349,9 @@ class SqlRows:
         with self._reading() as connection:
             return connection.execute(sa.select(sa.func.max(piece.subquery().c[0]))).scalar()
 
-    def _load(self, condition: sa.ColumnElement[bool]) -> list[JobRow]:
-        statement = self._select(self._documents.text).where(condition)
-        return self._fetch(statement.order_by(self._column("id")))
+    @cached_property
+    def _loading(self) -> sa.Select[Any]:
+        return self._select(self._documents.text).where(self._mine)
 
     def _select(self, metadata: sa.ColumnElement[Any]) -> sa.Select[Any]:
         facts = ("id", "repo", "work_item", "stage", "status")
@@ -346,17 +359,18 @@ class SqlRows:
         due = self._due.selected().label("not_before")
         return sa.select(*wanted, due, metadata.label("metadata"))
 
-    def _fetch(self, statement: sa.Select[Any]) -> list[JobRow]:
+    def _fetch(
+        self, statement: sa.Select[Any], values: Mapping[str, Any] | None = None
+    ) -> list[JobRow]:
         with self._reading() as connection:
-            return [self._job_row(row) for row in connection.execute(statement).mappings()]
+            return [self._job_row(row) for row in connection.execute(statement, values).mappings()]
 
     def _job_row(self, row: RowMapping) -> JobRow:
         facts = {**row, **self._constants}
-        ours = {actual: word for word, actual in self._statuses.items()}
         return JobRow(
             id=facts["id"],
             **{name: str(facts[name]) for name in ("repo", "work_item", "stage")},
-            status=ours.get(facts["status"], str(facts["status"])),
+            status=self._words.get(facts["status"], str(facts["status"])),
             not_before=self._due.read(facts["not_before"]),
             document=our_document(facts["metadata"]),
         )
@@ -422,25 +436,34 @@ class SqlRows:
         snapshot: str | None = None,
         unless: Sequence[sa.ColumnElement[bool]] = (),
     ) -> None:
-        mine = self._mine(job_id)
-        guard = self._documents.guard(connection, mine, version)
-        if snapshot is not None:
-            document = self._documents.with_ours(connection, mine, snapshot)
-            values = {**values, self._columns["metadata"]: document}
-        wanted = (mine, guard, *map(sa.not_, unless))
-        statement = sa.update(self._table).where(*wanted).values(values)
+        first, mine = version is None, self._names(job_id)
+        statement = self._saving[first] if snapshot is not None else self._updating(first=first)
+        if values:
+            statement = statement.values(values)
+        if unless:
+            statement = statement.where(*map(sa.not_, unless))
+        asked = self._documents.values(connection, mine, version, snapshot)
         # Raised inside the transaction: where an id stands for two rows, neither is written.
-        if connection.execute(statement).rowcount != 1:
+        if connection.execute(statement, {**mine, **asked}).rowcount != 1:
             raise StaleSnapshotError(job_id, version)
 
     def _holds(
         self, connection: Connection, job_id: Any, version: int, *facts: sa.ColumnElement[bool]
     ) -> bool:
         """Say whether the stored version is `version`, and `facts` hold of the row."""
-        mine = self._mine(job_id)
-        guard = self._documents.guard(connection, mine, version)
-        found = sa.select(self._column("id")).where(mine, guard, *facts)
-        return len(connection.execute(found).all()) == 1
+        mine, guard = self._names(job_id), self._documents.guard(first=False)
+        found = sa.select(self._column("id")).where(self._mine, guard, *facts)
+        asked = self._documents.values(connection, mine, version, None)
+        return len(connection.execute(found, {**mine, **asked}).all()) == 1
+
+    @cached_property
+    def _saving(self) -> Mapping[bool, sa.Update]:
+        """Return the statements that store an attempt, by whether it is for the first time."""
+        values = {self._columns["metadata"]: self._documents.document}
+        return {first: self._updating(first=first).values(values) for first in (False, True)}
+
+    def _updating(self, *, first: bool) -> sa.Update:
+        return sa.update(self._table).where(self._mine, self._documents.guard(first=first))
 
 
 def _base(kind: Any) -> Any:

@@ -33,6 +33,64 @@ _POSTGRESQL_IDENTITY: Final = (
 )
 
 
+# Each statement is made once: to take its text apart costs half of what executing it does.
+_ADD_REPOSITORY: Final = sa.text(
+    "INSERT INTO repositories (name, path) VALUES (:name, :path)"
+    " ON CONFLICT (name) DO UPDATE SET path = excluded.path"
+)
+_ADD_WORK_ITEM: Final = sa.text(
+    "INSERT INTO work_items (repo, id, stage, developer_retries, created_at, updated_at)"
+    " VALUES (:repo, :id, :stage, :retries, :now, :now)"
+)
+#: Two workers that ask PostgreSQL at once get two jobs, and neither waits for the other.
+_CLAIM: Final = {
+    dialect: sa.text(
+        "UPDATE jobs SET status = 'running', claimed_by = :claimed_by, updated_at = :now"  # noqa: S608  # one of two texts
+        " WHERE id = (SELECT id FROM jobs WHERE status = 'queued'"
+        " AND (not_before IS NULL OR not_before <= :now)"
+        " AND id = COALESCE(CAST(:only AS INTEGER), id)"
+        f" ORDER BY not_before NULLS FIRST, id LIMIT 1{unclaimed})"
+        " AND status = 'queued' RETURNING *"
+    )
+    for dialect, unclaimed in (("sqlite", ""), ("postgresql", " FOR UPDATE SKIP LOCKED"))
+}
+_RUNNING: Final = {
+    dialect: sa.text(f"SELECT * FROM jobs WHERE {few} ORDER BY id")  # noqa: S608  # one of two texts
+    for dialect, few in (
+        ("sqlite", f"likelihood(status = 'running', {SELDOM})"),
+        ("postgresql", "status = 'running'"),
+    )
+}
+_REQUEUE: Final = sa.text(
+    "UPDATE jobs SET status = 'queued', claimed_by = NULL, updated_at = :now"
+    " WHERE id = :id AND status = 'running' AND COALESCE(claimed_by, '') = :claimed_by"
+)
+_FINISH: Final = sa.text(
+    "UPDATE jobs SET status = 'done', updated_at = :now"
+    " WHERE id = :id AND status IN ('queued', 'running')"
+)
+_WORK_ITEM: Final = sa.text(
+    "SELECT repo, id, stage, developer_retries, blocked_reason"
+    " FROM work_items WHERE repo = :repo AND id = :id"
+)
+_MOVE_WORK_ITEM: Final = sa.text(
+    "UPDATE work_items SET stage = :stage, developer_retries = :developer_retries,"
+    " blocked_reason = :blocked_reason, updated_at = :now WHERE repo = :repo AND id = :id"
+)
+_ENQUEUE: Final = sa.text(
+    "INSERT INTO jobs (repo, work_item, stage, agent, status, created_at, updated_at)"
+    " VALUES (:repo, :id, :stage, :agent, 'queued', :now, :now) RETURNING id"
+)
+_REPOSITORY: Final = sa.text("SELECT path FROM repositories WHERE name = :name")
+_WENT_TO: Final = sa.text(
+    "SELECT j.id, COALESCE((SELECT n.stage FROM jobs n WHERE n.repo = j.repo"
+    " AND n.work_item = j.work_item AND n.id > j.id ORDER BY n.id LIMIT 1), w.stage)"
+    " FROM jobs j JOIN work_items w ON w.repo = j.repo AND w.id = j.work_item"
+    " WHERE j.stage = :stage AND j.id BETWEEN :first AND :last"
+)
+_JOB: Final = sa.text("SELECT * FROM jobs WHERE id = :id")
+
+
 @attrs.frozen
 class Job:
     """One row of `jobs`: one launch of one agent for one work item."""
@@ -137,22 +195,14 @@ class SqlHostStore:
 
     def add_repository(self, name: str, path: Path | str) -> None:
         """Register a repository; a second call with the same name moves it."""
-        statement = sa.text(
-            "INSERT INTO repositories (name, path) VALUES (:name, :path)"
-            " ON CONFLICT (name) DO UPDATE SET path = excluded.path"
-        )
         with self.engine.begin() as connection:
-            connection.execute(statement, {"name": name, "path": str(path)})
+            connection.execute(_ADD_REPOSITORY, {"name": name, "path": str(path)})
 
     def add_work_item(self, item: WorkItem, agent: str, now: datetime) -> int:
         """Store a new work item with a queued job for its stage; return the job's id."""
-        statement = sa.text(
-            "INSERT INTO work_items (repo, id, stage, developer_retries, created_at, updated_at)"
-            " VALUES (:repo, :id, :stage, :retries, :now, :now)"
-        )
         with self.engine.begin() as connection:
             connection.execute(
-                statement,
+                _ADD_WORK_ITEM,
                 {
                     "repo": item.repo,
                     "id": item.id,
@@ -165,55 +215,31 @@ class SqlHostStore:
 
     def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
         """Take one due queued job for the worker `claimed_by`, or return None."""
-        # Two workers that ask at once get two jobs, and neither waits for the other.
-        unclaimed = " FOR UPDATE SKIP LOCKED" if self._is_postgresql else ""
-        statement = sa.text(
-            "UPDATE jobs SET status = 'running', claimed_by = :claimed_by, updated_at = :now"  # noqa: S608  # one of two texts
-            " WHERE id = (SELECT id FROM jobs WHERE status = 'queued'"
-            " AND (not_before IS NULL OR not_before <= :now)"
-            " AND id = COALESCE(CAST(:only AS INTEGER), id)"
-            f" ORDER BY not_before NULLS FIRST, id LIMIT 1{unclaimed})"
-            " AND status = 'queued' RETURNING *"
-        )
         values = {"now": format_time(now), "claimed_by": claimed_by, "only": only}
+        statement = _CLAIM[self.engine.dialect.name]
         with self.engine.begin() as connection:
             row = connection.execute(statement, values).mappings().one_or_none()
         return None if row is None else _job(row)
 
     def running_jobs(self) -> list[Job]:
         """Return every job that some worker has claimed."""
-        few = "status = 'running'"
-        if not self._is_postgresql:
-            few = f"likelihood({few}, {SELDOM})"
-        statement = sa.text(f"SELECT * FROM jobs WHERE {few} ORDER BY id")  # noqa: S608  # one of two texts
         with self.engine.connect() as connection:
-            return [_job(row) for row in connection.execute(statement).mappings()]
+            found = connection.execute(_RUNNING[self.engine.dialect.name])
+            return [_job(row) for row in found.mappings()]
 
     def requeue_abandoned(self, job: Job, now: datetime) -> bool:
         """Queue a running job again whose claim has not changed since it was read."""
-        statement = sa.text(
-            "UPDATE jobs SET status = 'queued', claimed_by = NULL, updated_at = :now"
-            " WHERE id = :id AND status = 'running' AND COALESCE(claimed_by, '') = :claimed_by"
-        )
         values = {"id": job.id, "claimed_by": job.claimed_by or "", "now": format_time(now)}
         with self.engine.begin() as connection:
-            return connection.execute(statement, values).rowcount == 1
+            return connection.execute(_REQUEUE, values).rowcount == 1
 
     def finish_job(self, tx: Connection, job_id: int, now: datetime) -> bool:
         """End a job that has not ended; False if it has."""
-        statement = sa.text(
-            "UPDATE jobs SET status = 'done', updated_at = :now"
-            " WHERE id = :id AND status IN ('queued', 'running')"
-        )
-        return tx.execute(statement, {"id": job_id, "now": format_time(now)}).rowcount == 1
+        return tx.execute(_FINISH, {"id": job_id, "now": format_time(now)}).rowcount == 1
 
     def work_item(self, tx: Connection, repo: str, work_item: str) -> WorkItem:
         """Return a work item; raises LookupError."""
-        statement = sa.text(
-            "SELECT repo, id, stage, developer_retries, blocked_reason"
-            " FROM work_items WHERE repo = :repo AND id = :id"
-        )
-        row = tx.execute(statement, {"repo": repo, "id": work_item}).mappings().one_or_none()
+        row = tx.execute(_WORK_ITEM, {"repo": repo, "id": work_item}).mappings().one_or_none()
         if row is None:
             message = f"there is no work item {work_item!r} in repository {repo!r}"
             raise LookupError(message)
@@ -221,20 +247,12 @@ class SqlHostStore:
 
     def move_work_item(self, tx: Connection, item: WorkItem, now: datetime) -> None:
         """Store stage, developer retries and blocked reason of `item`."""
-        statement = sa.text(
-            "UPDATE work_items SET stage = :stage, developer_retries = :developer_retries,"
-            " blocked_reason = :blocked_reason, updated_at = :now WHERE repo = :repo AND id = :id"
-        )
-        tx.execute(statement, {**attrs.asdict(item), "now": format_time(now)})
+        tx.execute(_MOVE_WORK_ITEM, {**attrs.asdict(item), "now": format_time(now)})
 
     def enqueue(self, tx: Connection, item: WorkItem, agent: str, now: datetime) -> int:
         """Queue a job for the stage of `item`; return its id."""
-        statement = sa.text(
-            "INSERT INTO jobs (repo, work_item, stage, agent, status, created_at, updated_at)"
-            " VALUES (:repo, :id, :stage, :agent, 'queued', :now, :now) RETURNING id"
-        )
         values = {**attrs.asdict(item), "agent": agent, "now": format_time(now)}
-        return int(tx.execute(statement, values).scalar_one())
+        return int(tx.execute(_ENQUEUE, values).scalar_one())
 
     def repository_path(self, repo: str) -> Path:
         """Return where the repository lies; raises LookupError."""
@@ -242,9 +260,8 @@ class SqlHostStore:
 
     def repository_url(self, repo: str) -> str:
         """Return where the repository lies as it was registered; raises LookupError."""
-        statement = sa.text("SELECT path FROM repositories WHERE name = :name")
         with self.engine.connect() as connection:
-            path = connection.execute(statement, {"name": repo}).scalar_one_or_none()
+            path = connection.execute(_REPOSITORY, {"name": repo}).scalar_one_or_none()
         if path is None:
             message = f"repository {repo!r} is not registered"
             raise LookupError(message)
@@ -268,32 +285,25 @@ class SqlHostStore:
 
         That is the stage of a work item's next job, or its own where there is none.
         """
-        statement = sa.text(
-            "SELECT j.id, COALESCE((SELECT n.stage FROM jobs n WHERE n.repo = j.repo"
-            " AND n.work_item = j.work_item AND n.id > j.id ORDER BY n.id LIMIT 1), w.stage)"
-            " FROM jobs j JOIN work_items w ON w.repo = j.repo AND w.id = j.work_item"
-            " WHERE j.stage = :stage AND j.id BETWEEN :first AND :last"
-        )
         values = {"stage": stage, "first": first, "last": last}
         with self.engine.connect() as connection:
-            return {row[0]: row[1] for row in connection.execute(statement, values)}
+            return {row[0]: row[1] for row in connection.execute(_WENT_TO, values)}
 
     def job(self, job_id: int) -> Job:
         """Return a job; raises LookupError."""
         with self.engine.connect() as connection:
-            row = (
-                connection.execute(sa.text("SELECT * FROM jobs WHERE id = :id"), {"id": job_id})
-                .mappings()
-                .one_or_none()
-            )
+            row = connection.execute(_JOB, {"id": job_id}).mappings().one_or_none()
         if row is None:
             message = f"there is no job {job_id}"
             raise LookupError(message)
         return _job(row)
 
 
+_JOB_COLUMNS: Final = tuple(field.name for field in attrs.fields(Job))
+
+
 def _job(row: Any) -> Job:
-    return Job(**{field.name: row[field.name] for field in attrs.fields(Job)})
+    return Job(*(row[name] for name in _JOB_COLUMNS))
 
 
 def _statements(script: str) -> list[str]:
