@@ -296,9 +296,7 @@ class SqlRows:
         if self.engine.dialect.name == "sqlite":
             few = sa.func.likelihood(few, sa.literal_column(SELDOM))
         rows = self._fetch(
-            self._select(self._documents.text)
-            .where(few, self._ours())
-            .order_by(self._column("id"))
+            self._select(self._documents.text).where(few, self._ours()).order_by(self._column("id"))
         )
         return [row for row in rows if row.document is not None]
 
