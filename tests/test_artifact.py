@@ -337,7 +337,7 @@ def test_report_says_whether_its_time_is_known(*, dated: bool) -> None:
 
     assert ("skipped. Its time stamps are of this run.\n" in text) is dated
     assert ("skipped. It carries no time stamps," in text) is not dated
-    assert f"\ndated: {str(dated).lower()}\n" in text
+    assert f"\n    dated: {str(dated).lower()}\n" in text
 
 
 @pytest.mark.parametrize("state", [*EvidenceState, None])

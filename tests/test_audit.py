@@ -33,9 +33,6 @@ from staging_fsm.faces.session import (
 from test_snapshot import at, leaves
 from test_trail import altered
 
-# In one process: what ran once is looked at by all of them.
-pytestmark = pytest.mark.xdist_group("audit")
-
 #: What each job's suite does, and where that leads.
 SUITES = {
     "WI-1": ("true", State.ADVANCED),

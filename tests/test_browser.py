@@ -17,9 +17,6 @@ from staging_fsm.core.snapshot import dump_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.faces.web import create_app
 
-# In one process: they share one Chromium and one server.
-pytestmark = pytest.mark.xdist_group("browser")
-
 HOSTILE: Final = "<script>document.title='owned'</script>"
 BREAKING: Final = "\"><img src=x onerror=document.title='owned'>"
 OUTPUT: Final = "</samp></pre></details><script>document.title='owned'</script>{{ 7 * 7 }}"

@@ -31,9 +31,6 @@ from staging_fsm.faces.session import (
 )
 from staging_fsm.host.store import SqlHostStore
 
-# In one process: they stop and crash one server.
-pytestmark = pytest.mark.xdist_group("postgres_faults")
-
 PASSING: Final = ["true"]
 TOOL_ERROR: Final = ["sh", "-c", "exit 75"]
 #: More than an attempt of any of these stories commits.

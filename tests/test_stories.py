@@ -28,8 +28,6 @@ FAILING = 'command = ["sh", "-c", "exit 7"]'
 BROKEN = 'command = ["sh", "-c", "exit 75"]\ntool_exit_codes = [75]'
 MISSING = 'command = ["no-such-command"]'
 Begin = Callable[..., Script]
-# One process walks them all: the last rule adds up what they fired.
-pytestmark = pytest.mark.xdist_group("stories")
 
 
 @pytest.fixture
@@ -215,7 +213,7 @@ def _die_in(script: Script, port: str, method: str) -> None:
     engine = script.staging.engine
     inner = getattr(engine, port)
 
-    def die(*_: object) -> None:
+    def die(*_: object, **_named: object) -> None:
         script.say(f"  the worker dies before {method.replace('_', ' ')}")
         raise WorkerDied
 

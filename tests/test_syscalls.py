@@ -1,8 +1,5 @@
 """What one attempt costs the system, counted: a guard that no load of the machine can move.
 
-# In one process: what was counted is not counted again.
-pytestmark = pytest.mark.xdist_group("syscalls")
-
 docs/performance.md says why each of the synced writes is needed.
 """
 

@@ -30,9 +30,6 @@ from staging_fsm.faces.session import (
     staging_job,
 )
 
-# In one process: a process has one provider of traces.
-pytestmark = pytest.mark.xdist_group("telemetry")
-
 Carry = Callable[..., Sequence[ReadableSpan]]
 
 
