@@ -1,12 +1,14 @@
 """The trail: whatever is altered in a stored attempt, one field at a time, is found."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from attempts import attempts, linked
 from staging_fsm.core.errors import SnapshotRefusedError
@@ -17,6 +19,7 @@ from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
 from staging_fsm.core.snapshot import (
     Artifact,
+    Move,
     Run,
     Snapshot,
     dump_snapshot,
@@ -24,7 +27,7 @@ from staging_fsm.core.snapshot import (
     load_snapshot,
 )
 from staging_fsm.core.spec import TERMINAL, Event
-from staging_fsm.core.trail import links, walk
+from staging_fsm.core.trail import NO_LINK, link_of, links, walk
 from test_snapshot import Document, at, leaves, put
 
 NOW = "2026-01-01T00:00:00.000000Z"
@@ -226,3 +229,35 @@ def test_links_are_those_of_any_text(snapshot: Snapshot) -> None:
     stored = load_snapshot(document(snapshot))
 
     assert [move.link for move in stored.history] == list(links(stored))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.text(),
+    st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    st.none() | st.integers(),
+)
+@example("\x7f", 0.5, 1)
+@example("\ud800", 0.5, 1)
+@example("plain", 1e-5, 1)
+@example("plain", 9.9e-5, 1)
+@example("plain", 1e15, 1)
+@example("plain", 1e16, 2**70)
+@example("plain", -0.0, None)
+def test_link_is_the_digest_of_the_canonical_text(
+    text: str, seconds: float | None, number: int | None
+) -> None:
+    """A link is the SHA-256 of the canonical JSON as Python writes it, whatever it covers."""
+    run = Run(1, NOW, detail="a detail", duration_seconds=seconds, log_bytes=number, rule=text)
+    move = Move("T03", NOW, "passed", "w", NO_LINK)
+    told = {"id": "T03", "time": NOW, "reason": "passed", "worker": "w"}
+    covered = {
+        "attempt_id": text,
+        "move": told,
+        "previous": "ab",
+        "stored": {"run": attrs.asdict(run)},
+    }
+    canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    expected = hashlib.sha256(canonical.encode()).hexdigest()
+
+    assert expected == link_of(text, "ab", move, {"run": run})

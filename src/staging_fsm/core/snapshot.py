@@ -8,6 +8,7 @@ path through the table are never guessed at.
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any, Final, get_args
 
 import attrs
@@ -167,6 +168,17 @@ def _form_of(kind: type) -> _Form:
 
 
 _FORM: Final = _form_of(Snapshot)
+
+
+def fractions_of(kind: type) -> tuple[str, ...]:
+    """Return where objects of a kind hold numbers with a fraction, as dotted names."""
+
+    def walk(form: _Form, path: str) -> Iterator[str]:
+        yield from (f"{path}{name}" for name in form.fractions)
+        for name, part in form.parts.items():
+            yield from walk(part, f"{path}{name}.")
+
+    return tuple(walk(_form_of(kind), ""))
 
 
 def _check_form(form: _Form, where: str, value: object) -> None:

@@ -21,12 +21,15 @@ elsewhere: a link that somebody noted, the artifact, the job, a signed attestati
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 import attrs
+import msgspec
 
-from staging_fsm.core.snapshot import Move, Run, Snapshot, plain
+from staging_fsm.core.plan import Plan
+from staging_fsm.core.snapshot import Move, Run, Snapshot, fractions_of, plain
 from staging_fsm.core.spec import TRANSITIONS, Event, Transition
 
 #: The link before the first move.
@@ -37,7 +40,15 @@ _GATE_EVENTS: Final = frozenset({Event.GATE_OPENED, Event.GATE_REFUSED})
 _RUN_ENDS: Final = frozenset(
     {Event.SUITE_PASSED, Event.SUITE_FAILED, Event.SUITE_NOT_EXECUTED, Event.WORKER_LOST}
 )
-_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+#: Where the numbers with a fraction are that a link may cover.
+_FRACTIONS: Final[Mapping[type, Callable[[Any], Any]]] = {
+    kind: attrgetter(*fractions_of(kind)) for kind in (Plan, Run)
+}
+#: Python writes no exponent from here to there.
+_LEAST: Final = 1e-4
+_MOST: Final = 1e15
+_DELETE: Final = b"\x7f"
 
 
 def walk(
@@ -59,11 +70,35 @@ def walk(
     return attrs.evolve(after, history=(*snapshot.history, linked))
 
 
-def link_of(attempt_id: str, previous: str, move: Move, stored: Mapping[str, Any]) -> str:
+def link_of(attempt_id: str, previous: str, move: Move, stored: Mapping[str, object]) -> str:
     """Return the link of `move`, whatever link it carries."""
     told = {"id": move.id, "time": move.time, "reason": move.reason, "worker": move.worker}
     payload = {"attempt_id": attempt_id, "move": told, "previous": previous, "stored": stored}
-    return hashlib.sha256(_encode(payload).encode()).hexdigest()
+    return hashlib.sha256(_canonical(payload, stored.values())).hexdigest()
+
+
+def _canonical(payload: Mapping[str, Any], parts: Iterable[object]) -> bytes:
+    """Return `payload`, in which `parts` are objects of ours, as canonical JSON.
+
+    msgspec takes a fifth of the time, and writes the same but for what is asked here:
+    text that is not printable ASCII, and numbers that are written with an exponent.
+    """
+    if all(map(_is_plainly_written, parts)):
+        try:
+            text = msgspec.json.encode(payload, order="sorted")
+        except UnicodeEncodeError:  # half a character
+            return _ENCODER.encode(plain(payload)).encode()
+        if text.isascii() and _DELETE not in text:
+            return text
+    return _ENCODER.encode(plain(payload)).encode()
+
+
+def _is_plainly_written(part: object) -> bool:
+    """Say whether no number of a part is so small, so large or so odd that it has an exponent."""
+    where = _FRACTIONS.get(type(part))
+    found = () if where is None else where(part)
+    numbers = found if type(found) is tuple else (found,)
+    return all(not number or _LEAST <= abs(number) < _MOST for number in numbers)
 
 
 def links(snapshot: Snapshot) -> Iterator[str]:
@@ -105,15 +140,15 @@ def as_begun(run: Run) -> Run:
 
 def _stored(
     event: Event | None, snapshot: Snapshot, number: int, due_at: str | None
-) -> dict[str, Any]:
+) -> Mapping[str, object]:
     """Return what was stored along with an event after which `number` runs were counted."""
     run = snapshot.runs[number - 1] if 0 < number <= len(snapshot.runs) else None
     if event is Event.JOB_CLAIMED and run is not None:
-        return {"plan": plain(snapshot.plan), "run": plain(as_begun(run))}
+        return {"plan": snapshot.plan, "run": as_begun(run)}
     if event in _RUN_ENDS:
-        return {"run": plain(run)}
+        return {"run": run}
     if event is Event.BUDGET_LEFT:
         return {"next_run_at": due_at}
     if event in _GATE_EVENTS:
-        return {"artifact": plain(snapshot.artifact)}
+        return {"artifact": snapshot.artifact}
     return {}
