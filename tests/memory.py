@@ -27,6 +27,8 @@ T = TypeVar("T")
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 _SPACES: Final = frozenset(" \t\n\r")
 UNFINISHED: Final = frozenset({"queued", "running"})
+#: So many texts are kept with what they hold: worlds of other seeds store the same ones again.
+TEXTS_KEPT: Final = 4096
 
 
 class StoreError(Exception):
@@ -77,6 +79,27 @@ class SureHands:
 
 
 @attrs.frozen
+class _Row(JobRow):
+    """A row whose attempt is not loaded twice from the same text."""
+
+    text: str
+
+    def snapshot(self) -> Snapshot | None:
+        """Return the stored attempt or None; raises SnapshotRefusedError."""
+        return stored_attempt(self.text)
+
+
+#: Pure, and the bulk of the work: the same text always holds the same.
+_document: Final = functools.lru_cache(TEXTS_KEPT)(our_document)
+
+
+@functools.lru_cache(TEXTS_KEPT)
+def stored_attempt(text: str) -> Snapshot | None:
+    """Return the attempt in metadata or None, as the runner loads it."""
+    return JobRow(0, "", "", "", "", None, _document(text)).snapshot()
+
+
+@attrs.frozen
 class Record:
     """One row of `jobs`."""
 
@@ -89,6 +112,20 @@ class Record:
     not_before: str | None = None
     claimed_by: str | None = None
     metadata: str = "{}"
+
+    @functools.cached_property
+    def row(self) -> JobRow:
+        """Return the row as the runner sees it."""
+        return _Row(
+            self.id,
+            self.repo,
+            self.work_item,
+            self.stage,
+            self.status,
+            None if self.not_before is None else parse_time(self.not_before),
+            _document(self.metadata),
+            self.metadata,
+        )
 
     def job(self) -> Job:
         """Return the row as the host sees it."""
@@ -104,7 +141,7 @@ class Record:
         )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(TEXTS_KEPT)
 def members(text: str) -> tuple[tuple[str, str], ...]:
     """Return the members of a JSON object, each value as it is written; raises StoreError."""
     try:
@@ -132,7 +169,7 @@ def _skip(text: str, at: int, expected: str = "") -> int:
     return at + len(expected)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(TEXTS_KEPT)
 def foreign(text: str) -> str:
     """Return the metadata without our key, each other member as it is written."""
     return _object(member for member in members(text) if member[0] != SNAPSHOT_KEY)
@@ -169,8 +206,8 @@ class Transaction:
         self.jobs: dict[int, Record] = {}
         self.items: dict[tuple[str, str], WorkItem] = {}
         self.items_before: dict[tuple[str, str], WorkItem | None] = {}
-        #: The attempts that were stored, for whoever looks at the world.
-        self.snapshots: dict[int, Snapshot] = {}
+        #: The jobs whose attempts were stored, for whoever looks at the world.
+        self.saved: set[int] = set()
         self.ended_job: int | None = None
         #: Whether the gate was initiated by the runner, and not after an agent.
         self.by_runner = False
@@ -259,25 +296,25 @@ class MemoryRows(_Connected):
         if record is None:
             message = f"there is no job {job_id}"
             raise JobNotFoundError(message)
-        return _job_row(record)
+        return record.row
 
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
         return self.hands.do("unfinished", self._unfinished)
 
     def _unfinished(self) -> list[JobRow]:
-        rows = [_job_row(job) for job in self.tables.jobs.values() if job.status in UNFINISHED]
+        rows = [job.row for job in self.tables.jobs.values() if job.status in UNFINISHED]
         return [row for row in rows if row.document is not None]
 
     def attempts(self) -> Iterator[JobRow]:
         """Yield every row that carries our key, ended or not, in order of ids."""
-        rows = [_job_row(self.tables.jobs[id_]) for id_ in sorted(self.tables.jobs)]
+        rows = [self.tables.jobs[id_].row for id_ in sorted(self.tables.jobs)]
         yield from (row for row in rows if row.document is not None)
 
     def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
         """Return the `limit` rows with the greatest ids, greatest first; of `repo` if given."""
         jobs = sorted(self.tables.jobs.values(), key=lambda job: job.id, reverse=True)[:limit]
-        rows = [_job_row(job) for job in jobs if repo in (None, job.repo)]
+        rows = [job.row for job in jobs if repo in (None, job.repo)]
         return self.hands.do("recent", lambda: rows)
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Transaction | None = None) -> None:
@@ -287,7 +324,7 @@ class MemoryRows(_Connected):
             record, found = _fenced(tx, job_id, snapshot.version - 1 or None)
             found[SNAPSHOT_KEY] = dump_snapshot(snapshot)
             tx.change(attrs.evolve(record, metadata=_object(found.items())))
-            tx.snapshots[job_id] = snapshot
+            tx.saved.add(job_id)
 
         self._write(f"save {snapshot.history[-1].id}", change, tx)
 
@@ -314,18 +351,6 @@ class MemoryRows(_Connected):
         self._write("cancel", change, None)
 
 
-def _job_row(record: Record) -> JobRow:
-    return JobRow(
-        record.id,
-        record.repo,
-        record.work_item,
-        record.stage,
-        record.status,
-        None if record.not_before is None else parse_time(record.not_before),
-        our_document(record.metadata),
-    )
-
-
 def _fenced(tx: Transaction, job_id: int, version: int | None) -> tuple[Record, dict[str, str]]:
     """Return the job and its metadata if the stored version is `version`.
 
@@ -343,6 +368,7 @@ def _fenced(tx: Transaction, job_id: int, version: int | None) -> tuple[Record, 
     return record, found
 
 
+@functools.lru_cache(TEXTS_KEPT)
 def _stored_version(ours: str) -> object:
     document = _DECODER.decode(ours)
     return document.get("version", "none") if isinstance(document, dict) else "none"

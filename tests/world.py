@@ -27,6 +27,7 @@ from greenlet import getcurrent, greenlet
 
 from memory import (
     STORE_ERRORS,
+    TEXTS_KEPT,
     Errors,
     MemoryRows,
     MemoryStore,
@@ -34,12 +35,21 @@ from memory import (
     Tables,
     Transaction,
     foreign,
+    stored_attempt,
     with_member,
 )
 from staging_fsm.core.config import RunnerConfig, Suites, parse_suites
 from staging_fsm.core.errors import PreparationError, StagingError
 from staging_fsm.core.evidence import NO_EVIDENCE_REQUIRED, Counts, Evidence, EvidenceState
-from staging_fsm.core.invariants import Movement, Sight, Start, violations
+from staging_fsm.core.invariants import (
+    INVARIANTS,
+    Movement,
+    Sight,
+    Start,
+    history_is_a_path,
+    trail_is_unbroken,
+    violations,
+)
 from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import SuitePlan
 from staging_fsm.core.ports import AlertKind, JobRow, RunCondition, RunOrder, RunReport
@@ -640,14 +650,16 @@ class World:
     def _committed(self, tx: Transaction) -> None:
         self.commits += 1
         task = getcurrent()
-        for job_id, snapshot in tx.snapshots.items():
-            self._stored(job_id, snapshot, task)
+        for job_id in tx.saved:
+            self._stored(job_id, self.tables.jobs[job_id], task)
         self.touched.update(tx.jobs.keys() & self.facts.keys())
         if tx.ended_job in self.facts:
             self._ended(self.facts[tx.ended_job], tx, task)
 
-    def _stored(self, job_id: int, snapshot: Snapshot, task: greenlet) -> None:
-        facts = self.facts[job_id]
+    def _stored(self, job_id: int, record: Record, task: greenlet) -> None:
+        facts, snapshot = self.facts[job_id], record.row.snapshot()
+        assert snapshot is not None
+        self._accusations += [f"job {job_id}: {sentence}" for sentence in _broken(record.metadata)]
         facts.earlier, facts.snapshot, facts.damaged = facts.snapshot, snapshot, False
         self.fired[snapshot.history[-1].id] += 1
         if len(snapshot.history) == 1:
@@ -834,7 +846,7 @@ class World:
         for job_id in self.touched:
             facts = self.facts[job_id]
             if facts.snapshot is not None:
-                broken = violations(self.sight(job_id, facts.snapshot))
+                broken = violations(self.sight(job_id, facts.snapshot), _BESIDE)
                 self._accusations += [f"job {job_id}: {sentence}" for sentence in broken]
             elif facts.starts or facts.movements or facts.written:
                 self.accuse(f"job {job_id}: something was done for it without an attempt")
@@ -984,6 +996,18 @@ class World:
         record = Record(job_id, REPO, item.id, STAGE, "deployer", "queued", metadata=foreign_)
         self.tables.jobs[job_id] = record
         self.facts[job_id] = Facts(foreign(foreign_))
+
+
+#: What these say depends on what is stored alone, so the same text is not asked twice.
+_ALONE: Final = (history_is_a_path, trail_is_unbroken)
+_BESIDE: Final = tuple(invariant for invariant in INVARIANTS if invariant not in _ALONE)
+
+
+@functools.lru_cache(TEXTS_KEPT)
+def _broken(metadata: str) -> tuple[str, ...]:
+    """Return the promises that a stored attempt breaks, whatever is known beside it."""
+    snapshot = stored_attempt(metadata)
+    return () if snapshot is None else tuple(violations(Sight(snapshot), _ALONE))
 
 
 def _parse_run_id(run_id: str) -> tuple[int, int]:
