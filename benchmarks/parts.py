@@ -120,10 +120,12 @@ QUEUE_SIZES = (1_000, 1_000_000)
 QUEUE_CALLS = 3
 FINISHED = """
 INSERT INTO work_items (repo, id, stage, developer_retries, created_at, updated_at)
-WITH RECURSIVE n (i) AS (SELECT :first UNION ALL SELECT i + 1 FROM n WHERE i < :last)
+WITH RECURSIVE n (i) AS
+ (SELECT CAST(:first AS INTEGER) UNION ALL SELECT i + 1 FROM n WHERE i < :last)
 SELECT 'shop', 'WI-' || i, 'deploy', 3, :now, :now FROM n;
 INSERT INTO jobs (repo, work_item, stage, agent, status, metadata, created_at, updated_at)
-WITH RECURSIVE n (i) AS (SELECT :first UNION ALL SELECT i + 1 FROM n WHERE i < :last)
+WITH RECURSIVE n (i) AS
+ (SELECT CAST(:first AS INTEGER) UNION ALL SELECT i + 1 FROM n WHERE i < :last)
 SELECT 'shop', 'WI-' || i, 'deploy-staging', 'deployer', 'done', :metadata, :now, :now FROM n
 """
 
@@ -140,8 +142,11 @@ def queue() -> dict[str, Any]:
 
 def queue_rows(database: str, url: str) -> Iterator[dict[str, Any]]:
     """Yield the figures of one database at each size of its table."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
         host, store = attempt_host(Path(name), ["/bin/true"], url)
+        # Also after an error: a server waits for its last connection to end.
+        stack.callback(store.engine.dispose)
         item = WorkItem("shop", "WI-0", "deploy-staging", 3, None)
         job = store.add_work_item(item, "deployer", host.clock.now())
         Worker(host, "benchmark").run_one()
@@ -151,7 +156,6 @@ def queue_rows(database: str, url: str) -> Iterator[dict[str, Any]]:
             fill(store, filled + 1, finished, metadata)
             filled = finished
             yield {"database": database, "finished": finished, **queue_figures(host, store)}
-        store.engine.dispose()
 
 
 #: To fill a table quickly: what is checked and synced here is not what is measured.
@@ -161,8 +165,7 @@ UNCHECKED = {
 }
 CHECKED = {
     "sqlite": "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON",
-    # As its own autovacuum would do; SQLite does nothing unasked.
-    "postgresql": "SET session_replication_role = origin; ANALYZE",
+    "postgresql": "SET session_replication_role = origin",
 }
 
 
@@ -170,8 +173,10 @@ def fill(store: SqlHostStore, first: int, last: int, metadata: str) -> None:
     """Add finished jobs to the table, from number `first` to number `last`."""
     values = {"first": first, "last": last, "now": TIME, "metadata": metadata}
     database = store.engine.dialect.name
+    # Counted as well: by its own autovacuum in PostgreSQL, by whoever tends it in SQLite.
+    script = f"{UNCHECKED[database]};{FINISHED};COMMIT;{CHECKED[database]};ANALYZE"
     with store.engine.connect() as connection:
-        for statement in f"{UNCHECKED[database]};{FINISHED};COMMIT;{CHECKED[database]}".split(";"):
+        for statement in script.split(";"):
             used = {name: value for name, value in values.items() if f":{name}" in statement}
             if statement == "COMMIT":
                 connection.commit()
