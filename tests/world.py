@@ -622,7 +622,7 @@ class World:
     def wrote(self, work_item: str, text: str) -> None:
         """Take note of an artifact that the runner writes."""
         self.files[work_item] = File(text)
-        found = re.search(r"\nattempt: (\d+)-a\n", text)
+        found = re.search(r"\nattempt: \W?(\d+)-a\W?\n", text)
         assert found is not None, text
         job_id = int(found.group(1))
         facts = self.facts[job_id]
