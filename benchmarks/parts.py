@@ -132,30 +132,57 @@ SELECT 'shop', 'WI-' || i, 'deploy-staging', 'deployer', 'done', :metadata, :now
 
 def queue() -> dict[str, Any]:
     """Measure claim, recovery and the queue's page over few and over many finished rows."""
-    rows = list(queue_rows("SQLite", ""))
+    rows = queue_rows("SQLite", lambda _finished: "")
     with postgresql() as server:
         if server is not None:
-            server.sql("CREATE DATABASE queue")
-            rows += queue_rows("PostgreSQL", server.dsn("queue"))
+            for finished in QUEUE_SIZES:
+                server.sql(f"CREATE DATABASE queue_{finished}")
+            rows += queue_rows("PostgreSQL", lambda finished: server.dsn(f"queue_{finished}"))
     return {"rows": rows}
 
 
-def queue_rows(database: str, url: str) -> Iterator[dict[str, Any]]:
-    """Yield the figures of one database at each size of its table."""
+def queue_rows(database: str, url_of: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Return the milliseconds of each question, asked by turns of a table of each size."""
     with contextlib.ExitStack() as stack:
-        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
-        host, store = attempt_host(Path(name), ["/bin/true"], url)
-        # Also after an error: a server waits for its last connection to end.
-        stack.callback(store.engine.dispose)
-        item = WorkItem("shop", "WI-0", "deploy-staging", 3, None)
-        job = store.add_work_item(item, "deployer", host.clock.now())
-        Worker(host, "benchmark").run_one()
-        metadata = store.job(job).metadata
-        filled = 1
-        for finished in QUEUE_SIZES:
-            fill(store, filled + 1, finished, metadata)
-            filled = finished
-            yield {"database": database, "finished": finished, **queue_figures(host, store)}
+        asked = [queue_questions(stack, finished, url_of(finished)) for finished in QUEUE_SIZES]
+        rows: list[dict[str, Any]] = [
+            {"database": database, "finished": finished} for finished in QUEUE_SIZES
+        ]
+        for name in asked[0]:
+            times: list[list[float]] = [[] for _ in asked]
+            for _ in range(REPEATS):
+                for questions, taken in zip(asked, times, strict=True):
+                    taken.append(timeit.timeit(questions[name], number=QUEUE_CALLS) / QUEUE_CALLS)
+            for row, taken in zip(rows, times, strict=True):
+                row[name] = round(1000 * min(taken), 2)
+    return rows
+
+
+def queue_questions(
+    stack: contextlib.ExitStack, finished: int, url: str
+) -> dict[str, Callable[[], object]]:
+    """Return what can be asked of a table with so many finished jobs, each asked once before."""
+    name = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
+    host, store = attempt_host(Path(name), ["/bin/true"], url)
+    # Also after an error: a server waits for its last connection to end.
+    stack.callback(store.engine.dispose)
+    item = WorkItem("shop", "WI-0", "deploy-staging", 3, None)
+    job = store.add_work_item(item, "deployer", host.clock.now())
+    Worker(host, "benchmark").run_one()
+    fill(store, 2, finished, store.job(job).metadata)
+    for number in range(QUEUE_CALLS * REPEATS + 1):
+        item = WorkItem("shop", f"due-{number}", "deploy-staging", 3, None)
+        store.add_work_item(item, "deployer", host.clock.now())
+    worker, rows = Worker(host, "benchmark", launch=lambda _host, _job: None), SqlRows(store.engine)
+    questions: dict[str, Callable[[], object]] = {
+        "claim_ms": worker.run_one,
+        "recover_ms": worker.recover,
+        # What `staging-fsm queue` and `GET /queue` read.
+        "queue_ms": lambda: staging_runner_block(rows, {}),
+    }
+    for ask in questions.values():
+        ask()
+    return questions
 
 
 #: To fill a table quickly: what is checked and synced here is not what is measured.
@@ -167,50 +194,29 @@ CHECKED = {
     "sqlite": "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON",
     "postgresql": "SET session_replication_role = origin",
 }
+#: Counted as well, and what was written on the disk: by its own processes in PostgreSQL, sooner
+#: or later, and by whoever tends it in SQLite.
+TENDED = {
+    "sqlite": "ANALYZE; PRAGMA wal_checkpoint(TRUNCATE)",
+    "postgresql": "VACUUM ANALYZE; CHECKPOINT",
+}
 
 
 def fill(store: SqlHostStore, first: int, last: int, metadata: str) -> None:
-    """Add finished jobs to the table, from number `first` to number `last`."""
+    """Add finished jobs to the table, from number `first` to number `last`, and tend it."""
     values = {"first": first, "last": last, "now": TIME, "metadata": metadata}
     database = store.engine.dialect.name
-    # Counted as well: by its own autovacuum in PostgreSQL, by whoever tends it in SQLite.
-    script = f"{UNCHECKED[database]};{FINISHED};COMMIT;{CHECKED[database]};ANALYZE"
     with store.engine.connect() as connection:
-        for statement in script.split(";"):
+        for statement in f"{UNCHECKED[database]};{FINISHED};COMMIT;{CHECKED[database]}".split(";"):
             used = {name: value for name, value in values.items() if f":{name}" in statement}
             if statement == "COMMIT":
                 connection.commit()
             else:
                 connection.execute(sa.text(statement), used)
         connection.commit()
-
-
-def queue_figures(host: Host, store: SqlHostStore) -> dict[str, float]:
-    """Return the milliseconds of each question asked of the table as it is."""
-    assert host.staging is not None
-    worker = Worker(host, "benchmark", launch=lambda _host, _job: None)
-    questions: dict[str, Callable[[], object]] = {
-        "claim_ms": worker.run_one,
-        "recover_ms": worker.recover,
-        **queue_page(store),
-    }
-    figures = {}
-    now = host.clock.now()
-    for number in range(QUEUE_CALLS * REPEATS + 1):
-        item = WorkItem(
-            "shop", f"due-{len(store.running_jobs())}-{number}", "deploy-staging", 3, None
-        )
-        store.add_work_item(item, "deployer", now)
-    for name, ask in questions.items():
-        ask()
-        figures[name] = round(best_us(ask, QUEUE_CALLS) / 1000, 2)
-    return figures
-
-
-def queue_page(store: SqlHostStore) -> dict[str, Callable[[], object]]:
-    """Return what `staging-fsm queue` and `GET /queue` read."""
-    rows = SqlRows(store.engine)
-    return {"queue_ms": lambda: staging_runner_block(rows, {})}
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        for statement in TENDED[database].split(";"):
+            connection.execute(sa.text(statement))
 
 
 def output() -> dict[str, Any]:
