@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -196,6 +197,34 @@ def test_text_that_jsonb_refuses_is_stored_readably(
 
     assert run.log == "a\\x00b\\ud800c\U0001f600\\u0000"
     assert rows.load("j-1").snapshot() == stored
+
+
+@pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
+def test_only_the_very_version_lets_anybody_write(
+    make_foreign: Callable[[str], Foreign], dialect: str, extra: str
+) -> None:
+    """Whatever the column: who knows an older or a newer version writes nothing."""
+    foreign = make_foreign(dialect)
+    rows = foreign.create(extra=extra)
+    document = f'{{"theirs": 1, "{SNAPSHOT_KEY}": {dump_snapshot(attempt(10))}}}'
+    kind = extra if dialect == POSTGRESQL else "TEXT"
+    foreign.set(f"extra = CAST(:document AS {kind})", document=document)
+    everything = 'CAST(extra AS TEXT) || "Condition" || COALESCE("run after", \'-\')'
+    before = foreign.ask(everything)
+    for version in (1, 2, 9, 11, 100):
+        for write in (
+            partial(rows.save, "j-1", attempt(version + 1)),
+            partial(rows.requeue, "j-1", LATER, version),
+            partial(rows.cancel, "j-1", version),
+        ):
+            with pytest.raises(StaleSnapshotError, match=f"no longer has version {version}:"):
+                write()
+    with pytest.raises(StaleSnapshotError, match="no longer has no snapshot:"):
+        rows.save("j-1", attempt(1))
+
+    assert foreign.ask(everything) == before
+    rows.save("j-1", attempt(11))
+    assert rows.load("j-1").snapshot() == attempt(11)
 
 
 @pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
