@@ -71,12 +71,15 @@ class Lifeline:
             count -= len(os.read(self.fd, count))
 
     def is_cut(self) -> bool:
-        """Say whether everybody who held the line is gone."""
+        """Say whether everybody who held the line is gone, if anybody ever took it."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while is_ready(self.fd, deadline - time.monotonic()):
-            if not os.read(self.fd, 4096):
-                return True
-        return False
+        while True:
+            try:
+                if not os.read(self.fd, 4096):
+                    return True
+            except BlockingIOError:
+                if not is_ready(self.fd, deadline - time.monotonic()):
+                    return False
 
 
 def is_ready(fd: int, seconds: float = PATIENCE_SECONDS) -> bool:
