@@ -331,6 +331,26 @@ def test_job_that_waits_is_left_waiting_by_recovery() -> None:
     assert not [move for move in story.world.trace[begun:] if move.endswith(": requeue")]
 
 
+def test_recovery_looks_again_at_what_it_has_listed() -> None:
+    """What another worker has ended since recovery listed it is left alone, and nobody is told."""
+    story = Teller()
+    story.launch("passed", until="write")
+    story.kill_the_first_worker()
+    late = story.world.begin(story.worker(), Doing.RECOVER, 0)
+    while late.point != "unfinished":
+        story.world.advance(late)
+    story.world.advance(late)
+
+    early = story.world.begin(story.world.replace(story.world.workers[0]), Doing.RECOVER, 0)
+    while not early.dead:
+        story.world.advance(early)
+    while not late.dead:
+        story.world.advance(late)
+
+    facts = story.world.facts[1]
+    assert (story.state, len(facts.written), facts.alerts) == (State.ADVANCED, 1, ())
+
+
 @pytest.mark.parametrize("damage", Damage)
 def test_damaged_attempt_is_held_and_told_of(damage: Damage) -> None:
     """A damaged attempt is neither advanced nor given to the LLM, and recovery alerts somebody."""
