@@ -12,7 +12,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from fleets import PATIENCE_SECONDS, fleet_stand
 from staging_fsm.core.config import settings
+from staging_fsm.core.spec import State
 from staging_fsm.faces.cli import COMMANDS
 from staging_fsm.fleet.settings import FleetSettings
 from staging_fsm.host.settings import HostSettings
@@ -20,6 +22,8 @@ from staging_fsm.host.settings import HostSettings
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
 UNIT: Final = EXAMPLES / "staging-fsm-fleet@.service"
 COMPOSE: Final = EXAMPLES / "fleet-compose.yaml"
+#: What a test puts in the place of what an example says.
+ADDRESSES: Final = ("ORCH_DB_URL", "ORCH_STAGING_RUNNER_SUITES_FILE")
 
 
 def compose() -> dict[str, Any]:
@@ -56,6 +60,43 @@ def test_commands_of_the_examples_are_ours() -> None:
 
     assert {Path(words[0]).name for words in started} == {"staging-fsm"}
     assert {words[1] for words in started} <= {*COMMANDS}
+
+
+def started_by(folder: Path) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return each command that the examples start, with what it gets from them."""
+    found = {
+        name: (service["command"], service["environment"])
+        for name, service in compose()["services"].items()
+        if "command" in service
+    }
+    service = unit()["Service"]
+    # %S is where systemd keeps the folders that a StateDirectory names.
+    name, _, value = service["Environment"].replace("%S", str(folder)).partition("=")
+    (folder / service["StateDirectory"]).mkdir()
+    found["unit"] = (service["ExecStart"].split(), {name: value})
+    return found
+
+
+def test_commands_of_the_examples_do_their_work(tmp_path: Path, postgres_url: str) -> None:
+    """What unit and Compose file start sets a fleet up, works on its jobs, and ends when told to.
+
+    Docker and systemd are not asked: each command is a plain process, in the environment
+    that they would give it, but for the addresses of the database and the suites file.
+    """
+    with fleet_stand(tmp_path, postgres_url) as fleet:
+        with fleet.engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP SCHEMA {fleet.schema} CASCADE")
+        for name, (words, variables) in started_by(tmp_path).items():
+            own = fleet.environment(fleet.machine(name))
+            theirs = {it: value for it, value in variables.items() if it not in ADDRESSES}
+            program = Path(sys.executable).with_name(Path(words[0]).name)
+            process = subprocess.Popen([program, *words[1:]], env={**own, **theirs})
+            fleet.machine(name).workers.append(process)
+            if words[1] != "fleet-setup":
+                assert fleet.await_end(fleet.submit("shop", name)).state is State.ADVANCED, name
+                process.terminate()
+
+            assert process.wait(PATIENCE_SECONDS) == 0, name
 
 
 def test_variables_of_the_examples_are_settings() -> None:
