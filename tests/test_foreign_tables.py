@@ -475,6 +475,28 @@ def test_due_times_of_another_form_are_refused(
     assert words in problem
 
 
+def test_names_may_hold_any_sign(foreign: Foreign) -> None:
+    """Names that SQL quotes, and signs that drivers take for their own, are names like others."""
+    ours = ("id", "stage", "not_before", "metadata", "status")
+    names = ("i:d", "s%t", 'd"q', "m%%s", "s t")
+    columns = dict(zip(ours, names, strict=True))
+    quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+    kinds = ("INTEGER PRIMARY KEY", *["TEXT"] * 4)
+    made = ", ".join(map(" ".join, zip(quoted, kinds, strict=True)))
+    for statement in (
+        f'CREATE TABLE "a%b:c" ({made}, repo TEXT, work_item TEXT)',
+        f"""INSERT INTO "a%b:c" ({quoted[0]}, {quoted[4]}) VALUES (1, 'running')""",  # noqa: S608  # names of ours
+    ):
+        foreign.run(statement.replace(":", r"\:"))
+    rows = SqlRows(foreign.engine, "a%b:c", columns)
+    rows.check()
+    rows.save(1, attempt(1))
+    rows.requeue(1, LATER, 1, once=True)
+
+    assert rows.load(1).snapshot() == attempt(1)
+    assert (rows.load(1).status, rows.load(1).not_before) == ("queued", LATER)
+
+
 def test_host_without_some_columns_says_what_stands_in_every_row(foreign: Foreign) -> None:
     """A table without repository, stage or due time is bound by naming constants for them."""
     foreign.run(

@@ -232,7 +232,8 @@ class SqlRows:
     def _missing_rights(self, connection: Connection) -> list[str]:
         if self.engine.dialect.name == "sqlite":
             return []
-        table = self.engine.dialect.identifier_preparer.format_table(self._table)
+        # As a value, and not within a statement, where a per cent sign is doubled.
+        table = self.engine.dialect.identifier_preparer.format_table(self._table).replace("%%", "%")
         wanted = [(ours, "SELECT") for ours in self._columns]
         wanted += [(ours, "UPDATE") for ours in self._columns if ours in WRITTEN]
         allowed = [
