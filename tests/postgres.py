@@ -153,7 +153,8 @@ def new_schema(url: str) -> Iterator[str]:
         connection.execute(f"CREATE SCHEMA {name}")
     address = sa.make_url(url).update_query_dict({"options": f"-c search_path={name}"})
     try:
-        yield address.render_as_string(hide_password=False)
+        # As libpq writes a space, to which + is none.
+        yield address.render_as_string(hide_password=False).replace("-c+", "-c%20")
     finally:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(f"DROP SCHEMA {name} CASCADE")

@@ -60,8 +60,13 @@ EXAMPLES: Final = ROOT / "examples"
 DOCUMENTS: Final = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 )
-#: Its reader has been given a database.
 FLEET_DOCUMENT: Final = "docs/fleet.md"
+#: Their readers have been given a database, by this variable.
+GIVEN: Final = {
+    FLEET_DOCUMENT: "ORCH_DB_URL",
+    "docs/howto-grow.md": "DATABASE_URL",
+    "docs/howto-procrastinate.md": "DATABASE_URL",
+}
 COMMAND_SECONDS: Final = 120
 
 #: What differs from run to run, and nothing else. Both sides of a comparison go through it.
@@ -243,8 +248,9 @@ def reader(
     for name in list(os.environ):
         if name.startswith(("ORCH_", "XDG_", "GIT_", "PYTEST_")):
             monkeypatch.delenv(name)
-    if FLEET_DOCUMENT in request.node.name:
-        monkeypatch.setenv("ORCH_DB_URL", request.getfixturevalue("fleet_url"))
+    for document, variable in GIVEN.items():
+        if document in request.node.name:
+            monkeypatch.setenv(variable, request.getfixturevalue("fleet_url"))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     newcomer = {"PATH": path, "HOME": str(home), "TMPDIR": str(temporary), "LC_ALL": "C.UTF-8"}
     for name, value in {**newcomer, "COLUMNS": "140", "GIT_CONFIG_NOSYSTEM": "1"}.items():

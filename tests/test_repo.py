@@ -37,6 +37,7 @@ HOMES = {
         "effects/metadata.py",
         "effects/rows.py",
         "host/store.py",
+        "host/move.py",
         "faces/session.py",
         "fleet/deliveries.py",
         "fleet/delivery.py",

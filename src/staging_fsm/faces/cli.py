@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "audit": "Show the trail, and verify that it is what was written.",
     "attest": "Sign what an attempt showed, or verify what was signed.",
     "cancel": "Stop an attempt: nothing is judged.",
+    "move": "Copy the embedded orchestrator into another database.",
     "fleet-setup": "Make a PostgreSQL database the database of a fleet.",
     "fleet-worker": "Work on the staging jobs of a fleet.",
     "fleet-submit": "Queue a work item for a fleet.",

@@ -1,0 +1,93 @@
+"""Moving the embedded orchestrator to another database: all of it or nothing, to the byte."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import sqlalchemy as sa
+
+from staging_fsm.core.errors import RunRefusedError
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.host.move import TABLES, move_rows
+from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+
+#: Text that a reader of JSON would write otherwise.
+METADATA: Final = '{ "b":1.50, "a" : "\\u00e9é\\u0000", "b": 1e2 }'
+NOW: Final = SystemClock().now()
+
+
+@pytest.fixture
+def stores(tmp_path: Path, postgres_url: str) -> Iterator[tuple[SqlHostStore, SqlHostStore]]:
+    """Yield a database with three jobs and a gap in their ids, and an empty one."""
+    found = []
+    for url in (f"sqlite:///{tmp_path / 'orchestrator.db'}", postgres_url):
+        found.append(SqlHostStore(open_database(url)))
+        found[-1].create_schema()
+    old, new = found
+    old.add_repository("shop", "/srv/shop")
+    for number in range(4):
+        item = WorkItem("shop", f"Wi-{number}" if number % 2 else f"wI-{number}", "review", 2, None)
+        old.add_work_item(item, "reviewer", NOW)
+    change(old, "DELETE FROM jobs WHERE id = 2")
+    change(old, "UPDATE jobs SET metadata = :text WHERE id = 3", text=METADATA)
+    yield old, new
+    for store in found:
+        store.engine.dispose()
+
+
+def change(store: SqlHostStore, statement: str, **values: Any) -> None:
+    """Do something to a store."""
+    with store.engine.begin() as connection:
+        connection.execute(sa.text(statement), values)
+
+
+def content(store: SqlHostStore) -> dict[str, list[Any]]:
+    """Return every row of every table."""
+    with store.engine.connect() as connection:
+        return {
+            table: sorted(map(tuple, connection.execute(sa.text(f"SELECT * FROM {table}"))))  # noqa: S608  # a name of ours
+            for table in TABLES
+        }
+
+
+def test_every_row_arrives_as_it_was(stores: tuple[SqlHostStore, SqlHostStore]) -> None:
+    """Rows keep their ids and every byte, in either direction, and the next job is a new one."""
+    old, new = stores
+
+    assert move_rows(old.engine, new.engine) == {"repositories": 1, "work_items": 4, "jobs": 3}
+    assert content(new) == content(old)
+    for table in TABLES:
+        change(old, f"DELETE FROM {[*TABLES][::-1][[*TABLES].index(table)]}")  # noqa: S608  # a name of ours
+    move_rows(new.engine, old.engine)
+    assert content(new) == content(old)
+    for store in stores:
+        with store.transaction() as tx:
+            assert store.enqueue(tx, store.work_item(tx, "shop", "Wi-1"), "reviewer", NOW) == 5
+
+
+Spoil = Callable[[SqlHostStore, SqlHostStore], None]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda old, _: old.claim_next(NOW, "somebody"), r"jobs are in work \(1\)"),
+        (lambda _, new: new.add_repository("bank", "/srv/bank"), "has repositories already"),
+        (
+            lambda old, _: change(old, "UPDATE jobs SET claimed_by = :text", text="a\0b"),
+            "cannot hold a row of jobs",
+        ),
+    ],
+    ids=["in work", "not empty", "unfit"],
+)
+def test_what_cannot_be_moved_whole_is_not_moved(
+    stores: tuple[SqlHostStore, SqlHostStore], spoil: Spoil, words: str
+) -> None:
+    """A move that is refused says why, and leaves both databases as they were."""
+    spoil(*stores)
+    before = [content(store) for store in stores]
+
+    with pytest.raises(RunRefusedError, match=words):
+        move_rows(*(store.engine for store in stores))
+    assert [content(store) for store in stores] == before
