@@ -6,7 +6,6 @@ is nobody's any more when we hold its fence: nothing of its suite is alive, and
 whatever that worker still tries is refused by the compare-and-swap of the row.
 """
 
-import subprocess
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
@@ -51,8 +50,6 @@ from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 BUSY_SECONDS: Final = 1.0
 #: Waits between two looks at a remote that does not answer.
 REMOTE_BACKOFF: Final = Budget()
-#: What keeps an agent from its work, or its work from the remote. It may pass.
-_NOTHING_CAME: Final = (OSError, RuntimeError, PreparationError, subprocess.SubprocessError)
 _CANCEL_TRIES: Final = 200
 _CANCEL_PAUSE_SECONDS: Final = 0.05
 
@@ -281,7 +278,7 @@ class Delivery:
         )
         try:
             launch_job(host, job)
-        except _NOTHING_CAME as error:
+        except Exception as error:  # noqa: BLE001  # left claimed, the job would wait for ever unseen
             # Unless the job has ended, or is somebody else's by now.
             if fleet.store.requeue_abandoned(job, fleet.clock.now()):
                 self._later(error)
