@@ -1485,6 +1485,20 @@ def test_nobody_is_asked_while_nothing_is_old(stand: Stand) -> None:
     stand.suites.prune(1, lambda: pytest.fail("asked"))
 
 
+def test_old_runs_are_not_looked_for_at_each_launch(stand: Stand) -> None:
+    """All run folders are looked at once in a while, however many launches there are."""
+    of_one_worker = stand.suites
+    of_one_worker.prune(1, lambda: pytest.fail("asked"))
+    stand.run("true", run_id="old.1")
+    os.utime(stand.state.root / "runs" / "old.1", (0, 0))
+    of_one_worker.prune(1, frozenset)
+    left = stand.state.run_ids()
+    stand.suites.prune(1, frozenset)
+
+    assert left == ["old.1"]
+    assert stand.state.run_ids() == []
+
+
 # Who is nobody's root, and other machines.
 
 

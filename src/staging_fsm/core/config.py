@@ -5,10 +5,11 @@ afresh at each launch by the caller. Every problem is reported, not the first.
 """
 
 import contextlib
+import functools
 import math
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import attrs
@@ -247,6 +248,18 @@ def load_config(variables: Mapping[str, str]) -> RunnerConfig:
     name with our prefix that is not one of ours (a misspelt kill switch must not
     be taken for one that is not set).
     """
+    # A worker's variables are the same from launch to launch: read each time, checked once.
+    said = {name: value for name, value in variables.items() if _concerns_us(name)}
+    return _checked_config(tuple(said.items()))
+
+
+def _concerns_us(name: str) -> bool:
+    return name == "HOME" or name.startswith(PREFIX + "_")
+
+
+@functools.lru_cache(maxsize=8)
+def _checked_config(found: tuple[tuple[str, str], ...]) -> RunnerConfig:
+    variables = dict(found)
     said = dict(variables)
     for name in (variable_name("suites_file"), variable_name("state_dir")):
         # What names no home folder that is known is left as it is, and refused as a path.
@@ -394,12 +407,15 @@ class Suites:
         return self.repos.get(repo, self.default)
 
 
+@functools.lru_cache(maxsize=8)
 def parse_suites(text: str) -> Suites:
     """Return the suites that the TOML `text` names; raises ConfigInvalidError with every problem.
 
     The file is the orchestrator's own. It is never read from the tree under test:
-    the code must not choose its judge.
+    the code must not choose its judge. The same text is only parsed once.
     """
+    import tomllib  # noqa: PLC0415  # a launch that is declined does not pay for it
+
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -423,7 +439,8 @@ def _read_suites(document: dict[str, Any], problems: list[str]) -> Suites:
         problems.append("repos is no table")
         repos = {}
     entries = {repo: _read_entry(f"repos.{repo}", said, problems) for repo, said in repos.items()}
-    return Suites(default, {repo: entry for repo, entry in entries.items() if entry is not None})
+    known = {repo: entry for repo, entry in entries.items() if entry is not None}
+    return Suites(default, MappingProxyType(known))
 
 
 def _read_entry(where: str, said: object, problems: list[str]) -> SuiteEntry | None:

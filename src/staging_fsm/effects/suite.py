@@ -23,6 +23,7 @@ import functools
 import hashlib
 import hmac
 import json
+import math
 import os
 import shlex
 import signal
@@ -77,6 +78,8 @@ SUPERVISOR_MARGIN_SECONDS: Final = 20.0
 SUPERVISOR_START_SECONDS: Final = 10.0
 STOP_SECONDS: Final = 5.0
 SWEEP_SECONDS: Final = 10.0
+#: How long after a look at all run folders the next one comes at the earliest.
+PRUNE_SECONDS: Final = 600.0
 #: How much of the end of a run's output is kept without secrets.
 KEPT_TAIL_BYTES: Final = 64 * 1024
 _PAUSE_SECONDS: Final = 0.005
@@ -131,6 +134,7 @@ class LocalSuites:
         """
         self._state, self._inherited = state, inherited
         self._variables = os.environ if variables is None else variables
+        self._prune_at = -math.inf
 
     def start(self, order: RunOrder) -> None:
         """Make ready what the run needs and start it. Raises PreparationError."""
@@ -377,10 +381,13 @@ class LocalSuites:
         """Remove the folders of runs in which nothing changed for `days`; 0 removes none.
 
         Nothing of the attempts that `unfinished` names, of a run that lives, or of one
-        of another machine. It is only asked if there is anything to remove.
+        of another machine. It is only asked if there is anything to remove. After a look
+        nothing is looked at for PRUNE_SECONDS.
         """
-        if days == 0:
+        # Years of runs may be there: not each of a worker's many launches goes through them all.
+        if days == 0 or time.monotonic() < self._prune_at:
             return
+        self._prune_at = time.monotonic() + PRUNE_SECONDS
         before = time.time() - days * 86_400
         old = [run for run in self._state.run_ids() if self._state.last_change(run) < before]
         kept = unfinished() if old else ()
