@@ -428,3 +428,34 @@ def test_damaged_record_is_left_out(tmp_path: Path) -> None:
 
     assert [view["work_item"] for view in views] == ["WI-2", "WI-3"]
     assert "no JSON" in views[0]["problem"]
+
+
+def test_old_records_are_removed_and_none_of_an_attempt_under_way(tmp_path: Path) -> None:
+    """A record goes when nothing changed in it for long, unless it is needed or not readable."""
+    records = ShadowRecords(tmp_path)
+    for job in ("young", "untried", "under way", "damaged"):
+        row = JobRow(job, REPO, "WI-1", "deploy-staging", "running", None, None)
+        records.launched(row, tmp_path, datetime.now(UTC))
+    records.save("under way", attrs.evolve(fresh_snapshot("a-1", "w"), version=1))
+    (records.folder("damaged") / "launch.json").write_text("{")
+    for job in ("untried", "under way", "damaged"):
+        os.utime(records.folder(job), (0, 0))
+    records.prune(0)
+    before = len(list(records.root.iterdir()))
+    records.prune(1)
+
+    assert before == 4
+    left = {path.name for path in records.root.iterdir()}
+    assert left == {records.folder(job).name for job in ("young", "under way", "damaged")}
+
+
+def test_shadow_removes_its_old_records(begin: Callable[..., Beside]) -> None:
+    """A shadow that looks for work removes attempts that ended before the retention of runs."""
+    beside = begin()
+    folder = beside.shadow.records.folder(beside.launch())
+    beside.shadow.run_once()
+    assert beside.view()["runner"]["state"] == State.ADVANCED
+    os.utime(folder, (0, 0))
+
+    assert beside.shadow.run_once() == 0
+    assert not folder.exists()

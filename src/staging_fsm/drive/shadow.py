@@ -85,7 +85,9 @@ class Shadow:
             return 0
         # What an earlier process of the shadow left behind, first.
         taken_up = len(self._intercept(self.clock.now()).recover())
-        return taken_up + sum(self._attempt(record) for record in self.records.records())
+        driven = taken_up + sum(self._attempt(record) for record in self.records.records())
+        self.records.prune(load_config(self.variables).run_retention_days)
+        return driven
 
     def _attempt(self, record: Record) -> bool:
         row, now = record.row, self.clock.now()

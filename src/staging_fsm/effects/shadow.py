@@ -13,6 +13,8 @@ engine the records are job rows; the host's rows are neither read nor written.
 import contextlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -126,6 +128,20 @@ class ShadowRecords:
             with contextlib.suppress(OSError, ValueError):
                 found.append(_record(folder))
         yield from sorted(found, key=lambda record: record.launch.launched_at)
+
+    def prune(self, days: float) -> None:
+        """Remove the records in which nothing changed for `days`; 0 removes none.
+
+        Nothing of an attempt that has not ended, and nothing that cannot be read.
+        """
+        before = time.time() - days * 86_400
+        for folder in self.root.iterdir() if days and self.root.is_dir() else ():
+            with contextlib.suppress(OSError, ValueError):
+                if folder.stat().st_mtime >= before:
+                    continue
+                row = _record(folder).row
+                if row.document is None or row.status == ENDED:
+                    shutil.rmtree(folder)
 
     def record(self, job_id: Any) -> Record:
         """Return the record of a job; raises JobNotFoundError."""
