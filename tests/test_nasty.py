@@ -187,7 +187,37 @@ NASTY: dict[str, Nasty] = {
         sh("kill -STOP $PPID; sleep 600"), CLOSED, R.DEADLINE_EXCEEDED, SOON
     ),
     "terminates its supervisor": Nasty(sh("kill -TERM $PPID; sleep 600"), CLOSED, R.STOPPED),
+    "says that its tree is unchanged": Nasty(
+        sh(f'echo > shop.py; printf "run=$STAGING_ATTEMPT\ntree_changed=0\n" > {CONTROL}/tree'),
+        CLOSED,
+        R.TREE_CHANGED,
+    ),
+    "flees when it is told to stop": Nasty(
+        py(
+            "def flee(*_):\n"
+            "    for _ in range(5):\n"
+            "        if os.fork() == 0:\n"
+            "            os.setsid()\n"
+            "            os.execv('/bin/sleep', ['sleep', '600'])\n"
+            "    os._exit(0)\n"
+            "signal.signal(15, flee)\nwhile True: signal.pause()"
+        ),
+        CLOSED,
+        R.DEADLINE_EXCEEDED,
+        SOON,
+    ),
     # What it does to the tree.
+    "hides what it changes": Nasty(
+        sh("git update-index --assume-unchanged shop.py; echo > shop.py"), CLOSED, R.TREE_CHANGED
+    ),
+    "puts another commit in the place of its own": Nasty(
+        sh(
+            "I='-c user.name=x -c user.email=x'; echo > shop.py; git $I commit -qam x;"
+            "git replace -f HEAD~1 HEAD; git reset -q --soft HEAD~1"
+        ),
+        CLOSED,
+        R.TREE_CHANGED,
+    ),
     "changes what it tests": Nasty(sh("echo > shop.py"), CLOSED, R.TREE_CHANGED),
     "changes what it tests in place": Nasty(sh("echo > shop.py"), CLOSED, R.TREE_CHANGED, IN_PLACE),
     "commits": Nasty(
@@ -199,6 +229,9 @@ NASTY: dict[str, Nasty] = {
     "removes its git": Nasty(sh("rm .git"), CLOSED, R.TREE_CHANGED),
     "locks its checkout up": Nasty(
         sh("mkdir deep && touch deep/x && chmod 0 deep; git worktree lock ."), PASS, R.PASSED
+    ),
+    "digs too deep to be followed": Nasty(
+        py("for _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')"), PASS, R.PASSED
     ),
     "leaves rubbish in its checkout": Nasty(
         sh("mkfifo a; ln -s / b; touch -- -rf"), PASS, R.PASSED
@@ -239,6 +272,18 @@ NASTY: dict[str, Nasty] = {
     ),
     "removes the report folder": Nasty(
         sh("rm -rf $STAGING_REPORT_DIR"), CLOSED, R.REPORT_MISSING, JUNIT
+    ),
+    "leaves a report that is of no test run": Nasty(
+        report(f"<html>{CASE}</html>"), CLOSED, R.REPORT_UNREADABLE, JUNIT
+    ),
+    "leaves a report with an old suite in it": Nasty(
+        report(
+            f"<testsuites><testsuite>{CASE}</testsuite>"
+            f'<testsuite timestamp="2020-01-01T00:00:00Z">{CASE}</testsuite></testsuites>'
+        ),
+        CLOSED,
+        R.REPORT_STALE,
+        JUNIT,
     ),
     "reports a failure and exits 0": Nasty(
         report("<testsuite><testcase><failure/></testcase></testsuite>"),

@@ -783,6 +783,31 @@ def test_control_group_holds_limits_and_says_which_was_met(
     held.end()
 
 
+def test_kernel_holds_a_group_to_its_limits(tmp_path: Path) -> None:
+    """Where control groups may be made, the kernel tells of a limit, and a kill leaves nobody."""
+    held = limits.hold(f"{os.getpid()}.1", 512 * MEBIBYTE, 8, lambda _: [])
+    if not isinstance(held, limits.Group):
+        pytest.skip("no cgroup v2 with memory and pids may be divided here")
+    crowd = "read go; for i in 1 2 3 4 5 6 7 8 9; do setsid sleep 600 & done; wait"
+    with subprocess.Popen(["/bin/sh", "-c", crowd], stdin=subprocess.PIPE, cwd=tmp_path) as suite:
+        held.add(suite.pid)
+        before = held.breach()
+        assert suite.stdin is not None
+        suite.stdin.write(b"\n")
+        suite.stdin.close()
+        told = select.poll()
+        for fd in held.events:
+            told.register(fd, select.POLLPRI)
+        assert told.poll(PATIENCE_SECONDS * 1000)
+        met = held.breach()
+        held.kill()
+    held.end()
+
+    assert (before, met) == (None, limits.PROCESSES)
+    assert suite.returncode == -signal.SIGKILL
+    assert not os.path.exists(held.path)  # noqa: PTH110  # the supervisor's paths are texts
+
+
 def test_group_without_its_controllers_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import stat
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -95,6 +96,17 @@ def is_all_ours(folder: Path) -> bool:
         for mount in reversed(mounts):
             unmount(os.fsencode(mount), _MNT_DETACH | _UMOUNT_NOFOLLOW)
     return not mounts or not _mounts_in(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what is in it, as far as we may, and nothing that is mounted there."""
+    if not is_all_ours(folder):
+        return
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:
+        # It is deeper than Python can go.
+        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
 
 
 def _mounts_in(folder: Path) -> list[str]:
@@ -233,9 +245,8 @@ class StateDir:
 
     def remove_run(self, run_id: str) -> None:
         """Remove what a run left behind, its reports first."""
-        for folder in (self.reports(run_id), self.run(run_id)):
-            if is_all_ours(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(self.reports(run_id))
+        remove_folder(self.run(run_id))
 
     @property
     def shadow(self) -> Path:

@@ -14,13 +14,19 @@ from typing import Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
-from staging_fsm.effects.files import is_all_ours, sha256_of_text
+from staging_fsm.effects.files import is_all_ours, remove_folder, sha256_of_text
 
 GIT_TIMEOUT_SECONDS: Final = 300
 _QUIET: Final = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
 #: How a remote may be reached is the operator's to say; everything else of git's is ours.
 _CREDENTIALS: Final = frozenset({"GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS"})
-_UNATTENDED: Final = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+_UNATTENDED: Final = {
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+    # A commit is what its digest says, not what somebody has put in its place.
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "LC_ALL": "C",
+}
 #: The work items' folders are where artifacts are written: they are not under test.
 _TRACKED_CHANGES: Final = (
     # Every file counts as binary: git prints its digest, not its text, however large it is.
@@ -171,7 +177,7 @@ def remove_worktree(repository: Path, target: Path) -> None:
             target.unlink()
         else:
             _open_up(target)
-    shutil.rmtree(target, ignore_errors=True)
+    remove_folder(target)
     # Its files are gone; now git takes it off its list, even where it was locked.
     _remove_by_git(repository, target)
 
