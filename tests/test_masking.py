@@ -65,7 +65,7 @@ def test_names_tell_secrets(name: str, secret: bool) -> None:  # noqa: FBT001  #
         (("t", "-Dclient.secret=hunter22"), ("t", "-Dclient.secret=***")),
         (("curl", "-H", "Authorization: Bearer hunter22"), ("curl", "-H", "Authorization: ***")),
         (("t", "--token", "Bearer", "hunter22"), ("t", "--token", "Bearer", "***")),
-        (("sh", "-c", "A_TOKEN=hunter22 t -v"), ("sh", "-c", "A_TOKEN=*** t -v")),
+        (("sh", "-c", "t; A_TOKEN=hunter22 t -v"), ("sh", "-c", "t; A_TOKEN=*** t -v")),
         (("sh", "-c", "t --token 'hunter22'; u"), ("sh", "-c", "t --token '***'; u")),
         (("t", "--token=hunter22", "hunter22"), ("t", "--token=***", "***")),
         (("t", "pg://me:hunter22@host/db"), ("t", "pg://me:***@host/db")),
