@@ -11,7 +11,6 @@ import re
 import secrets
 import shutil
 import stat
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -106,7 +105,21 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     except RecursionError:
         # It is deeper than Python can go.
-        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
+        with contextlib.suppress(OSError):
+            _flatten(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flatten(folder: Path) -> None:
+    """Empty the folders in a folder, whose own are moved up, until there is none."""
+    while inner := [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]:
+        for parent in inner:
+            for path in parent.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    path.rename(folder / secrets.token_hex(8))
+                else:
+                    path.unlink()
+            parent.rmdir()
 
 
 def _mounts_in(folder: Path) -> list[str]:
