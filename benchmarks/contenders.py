@@ -188,6 +188,9 @@ def plain_suites() -> Any:
         def log_tail(self, _run_id: str, _size: int) -> bytes:
             return b""
 
+        def shown_command(self, _run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
+            return command
+
     return PlainSuites()
 
 

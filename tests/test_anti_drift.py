@@ -137,12 +137,19 @@ def test_every_network_client_is_listed() -> None:
 
 
 def test_spawn_is_the_only_transport() -> None:
-    """The configured agent command is read by one function, and only `_spawn` calls it."""
+    """One function reads the agent's command, and only `_spawn` calls it.
+
+    Everybody else may know no more than whether there is one.
+    """
     transports = [row["site"] for row in SITES["process_starts"] if row.get("llm")]
 
     assert SITES["transport"] == "host/launcher.py::_spawn"
     assert transports == [SITES["transport"]]
-    assert users("agent_command") == {"host/launcher.py::agent_command", SITES["transport"]}
+    assert users("agent_command") == {
+        "host/launcher.py::agent_command",
+        "host/settings.py::has_agent",
+        SITES["transport"],
+    }
 
 
 def test_spawn_is_called_by_launch_job_alone() -> None:

@@ -292,7 +292,11 @@ BUGS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = MappingProxyType(
         ),
         "recovery_takes_a_claim_away": (
             "one_producer_per_launch",
-            partial(edited, ("(status == QUEUED || queued_again)", "status == QUEUED")),
+            partial(
+                edited,
+                ("(status == QUEUED || queued_again)", "status == QUEUED"),
+                (":: queued_again -> forget(); goto idle", ":: false"),
+            ),
         ),
         "stale_artifact_is_not_set_aside": (
             "stale_artifact_is_never_read",

@@ -293,7 +293,8 @@ class SqlRows:
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
         words = (self._statuses[QUEUED], self._statuses["running"])
-        few: sa.ColumnElement[bool] = self._column("status").in_(words)
+        status = self._column("status")
+        few: sa.ColumnElement[bool] = sa.or_(*(status == word for word in words))
         if self.engine.dialect.name == "sqlite":
             few = sa.func.likelihood(few, sa.literal_column(SELDOM))
         rows = self._fetch(

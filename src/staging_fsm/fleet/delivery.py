@@ -198,7 +198,7 @@ class Delivery:
         It is left as it is, and looked at again by every sweep.
         """
         agent = self.fleet.store.job(self.job_id).agent
-        if row.stage == STAGE or agent in RESERVED_AGENTS or self.fleet.host_settings.agent_command:
+        if row.stage == STAGE or agent in RESERVED_AGENTS or self.fleet.host_settings.has_agent:
             return False
         words = f"{row.work_item} waits for agent {agent}: set ORCH_AGENT_COMMAND for the fleet"
         self._alerts().send(AlertKind.CONFIGURATION_INVALID, self.job_id, words)

@@ -41,6 +41,11 @@ class HostSettings:
         10.0, converter=float, help="Pause between two probes."
     )
 
+    @property
+    def has_agent(self) -> bool:
+        """Say whether an LLM agent is configured; what it is, is the business of its launch."""
+        return bool(self.agent_command)
+
 
 def load_host_settings(variables: Mapping[str, str]) -> HostSettings:
     """Return the settings declared in `variables`; raises ValueError for a bad number."""
