@@ -140,7 +140,7 @@ def test_hostile_variables_do_not_lead_git_astray(
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
 
     assert head_revision(site.repository) == wanted
-    assert tracked_changes(site.repository) == ""
+    assert tracked_changes(site.repository, filtered=True) == ""
 
 
 def test_dirty_tree_is_refused_in_place(site: Site) -> None:
@@ -155,7 +155,7 @@ def test_dirty_tree_is_refused_in_place(site: Site) -> None:
 def test_change_that_git_was_told_not_to_see_is_a_change(site: Site, mark: str) -> None:
     """A file that git does not compare any more is compared all the same."""
     git(site.repository, "update-index", mark, "shop.py")
-    assert tracked_changes(site.repository) == ""
+    assert tracked_changes(site.repository, filtered=True) == ""
     (site.repository / "shop.py").write_text("PRICE = 5\n")
 
     with pytest.raises(RunRefusedError, match="uncommitted"):
@@ -163,12 +163,41 @@ def test_change_that_git_was_told_not_to_see_is_a_change(site: Site, mark: str) 
     assert site.run(f"git update-index {mark} shop.py; echo >> shop.py").tree_changed
 
 
+@pytest.mark.parametrize("kind", ["clean", "process"])
+def test_filter_of_a_suite_hides_nothing_and_is_not_run(site: Site, kind: str) -> None:
+    """A filter that a suite sets up hides no change, and the worker's git does not run it."""
+    ran = site.repository.parent / "ran"
+    suite = (
+        f"git config filter.a=b.{kind} 'touch {ran}; git show HEAD:shop.py'\n"
+        "git config filter.a=b.required true\n"
+        "mkdir -p $(git rev-parse --git-common-dir)/info\n"
+        "echo 'shop.py filter=a=b' > $(git rev-parse --git-common-dir)/info/attributes\n"
+        "echo >> shop.py"
+    )
+
+    assert site.run(suite).tree_changed
+    assert not ran.exists()
+
+
+def test_filter_of_the_repository_itself_changes_nothing(site: Site) -> None:
+    """A repository whose files are stored in another form has its verdict as any other."""
+    git(site.repository, "config", "filter.upper.clean", "tr a-z A-Z")
+    git(site.repository, "config", "filter.upper.smudge", "tr A-Z a-z")
+    commit(site.repository, ".gitattributes", "*.py filter=upper\n")
+    (site.repository / "lower.py").write_text("price = 3\n")
+    git(site.repository, "add", ".")
+    git(site.repository, "commit", "--quiet", "-m", "A file that is stored in capitals.")
+
+    assert tracked_changes(site.repository, filtered=True) == ""
+    assert not site.run("true").tree_changed
+
+
 def test_sparse_checkout_is_clean(site: Site) -> None:
     """Files that a sparse checkout leaves out are no changes."""
     git(site.repository, "sparse-checkout", "set", "--no-cone", "/other/")
 
     assert not (site.repository / "shop.py").exists()
-    assert tracked_changes(site.repository) == ""
+    assert tracked_changes(site.repository, filtered=True) == ""
 
 
 def test_staged_change_is_a_change(site: Site) -> None:

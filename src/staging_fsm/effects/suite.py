@@ -164,7 +164,7 @@ class LocalSuites:
             started_at=time.time(),
             timeout_seconds=order.suite.timeout_seconds,
             kill_grace_seconds=order.suite.kill_grace_seconds,
-            changes=worktree.tracked_changes(tree) if dirty_allowed else "",
+            changes=worktree.tracked_changes(tree, filtered=False) if dirty_allowed else "",
             report=None if report is None else str(report),
             report_before=None if report is None else _fingerprint(report),
             environment=order.suite.environment,
@@ -173,7 +173,7 @@ class LocalSuites:
         if not in_place:
             worktree.add_worktree(order.repository, order.revision, tree)
             # Attributes that the committed files contradict make even a fresh checkout differ.
-            if changes := worktree.tracked_changes(tree):
+            if changes := worktree.tracked_changes(tree, filtered=False):
                 _write_order(folder, attrs.evolve(written, changes=changes))
         with _run_lock(folder) as lock:
             if lock is None or os.path.lexists(folder / "closed"):
@@ -636,7 +636,7 @@ def _tree_changed(order: _Order) -> bool:
     tree = Path(order.tree)
     try:
         moved = worktree.head_revision(tree) != order.revision
-        return moved or worktree.tracked_changes(tree) != order.changes
+        return moved or worktree.tracked_changes(tree, filtered=False) != order.changes
     except PreparationError:
         # A tree that cannot be looked at any more is not the one that was checked out.
         return True

@@ -8,8 +8,10 @@ import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
@@ -44,10 +46,16 @@ _TRACKED_CHANGES: Final = (
 #: How `git ls-files -v` marks files whose changes git was told not to look for.
 _HIDDEN_MARKS: Final = ("h", "s", "S")
 _PATHS_AT_ONCE: Final = 500
+NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run git in `folder`, whatever it answers. Raises PreparationError if it cannot be run."""
+def run_git(
+    folder: Path, *arguments: str, settings: Mapping[str, str] = NO_SETTINGS
+) -> subprocess.CompletedProcess[str]:
+    """Run git in `folder`, whatever it answers; `settings` go over those of the repository.
+
+    Raises PreparationError if it cannot be run.
+    """
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -61,12 +69,20 @@ def run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
-            env=environment | _UNATTENDED,
+            env=environment | _UNATTENDED | _as_variables(settings),
             timeout=GIT_TIMEOUT_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
         message = f"git could not be run in {folder}: {error}"
         raise PreparationError(message) from error
+
+
+def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
+    # Not by -c: the name of a filter may hold an equals sign.
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))} if settings else {}
+    for number, (key, value) in enumerate(settings.items()):
+        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables
 
 
 def is_versioned(repository: Path) -> bool:
@@ -108,17 +124,30 @@ def revision_at(repository: Path, moment: datetime) -> str:
     return found.stdout.strip() if found.returncode == 0 else revision
 
 
-def tracked_changes(tree: Path) -> str:
-    """Return a digest of how tracked files differ from the commit; empty for a clean tree."""
-    found = run_git(tree, *_TRACKED_CHANGES)
+def tracked_changes(tree: Path, *, filtered: bool) -> str:
+    """Return a digest of how tracked files differ from the commit; empty for a clean tree.
+
+    `filtered` is whether the repository's own filters have a say in it. They are
+    programs: once a suite has run, whose filters they are nobody knows.
+    """
+    settings = NO_SETTINGS if filtered else _without_filters(tree)
+    found = run_git(tree, *_TRACKED_CHANGES, settings=settings)
     if found.returncode != 0:
         message = f"the state of {tree} cannot be read: {found.stderr.strip()}"
         raise PreparationError(message)
-    changes = found.stdout + _hidden_changes(tree)
+    changes = found.stdout + _hidden_changes(tree, settings)
     return sha256_of_text(changes) if changes else ""
 
 
-def _hidden_changes(tree: Path) -> str:
+def _without_filters(tree: Path) -> dict[str, str]:
+    """Return the settings under which git compares files as they are, and runs no program."""
+    found = run_git(tree, "config", "--null", "--name-only", "--get-regexp", r"^filter\.")
+    names = {key.rpartition(".")[0] for key in found.stdout.split("\0") if key}
+    off = {"clean": "", "process": "", "required": "false"}
+    return {f"{name}.{key}": value for name in sorted(names) for key, value in off.items()}
+
+
+def _hidden_changes(tree: Path, settings: Mapping[str, str]) -> str:
     """Return how files differ that were marked assume-unchanged or skip-worktree.
 
     Git's own comparison leaves them out, and a suite can be run on them all the same.
@@ -130,7 +159,7 @@ def _hidden_changes(tree: Path) -> str:
     changes = ""
     for begin in range(0, len(there), _PATHS_AT_ONCE):
         some = there[begin : begin + _PATHS_AT_ONCE]
-        now = run_git(tree, "hash-object", "--", *some)
+        now = run_git(tree, "hash-object", "--", *some, settings=settings)
         committed = run_git(tree, "rev-parse", *(f"HEAD:{path}" for path in some))
         if now.returncode != 0 or now.stdout != committed.stdout:
             changes += f"{some} {now.stdout}"
@@ -145,7 +174,7 @@ def bind_revision(repository: Path, suite: SuitePlan) -> str:
     """
     revision = head_revision(repository)
     in_place = suite.workspace is Workspace.IN_PLACE and revision != UNVERSIONED
-    if in_place and not suite.allow_dirty and tracked_changes(repository):
+    if in_place and not suite.allow_dirty and tracked_changes(repository, filtered=True):
         message = (
             f"{repository} has uncommitted changes, so a run in place would be a verdict on no"
             " revision: commit or stash them, use the worktree workspace, or allow a dirty tree"

@@ -140,7 +140,7 @@ def _refuse_dirty(options: dict[str, Any]) -> None:
     repository = options["repo"]
     if options["allow_dirty"] or head_revision(repository) == UNVERSIONED:
         return
-    if tracked_changes(repository):
+    if tracked_changes(repository, filtered=True):
         click.echo(
             f"staging-fsm: {repository} has uncommitted changes to tracked files. A verdict is on"
             " a commit: commit or stash them, or say --allow-dirty (with the worktree workspace"
