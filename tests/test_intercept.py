@@ -314,7 +314,7 @@ def test_declined_launch_stays_declined(desk: Desk) -> None:
     desk.set("INFRA_RETRIES", "1")
 
     assert desk.launch().ruling is Ruling.DECLINED
-    assert desk.new_worker().recover() == []
+    assert (desk.staging.recover(), desk.new_worker().recover()) == ([], [])
     assert len(desk.snapshot().history) == 1
 
 

@@ -429,6 +429,24 @@ def test_request_to_stop_that_comes_before_the_suite_keeps_it_from_running(
     assert not (stand.root / "tree" / "it-ran").exists()
 
 
+def test_run_that_was_said_to_be_lost_starts_no_more(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was overtaken by a recovery before its supervisor starts none any more."""
+    write, said = suite_module._write_order, []
+
+    def be_overtaken(*arguments: Any) -> None:
+        write(*arguments)
+        said.append(stand.suites.condition(RUN))
+
+    monkeypatch.setattr(suite_module, "_write_order", be_overtaken)
+    with pytest.raises(PreparationError, match="taken or closed"):
+        stand.start("/usr/bin/touch", "it-ran")
+
+    assert said == [RunCondition.LOST]
+    assert not (stand.root / "tree" / "it-ran").exists()
+
+
 #: A supervisor that keeps in what order it does what its promises hang on.
 DIARIST = """
 import os, stat, sys
@@ -1159,6 +1177,27 @@ def test_deadline_counts_from_the_first_moment_of_a_suite(
     """A suite that stops its supervisor at once gains no time by it."""
     patch_supervisor(monkeypatch, f"exec({LATECOMER!r});")
     facts = stand.facts("true", timeout_seconds=30)
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
+
+
+#: A supervisor that is held up, by its clock for an hour, before it sees that the suite has ended.
+OVERSLEEPER = """
+clock, look, late = shim.time.monotonic, shim.Suite.look, [0.0]
+def see(suite):
+    look(suite)
+    late[0] = 3600.0 * suite.ended
+shim.time.monotonic = lambda: clock() + late[0]
+shim.Suite.look = see
+"""
+
+
+def test_end_that_is_seen_after_the_deadline_is_late(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit code of 0 that is found after the deadline is none: nobody saw it come in time."""
+    patch_supervisor(monkeypatch, f"exec({OVERSLEEPER!r});")
+    facts = stand.facts("true")
 
     assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
 
