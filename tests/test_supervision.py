@@ -524,10 +524,21 @@ def test_suite_has_no_descriptor_but_the_usual(
     assert stand.log().split() == [b"0", b"1", b"2", b"3"]
 
 
+#: A supervisor that keeps by which signals it ends its suite.
+SIGNALLER = """
+signals, sent = shim.Suite.signal_group, open(sys.argv[2] + "/signals", "w")
+def signal_group(suite, *numbers):
+    print(*map(int, numbers), file=sent, flush=True)
+    signals(suite, *numbers)
+shim.Suite.signal_group = signal_group
+"""
+
+
 def test_suite_that_lost_its_fence_is_killed_at_once(
-    stand: Stand, fence: tuple[socket.socket, socket.socket]
+    stand: Stand, fence: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the fence breaks, a suite is killed without grace, and has not passed."""
+    """Where the fence breaks, a suite is killed without grace or a word, and has not passed."""
+    patch_supervisor(monkeypatch, f"exec({SIGNALLER!r});")
     stubborn = program("tree", "stubborn", "stay")
     stand.start(*stubborn, inherited=[fence[0].fileno()], kill_grace_seconds=100 * PATIENCE_SECONDS)
     stand.lifeline.await_members(1)
@@ -535,6 +546,7 @@ def test_suite_that_lost_its_fence_is_killed_at_once(
 
     assert stand.lifeline.is_cut()
     assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
+    assert stand.file("signals").read_text().split() == [str(signal.SIGKILL.value)]
 
 
 def test_suite_does_not_start_behind_a_broken_fence(
