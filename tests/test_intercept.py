@@ -659,6 +659,19 @@ def test_row_that_cannot_be_read_is_held_unless_nothing_can_be_in_it(
     assert desk.alerts() == ["internal_error"]
 
 
+def test_job_whose_launch_failed_is_in_nobodys_hands(desk: Desk) -> None:
+    """A launch that met an error keeps no later one of the same process from its job."""
+    desk.claim()
+    rows = desk.staging.engine.rows
+    desk.break_part("rows.load", OSError("boom"))
+    first = desk.launch()
+    desk.staging.engine.rows = rows
+
+    assert first.ruling is Ruling.HELD
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.snapshot().is_terminal
+
+
 def test_first_launch_that_turns_out_not_to_be_one_is_held(desk: Desk) -> None:
     """What the row says counts for more than what the caller knew of it."""
     desk.defer()
