@@ -85,6 +85,16 @@ def test_agent_that_writes_nothing_is_not_judged_by_an_older_artifact(make_host:
     assert (folder / f"15-staging-log.before-job-{job}.md").exists()
 
 
+def test_agent_that_writes_nothing_has_not_said_yes(make_host: Maker) -> None:
+    """An agent that ends well and leaves no artifact has failed its gate: silence is a no."""
+    kit = make_host("pass")
+    kit.add("deploy-staging")
+
+    worker(kit).run_one()
+
+    assert kit.item().stage == "development"
+
+
 def test_gate_of_a_job_is_initiated_once(make_host: Maker) -> None:
     """A second end of the same job is refused and moves nothing."""
     kit = make_host(AGENT.replace("{status}", "SUCCESS"))

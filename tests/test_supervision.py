@@ -898,6 +898,17 @@ def test_nobody_outlives_a_supervisor_that_is_killed(stand: Stand, kind: str) ->
     assert verdict(facts) == Verdict.NOT_EXECUTED
 
 
+def test_what_a_supervisor_could_not_stop_its_worker_does(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that says it left somebody alive is believed: the worker looks and kills."""
+    patch_supervisor(monkeypatch, "shim.sweep = lambda *_: 1;")
+    facts = stand.facts(*program("tree", "session", "exit"))
+
+    assert stand.lifeline.is_cut()
+    assert (facts.exit_code, facts.processes_left) == (0, 1)
+
+
 def test_leader_dies_with_its_supervisor(stand: Stand) -> None:
     """The kernel kills the leader of a suite whose supervisor is gone, though nobody looks."""
     stand.start(*program("tree", "plain", "stay"))
