@@ -351,6 +351,26 @@ def test_recovery_looks_again_at_what_it_has_listed() -> None:
     assert (story.state, len(facts.written), facts.alerts) == (State.ADVANCED, 1, ())
 
 
+def test_of_two_recoveries_one_takes_up_the_attempt_and_nobody_is_told() -> None:
+    """To be overtaken by another recovery is no error: the attempt is in good hands."""
+    story = Teller()
+    story.launch(until="await")
+    story.kill_the_first_worker()
+    late = story.world.begin(story.worker(), Doing.RECOVER, 0)
+    while not late.point.startswith("save"):
+        story.world.advance(late)
+
+    early = story.world.begin(story.world.replace(story.world.workers[0]), Doing.RECOVER, 0)
+    while early.point != "await":
+        story.world.advance(early)
+    while not late.dead:
+        story.world.advance(late)
+
+    story.endings = ["passed"]
+    assert story.world.facts[1].alerts == ()
+    assert story.end("passed") is State.ADVANCED
+
+
 @pytest.mark.parametrize("damage", Damage)
 def test_damaged_attempt_is_held_and_told_of(damage: Damage) -> None:
     """A damaged attempt is neither advanced nor given to the LLM, and recovery alerts somebody."""
