@@ -6,6 +6,7 @@ the snapshot alone a good part of every promise can be judged, and the rest as
 far as somebody looked: None stands for "nobody looked".
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum, unique
@@ -88,6 +89,12 @@ class Sight:
     #: What a person was alerted to.
     alerts: tuple[AlertKind, ...] | None = None
 
+    @functools.cached_property
+    def walked(self) -> tuple[Transition, ...]:
+        """Return the rows of the table that the attempt walked."""
+        # An unknown id is for history_is_a_path to tell.
+        return tuple(_ROWS[move.id] for move in self.snapshot.history if move.id in _ROWS)
+
 
 #: Yields one sentence for each way in which its promise is broken.
 Invariant = Callable[[Sight], Iterator[str]]
@@ -98,7 +105,7 @@ def no_silent_advance(sight: Sight) -> Iterator[str]:
     snapshot = sight.snapshot
     if Movement.FORWARD in (sight.movements or ()) and snapshot.state is not State.ADVANCED:
         yield f"the work item moved forwards, but the attempt is {snapshot.state}"
-    if any(row.target is State.VERDICT_PASSED for row in _walked(snapshot)):
+    if any(row.target is State.VERDICT_PASSED for row in sight.walked):
         yield from _doubts_about_the_pass(snapshot)
     elif snapshot.state in (State.VERDICT_PASSED, State.ADVANCED):
         yield f"it is {snapshot.state}, and its history holds no {Event.SUITE_PASSED}"
@@ -145,7 +152,7 @@ def _doubts_about_the_evidence(run: Run, min_tests: int, max_skipped: float) -> 
 def tool_error_is_nobodys_fault(sight: Sight) -> Iterator[str]:
     """A tool error costs no developer retry and says no SUCCESS; exhausted, it alerts somebody."""
     snapshot = sight.snapshot
-    events = [row.event for row in _walked(snapshot)]
+    events = [row.event for row in sight.walked]
     if not _JUDGED & {*events} and Event.BUDGET_SPENT not in events:
         if _GATE_EVENTS & {*events}:
             yield "the gate was asked without a verdict and with budget left"
@@ -177,7 +184,7 @@ def budget_is_total(sight: Sight) -> Iterator[str]:
             yield f"a run followed one that ended for {reason}, which cannot get better"
         if REASONS[reason].retry is Retry.ONCE and reasons.count(reason) > 1:
             yield f"a run followed two that ended for {reason}"
-    adopted = sum(row.event is Event.RUN_ADOPTED for row in _walked(snapshot))
+    adopted = sum(row.event is Event.RUN_ADOPTED for row in sight.walked)
     if adopted > ADOPTIONS_MAX:
         yield f"runs changed hands {adopted} times"
 
@@ -255,8 +262,7 @@ def stale_artifact_is_never_read(sight: Sight) -> Iterator[str]:
 
 def hand_over_is_idempotent(sight: Sight) -> Iterator[str]:
     """However often it is repeated, one artifact is written and one move made at the gate."""
-    snapshot = sight.snapshot
-    gates = sum(row.event in _GATE_EVENTS for row in _walked(snapshot))
+    gates = sum(row.event in _GATE_EVENTS for row in sight.walked)
     if gates > 1:
         yield f"the gate was asked {gates} times"
     if sight.movements is not None and len(sight.movements) != gates:
@@ -267,11 +273,10 @@ def hand_over_is_idempotent(sight: Sight) -> Iterator[str]:
 
 def one_producer_per_launch(sight: Sight) -> Iterator[str]:
     """A launch goes to the runner or to the LLM, never to both."""
-    snapshot = sight.snapshot
     for state in sight.declined_in or ():
         if state not in (None, State.LLM_FALLBACK):
             yield f"a launch went to the LLM path while the attempt was {state}"
-    owed = [row.effect for row in _walked(snapshot)]
+    owed = [row.effect for row in sight.walked]
     if Effect.SPAWN_AGENT in owed and sight.live_runs:
         yield f"run {sight.live_runs[0]} is alive beside the LLM agent"
     if Effect.RUN_SUITE not in owed and sight.starts:
@@ -335,11 +340,6 @@ def violations(sight: Sight, invariants: Iterable[Invariant] = INVARIANTS) -> li
         for invariant in invariants
         for sentence in invariant(sight)
     ]
-
-
-def _walked(snapshot: Snapshot) -> list[Transition]:
-    # An unknown id is for history_is_a_path to tell.
-    return [_ROWS[move.id] for move in snapshot.history if move.id in _ROWS]
 
 
 def _sha256(text: str) -> str:

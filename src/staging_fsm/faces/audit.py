@@ -259,10 +259,9 @@ def _artifact(row: JobRow, snapshot: Snapshot) -> tuple[str | None, list[_Proble
     """Return the artifact's text if it is the one that was written, and what is wrong with it."""
     if snapshot.artifact is None or snapshot.state not in _ENDED_BY_GATE:
         return None, []
-    path, sha256 = Path(snapshot.artifact.path), snapshot.artifact.sha256
-    raw = _read(path)
-    if raw is None or hashlib.sha256(raw).hexdigest() != sha256:
-        raw, problem = _artifact_set_aside(path, snapshot)
+    raw = _read(snapshot.artifact.path)
+    if raw is None or hashlib.sha256(raw).hexdigest() != snapshot.artifact.sha256:
+        raw, problem = _artifact_set_aside(Path(snapshot.artifact.path), snapshot)
         if raw is None:
             return None, [problem]
     text = raw.decode("utf-8", "replace")
@@ -351,7 +350,7 @@ def _host_words(row: JobRow, snapshot: Snapshot, went_to: str | None) -> Iterato
         yield _Problem("work_item", words, ASK_HOST)
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path | str) -> bytes | None:
     """Return the bytes of a regular file of an artifact's size, or None."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
