@@ -215,6 +215,7 @@ def test_only_the_very_version_lets_anybody_write(
         for write in (
             partial(rows.save, "j-1", attempt(version + 1)),
             partial(rows.requeue, "j-1", LATER, version),
+            partial(rows.requeue, "j-1", LATER, version, once=True),
             partial(rows.cancel, "j-1", version),
         ):
             with pytest.raises(StaleSnapshotError, match=f"no longer has version {version}:"):
@@ -223,6 +224,10 @@ def test_only_the_very_version_lets_anybody_write(
         rows.save("j-1", attempt(1))
 
     assert foreign.ask(everything) == before
+    rows.requeue("j-1", LATER, 10, once=True)
+    rows.requeue("j-1", LATER, 10, once=True)
+    with pytest.raises(StaleSnapshotError):
+        rows.requeue("j-1", LATER, 9, once=True)
     rows.save("j-1", attempt(11))
     assert rows.load("j-1").snapshot() == attempt(11)
 
