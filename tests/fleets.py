@@ -41,6 +41,7 @@ repo=$(cat repo)
 exec 9>>"$FLEET/locks/$repo"
 flock --nonblock 9 || echo "overlap $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
 echo "start $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
+echo "suite of $(cat item)"
 while [ -e "$FLEET/hold/$(cat item)" ]; do sleep 0.05; done
 sleep "$(cat seconds)"
 echo "end $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"

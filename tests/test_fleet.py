@@ -1,5 +1,6 @@
 """The fleet, on a real server with real worker processes that are killed, frozen and cut off."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def test_verdicts_reach_the_branches_of_their_work_items(patient_fleet: FleetSta
     assert fleet.await_end(failing).state == State.ROLLED_BACK
     assert "staging_status: SUCCESS" in fleet.published("shop", "WI-1")
     assert "staging_status: FAILED" in fleet.published("shop", "WI-2")
-    assert fleet.published("shop", "WI-1", "15-staging-output.log") == ""
+    assert fleet.published("shop", "WI-1", LOG_NAME) == "suite of WI-1"
     assert await_that(lambda: not fleet.deliveries(), "every delivery is done")
 
     # The same worker: an attempt that waits for its next run holds up no other.
@@ -140,6 +141,59 @@ def test_run_of_another_machine_is_left_to_its_workers(fleet: FleetStand) -> Non
 
     assert [run.reason for run in ended.runs] == [Reason.PASSED]
     assert len(fleet.ledger("start")) == 1
+
+
+@pytest.mark.parametrize("successor", ["one", "two"])
+def test_verdict_is_published_once_whoever_hands_it_over(fleet: FleetStand, successor: str) -> None:
+    """A worker that dies between push and gate leaves papers that the next one, anywhere, keeps."""
+    job = fleet.submit("shop", "WI-1", hold=True)
+    one = fleet.machine("one")
+    worker = one.start()
+    fleet.await_starts(1)
+    hook = fleet.remote("shop") / "hooks" / "post-receive"
+    hook.write_text(f"#!/bin/sh\nkill -9 {worker.pid}\n")
+    hook.chmod(0o755)
+    fleet.let_go("WI-1")
+    worker.wait()
+    assert fleet.attempt(job).state == State.VERDICT_PASSED
+    hook.unlink()
+    fleet.machine(successor).start()
+
+    assert fleet.await_end(job).state == State.ADVANCED
+    assert fleet.published("shop", "WI-1", LOG_NAME) == "suite of WI-1"
+    assert fleet.published("shop", "WI-1").endswith("\n    suite of WI-1")
+    commits = git(fleet.remote("shop"), "log", "--format=%H", "WI-1").split()
+    assert len(commits) == 2, "the suite's own and one of ours"
+
+
+def test_verdict_of_another_machine_is_left_to_its_workers(fleet: FleetStand) -> None:
+    """Whoever has the output hands the verdict over: a job in that state is passed on to it."""
+    job = fleet.submit("shop", "WI-1", hold=True)
+    one = fleet.machine("one")
+    worker = one.start()
+    fleet.await_starts(1)
+    hook = fleet.remote("shop") / "hooks" / "pre-receive"
+    hook.write_text(f"#!/bin/sh\nkill -9 {worker.pid}\nexit 1\n")
+    hook.chmod(0o755)
+    fleet.let_go("WI-1")
+    worker.wait()
+    hook.unlink()
+    with present_machine(fleet.seen_from("one")):
+        deliver(fleet, job, "two")
+    assert fleet.attempt(job).state == State.VERDICT_PASSED
+    one.start()
+
+    assert fleet.await_end(job).state == State.ADVANCED
+    assert fleet.published("shop", "WI-1").endswith("\n    suite of WI-1")
+
+
+@contextlib.contextmanager
+def present_machine(there: Fleet) -> Iterator[None]:
+    """Give the sign of a worker, which another machine's workers see."""
+    with there.server.connect() as connection:
+        query = "SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))"
+        connection.execute(query, [there.server.key("machine", there.machine)])
+        yield
 
 
 def test_frozen_worker_keeps_its_fence_and_ends_what_it_began(fleet: FleetStand) -> None:

@@ -1041,13 +1041,14 @@ def test_command_is_shown_without_secrets_and_stays_as_it_was(stand: Stand) -> N
     command = ("/bin/echo", "--token=hunter22", "swordfish")
     suites = LocalSuites(stand.state, {**stand.variables, "API_KEY": "swordfish"})
     changed = LocalSuites(stand.state, {**stand.variables, "API_KEY": "barracuda"})
-    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, SuitePlan(command)))
+    suite = SuitePlan(command)
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, suite))
     suites.await_report(RUN)
 
     assert suites.log_tail(RUN, 100) == b"--token=*** ***\n"
-    assert suites.shown_command(RUN, command) == ("/bin/echo", "--token=***", "***")
-    assert changed.shown_command(RUN, command) == suites.shown_command(RUN, command)
-    assert changed.shown_command("unknown.1", command)[2] == "swordfish"
+    assert suites.shown_command(RUN, suite) == ("/bin/echo", "--token=***", "***")
+    assert changed.shown_command(RUN, suite) == suites.shown_command(RUN, suite)
+    assert changed.shown_command("unknown.1", suite)[2] == "swordfish"
     assert stand.log() == b"--token=hunter22 swordfish\n"
 
 
@@ -1057,7 +1058,15 @@ def test_command_that_the_suite_shows_in_our_place_is_not_believed(stand: Stand,
     command = ("/bin/sh", "-c", f"{deed} > {stand.state.run(RUN)}/shown")
     stand.run(*command)
 
-    assert stand.suites.shown_command(RUN, command) == command
+    assert stand.suites.shown_command(RUN, SuitePlan(command)) == command
+
+
+def test_command_is_shown_without_secrets_by_who_never_had_the_run(stand: Stand) -> None:
+    """What a suite is given by name is masked in its command, wherever that is written."""
+    suite = SuitePlan(("/bin/echo", "swordfish"), environment=("GIVEN",))
+    elsewhere = LocalSuites(stand.state, {**stand.variables, "GIVEN": "swordfish"})
+
+    assert elsewhere.shown_command("unknown.1", suite) == ("/bin/echo", "***")
 
 
 def test_secret_that_begins_before_the_tail_is_masked_whole(stand: Stand) -> None:

@@ -343,9 +343,9 @@ class SimulatedSuites:
             "log tail", lambda: LYING_OUTPUT if run_id in self._world.runs else b"", FILE_ERRORS
         )
 
-    def shown_command(self, _run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
+    def shown_command(self, _run_id: str, suite: SuitePlan) -> tuple[str, ...]:
         """Return a command as it is: nobody here has a secret."""
-        return self._worker.do("shown command", lambda: command, FILE_ERRORS)
+        return self._worker.do("shown command", lambda: suite.command, FILE_ERRORS)
 
 
 class SimulatedArtifacts:

@@ -109,6 +109,12 @@ def written(key: str, value: object) -> str:
     return f"{key}: {text.encode('ascii', 'backslashreplace').decode('ascii')}"
 
 
+def is_of_run(text: str, attempt_id: str, number: int) -> bool:
+    """Say whether an artifact's front matter names this run of this attempt as its own."""
+    head = text.removeprefix("---\n").partition("\n---\n")[0].split("\n")
+    return {written("attempt", attempt_id), written("run", number)} <= set(head)
+
+
 def _shortened(command: tuple[str, ...]) -> list[str]:
     words: list[str] = []
     left = COMMAND_CHARACTERS

@@ -183,7 +183,7 @@ class Suites(Protocol):
         """Return the last `size` bytes of a run's output."""
         ...
 
-    def shown_command(self, run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
+    def shown_command(self, run_id: str, suite: SuitePlan) -> tuple[str, ...]:
         """Return the words of a run's command as they may be shown."""
         ...
 

@@ -326,7 +326,7 @@ class Engine:
         # whether it may be asked about this exit code.
         code = run.exit_code if passed and run.exit_code is not None else 1
         tail = self.suites.log_tail(run_id_of(snapshot), TAIL_BYTES)
-        command = self.suites.shown_command(run_id_of(snapshot), snapshot.bound_plan.suite.command)
+        command = self.suites.shown_command(run_id_of(snapshot), snapshot.bound_plan.suite)
         status = map_exit_code_to_status(code)
         log = StagingLog(row.work_item, str(row.id), status, tail, command)
         return render(snapshot, log)

@@ -186,7 +186,7 @@ class LocalSuites:
         suite = order.suite
         command = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in suite.command]
         (folder / "command").write_bytes(b"\0".join(os.fsencode(word) for word in command))
-        self._keep_command(order.run_id, suite.command)
+        self._keep_command(order.run_id, suite)
         secret, secret_in = os.pipe()
         os.write(secret_in, self._state.secret())
         os.close(secret_in)
@@ -424,25 +424,29 @@ class LocalSuites:
 
     def masker(self, run_id: str) -> Masker:
         """Return what masks the secrets of this worker, and those that the suite was given."""
-        return self._masker(run_id, _read_command(self._state.run(run_id)))
-
-    def _masker(self, run_id: str, command: tuple[str, ...]) -> Masker:
+        folder = self._state.run(run_id)
         try:
-            names = _read_order(self._state.run(run_id)).environment
+            names = _read_order(folder).environment
         except PreparationError:
             names = ()
+        return self._masker(names, _read_command(folder))
+
+    def _masker(self, names: tuple[str, ...], command: tuple[str, ...]) -> Masker:
         return Masker.of(self._variables, set(names) - set(BASE_ENVIRONMENT), command)
 
-    def shown_command(self, run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the words of a run's command without secrets, always the same."""
+    def shown_command(self, run_id: str, suite: SuitePlan) -> tuple[str, ...]:
+        """Return the words of a run's command without secrets, always the same.
+
+        They are masked where nothing is left of the run, too, or nothing ever was here.
+        """
         kept = self._sealed(self._state.run(run_id) / "shown")
         if kept:
             return tuple(json.loads(kept["command"]))
-        return self._masker(run_id, command).mask_words(command)
+        return self._masker(suite.environment, suite.command).mask_words(suite.command)
 
-    def _keep_command(self, run_id: str, command: tuple[str, ...]) -> None:
-        shown = self.shown_command(run_id, command)
-        if shown != command:
+    def _keep_command(self, run_id: str, suite: SuitePlan) -> None:
+        shown = self.shown_command(run_id, suite)
+        if shown != suite.command:
             # A secret that is changed meanwhile is none to whoever writes the artifact again.
             text = shim.lines_of(run=run_id, command=json.dumps(shown))
             path = self._state.run(run_id) / "shown"

@@ -26,7 +26,7 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.plan import Budget, SuitePlan, Workspace
 from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, RunCondition, RunOrder
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import State
+from staging_fsm.core.spec import TRANSITIONS, Effect, State
 from staging_fsm.drive.engine import Engine, Place, run_id_of
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.drive.recovery import worker_is_alive
@@ -39,7 +39,13 @@ from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import is_versioned
 from staging_fsm.fleet.deliveries import Deliveries, queue_of
 from staging_fsm.fleet.fence import Fence, Server, is_present
-from staging_fsm.fleet.publisher import GitBranch, PublishedArtifacts, Publisher, SharedFolder
+from staging_fsm.fleet.publisher import (
+    GitBranch,
+    PublishedArtifacts,
+    Publisher,
+    SharedFolder,
+    published_log,
+)
 from staging_fsm.fleet.settings import FleetSettings
 from staging_fsm.host.launcher import RESERVED_AGENTS, Host, launch_job
 from staging_fsm.host.pipeline import initiate_gate, work_item_dir
@@ -50,6 +56,10 @@ from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 BUSY_SECONDS: Final = 1.0
 #: Waits between two looks at a remote that does not answer.
 REMOTE_BACKOFF: Final = Budget()
+#: The states in which what is to be done needs a run's files.
+_OF_ONE_MACHINE: Final = frozenset(
+    {row.target for row in TRANSITIONS if row.effect in (Effect.RUN_SUITE, Effect.HAND_OVER)}
+)
 _CANCEL_TRIES: Final = 200
 _CANCEL_PAUSE_SECONDS: Final = 0.05
 
@@ -150,15 +160,24 @@ class FleetRows(SqlRows):
 class FleetSuites(LocalSuites):
     """Runs on this machine, of commits that are fetched from elsewhere, behind a fence."""
 
-    def __init__(self, fleet: Fleet, mirror: Mirror, fence: Fence) -> None:
-        """Keep runs below the machine's state folder; supervisors inherit the fence."""
+    def __init__(self, fleet: Fleet, mirror: Mirror, fence: Fence, papers: Path) -> None:
+        """Keep runs below the machine's state folder; supervisors inherit the fence.
+
+        `papers` is the work item's folder, as it is published.
+        """
         super().__init__(fleet.state, fleet.variables, fence.descriptors)
-        self._mirror = mirror
+        self._mirror, self._papers = mirror, papers
 
     def start(self, order: RunOrder) -> None:
         """Fetch the bound commit and start the run. Raises PreparationError."""
         self._mirror.fetch(order.revision)
         super().start(order)
+
+    def log_tail(self, run_id: str, size: int) -> bytes:
+        """Return the last `size` bytes of a run's output: as published, if it is published."""
+        attempt_id, _, number = run_id.rpartition(".")
+        published = published_log(self._papers, attempt_id, int(number))
+        return super().log_tail(run_id, size) if published is None else published[-size:]
 
     def condition(self, run_id: str) -> RunCondition:
         """Say what there is of a run. We hold its fence, so nothing of it is alive."""
@@ -223,9 +242,12 @@ class Delivery:
         self.fleet.deliver(self.job_id, self.repo, due, **how)
 
     def _pass_on(self, row: JobRow) -> bool:
-        """Leave a run of another machine to a worker there, if there is one: it has the result."""
+        """Leave a run of another machine to a worker there, if there is one.
+
+        It has the result, and the output that the artifact quotes.
+        """
         snapshot = _readable(row)
-        if snapshot is None or snapshot.state is not State.RUNNING:
+        if snapshot is None or snapshot.state not in _OF_ONE_MACHINE:
             return False
         machine = machine_of(snapshot.worker)
         if machine in (None, self.fleet.machine):
@@ -301,8 +323,8 @@ class Delivery:
         self, row: JobRow, fence: Fence, setting: "Setting", store: SqlHostStore
     ) -> StagingIntercept:
         fleet = self.fleet
-        rows, suites = fleet.rows, FleetSuites(fleet, setting.mirror, fence)
         place = Place(setting.mirror.path, work_item_dir(setting.root, row.work_item))
+        rows, suites = fleet.rows, FleetSuites(fleet, setting.mirror, fence, place.artifact_dir)
 
         def gate(row: JobRow, tx: Any) -> bool:
             return initiate_gate(store, tx, row, 0, place.artifact_dir, fleet.clock.now()).opened

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 import attrs
 
+from staging_fsm.core.artifact import is_of_run
 from staging_fsm.core.ports import JobRow
-from staging_fsm.effects.files import ARTIFACT_MODE, ArtifactFiles, write_durably
+from staging_fsm.effects.files import ARTIFACT_MODE, ArtifactFiles, read_small, write_durably
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
@@ -99,6 +100,19 @@ class GitBranch:
         return self.checkouts / f"job-{row.id}"
 
 
+def published_log(folder: Path, attempt_id: str, number: int) -> bytes | None:
+    """Return the log beside the artifact in `folder`, if they are those of this run.
+
+    Another machine has published them, and died before the gate was asked: it may
+    have had more of the output than this one, and was the first. Whoever hands over
+    after it quotes the same, so that the same verdict is not published twice.
+    """
+    artifact = read_small(folder / ARTIFACT_NAME, LOG_MAX_BYTES) or b""
+    if not is_of_run(artifact.decode("utf-8", "replace"), attempt_id, number):
+        return None
+    return read_small(folder / LOG_NAME, LOG_MAX_BYTES)
+
+
 @attrs.frozen
 class PublishedArtifacts:
     """The artifact's place, for an engine: what is written there is published."""
@@ -119,9 +133,10 @@ class PublishedArtifacts:
     def write(self, folder: Path, text: str) -> Path:
         """Publish the artifact and the log; return the artifact's path."""
         below = folder.relative_to(self.root)
+        # The log first: whoever sees the artifact of a run sees its log beside it.
         papers = {
-            str(below / ARTIFACT_NAME): text.encode(),
             str(below / LOG_NAME): self.log(LOG_MAX_BYTES),
+            str(below / ARTIFACT_NAME): text.encode(),
         }
         self.publisher.publish(self.row, papers, self.permitted)
         return folder / ARTIFACT_NAME
