@@ -126,9 +126,10 @@ def floor(task: Task, cost: Cost) -> None:
 def staging_fsm(task: Task, cost: Cost, *, supervised: bool) -> None:
     """Claim to gate on the reference host, with the real supervisor or a plain Popen."""
     from staging_fsm.effects.clock import SystemClock
+    from staging_fsm.host.database import open_database
     from staging_fsm.host.launcher import Host, staging_intercept
     from staging_fsm.host.settings import load_host_settings
-    from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+    from staging_fsm.host.store import SqlHostStore, WorkItem
     from staging_fsm.host.worker import Worker
 
     repository = task.folder / "shop"

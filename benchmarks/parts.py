@@ -41,9 +41,10 @@ from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.audit import audit_table
 from staging_fsm.faces.queue import staging_runner_block
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import Host, launch_job, staging_intercept
 from staging_fsm.host.settings import load_host_settings
-from staging_fsm.host.store import Job, SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from staging_fsm.host.worker import Worker
 
 ROOT = Path(__file__).parent.parent

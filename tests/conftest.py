@@ -16,9 +16,10 @@ import postgres
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.faces.diagrams import Diagram, svg
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import Host
 from staging_fsm.host.settings import load_host_settings
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 
 NO_CHROMIUM = "no Chromium was found (Debian's package chromium)"
 REPO = "shop"

@@ -11,12 +11,11 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,80 +26,19 @@ import sqlalchemy as sa
 import postgres
 from conftest import git
 from fleets import MARK, FleetStand, Machine
+from networks import Link, has_namespaces, namespaces, proxies
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from staging_fsm.host.database import CLIENT_KEEPALIVE
 
 #: What a suite's exit code leads to, whatever happens to the workers.
 ENDS: Final = {0: State.ADVANCED, 1: State.ROLLED_BACK, 126: State.FAILED_CLOSED}
 VERDICTS: Final = (0, 0, 1, 0, 126, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0)
 JOBS_OF_ITEM: Final = 3
-_BLOCK: Final = 65536
-
-
-class Proxy:
-    """The network between one machine and the server, which can be cut."""
-
-    def __init__(self, target: Path) -> None:
-        """Listen on a free port, and lead to the server's Unix socket at `target`."""
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._open: set[socket.socket] = set()
-        self._is_cut = False
-        self._serving = threading.Thread(target=self._serve)
-        self._serving.start()
-
-    def _serve(self) -> None:
-        threads = []
-        with self._listener, contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threads.append(threading.Thread(target=self._carry_both, args=[client]))
-                threads[-1].start()
-        for thread in threads:
-            thread.join()
-
-    def _carry_both(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server:
-            if self._is_cut:
-                return
-            with contextlib.suppress(OSError):
-                server.connect(str(self._target))
-                self._open |= {client, server}
-                back = threading.Thread(target=self._carry, args=[server, client])
-                back.start()
-                self._carry(client, server)
-                back.join()
-            self._open -= {client, server}
-
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while block := source.recv(_BLOCK):
-                sink.sendall(block)
-        _break(source, sink)
-
-    def cut(self) -> None:
-        """Break every connection, and let none through."""
-        self._is_cut = True
-        _break(*self._open.copy())
-
-    def mend(self) -> None:
-        """Let connections through again."""
-        self._is_cut = False
-
-    def close(self) -> None:
-        """End, and wait until nothing is carried any more."""
-        self.cut()
-        _break(self._listener)
-        self._serving.join()
-
-
-def _break(*ends: socket.socket) -> None:
-    for end in ends:
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+#: A connection that is silent for so long is given up by the worker, and not by the server.
+BLACKOUT_SECONDS: Final = CLIENT_KEEPALIVE["tcp_user_timeout"] / 1000 + 4
 
 
 @attrs.define
@@ -109,7 +47,7 @@ class Chaos:
 
     stand: FleetStand
     server: postgres.Server
-    proxies: dict[str, Proxy]
+    links: dict[str, Link]
     workers_each: int
     random: random.Random
     #: What was done to it, by kind.
@@ -119,7 +57,7 @@ class Chaos:
     @property
     def machines(self) -> list[Machine]:
         """Return the machines that have workers."""
-        return [self.stand.machine(name) for name in self.proxies]
+        return [self.stand.machine(name) for name in self.links]
 
     def keep(self) -> None:
         """Start each worker again whenever it ends, as an init system does."""
@@ -154,10 +92,17 @@ class Chaos:
 
     def cut(self) -> None:
         """Cut a machine off from the server for a while."""
-        proxy = self.random.choice(list(self.proxies.values()))
-        proxy.cut()
+        link = self.random.choice(list(self.links.values()))
+        link.cut()
         self.pause()
-        proxy.mend()
+        link.mend()
+
+    def blackout(self) -> None:
+        """Cut a machine off for longer than it waits for the server."""
+        link = self.random.choice(list(self.links.values()))
+        link.cut()
+        self._over.wait(BLACKOUT_SECONDS)
+        link.mend()
 
     def orphan(self) -> None:
         """Kill every supervisor of a machine."""
@@ -175,6 +120,7 @@ class Chaos:
             "kill": self.kill,
             "freeze": self.freeze,
             "cut": self.cut,
+            "blackout": self.blackout,
             "orphan": self.orphan,
             "restart": self.restart,
         }[kind]()
@@ -302,9 +248,9 @@ def _is_of(process: psutil.Process, stand: FleetStand) -> bool:
 
 @contextlib.contextmanager
 def chaos(
-    root: Path, server: postgres.Server, machines: int, workers_each: int, seed: int
+    root: Path, server: postgres.Server, links: Sequence[Link], workers_each: int, seed: int
 ) -> Iterator[Chaos]:
-    """Yield a fleet whose machines reach the server by a network of their own."""
+    """Yield a fleet with a machine at the end of each link, which is closed at the end."""
     settings = {
         "ORCH_STAGING_RUNNER_INFRA_RETRIES": "10",
         "ORCH_STAGING_RUNNER_RETRY_BACKOFF_MAX_SECONDS": "1",
@@ -312,19 +258,17 @@ def chaos(
         "ORCH_AGENT_COMMAND": "false",
         "ORCH_LOG_DIR": str(root / "agents"),
     }
-    proxies = {
-        f"machine-{number}": Proxy(server.folder / ".s.PGSQL.5432") for number in range(machines)
-    }
+    named = {f"machine-{number}": link for number, link in enumerate(links)}
     stand = FleetStand(root, server.url, "staging_engine", settings)
-    for name, proxy in proxies.items():
-        stand.machine(name).url = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+    for name, link in named.items():
+        stand.machine(name).link = link
     try:
         stand.set_up()
-        yield Chaos(stand, server, proxies, workers_each, random.Random(seed))  # noqa: S311  # faults, not secrets
+        yield Chaos(stand, server, named, workers_each, random.Random(seed))  # noqa: S311  # faults, not secrets
     finally:
         stand.tear_down()
-        for proxy in proxies.values():
-            proxy.close()
+        for link in links:
+            link.close()
 
 
 def queue_jobs(stand: FleetStand, count: int, repositories: int) -> dict[int, int]:
@@ -349,10 +293,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3600)
     given = parser.parse_args()
-    kinds = ["kill"] * 6 + ["freeze"] * 5 + ["cut"] * 3 + ["orphan"] + ["restart"]
+    network = namespaces if has_namespaces() else proxies
+    kinds = ["kill"] * 6 + ["freeze"] * 5 + ["cut"] * 3 + ["blackout", "orphan", "restart"]
     with tempfile.TemporaryDirectory() as folder, postgres.own_server() as server:
         server.start()
-        with chaos(Path(folder), server, given.machines, given.workers, given.seed) as fleet:
+        with (
+            network(server, given.machines) as links,
+            chaos(Path(folder), server, links, given.workers, given.seed) as fleet,
+        ):
             jobs = queue_jobs(fleet.stand, given.jobs, given.repositories)
             faults = [fleet.random.choice(kinds) for _ in range(given.faults)]
             begun = time.monotonic()
@@ -363,7 +311,8 @@ def main() -> int:
     dealt = ", ".join(f"{count} {kind}" for kind, count in sorted(fleet.faults.items()))
     sys.stdout.write(
         f"seed {given.seed}: {given.jobs} jobs on {given.repositories} repositories,"
-        f" {given.machines} machines with {given.workers} workers, in {seconds:.0f} s;"
+        f" {given.machines} machines ({network.__name__}) with {given.workers} workers,"
+        f" in {seconds:.0f} s;"
         f" {suites} suites started; {dealt}; {len(problems)} problems\n"
     )
     sys.stdout.writelines(f"{problem}\n" for problem in problems)

@@ -21,6 +21,7 @@ import attrs
 import sqlalchemy as sa
 
 from conftest import git
+from networks import Link
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.effects.files import StateDir
@@ -30,8 +31,9 @@ from staging_fsm.fleet import requests
 from staging_fsm.fleet.deliveries import TASK
 from staging_fsm.fleet.delivery import Fleet
 from staging_fsm.fleet.worker import open_fleet
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import staging_intercept
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 
 #: How long a test waits for what must happen before it calls it a failure.
 PATIENCE_SECONDS = 60.0
@@ -70,7 +72,7 @@ class Machine:
     name: str
     workers: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
     #: How it reaches the database, if not as everybody does.
-    url: str | None = None
+    link: Link | None = None
 
     @property
     def state(self) -> Path:
@@ -79,9 +81,10 @@ class Machine:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start one more worker."""
+        prefix = () if self.link is None else self.link.prefix
         with (self.fleet.root / f"{self.name}.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "staging_fsm.faces", "fleet-worker"],
+                [*prefix, sys.executable, "-m", "staging_fsm.faces", "fleet-worker"],
                 env=self.fleet.environment(self),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -130,7 +133,7 @@ class FleetStand:
             "LC_ALL": "C.UTF-8",
             MARK: str(self.root),
             "FLEET": str(self.root),
-            "ORCH_DB_URL": machine.url or self.url,
+            "ORCH_DB_URL": self.url if machine.link is None else machine.link.url,
             "ORCH_STAGING_RUNNER_ENABLED": "1",
             "ORCH_STAGING_RUNNER_REPOS": "*",
             "ORCH_STAGING_RUNNER_SUITES_FILE": str(self.root / "suites.toml"),

@@ -27,6 +27,7 @@ import sqlalchemy as sa
 
 VARIABLE: Final = "STAGING_FSM_TEST_DATABASE"
 START_SECONDS: Final = 60
+DEFAULT_PORT: Final = "5432"
 #: Who runs the server where the tests run as root, which PostgreSQL refuses.
 _UNPRIVILEGED: Final = ("postgres", "nobody")
 #: Ends the server when its standard input does: with its session, however that ends.
@@ -42,6 +43,7 @@ class Server:
         self._binaries, self.folder = binaries, folder
         self._data, self._log = folder / "data", folder / "server.log"
         self._user: str | None = None
+        self._settings = {"listen_addresses": "", "fsync": "off", "max_connections": "60"}
         self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
             known = {entry.pw_name for entry in pwd.getpwall()}
@@ -70,12 +72,22 @@ class Server:
     @property
     def url(self) -> str:
         """Return the address of the server's own database."""
-        return f"postgresql://postgres@/postgres?host={self.folder}"
+        port = self._settings.get("port", DEFAULT_PORT)
+        return f"postgresql://postgres@/postgres?host={self.folder}&port={port}"
+
+    def admit(self, subnet: str) -> None:
+        """Let everybody in who comes from `subnet`, from the next start on."""
+        with (self._data / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {subnet} trust\n")
 
     def start(self, **settings: str) -> None:
-        """Start the server and wait until it answers. It loses nothing unless the machine does."""
-        settings = {"listen_addresses": "", "fsync": "off", "max_connections": "60"} | settings
-        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        """Start the server and wait until it answers. It loses nothing unless the machine does.
+
+        The settings hold for every later start, too.
+        """
+        self._settings |= settings
+        pairs = self._settings.items()
+        options = [word for name, value in pairs for word in ("-c", f"{name}={value}")]
         program = str(self._binaries / "postgres")
         postgres = [program, "-D", str(self._data), "-k", str(self.folder), *options]
         with self._log.open("ab") as log:

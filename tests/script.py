@@ -28,10 +28,11 @@ from staging_fsm.effects.processes import this_process
 from staging_fsm.faces.session import switched_on
 from staging_fsm.faces.shadow import shadow_view
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import Host, staging_intercept
 from staging_fsm.host.pipeline import work_item_dir
 from staging_fsm.host.settings import load_host_settings
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 from staging_fsm.host.worker import Worker
 
 #: Which transitions the stories of this session fired.

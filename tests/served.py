@@ -24,8 +24,9 @@ from staging_fsm.drive.engine import Place
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.web import Source
+from staging_fsm.host.database import open_database
 from staging_fsm.host.pipeline import work_item_dir
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 
 NOW: Final = datetime(2026, 3, 29, 3, 0, 0, tzinfo=UTC)
 ME: Final = str(this_process())

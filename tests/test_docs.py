@@ -48,10 +48,10 @@ from staging_fsm.faces.shadow import Comparison
 from staging_fsm.fleet.settings import FleetSettings, load_fleet_settings
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import RESERVED_AGENTS
 from staging_fsm.host.pipeline import ARTIFACT_GATES
 from staging_fsm.host.settings import HostSettings
-from staging_fsm.host.store import open_database
 from test_repo import LAYERS
 from test_stories import STORIES
 

@@ -298,10 +298,9 @@ def test_nobody_works_beside_a_fleet(fleet: FleetStand, command: list[str]) -> N
 
 def test_worker_without_its_database_ends_to_be_started_again(fleet: FleetStand) -> None:
     """A worker that cannot reach the server says so in a line, and ends."""
-    machine = fleet.machine("one")
-    machine.url = "postgresql://postgres@127.0.0.1:1/nowhere"
+    fleet.settings["ORCH_DB_URL"] = "postgresql://postgres@127.0.0.1:1/nowhere"
 
-    assert machine.start().wait(PATIENCE_SECONDS) == ExitCode.DECLINED
+    assert fleet.machine("one").start().wait(PATIENCE_SECONDS) == ExitCode.DECLINED
     assert (
         (fleet.root / "one.log")
         .read_text()

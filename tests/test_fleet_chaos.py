@@ -9,6 +9,7 @@ import postgres
 from conftest import NO_POSTGRESQL
 from fleet_soak import chaos, check, queue_jobs
 from fleets import PATIENCE_SECONDS, fleet_stand
+from networks import proxies
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.spec import State
 from staging_fsm.fleet.worker import WorkerExit
@@ -53,7 +54,10 @@ def test_server_that_restarts_costs_a_run_and_nothing_else(
 
 def test_fleet_under_attack_ends_every_job_once(tmp_path: Path, server: postgres.Server) -> None:
     """Whatever happens to workers, network and server: one suite at a time, one verdict a job."""
-    with chaos(tmp_path, server, machines=2, workers_each=2, seed=1) as fleet:
+    with (
+        proxies(server, 2) as links,
+        chaos(tmp_path, server, links, workers_each=2, seed=1) as fleet,
+    ):
         jobs = queue_jobs(fleet.stand, 8, 3)
         fleet.run(jobs, FAULTS, CHAOS_SECONDS)
 

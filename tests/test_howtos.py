@@ -19,7 +19,7 @@ from conftest import git
 from staging_fsm.core.spec import State
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.exits import ExitCode
-from staging_fsm.host.store import open_database
+from staging_fsm.host.database import open_database
 from test_docs import ROOT
 
 NAMES: Final = {

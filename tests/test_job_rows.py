@@ -18,7 +18,7 @@ from staging_fsm.core.errors import StaleSnapshotError
 from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, plain
 from staging_fsm.effects.rows import SqlRows
-from staging_fsm.host.store import open_database
+from staging_fsm.host.database import open_database
 from staging_fsm.testing import Bench, JobRowsContract
 
 RULES: Final = sorted(name for name in vars(JobRowsContract) if name.startswith("test_"))

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from staging_fsm.core.errors import RunRefusedError
 from staging_fsm.effects.clock import SystemClock
+from staging_fsm.host.database import open_database
 from staging_fsm.host.move import TABLES, move_rows
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 
 #: Text that a reader of JSON would write otherwise.
 METADATA: Final = '{ "b":1.50, "a" : "\\u00e9é\\u0000", "b": 1e2 }'

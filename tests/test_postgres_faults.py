@@ -1,6 +1,7 @@
 """PostgreSQL that goes away, restarts, or refuses: nothing is lost, and nothing happens twice."""
 
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from staging_fsm.faces.session import (
     register_repository,
     staging_job,
 )
+from staging_fsm.host.database import SERVER_KEEPALIVE, open_database
 from staging_fsm.host.store import SqlHostStore
 
 PASSING: Final = ["true"]
@@ -203,6 +205,58 @@ def test_server_that_is_away_when_the_suite_ends_loses_no_verdict(
     run.go_on.unlink()
     ended = site.end(run.command)
     assert (ended.state, ended.history[1].id) == (State.ADVANCED, "T18")
+
+
+def test_connection_that_falls_silent_is_given_up_by_both_sides() -> None:
+    """Whoever is cut off without a word holds no lock for hours: kernel and server look for it."""
+    with postgres.own_server() as own, socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+        found.close()
+        own.start(listen_addresses="127.0.0.1", port=str(port))
+        engine = open_database(
+            f"postgresql://postgres@127.0.0.1:{port}/postgres?keepalives_count=4"
+        )
+        # The second use finds the settings of the first, whose transaction was undone.
+        for _ in range(2):
+            with engine.connect() as connection:
+                names = ", ".join(f"current_setting('{name}')" for name in SERVER_KEEPALIVE)
+                kept = connection.execute(sa.text(f"SELECT {names}")).one()  # names of ours
+                descriptor = connection.connection.driver_connection.fileno()  # type: ignore[union-attr]  # psycopg's own
+                with socket.socket(fileno=os.dup(descriptor)) as ours:
+                    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                    looks = [ours.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+        engine.dispose()
+
+    assert kept == ("20", "5", "5", "45000", "1min")
+    assert looks == [5, 2, 4], "what an address says goes before"
+
+
+def test_process_that_freezes_inside_a_transaction_lets_go(
+    server: postgres.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a silent session has locked is free for others after a while, unwritten."""
+    monkeypatch.setitem(SERVER_KEEPALIVE, "idle_in_transaction_session_timeout", 500)
+    with postgres.new_schema(server.url) as url:
+        frozen, other = open_database(url), open_database(url)
+        with other.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE papers (word TEXT)"))
+            connection.execute(sa.text("INSERT INTO papers VALUES ('as it was')"))
+        with pytest.raises(sa.exc.DBAPIError):
+            write_around(frozen, other)
+        with other.connect() as connection:
+            words = connection.execute(sa.text("SELECT word FROM papers")).scalars().all()
+            assert words == ["as it was, for others"]
+        for engine in (frozen, other):
+            engine.dispose()
+
+
+def write_around(frozen: sa.Engine, other: sa.Engine) -> None:
+    """Write what `frozen` has written to, and not committed, by `other`."""
+    with frozen.begin() as connection:
+        connection.execute(sa.text("UPDATE papers SET word = 'frozen'"))
+        with other.begin() as theirs:
+            theirs.execute(sa.text("UPDATE papers SET word = word || ', for others'"))
 
 
 def test_backend_that_is_terminated_inside_the_gate_moves_nothing(site: Site) -> None:

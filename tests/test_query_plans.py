@@ -11,9 +11,10 @@ from served import NOW
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.queue import staging_runner_block
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import Host, staging_intercept
 from staging_fsm.host.settings import load_host_settings
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 from staging_fsm.host.worker import Worker
 
 FINISHED = 5_000

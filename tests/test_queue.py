@@ -28,7 +28,8 @@ from staging_fsm.faces.queue import (
     staging_runner_block,
 )
 from staging_fsm.faces.views import duration_words
-from staging_fsm.host.store import SqlHostStore, open_database
+from staging_fsm.host.database import open_database
+from staging_fsm.host.store import SqlHostStore
 
 
 def block_of(

@@ -36,6 +36,7 @@ HOMES = {
         "effects/due.py",
         "effects/metadata.py",
         "effects/rows.py",
+        "host/database.py",
         "host/store.py",
         "host/move.py",
         "faces/session.py",

@@ -34,7 +34,8 @@ from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.rows import SqlRows
-from staging_fsm.host.store import BUSY_TIMEOUT_SECONDS, SqlHostStore, WorkItem, open_database
+from staging_fsm.host.database import BUSY_TIMEOUT_SECONDS, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 
 NOW = datetime(2026, 3, 29, 1, 30, 0, 500_000, UTC)
 LATER = NOW + timedelta(minutes=15)

@@ -35,7 +35,8 @@ from staging_fsm.effects.files import sha256_of_file
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import STATUS_KEY
 from staging_fsm.host.contract.stages import STAGE_TRANSITIONS
-from staging_fsm.host.store import SqlHostStore, open_database
+from staging_fsm.host.database import open_database
+from staging_fsm.host.store import SqlHostStore
 
 SPAN_ROWS: Final = 1000
 #: So many spans are audited here; only a longer table is worth the start of two processes.

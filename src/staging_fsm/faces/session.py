@@ -30,9 +30,10 @@ from staging_fsm.effects.processes import ProcessIdentity, is_alive, this_proces
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import Host, staging_intercept
 from staging_fsm.host.settings import HostSettings, load_host_settings
-from staging_fsm.host.store import SqlHostStore, WorkItem, open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
 
 WORK_ITEM_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOOK_AGAIN_SECONDS: Final = 0.5

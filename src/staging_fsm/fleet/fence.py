@@ -12,29 +12,14 @@ https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import attrs
 import psycopg
 import sqlalchemy as sa
 
 from staging_fsm.core.errors import StagingError
-
-#: When we give a silent connection up. The kernel looks, also for a supervisor.
-CLIENT_KEEPALIVE: Final = {
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 11_000,
-    "connect_timeout": 10,
-}
-#: When the server does: at least three times as late, so that by then the suite is dead.
-SERVER_KEEPALIVE: Final = {
-    "tcp_keepalives_idle": 20,
-    "tcp_keepalives_interval": 5,
-    "tcp_keepalives_count": 5,
-    "tcp_user_timeout": 45_000,
-}
+from staging_fsm.host.database import CLIENT_KEEPALIVE, keep_alive
 
 
 class FenceLostError(StagingError):
@@ -66,8 +51,7 @@ class Server:
     def connect(self) -> psycopg.Connection[Any]:
         """Return a connection whose end is noticed on both sides. Raises psycopg.Error."""
         connection = psycopg.connect(self.conninfo, autocommit=True)
-        for name, value in SERVER_KEEPALIVE.items():
-            connection.execute(f"SET {name} = {value}")
+        keep_alive(connection)
         return connection
 
     def key(self, kind: str, name: str) -> str:

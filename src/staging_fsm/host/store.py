@@ -5,7 +5,6 @@ Core. Times go in and out as `format_time` writes them.
 """
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,10 +20,6 @@ from staging_fsm.effects.metadata import with_key
 from staging_fsm.effects.rows import SELDOM
 
 SCHEMA_FILE: Final = Path(__file__).parent / "contract" / "schema.sql"
-BUSY_TIMEOUT_SECONDS: Final = 30
-#: To be the first to open a file takes milliseconds. One that was emptied under open
-#: connections counts as new and stays locked by them: nobody should wait for that.
-SWITCH_TIMEOUT_SECONDS: Final = 1
 #: Any number, the same for every worker.
 _SCHEMA_LOCK: Final = 1_150_002_026
 #: What INTEGER PRIMARY KEY means in SQLite: the database numbers the rows.
@@ -309,74 +304,3 @@ def _job(row: Any) -> Job:
 def _statements(script: str) -> list[str]:
     without_comments = "\n".join(line.split("--")[0] for line in script.splitlines())
     return [part.strip() for part in without_comments.split(";") if part.strip()]
-
-
-def open_database(url: str) -> Engine:
-    """Return an engine for `url`, of SQLite or PostgreSQL (`postgresql://…`, by psycopg 3).
-
-    SQLite gets durable commits and patient locks: WAL with `synchronous=FULL`, so a
-    commit that returned survives a power cut
-    (https://www.sqlite.org/pragma.html#pragma_synchronous). A connection to PostgreSQL
-    that was lost while nobody used it is opened afresh.
-    """
-    address = sa.make_url(url)
-    if address.drivername == "postgresql":
-        address = address.set(drivername="postgresql+psycopg")
-    if address.get_backend_name() == "postgresql":
-        return sa.create_engine(address, pool_pre_ping=True)
-    # As many connections as there are threads: one that waits for a second one inside its
-    # transaction must not wait for those that wait for its lock. The last one used comes
-    # first: it still knows its statements.
-    in_a_file = address.get_backend_name() == "sqlite" and address.database
-    pool: dict[str, Any] = {"pool_size": 0, "pool_use_lifo": True} if in_a_file else {}
-    engine = sa.create_engine(address, **pool)
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-    if in_a_file:
-        turns = _Turns()
-        sa.event.listen(engine, "before_cursor_execute", turns.await_turn)
-        sa.event.listen(engine, "checkin", turns.pass_on)
-    return engine
-
-
-#: How a statement begins that never writes. None of the others has to.
-_READS: Final = ("SELECT", "PRAGMA")
-
-
-class _Turns:
-    """One writer of this process after the other, each woken when its turn comes.
-
-    SQLite knows one writer at a time, and whoever finds another sleeps, longer each
-    time, for up to a tenth of a second (https://www.sqlite.org/c3ref/busy_timeout.html):
-    of some threads that write most of the time most are asleep, and the file idle.
-    Against writers of other processes it is all there is.
-    """
-
-    def __init__(self) -> None:
-        self._turn = threading.Lock()
-
-    def await_turn(
-        self, connection: Connection, _cursor: Any, statement: str, *_details: Any
-    ) -> None:
-        """Wait before the first statement of a transaction that may write."""
-        if statement.startswith(_READS) or "turn" in connection.info:
-            return
-        # No lock but a turn: who has waited as long as SQLite would goes on, and is told by it.
-        if self._turn.acquire(timeout=BUSY_TIMEOUT_SECONDS):
-            connection.info["turn"] = True
-
-    def pass_on(self, _connection: Any, record: Any) -> None:
-        """Let the next one write: whatever became of the transaction, it is over."""
-        if record.info.pop("turn", False):
-            self._turn.release()
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    for pragma in (
-        f"busy_timeout = {SWITCH_TIMEOUT_SECONDS * 1000}",
-        "journal_mode = WAL",
-        f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}")

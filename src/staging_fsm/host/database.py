@@ -1,0 +1,121 @@
+"""Connections to the host's database: durable, patient, and given up when they are dead."""
+
+import threading
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+BUSY_TIMEOUT_SECONDS: Final = 30
+#: To be the first to open a file takes milliseconds. One that was emptied under open
+#: connections counts as new and stays locked by them: nobody should wait for that.
+SWITCH_TIMEOUT_SECONDS: Final = 1
+#: When we give a silent connection to PostgreSQL up. The kernel looks, for whichever
+#: process has it (https://www.postgresql.org/docs/current/libpq-connect.html).
+CLIENT_KEEPALIVE: Final = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 11_000,
+    "connect_timeout": 10,
+}
+#: When the server does, at least three times as late: by the time that a session's locks
+#: fall, whoever had them knows it for long
+#: (https://www.postgresql.org/docs/current/runtime-config-connection.html).
+SERVER_KEEPALIVE: Final = {
+    "tcp_keepalives_idle": 20,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 5,
+    "tcp_user_timeout": 45_000,
+    # A process that is frozen inside a transaction must not hold its rows for ever.
+    "idle_in_transaction_session_timeout": 60_000,
+}
+
+
+def open_database(url: str) -> Engine:
+    """Return an engine for `url`, of SQLite or PostgreSQL (`postgresql://…`, by psycopg 3).
+
+    SQLite gets durable commits and patient locks: WAL with `synchronous=FULL`, so a
+    commit that returned survives a power cut
+    (https://www.sqlite.org/pragma.html#pragma_synchronous). A connection to PostgreSQL
+    that was lost while nobody used it is opened afresh, and one that is cut off without
+    a word is given up by both sides, within a minute: whatever it had locked is free then.
+    """
+    address = sa.make_url(url)
+    if address.drivername == "postgresql":
+        address = address.set(drivername="postgresql+psycopg")
+    if address.get_backend_name() == "postgresql":
+        given = {name: it for name, it in CLIENT_KEEPALIVE.items() if name not in address.query}
+        engine = sa.create_engine(address, pool_pre_ping=True, connect_args=given)
+        sa.event.listen(engine, "connect", _prepare_postgresql)
+        return engine
+    # As many connections as there are threads: one that waits for a second one inside its
+    # transaction must not wait for those that wait for its lock. The last one used comes
+    # first: it still knows its statements.
+    in_a_file = address.get_backend_name() == "sqlite" and address.database
+    pool: dict[str, Any] = {"pool_size": 0, "pool_use_lifo": True} if in_a_file else {}
+    engine = sa.create_engine(address, **pool)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+    if in_a_file:
+        turns = _Turns()
+        sa.event.listen(engine, "before_cursor_execute", turns.await_turn)
+        sa.event.listen(engine, "checkin", turns.pass_on)
+    return engine
+
+
+#: How a statement begins that never writes. None of the others has to.
+_READS: Final = ("SELECT", "PRAGMA")
+
+
+class _Turns:
+    """One writer of this process after the other, each woken when its turn comes.
+
+    SQLite knows one writer at a time, and whoever finds another sleeps, longer each
+    time, for up to a tenth of a second (https://www.sqlite.org/c3ref/busy_timeout.html):
+    of some threads that write most of the time most are asleep, and the file idle.
+    Against writers of other processes it is all there is.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+
+    def await_turn(
+        self, connection: Connection, _cursor: Any, statement: str, *_details: Any
+    ) -> None:
+        """Wait before the first statement of a transaction that may write."""
+        if statement.startswith(_READS) or "turn" in connection.info:
+            return
+        # No lock but a turn: who has waited as long as SQLite would goes on, and is told by it.
+        if self._turn.acquire(timeout=BUSY_TIMEOUT_SECONDS):
+            connection.info["turn"] = True
+
+    def pass_on(self, _connection: Any, record: Any) -> None:
+        """Let the next one write: whatever became of the transaction, it is over."""
+        if record.info.pop("turn", False):
+            self._turn.release()
+
+
+def keep_alive(connection: Any) -> None:
+    """Have the server look after the session of a psycopg connection. Raises psycopg.Error."""
+    calls = ", ".join(
+        f"set_config('{name}', '{it}', false)" for name, it in SERVER_KEEPALIVE.items()
+    )
+    connection.execute(f"SELECT {calls}")
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    keep_alive(connection)
+    # What is set in a transaction goes with it.
+    connection.commit()
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    for pragma in (
+        f"busy_timeout = {SWITCH_TIMEOUT_SECONDS * 1000}",
+        "journal_mode = WAL",
+        f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
