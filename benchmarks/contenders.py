@@ -168,6 +168,7 @@ def plain_suites() -> Any:
     """Return suites that run a command with Popen, wait, and know no supervisor."""
     from staging_fsm.core.evidence import NO_EVIDENCE_REQUIRED
     from staging_fsm.core.outcome import RunFacts, Supervision
+    from staging_fsm.core.plan import SuitePlan
     from staging_fsm.core.ports import RunOrder, RunReport
 
     class PlainSuites:
@@ -189,8 +190,8 @@ def plain_suites() -> Any:
         def log_tail(self, _run_id: str, _size: int) -> bytes:
             return b""
 
-        def shown_command(self, _run_id: str, command: tuple[str, ...]) -> tuple[str, ...]:
-            return command
+        def shown_command(self, _run_id: str, suite: SuitePlan) -> tuple[str, ...]:
+            return suite.command
 
     return PlainSuites()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -138,7 +139,7 @@ def staging_intercept(
         repository = store.repository_path(row.repo)
         return Place(repository, work_item_dir(repository, row.work_item))
 
-    where = place or own_place
+    where = once_for_each_row(place or own_place)
 
     def gate(row: JobRow, tx: Any) -> bool:
         # Exactly what happens when an LLM deployer has ended.
@@ -148,6 +149,24 @@ def staging_intercept(
     return StagingIntercept.for_host(
         SqlRows(store.engine), gate, where, variables, clock=clock, **replaced
     )
+
+
+def once_for_each_row(place: Callable[[JobRow], Place]) -> Callable[[JobRow], Place]:
+    """Return `place`, asked once by each thread for as long as it has the same row in hand.
+
+    Whoever launches a job loads its row once, so that nobody sees its repository move
+    between run and gate, and the database is asked once.
+    """
+    last = threading.local()
+
+    def found(row: JobRow) -> Place:
+        if getattr(last, "row", None) is not row:
+            last.place = place(row)
+            last.row = row
+        known: Place = last.place
+        return known
+
+    return found
 
 
 def _set_aside(path: Path, suffix: str) -> None:
