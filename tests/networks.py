@@ -143,6 +143,7 @@ class Namespace:
 @contextlib.contextmanager
 def bridge() -> Iterator[None]:
     """Make what the namespaces of one run are linked to, with the server's address on it."""
+    _remove_leftovers()
     ip("link", "add", BRIDGE, "type", "bridge")
     try:
         ip("addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
@@ -168,9 +169,18 @@ def namespaces(server: Server, count: int) -> Iterator[list[Link]]:
         yield [Namespace(number) for number in range(count)]
 
 
-def ip(*arguments: str) -> None:
-    """Call iproute2. Raises CalledProcessError."""
-    subprocess.run(["ip", *arguments], check=True)
+def _remove_leftovers() -> None:
+    """Remove what a run has left that was killed."""
+    for name in ip("netns", "list").split():
+        if name.startswith(BRIDGE):
+            ip("netns", "del", name)
+    if Path("/sys/class/net", BRIDGE).exists():
+        ip("link", "del", BRIDGE)
+
+
+def ip(*arguments: str) -> str:
+    """Call iproute2; return what it says. Raises CalledProcessError."""
+    return subprocess.run(["ip", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def has_namespaces() -> bool:

@@ -287,6 +287,23 @@ def test_job_that_nobody_was_told_of_is_delivered(fleet: FleetStand) -> None:
     assert redeliver(fleet.desk) == []
 
 
+@pytest.mark.parametrize(
+    ("holder", "found"), [("one-0a1b/of:a:boot/1/2", True), ("host:boot/1/2", False)]
+)
+def test_job_whose_worker_and_delivery_are_both_lost_is_delivered(
+    fleet: FleetStand, holder: str, *, found: bool
+) -> None:
+    """Whatever a worker of the fleet had claimed is found, on every stage; a stranger's is his."""
+    store, item = SqlHostStore(fleet.engine), WorkItem("shop", "WI-1", "deploy", 2, None)
+    store.add_repository("shop", "nowhere")
+    now = fleet.desk.clock.now()
+    job = store.add_work_item(item, "deployer", now)
+    assert store.claim_next(now, holder) is not None
+
+    assert redeliver(fleet.desk) == ([job] if found else [])
+    assert redeliver(fleet.desk) == []
+
+
 @pytest.mark.parametrize("command", [["worker", "--once"], ["run", "--repo", "/", "--", "true"]])
 def test_nobody_works_beside_a_fleet(fleet: FleetStand, command: list[str]) -> None:
     """A command that would run suites without a fence refuses a fleet's database."""

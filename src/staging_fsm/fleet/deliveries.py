@@ -22,7 +22,7 @@ from staging_fsm.fleet.fence import Server
 TASK: Final = "staging_fsm.attempt"
 QUEUE: Final = "staging"
 _UNDELIVERED: Final = """
-    SELECT id, repo, status FROM jobs
+    SELECT id, repo, status, claimed_by FROM jobs
     WHERE status IN ('queued', 'running') AND NOT EXISTS (
         SELECT 1 FROM procrastinate_jobs AS delivery
         WHERE delivery.args ->> 'job_id' = CAST(jobs.id AS text)
@@ -121,8 +121,11 @@ class Deliveries:
         ):
             deferrer.defer(job_id=job_id, repo=repo, tries=tries)
 
-    def undelivered(self, tx: sa.Connection) -> list[tuple[int, str, str]]:
-        """Return id, repository and status of each unfinished job that nobody will be told of."""
+    def undelivered(self, tx: sa.Connection) -> list[tuple[int, str, str, str | None]]:
+        """Return each unfinished job that nobody will be told of.
+
+        Its id, its repository, its status, and who has claimed it.
+        """
         with self._engine_first(tx):
             return [tuple(row) for row in tx.execute(sa.text(_UNDELIVERED), {"task": TASK})]
 

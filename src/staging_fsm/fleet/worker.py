@@ -27,7 +27,7 @@ from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir, sha256_of_text
 from staging_fsm.effects.processes import this_process
 from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, queue_of
-from staging_fsm.fleet.delivery import Delivery, Fleet, FleetRows, FleetStore
+from staging_fsm.fleet.delivery import Delivery, Fleet, FleetRows, FleetStore, machine_of
 from staging_fsm.fleet.fence import Presence, Server, is_present
 from staging_fsm.fleet.settings import load_fleet_settings
 from staging_fsm.host.settings import load_host_settings
@@ -169,8 +169,11 @@ def redeliver(fleet: Fleet) -> list[int]:
         fleet.deliveries.bring_home(tx, lambda machine: is_present(tx, fleet.server, machine))
         found |= {
             job_id: repo
-            for job_id, repo, status in fleet.deliveries.undelivered(tx)
-            if status == QUEUED or _is_in_work(rows.load(job_id).document)
+            for job_id, repo, status, holder in fleet.deliveries.undelivered(tx)
+            # Where the fleet has a job in hand, it has its delivery, or has lost both.
+            if status == QUEUED
+            or machine_of(holder or "") is not None
+            or _is_in_work(rows.load(job_id).document)
         }
         for job_id, repo in found.items():
             fleet.deliveries.defer(tx, job_id, repo, now)
@@ -178,5 +181,5 @@ def redeliver(fleet: Fleet) -> list[int]:
 
 
 def _is_in_work(document: Any) -> bool:
-    """Say whether a running job is the runner's to go on with, and not an LLM agent's."""
+    """Say whether a foreign worker's job is the runner's to go on with, not an LLM agent's."""
     return isinstance(document, dict) and document.get("state") != State.LLM_FALLBACK
