@@ -60,7 +60,8 @@ FURTHER_TESTS = {
     "drive/recovery.py": ("stories", "faults", "intercept"),
     "drive/engine.py": ("stories", "faults", "intercept"),
     "drive/intercept.py": ("stories", "faults"),
-    "effects/metadata.py": ("rows",),
+    "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
+    "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
     "effects/files.py": ("artifact", "intercept", "processes"),
 }
 RUNNER_FAILED = 70
