@@ -503,17 +503,11 @@ def test_names_may_hold_any_sign(foreign: Foreign) -> None:
 
 
 def test_host_without_some_columns_says_what_stands_in_every_row(foreign: Foreign) -> None:
-    """A table without repository, stage or due time is bound by naming constants for them."""
-    foreign.run(
-        "CREATE TABLE deploys (id INTEGER PRIMARY KEY, ticket TEXT, status TEXT, metadata TEXT)"
-    )
-    foreign.run("INSERT INTO deploys VALUES (1, 'WI-1', 'running', NULL)")
-    rows = SqlRows(
-        foreign.engine,
-        "deploys",
-        {"work_item": "ticket"},
-        constants={"repo": "shop", "stage": "deploy-staging", "not_before": None},
-    )
+    """A table without work item, repository, stage or due time is bound by constants for them."""
+    foreign.run("CREATE TABLE deploys (id INTEGER PRIMARY KEY, status TEXT, metadata TEXT)")
+    foreign.run("INSERT INTO deploys VALUES (1, 'running', NULL)")
+    said = {"repo": "shop", "work_item": "WI-1", "stage": "deploy-staging", "not_before": None}
+    rows = SqlRows(foreign.engine, "deploys", constants=said)
     rows.check()
     rows.save(1, attempt(1))
     rows.requeue(1, LATER, 1)
@@ -521,6 +515,29 @@ def test_host_without_some_columns_says_what_stands_in_every_row(foreign: Foreig
     row = rows.load(1)
     assert (row.repo, row.work_item, row.stage) == ("shop", "WI-1", "deploy-staging")
     assert (row.status, row.not_before) == ("queued", None)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 100])
+def test_long_table_is_parted_into_spans_that_hold_each_row_once(
+    foreign: Foreign, size: int
+) -> None:
+    """Spans of `size` rows of ours, whatever is between their ids, are the table as a whole."""
+    foreign.run(
+        "CREATE TABLE deploys (id INTEGER PRIMARY KEY, tenant INTEGER, status TEXT, metadata TEXT)"
+    )
+    ours = [2, 3, 5, 8, 13]
+    for number in range(20):
+        foreign.run(f"INSERT INTO deploys VALUES ({number}, {number in ours:d}, 'done', NULL)")  # noqa: S608  # numbers of ours
+    said = {"repo": "shop", "work_item": "WI-1", "stage": "deploy-staging", "not_before": None}
+    rows = SqlRows(foreign.engine, "deploys", constants=said, where="tenant = 1")
+    for number in ours:
+        rows.save(number, attempt(1))
+
+    spans = list(rows.spans(size))
+    found = [[row.id for row in rows.attempts(*span)] for span in spans]
+    assert found == [ours[begin : begin + size] for begin in range(0, len(ours), size)]
+    assert spans[0][0] is None
+    assert list(SqlRows(foreign.engine, "deploys", constants=said, where="1 = 0").spans(size)) == []
 
 
 def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreign) -> None:

@@ -58,7 +58,7 @@ FURTHER_TESTS = {
     "core/snapshot.py": ("invariants", "stories"),
     "core/artifact.py": ("stories",),
     "drive/recovery.py": ("stories", "faults", "intercept"),
-    "drive/engine.py": ("stories", "faults", "intercept"),
+    "drive/engine.py": ("stories", "faults", "intercept", "alerts"),
     "drive/intercept.py": ("stories", "faults"),
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
     "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
