@@ -1167,6 +1167,33 @@ def test_alert_that_fails_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture
     ]
 
 
+def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a move is told of, alerts that are owed are tried again, come what may."""
+    heard: list[object] = []
+
+    def is_tried() -> bool:
+        heard.append("delivery")
+        return True
+
+    engine = desk.staging.engine
+    engine.watch = lambda _row, snapshot: heard.append(snapshot.state)
+    engine.alerts = Failing(engine.alerts, "deliver", OSError("boom"), is_tried)
+    desk.claim()
+    desk.launch()
+
+    assert heard == [
+        State.RUNNING,
+        "delivery",
+        State.VERDICT_PASSED,
+        "delivery",
+        State.ADVANCED,
+        "delivery",
+    ]
+    assert caplog.messages == ['event="alerts were not delivered" error=boom'] * 3
+
+
 @pytest.mark.parametrize(
     ("suites", "told"),
     [
