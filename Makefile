@@ -8,8 +8,8 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# The tests run in as many processes as there are processors, up to four, each file in one of them.
-PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+# The tests run in one process more than there are processors, up to four, each file in one of them.
+PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder \
 	--max-worker-restart=0
 
 .PHONY: demo test check fuzz soak fleet-soak bench scaling mutate format generated clean

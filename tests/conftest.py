@@ -21,6 +21,7 @@ from staging_fsm.host.launcher import Host
 from staging_fsm.host.settings import load_host_settings
 from staging_fsm.host.store import SqlHostStore, WorkItem
 
+PROCESSES_MAX: Final = 4
 NO_CHROMIUM = "no Chromium was found (Debian's package chromium)"
 REPO = "shop"
 #: What the transitions that tests recorded as fired are counted by.
@@ -31,6 +32,11 @@ settings.register_profile("specification", deadline=None, derandomize=True, data
 settings.load_profile("specification")
 NO_POSTGRESQL = f"there is no PostgreSQL: set {postgres.VARIABLE}, or install one"
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return in how many processes the tests run: many of them wait, most of the time."""
+    return min(PROCESSES_MAX, 1 + (os.cpu_count() or 1))
 
 
 @attrs.frozen
