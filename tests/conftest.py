@@ -34,6 +34,7 @@ NO_POSTGRESQL = f"there is no PostgreSQL: set {postgres.VARIABLE}, or install on
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return in how many processes the tests run: many of them wait, most of the time."""
     return min(PROCESSES_MAX, 1 + (os.cpu_count() or 1))

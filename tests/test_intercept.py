@@ -1138,6 +1138,20 @@ def test_each_move_is_logged_and_watched_once_it_is_durable(
         assert f" on={row.event} target={row.target} effect={row.effect} reason=" in line
 
 
+@pytest.mark.parametrize("suites", [PASSING, FAILING, TOOL_ERROR])
+def test_run_says_when_it_began_and_ended(desk: Desk, suites: str) -> None:
+    """However a run ends: it starts before the move that begins it, and ends before the next."""
+    desk.suites_file = suites
+    desk.claim()
+    desk.launch()
+    attempt = desk.snapshot()
+    run, (began, ended, *_) = attempt.runs[0], attempt.history
+
+    assert run.ended_at is not None
+    times = [run.started_at, began.time, run.ended_at, ended.time]
+    assert times == sorted(times)
+
+
 def test_attempt_that_failed_closed_is_told_in_words(desk: Desk) -> None:
     """The alert of an attempt that failed closed names work item, run, reason and whose fault."""
     desk.set("INFRA_RETRIES", "0")
