@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from conftest import REPO, HostKit
 from staging_fsm.core.config import Suites, parse_suites
 from staging_fsm.core.errors import RunRefusedError, SnapshotRefusedError, TransitionRefusedError
+from staging_fsm.core.evidence import Counts, Evidence, EvidenceState
 from staging_fsm.core.invariants import Sight, violations
-from staging_fsm.core.outcome import REASONS, Reason
-from staging_fsm.core.ports import AlertKind, JobRow, RunCondition
+from staging_fsm.core.outcome import REASONS, Reason, RunFacts, Supervision, judge
+from staging_fsm.core.ports import AlertKind, JobRow, RunCondition, RunReport
 from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
 from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.drive.engine import Place
@@ -1136,6 +1137,56 @@ def test_each_move_is_logged_and_watched_once_it_is_durable(
         row, attempt = move.row, desk.snapshot().attempt_id
         assert f" id={row.id} job={desk.job_id} attempt={attempt} source={row.source}" in line
         assert f" on={row.event} target={row.target} effect={row.effect} reason=" in line
+
+
+class Reporting:
+    """Suites that run nothing and report what they are told."""
+
+    def __init__(self, whole: Any, report: RunReport) -> None:
+        """Stand for `whole`."""
+        self._whole, self._report = whole, report
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is not about a run from the real suites."""
+        return getattr(self._whole, name)
+
+    def start(self, _order: Any) -> None:
+        """Do nothing."""
+
+    def await_report(self, _run_id: str) -> RunReport:
+        """Return the report."""
+        return self._report
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        RunFacts(
+            exit_code=1,
+            log_complete=True,
+            supervision=Supervision.SOUND,
+            evidence=Evidence(EvidenceState.READ, Counts(9, 1, 2, 3, dated=True)),
+        ),
+        RunFacts(signal=11, log_complete=True, supervision=Supervision.SOUND),
+    ],
+    ids=["failed", "crashed"],
+)
+def test_run_keeps_what_its_report_said(desk: Desk, facts: RunFacts) -> None:
+    """Everything that a report says is stored with its run, and by which rule it was judged."""
+    report = RunReport(facts, 1.5, "a detail", "/its/log", "0" * 64, 40, 2)
+    desk.staging.engine.suites = Reporting(desk.staging.engine.suites, report)
+    desk.claim()
+    desk.launch()
+    attempt = desk.snapshot()
+    run, suite = attempt.runs[0], attempt.bound_plan.suite
+    outcome = judge(facts, suite.judging_policy())
+
+    assert (run.reason, run.rule) == (outcome.reason, outcome.rule)
+    assert (run.exit_code, run.signal) == (facts.exit_code, facts.signal)
+    assert (run.evidence, run.counts) == (facts.evidence.state, facts.evidence.counts)
+    assert (run.duration_seconds, run.detail) == (1.5, "a detail")
+    kept = (run.log, run.log_sha256, run.log_bytes, run.log_dropped_bytes)
+    assert kept == ("/its/log", "0" * 64, 40, 2)
 
 
 @pytest.mark.parametrize("suites", [PASSING, FAILING, TOOL_ERROR])
