@@ -425,6 +425,36 @@ def with_agent(root: Path, text: str = AGENT) -> dict[str, str]:
     return {"ORCH_AGENT_COMMAND": command, "ORCH_LOG_DIR": str(root / "agents")}
 
 
+#: The first one works for long; whoever comes after it looks whether it still does.
+LASTING_AGENT = """\
+if [ -e "$FLEET/agent" ]; then
+    # Nothing, of a process that has ended.
+    [ -z "$(tr -d '\\0' 2>&- <"/proc/$(cat "$FLEET/agent")/cmdline")" ] || touch "$FLEET/beside"
+    touch "$FLEET/looked"
+else
+    echo $$ >"$FLEET/agent"
+    sleep 600
+fi
+"""
+
+
+def test_agent_of_a_dead_worker_ends_before_the_next_one_begins(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """What a killed worker's agent still does is ended: no two of one job are at work at once."""
+    off = {"ORCH_STAGING_RUNNER_ENABLED": "0", **with_agent(tmp_path, LASTING_AGENT)}
+    with fleet_stand(tmp_path, postgres_url, **off) as fleet:
+        fleet.submit("shop", "WI-1")
+        one = fleet.machine("one")
+        worker = one.start()
+        await_that((tmp_path / "agent").exists, "the agent is at work")
+        worker.kill()
+        one.start()
+        await_that((tmp_path / "looked").exists, "another agent has looked")
+
+        assert not (tmp_path / "beside").exists()
+
+
 def stage_of(fleet: FleetStand, item: str) -> str:
     """Return where a work item is."""
     store = fleet.desk.store

@@ -33,6 +33,7 @@ from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.suite import LocalSuites
@@ -47,7 +48,7 @@ from staging_fsm.fleet.publisher import (
     published_log,
 )
 from staging_fsm.fleet.settings import FleetSettings
-from staging_fsm.host.launcher import RESERVED_AGENTS, Host, launch_job
+from staging_fsm.host.launcher import AGENT_MARK, RESERVED_AGENTS, Host, launch_job
 from staging_fsm.host.pipeline import initiate_gate, work_item_dir
 from staging_fsm.host.settings import HostSettings
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
@@ -264,6 +265,9 @@ class Delivery:
         try:
             revision = mirror.head(self.fleet.branch(row))
             root = publisher.open(row)
+            while kill_marked(AGENT_MARK, str(work_item_dir(root, row.work_item))):
+                # The agent of a worker that died was still at it, and may have written here.
+                root = publisher.open(row)
         except PreparationError as error:
             self._later(error)
             return

@@ -79,6 +79,10 @@ def agent_command(host: Host, job: Job) -> list[str]:
     return words
 
 
+#: Says which folder an agent works for, to the agent, and to whoever looks for what it left.
+AGENT_MARK: Final = "ORCH_WORK_ITEM_DIR"
+
+
 def _agent_log(host: Host, job: Job) -> Path:
     return host.settings.log_dir / f"job-{job.id}.log"
 
@@ -104,7 +108,7 @@ def _spawn(host: Host, job: Job) -> int:
         "ORCH_AGENT": job.agent,
         "ORCH_STAGE": job.stage,
         "ORCH_WORK_ITEM": job.work_item,
-        "ORCH_WORK_ITEM_DIR": str(folder),
+        AGENT_MARK: str(folder),
     }
     with _agent_log(host, job).open("ab") as log:
         process = subprocess.Popen(
