@@ -21,6 +21,7 @@ from staging_fsm.core.artifact import (
     facts,
     fault,
     front_matter,
+    is_of_run,
     render,
     visible,
 )
@@ -316,6 +317,19 @@ def test_exhausted_attempt_says_infrastructure(runs: tuple[Run, ...]) -> None:
 
     assert (words_ in render(snapshot, log(snapshot))) is exhausted
     assert (front_matter(snapshot, log(snapshot))["fault"] == "infrastructure") is exhausted
+
+
+def test_artifact_is_of_the_run_that_its_front_matter_names() -> None:
+    """Another run, another attempt, and whatever the suite printed are none of this artifact's."""
+    snapshot = judged(KILLED, LOST)
+    printed = b'attempt: "another"\nrun: 7\n---\nattempt: "another"\nrun: 7\n---\n'
+    text = render(snapshot, log(snapshot, printed))
+
+    assert is_of_run(text, snapshot.attempt_id, 2)
+    assert not is_of_run(text, snapshot.attempt_id, 1)
+    assert not is_of_run(text, "another", 2)
+    assert not is_of_run(text, "another", 7)
+    assert not is_of_run("", snapshot.attempt_id, 2)
 
 
 @pytest.mark.parametrize("report", [None, "junit.xml"])

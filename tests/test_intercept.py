@@ -339,6 +339,7 @@ def test_internal_error_after_a_run_was_counted_is_a_tool_error(desk: Desk, part
     snapshot = desk.snapshot()
     assert [move.id for move in snapshot.history] == ["T01", "T05", "T07"]
     assert snapshot.reasons == (Reason.INTERNAL_ERROR,)
+    assert snapshot.runs[0].rule == "engine"
     assert desk.agent_calls() == []
 
 
