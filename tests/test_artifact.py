@@ -250,13 +250,17 @@ def test_long_command_does_not_shut_the_gate(command: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        (("make", "x" * (COMMAND_CHARACTERS - 6)), ["make", "x" * (COMMAND_CHARACTERS - 6)]),
+        (("make", "x" * (COMMAND_CHARACTERS - 5)), ["make", "x" * (COMMAND_CHARACTERS - 5)]),
+        (
+            ("make", "x" * (COMMAND_CHARACTERS - 4)),
+            ["make", "x" * (COMMAND_CHARACTERS - 5) + " … (2 words in all)"],
+        ),
         (
             ("make", "x" * COMMAND_CHARACTERS, "y"),
             ["make", "x" * (COMMAND_CHARACTERS - 5) + " … (3 words in all)"],
         ),
     ],
-    ids=["whole", "cut"],
+    ids=["whole", "one too long", "cut"],
 )
 def test_long_command_is_cut(command: tuple[str, ...], shown: list[str]) -> None:
     """A command stands whole as long as there is room, else it is cut and says how long it was."""
@@ -382,7 +386,7 @@ def test_only_the_last_lines_are_shown(count: int) -> None:
     shown = [f"    {line}" for line in lines[-TAIL_LINES:]]
     assert output_lines(text) == shown
     assert (f"The last {len(shown)} lines of 100 bytes of output:\n" in text) is bool(shown)
-    assert text.endswith("The suite printed nothing.\n") is (not shown)
+    assert text.endswith("\nThe suite printed nothing.\n") is (not shown)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def written(key: str, value: object) -> str:
 
 def is_of_run(text: str, attempt_id: str, number: int) -> bool:
     """Say whether an artifact's front matter names this run of this attempt as its own."""
-    head = text.removeprefix("---\n").partition("\n---\n")[0].split("\n")
+    head = text.partition("\n---\n")[0].split("\n")
     return {written("attempt", attempt_id), written("run", number)} <= set(head)
 
 
@@ -119,7 +119,7 @@ def _shortened(command: tuple[str, ...]) -> list[str]:
     words: list[str] = []
     left = COMMAND_CHARACTERS
     for word in command:
-        if len(word) >= left:
+        if len(word) > left:
             return [*words, f"{word[:left]} … ({len(command)} words in all)"]
         words.append(word)
         left -= len(word) + 1

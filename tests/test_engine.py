@@ -1,0 +1,118 @@
+"""The engine and time: what is early, what is claimed again, and how a deferred job is queued."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import attrs
+import pytest
+
+from staging_fsm.core.plan import Budget, Plan, SuitePlan
+from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.snapshot import Move, Run, Snapshot, fresh_snapshot
+from staging_fsm.core.spec import TRANSITIONS, Event, State
+from staging_fsm.core.times import format_time
+from staging_fsm.drive.engine import Engine
+
+NOW: Final = datetime(2030, 1, 1, tzinfo=UTC)
+TICK: Final = timedelta(microseconds=1)
+LONGEST: Final = timedelta(seconds=900)
+DEFERRING: Final = next(row for row in TRANSITIONS if row.event is Event.BUDGET_LEFT)
+
+
+class StoppedClock:
+    """A clock at NOW."""
+
+    def now(self) -> datetime:
+        """Return NOW."""
+        return NOW
+
+
+@attrs.define
+class Requeues:
+    """Job rows that note how a job is queued again."""
+
+    asked: list[tuple[datetime, int, bool]] = attrs.field(factory=list)
+
+    def requeue(self, _id: Any, not_before: datetime, version: int, *, once: bool) -> None:
+        """Note what was asked."""
+        self.asked.append((not_before, version, once))
+
+
+def engine(rows: Any = None) -> Engine:
+    """Return an engine at NOW with nothing that these tests do not use."""
+    unused: Any = None
+    clock: Any = StoppedClock()
+    return Engine(rows, unused, unused, unused, clock, unused, unused, "a worker")
+
+
+def deferred(due: datetime) -> Snapshot:
+    """Return an attempt that waits until `due` for its second run."""
+    move = Move(DEFERRING.id, format_time(NOW), "why", "a worker", "5e1f")
+    return attrs.evolve(
+        fresh_snapshot("1-a", "a worker"),
+        version=3,
+        state=State.DEFERRED,
+        plan=Plan(SuitePlan(("true",)), Budget(backoff_max_seconds=LONGEST.seconds), "abc123"),
+        runs=(Run(1, format_time(NOW)),),
+        history=(move,),
+        next_run_at=format_time(due),
+    )
+
+
+def row(not_before: datetime | None, status: str = "running") -> JobRow:
+    """Return a job's row."""
+    return JobRow(1, "shop", "WI-1", "deploy-staging", status, not_before, None)
+
+
+@pytest.mark.parametrize(
+    ("due", "early"),
+    [
+        (NOW - TICK, False),
+        (NOW, False),
+        (NOW + TICK, True),
+        (NOW + LONGEST, True),
+        (NOW + LONGEST + TICK, False),
+    ],
+    ids=["past", "now", "next", "as far as a wait lasts", "farther"],
+)
+def test_attempt_is_early_until_it_is_due(due: datetime, *, early: bool) -> None:
+    """A wait ends at its due time; one that is longer than any can be is none."""
+    assert engine().is_early(deferred(due)) is early
+
+
+@pytest.mark.parametrize(
+    ("not_before", "once"),
+    [(None, True), (NOW, True), (NOW + TICK, False), (NOW + 2 * TICK, False)],
+    ids=["no due time", "earlier", "as due", "later"],
+)
+def test_only_who_saw_the_job_due_then_takes_its_claim_back(
+    not_before: datetime | None, *, once: bool
+) -> None:
+    """A job is queued again once, unless the row that was loaded says it is queued for then."""
+    rows, due = Requeues(), NOW + TICK
+    engine(rows).drive(row(not_before), deferred(due))
+
+    assert rows.asked == [(due, 3, once)]
+
+
+def test_job_is_queued_for_no_later_than_the_longest_wait() -> None:
+    """A due time beyond the longest wait, after the clock was set back, is brought forward."""
+    rows = Requeues()
+    engine(rows).drive(row(None), deferred(NOW + 2 * LONGEST))
+
+    assert rows.asked == [(NOW + LONGEST, 3, True)]
+
+
+@pytest.mark.parametrize("status", [QUEUED, "running", "a", "z"])
+@pytest.mark.parametrize(
+    ("not_before", "made"),
+    [(None, False), (NOW - TICK, False), (NOW, True), (NOW + TICK, True)],
+    ids=["no due time", "earlier", "as due", "later"],
+)
+def test_deferred_job_is_claimed_again_once_it_was_queued_for_its_time(
+    not_before: datetime | None, status: str, *, made: bool
+) -> None:
+    """A deferred job that is not queued has been claimed if its row kept the due time."""
+    claimed = engine().is_claimed_again(row(not_before, status), deferred(NOW))
+
+    assert claimed is (made and status != QUEUED)
