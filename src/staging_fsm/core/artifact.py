@@ -35,7 +35,12 @@ _FAULTS: Final = {Verdict.PASSED: "none", Verdict.FAILED: "code"}
 #: anything but a text. Whatever comes from elsewhere is quoted.
 _BARE: Final = frozenset(
     {
-        *("SUCCESS", "FAILED", "staging_fsm", "infrastructure", "exit-code", "junit"),
+        "SUCCESS",
+        "FAILED",
+        "staging_fsm",
+        "infrastructure",
+        "exit-code",
+        "junit",
         *_FAULTS.values(),
         *Reason,
     }
