@@ -323,7 +323,7 @@ def test_suite_that_destroys_the_database_is_no_verdict(shell: Shell) -> None:
     ended = shell.call("run", "--repo", str(shell.repository), "--", "rm", str(database))
 
     assert ended.returncode == ExitCode.DECLINED
-    assert "internal error" in ended.stderr
+    assert "was removed or replaced while it was in use" in ended.stderr
 
 
 def test_damaged_row_is_shown_and_never_touched(shell: Shell) -> None:

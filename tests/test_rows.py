@@ -513,3 +513,26 @@ def test_database_that_was_emptied_is_not_waited_for(tmp_path: Path) -> None:
 
         assert time.monotonic() - begun < BUSY_TIMEOUT_SECONDS
     kit.engine.dispose()
+
+
+@pytest.mark.parametrize("successor", [None, b""], ids=["removed", "replaced"])
+def test_database_that_was_removed_takes_nothing_more(
+    tmp_path: Path, successor: bytes | None
+) -> None:
+    """What would be stored in a file that nobody finds again is refused, and nothing is stored."""
+    database = tmp_path / "orchestrator.db"
+    kit = SqlKit(open_database(f"sqlite:///{database}"))
+    kit.store.create_schema()
+    kit.add("{}")
+    kept = tmp_path / "elsewhere.db"
+    database.rename(kept)
+    if successor is not None:
+        database.write_bytes(successor)
+
+    with pytest.raises(sa.exc.OperationalError, match="was removed or replaced"):
+        kit.rows.save(JOB, attempt(1))
+
+    assert not database.exists() or database.stat().st_size == 0
+    kept.rename(database)
+    assert kit.rows.load(JOB).document is None
+    kit.engine.dispose()

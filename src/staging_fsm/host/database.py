@@ -1,8 +1,11 @@
 """Connections to the host's database: durable, patient, and given up when they are dead."""
 
+import sqlite3
 import threading
+from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
@@ -61,7 +64,38 @@ def open_database(url: str) -> Engine:
         turns = _Turns()
         sa.event.listen(engine, "before_cursor_execute", turns.await_turn)
         sa.event.listen(engine, "checkin", turns.pass_on)
+        place = _Place(Path(in_a_file).absolute())
+        sa.event.listen(engine, "connect", place.remember)
+        sa.event.listen(engine, "checkout", place.check)
     return engine
+
+
+@attrs.frozen
+class _Place:
+    """The file at which a connection was opened, which must be there still.
+
+    SQLite goes on with a file that has been removed or replaced (its own check leaves out
+    WAL), and whatever is committed to it is gone with the last connection.
+    """
+
+    path: Path
+
+    def remember(self, _connection: Any, record: Any) -> None:
+        """Note which file it is."""
+        record.info["file"] = self._file()
+
+    def check(self, _connection: Any, record: Any, _proxy: Any) -> None:
+        """Raise sqlite3.OperationalError where it is another one by now, or none."""
+        if record.info["file"] != self._file():
+            message = f"{self.path} was removed or replaced while it was in use"
+            raise sqlite3.OperationalError(message)
+
+    def _file(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 #: How a statement begins that never writes. None of the others has to.
