@@ -96,6 +96,28 @@ def test_agent_of_a_job_that_was_cancelled_unseen_moves_nothing() -> None:
     assert world.facts[1].movements == ()
 
 
+def test_delivery_beside_a_claim_that_cannot_read_its_row_ends_the_job_once() -> None:
+    """Told that its claim is exclusive, a launch that cannot read declines; the job ends once."""
+    world = World(Shape(machines=("m:boot:1", "m:boot:1"), older_artifact=False))
+    claiming, second = world.workers
+    launch = world.begin(claiming, Doing.WORK, 1)
+    while launch.point != "load":
+        world.advance(launch)
+    world.advance(launch, Fate.REFUSED)
+    beside = world.begin(second, Doing.DELIVER_AGAIN, 1)
+    while beside.point != "start":
+        world.advance(beside)
+    while launch.point != "load":
+        world.advance(launch)
+    world.advance(launch, Fate.REFUSED)
+    world.settle("passed")
+
+    assert launch.declined == {1}
+    assert len(world.facts[1].starts) == 1
+    assert world.tables.jobs[1].status == "done"
+    assert len(world.facts[1].movements) <= 1
+
+
 def test_broken_promise_shows_its_seed_and_its_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken promise is reported by name, with the seed and every move that led to it."""
     monkeypatch.setattr(SimulatedArtifacts, "set_aside", lambda *_: None)

@@ -270,6 +270,8 @@ class Facts:
     raised: tuple[str, ...] = ()
     alerts: tuple[AlertKind, ...] = ()
     damaged: bool = False
+    #: The host delivered the job beside a claim, which then is not the exclusive one it says.
+    delivered_again: bool = False
     #: An agent ended the job: an attempt that a second delivery began comes to nothing.
     ended_by_agent: bool = False
 
@@ -636,9 +638,11 @@ class World:
             self.accuse(f"job {job_id} is damaged, and its launch went to the LLM path")
         task, snapshot = cast("Task", getcurrent()), facts.snapshot
         state = None if snapshot is None else snapshot.state
-        if state is State.CANCELLED and snapshot is not None and not snapshot.runs:
-            # Who cannot read the row cannot know of a person who cancelled since it was claimed.
-            state = state if task.has_read else None
+        cancelled = state is State.CANCELLED and snapshot is not None and not snapshot.runs
+        if not task.has_read and (cancelled or facts.delivered_again):
+            # Who cannot read the row cannot know of a person who cancelled since it was
+            # claimed, nor of a delivery beside the claim that it was told is exclusive.
+            state = None
         facts.declined_in = (*facts.declined_in, state)
         task.declined.add(job_id)
         self.touch(job_id)
@@ -703,6 +707,7 @@ class World:
     def _deliver_again(self, worker: Worker, job_id: int) -> None:
         # A host that may deliver a launch twice cannot say that one is the first.
         job = self.tables.jobs[job_id].job()
+        self.facts[job_id].delivered_again = True
         if not worker.staging.launch(job_id):
             finish_job(worker.host, job, launcher._spawn(worker.host, job))
 
