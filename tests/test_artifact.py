@@ -38,7 +38,7 @@ from staging_fsm.host.contract.gate import (
 )
 
 #: The load of the machine must not decide.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 
 HEADER = """\
 An artifact, byte for byte as the gate and people read it; below this comment.

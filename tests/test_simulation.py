@@ -31,7 +31,7 @@ from world import (
     simulation,
 )
 
-WORLDS = 1500
+WORLDS = 900
 MACHINES = (("m:boot:1",), ("m:boot:1", "m:boot:1"), ("m:boot:1", "n:boot:1"))
 
 
@@ -270,7 +270,7 @@ def test_every_promise_holds_in_any_world() -> None:
     run_state_machine_as_test(
         AnyWorld,
         settings=settings(
-            max_examples=600,
+            max_examples=300,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

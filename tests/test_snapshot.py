@@ -31,7 +31,7 @@ from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State
 from staging_fsm.core.trail import NO_LINK
 
 #: The load of the machine must not decide.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 Document = dict[str, Any]
 Path = tuple[str | int, ...]
