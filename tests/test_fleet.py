@@ -143,20 +143,26 @@ def test_run_of_another_machine_is_left_to_its_workers(fleet: FleetStand) -> Non
     assert len(fleet.ledger("start")) == 1
 
 
-@pytest.mark.parametrize("successor", ["one", "two"])
-def test_verdict_is_published_once_whoever_hands_it_over(fleet: FleetStand, successor: str) -> None:
-    """A worker that dies between push and gate leaves papers that the next one, anywhere, keeps."""
+def kill_at_its_push(fleet: FleetStand, moment: str) -> int:
+    """Kill a worker of machine one when the remote has its verdict, or gets it; return the job."""
     job = fleet.submit("shop", "WI-1", hold=True)
-    one = fleet.machine("one")
-    worker = one.start()
+    worker = fleet.machine("one").start()
     fleet.await_starts(1)
-    hook = fleet.remote("shop") / "hooks" / "post-receive"
-    hook.write_text(f"#!/bin/sh\nkill -9 {worker.pid}\n")
+    hook = fleet.remote("shop") / "hooks" / moment
+    # Before it is received, it is refused, too.
+    hook.write_text(f"#!/bin/sh\nkill -9 {worker.pid}\nexit 1\n")
     hook.chmod(0o755)
     fleet.let_go("WI-1")
     worker.wait()
-    assert fleet.attempt(job).state == State.VERDICT_PASSED
     hook.unlink()
+    assert fleet.attempt(job).state == State.VERDICT_PASSED
+    return job
+
+
+@pytest.mark.parametrize("successor", ["one", "two"])
+def test_verdict_is_published_once_whoever_hands_it_over(fleet: FleetStand, successor: str) -> None:
+    """A worker that dies between push and gate leaves papers that the next one, anywhere, keeps."""
+    job = kill_at_its_push(fleet, "post-receive")
     fleet.machine(successor).start()
 
     assert fleet.await_end(job).state == State.ADVANCED
@@ -168,20 +174,11 @@ def test_verdict_is_published_once_whoever_hands_it_over(fleet: FleetStand, succ
 
 def test_verdict_of_another_machine_is_left_to_its_workers(fleet: FleetStand) -> None:
     """Whoever has the output hands the verdict over: a job in that state is passed on to it."""
-    job = fleet.submit("shop", "WI-1", hold=True)
-    one = fleet.machine("one")
-    worker = one.start()
-    fleet.await_starts(1)
-    hook = fleet.remote("shop") / "hooks" / "pre-receive"
-    hook.write_text(f"#!/bin/sh\nkill -9 {worker.pid}\nexit 1\n")
-    hook.chmod(0o755)
-    fleet.let_go("WI-1")
-    worker.wait()
-    hook.unlink()
+    job = kill_at_its_push(fleet, "pre-receive")
     with present_machine(fleet.seen_from("one")):
         deliver(fleet, job, "two")
     assert fleet.attempt(job).state == State.VERDICT_PASSED
-    one.start()
+    fleet.machine("one").start()
 
     assert fleet.await_end(job).state == State.ADVANCED
     assert fleet.published("shop", "WI-1").endswith("\n    suite of WI-1")
