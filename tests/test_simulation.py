@@ -26,7 +26,9 @@ from world import (
     Fate,
     Shape,
     SimulatedArtifacts,
+    Task,
     ViolationError,
+    Worker,
     World,
     simulation,
 )
@@ -73,14 +75,20 @@ def test_quiet_world_ends_as_its_suites_did(ending: str) -> None:
     assert moved == {(Movement.FORWARD if ending == "passed" else Movement.BACK,)}
 
 
-def test_agent_of_a_job_that_was_cancelled_unseen_moves_nothing() -> None:
-    """Where a row cannot be read an agent may start for a cancelled job, and it ends nothing."""
+def refused_once() -> tuple[World, Task, Worker]:
+    """Return a launch whose first look at its row was refused, its world, and another worker."""
     world = World(Shape(machines=("m:boot:1", "m:boot:1"), older_artifact=False))
-    working, cancelling = world.workers
-    launch = world.begin(working, Doing.WORK, 1)
+    claiming, other = world.workers
+    launch = world.begin(claiming, Doing.WORK, 1)
     while launch.point != "load":
         world.advance(launch)
     world.advance(launch, Fate.REFUSED)
+    return world, launch, other
+
+
+def test_agent_of_a_job_that_was_cancelled_unseen_moves_nothing() -> None:
+    """Where a row cannot be read an agent may start for a cancelled job, and it ends nothing."""
+    world, launch, cancelling = refused_once()
     cancel = world.begin(cancelling, Doing.CANCEL, 1)
     while not cancel.dead:
         world.advance(cancel)
@@ -98,12 +106,7 @@ def test_agent_of_a_job_that_was_cancelled_unseen_moves_nothing() -> None:
 
 def test_delivery_beside_a_claim_that_cannot_read_its_row_ends_the_job_once() -> None:
     """Told that its claim is exclusive, a launch that cannot read declines; the job ends once."""
-    world = World(Shape(machines=("m:boot:1", "m:boot:1"), older_artifact=False))
-    claiming, second = world.workers
-    launch = world.begin(claiming, Doing.WORK, 1)
-    while launch.point != "load":
-        world.advance(launch)
-    world.advance(launch, Fate.REFUSED)
+    world, launch, second = refused_once()
     beside = world.begin(second, Doing.DELIVER_AGAIN, 1)
     while beside.point != "start":
         world.advance(beside)
