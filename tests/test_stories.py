@@ -251,13 +251,16 @@ def crash_while_the_suite_ran(begin: Begin) -> Script:
 
 def crash_with_the_supervisor(begin: Begin) -> Script:
     """A run whose supervisor died with the worker is reaped and counted as lost."""
-    script = begin('command = ["sh", "-c", "test -e $FOLDER/up || sleep 600"]\n'
-                   'environment = ["FOLDER"]')  # fmt: skip
+    suite = "test -e $FOLDER/up || { echo > $FOLDER/begun; sleep 600; }"
+    script = begin(f'command = ["sh", "-c", "{suite}"]\nenvironment = ["FOLDER"]')
+    folder = Path(script.variables["FOLDER"])
     _die_in(script, "suites", "await_report")
+    # Until it is released a suite holds its run, too, and outlives its supervisor for a moment.
+    _wait_for_text(folder / "begun")
     script.note("the supervisor is killed")
     os.kill(_supervisor(script), signal.SIGKILL)
     os.waitpid(_supervisor(script), 0)
-    (Path(script.variables["FOLDER"]) / "up").touch()
+    (folder / "up").touch()
     script.recover()
     script.wait(minutes=2)
     script.launch()
