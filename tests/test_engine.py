@@ -6,8 +6,9 @@ from typing import Any, Final
 import attrs
 import pytest
 
+from staging_fsm.core.outcome import RunFacts
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
-from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, RunCondition, RunReport
 from staging_fsm.core.snapshot import Move, Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.times import format_time
@@ -116,3 +117,16 @@ def test_deferred_job_is_claimed_again_once_it_was_queued_for_its_time(
     claimed = engine().is_claimed_again(row(not_before, status), deferred(NOW))
 
     assert claimed is (made and status != QUEUED)
+
+
+def test_what_is_not_known_of_a_run_is_nothing() -> None:
+    """Of a report that says no more than its facts nothing else is known: no time, no output."""
+    facts = RunFacts()
+
+    assert attrs.astuple(RunReport(facts), recurse=False) == (facts, *[None] * 6)
+
+
+@pytest.mark.parametrize("kind", [AlertKind, RunCondition])
+def test_words_for_a_person_are_the_names(kind: type[AlertKind | RunCondition]) -> None:
+    """An alert and the condition of a run are told by the words that programs know them by."""
+    assert [str(member) for member in kind] == [member.name.lower() for member in kind]

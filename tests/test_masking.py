@@ -3,7 +3,8 @@
 import base64
 import itertools
 import json
-from urllib.parse import quote
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from staging_fsm.core.masking import (
     CUT_MIN_BYTES,
     DROPPED_NOTE,
     MASK,
-    SECRET_MIN_BYTES,
     MaskedStream,
     Masker,
     looks_secret,
@@ -69,6 +69,19 @@ def test_names_tell_secrets(name: str, secret: bool) -> None:  # noqa: FBT001  #
         (("sh", "-c", "t --token 'hunter22'; u"), ("sh", "-c", "t --token '***'; u")),
         (("t", "--token=hunter22", "hunter22"), ("t", "--token=***", "***")),
         (("t", "pg://me:hunter22@host/db"), ("t", "pg://me:***@host/db")),
+        (("t", "--api-key=hunter22"), ("t", "--api-key=***")),
+        (("t", "--auth-token=hunter22", "hunter-23"), ("t", "--auth-token=***", "hunter-23")),
+        (("curl", "-H", "Authorization:", "hunter22"), ("curl", "-H", "Authorization:", "***")),
+        (("t", "--token", "basic", "hunter22"), ("t", "--token", "basic", "***")),
+        (("t", "--token", "TOKEN", "hunter22"), ("t", "--token", "TOKEN", "***")),
+        (("t", "--token", "digest", "hunter22"), ("t", "--token", "***", "hunter22")),
+        (
+            ("t", "-H", "Cookie: hunter22", "Bearer hunter22"),
+            ("t", "-H", "Cookie: ***", "Bearer ***"),
+        ),
+        (("t", "-H", "Cookie: Token hunter22", "hunter22"), ("t", "-H", "Cookie: ***", "***")),
+        (("t", "--password=my hunter22", "hunter22"), ("t", "--password=***", "hunter22")),
+        (("sh", "-c", "t;A_TOKEN=hunter22"), ("sh", "-c", "t;A_TOKEN=***")),
     ],
 )
 def test_secret_in_a_command_is_masked(command: tuple[str, ...], shown: tuple[str, ...]) -> None:
@@ -82,6 +95,7 @@ def test_secret_in_a_command_is_masked(command: tuple[str, ...], shown: tuple[st
         ("pytest", "tests/test_auth.py::test_token", "-k", "token or secret"),
         ("t", "--sort-key=duration", "--tokens", "--other", "something"),
         ("t", "--token", "$API_TOKEN", "--password=$(cat password)"),
+        ("pytest", "-k", "password", "resetting"),
         ("t", "--private-key-file=/etc/keys/one", "--token-env", "API_TOKEN"),
         ("t", "\udcff\udcfe"),
     ],
@@ -98,6 +112,7 @@ def test_command_without_a_secret_is_shown_as_it_is(command: tuple[str, ...]) ->
         json.dumps(SECRET),
         quote(SECRET),
         quote(SECRET, safe=""),
+        quote_plus(SECRET),
         base64.b64encode(SECRET.encode()).decode(),
         base64.b64encode(b"user:" + SECRET.encode() + b"!").decode(),
         base64.urlsafe_b64encode(b"me:" + SECRET.encode()).decode(),
@@ -115,6 +130,55 @@ def test_secret_is_found_in_every_usual_form(form: str) -> None:
     assert base64.b64encode(SECRET.encode())[4:16] not in masked
 
 
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("size", range(7, 10))
+def test_of_base64_all_that_is_only_secret_is_masked(
+    encode: Callable[[bytes], bytes], before: int, size: int
+) -> None:
+    """Of a secret that is encoded with its surroundings, what they share in is left."""
+    secret = "\u03ff" * (size // 2) + "~" * (size % 2)
+    raw = secret.encode()
+    encoded = encode(b"/" * before + raw + b"/" * 3)
+    # A character stands for six bits.
+    own = [at for at in range(len(encoded)) if before * 8 <= at * 6 <= (before + size) * 8 - 6]
+    masked = Masker.of({"TOKEN": secret}).mask_whole(encoded)
+
+    assert masked == encoded[: own[0]] + MASK + encoded[own[-1] + 1 :]
+
+
+def test_longest_secret_is_looked_for_first() -> None:
+    """Of a secret that begins with another one nothing is left."""
+    masker = Masker.of({"A_TOKEN": "hunter22", "B_TOKEN": "hunter22-and-more"})
+
+    assert masker.mask(b"hunter22-and-more hunter22") == b"*** ***"
+
+
+def test_secret_may_be_any_bytes() -> None:
+    """A secret that is no text is one, too: variables may hold any bytes."""
+    assert Masker.of({"TOKEN": "secr\udce9t"}).mask(b"a secr\xe9t") == b"a ***"
+
+
+def test_addresses_in_a_secret_are_each_one() -> None:
+    """Of several secret addresses in one variable each is masked by itself."""
+    masker = Masker.of({"ALERT_URLS": "json://one.example slack://two.example"})
+    words = Masker.of({"PASSPHRASE": "correct horse:/battery"})
+
+    assert masker.mask(b"slack://two.example, json://one.example") == b"***, ***"
+    assert words.mask(b"a horse:/battery now") == b"a horse:/battery now"
+
+
+def test_cut_may_have_gone_through_the_longest_form() -> None:
+    """A secret may reach as far before a cut as its longest form is long; without one, nothing."""
+    assert MASKER.reach == max(map(len, MASKER.forms))
+    assert Masker.of({}).reach == 0
+
+
+def test_secret_of_several_lines_is_found_as_a_whole() -> None:
+    """A secret of several lines is one, too: JSON writes it on one line."""
+    assert MASKER.mask(json.dumps(KEY.strip()).encode()) == b'"***"'
+
+
 def test_secret_of_several_lines_is_found_line_by_line() -> None:
     """Of a secret of several lines each line is one, however they are indented."""
     output = "\n".join(f"  | {line}" for line in KEY.splitlines())
@@ -127,6 +191,8 @@ def test_password_in_an_address_is_a_secret_whatever_its_variable() -> None:
     masker = Masker.of({"ORCH_DB_URL": "postgresql://me:hunt%2Fer2@db.example/shop"})
 
     assert masker.mask(b"hunt%2Fer2 hunt/er2 db.example") == b"*** *** db.example"
+    # As it is, and not only as we would write it.
+    assert Masker.of({"URL": "pg://me:hunt%2fer2@db"}).mask(b"hunt%2fer2") == MASK
 
 
 def test_named_variables_are_secret_and_others_are_not() -> None:
@@ -137,11 +203,13 @@ def test_named_variables_are_secret_and_others_are_not() -> None:
 
 
 def test_short_values_are_left_alone() -> None:
-    """A value that is too short is a word like any other."""
-    short = "x" * (SECRET_MIN_BYTES - 1)
+    """A value of less than six bytes is a word like any other, and so are three of a longer one."""
+    short = "xyzzy"
 
     assert Masker.of({"TOKEN": short}).mask(short.encode()) == short.encode()
     assert Masker.of({"TOKEN": short + "x"}).mask(short.encode() + b"x") == MASK
+    assert MASKER.mask(b"seen: s3c") == b"seen: s3c"
+    assert MASKER.mask(b"seen: s3cr") == b"seen: ***"
 
 
 @pytest.mark.parametrize("cut", range(CUT_MIN_BYTES, len(SECRET.encode()) - CUT_MIN_BYTES))
@@ -183,6 +251,7 @@ def test_stream_shows_what_the_whole_would(secret: str, around: bytes, sizes: li
         at += size
     shown += stream.end()
 
+    assert stream.end() == b""
     assert not any(form in shown for form in masker.forms)
     assert shown == masker.mask_whole(output)
 
@@ -191,3 +260,10 @@ def test_stream_shows_what_the_whole_would(secret: str, around: bytes, sizes: li
 def test_output_without_secrets_is_left_as_it_is(output: bytes) -> None:
     """Where nothing is secret, nothing is changed."""
     assert Masker.of({"HOME": "/home", "EDITOR": "emacs-nox"}).mask(output) == output
+
+
+def test_stream_without_secrets_holds_nothing_back() -> None:
+    """Output that nothing can be secret in is shown as it comes, to its last byte."""
+    stream = MaskedStream(Masker.of({}))
+
+    assert (stream.feed(b"one\ntwo"), stream.feed(b"!"), stream.end()) == (b"one\ntwo", b"!", b"")

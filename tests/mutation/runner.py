@@ -51,7 +51,7 @@ FURTHER_TESTS = {
     "core/plan.py": ("config", "outcome"),
     "core/config.py": ("plan", "intercept"),
     "core/errors.py": ("spec", "snapshot", "config", "rows"),
-    "core/ports.py": ("rows", "invariants", "stories"),
+    "core/ports.py": ("rows", "invariants", "stories", "engine"),
     "core/times.py": ("snapshot", "stories"),
     "core/evidence.py": ("fuzz_targets",),
     "core/trail.py": ("snapshot", "invariants"),

@@ -108,9 +108,9 @@ class Masker:
 
     @staticmethod
     def _overlap(before: bytes, after: bytes) -> int:
-        """Return how much of the end of `before` is the beginning of `after`, less than all."""
-        longest = min(len(before), len(after)) - (len(before) == len(after))
-        return next((n for n in range(longest, 0, -1) if before.endswith(after[:n])), 0)
+        """Return how much of the end of `before` is the beginning of `after`."""
+        longest = min(len(before), len(after))
+        return next(n for n in range(longest, -1, -1) if before.endswith(after[:n]))
 
 
 @attrs.define
@@ -150,8 +150,7 @@ def _secrets_in_command(command: Sequence[str]) -> Iterator[str]:
     yield from _named_secrets(command)
     for word in command:
         yield from _secrets(word, whole=False)
-        if any(character.isspace() for character in word):
-            yield from _named_secrets(_SHELL_WORD.findall(word))
+        yield from _named_secrets(_SHELL_WORD.findall(word))
 
 
 def _named_secrets(words: Sequence[str]) -> Iterator[str]:
