@@ -149,7 +149,7 @@ def staging_fsm(task: Task, cost: Cost, *, supervised: bool) -> None:
     clock = SystemClock()
     staging = staging_intercept(store, clock, variables)
     if not supervised:
-        staging.engine.suites = plain_suites()
+        staging.runner.engine.suites = plain_suites()
     worker = Worker(Host(store, load_host_settings({}), clock, staging), "benchmark")
 
     def work(number: int) -> None:

@@ -20,11 +20,11 @@ import sqlalchemy as sa
 
 from benchmarks.contenders import plain_suites
 from benchmarks.server import postgresql
+from staging_fsm.core.jobs import SNAPSHOT_KEY
 from staging_fsm.core.machine import step
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.ports import RunOrder
 from staging_fsm.core.snapshot import (
-    SNAPSHOT_KEY,
     Artifact,
     Move,
     Run,
@@ -415,7 +415,7 @@ def audit() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         host, store = attempt_host(Path(name), ["/bin/true"])
         assert host.staging is not None
-        host.staging.engine.suites = plain_suites()
+        host.staging.runner.engine.suites = plain_suites()
         item = WorkItem("shop", "WI-1", "deploy-staging", 3, None)
         job = store.add_work_item(item, "deployer", host.clock.now())
         Worker(host, "benchmark", launch_staging).run_one(only=job)

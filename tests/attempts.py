@@ -8,9 +8,10 @@ import attrs
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from staging_fsm.core.config import INFRA_RETRIES_MAX
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
-from staging_fsm.core.plan import INFRA_RETRIES_MAX, Budget, Plan, Preset, SuitePlan, Workspace
+from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan, Workspace
 from staging_fsm.core.snapshot import Artifact, Move, Run, Snapshot
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, reachable
 from staging_fsm.core.times import format_time

@@ -15,7 +15,7 @@ import signal
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from staging_fsm.core.config import SuiteEntry
+from staging_fsm.core.suites import SuiteEntry
 from staging_fsm.faces.session import AttemptDriver, one_suite, open_session, switched_on
 
 TOOL_EXIT_CODE = 75
@@ -83,9 +83,10 @@ def drive(
     boundary = Boundary(point)
     session = open_session(database, variables(state_dir))
     staging = session.staging(suites=one_suite(suite(command)))
-    engine = staging.engine
+    engine = staging.runner.engine
     for name in ("rows", "suites", "artifacts", "alerts", "gate"):
         setattr(engine, name, boundary.around(getattr(engine, name)))
+    staging.rows = engine.rows
     AttemptDriver(session, staging, job_id).drive()
     boundaries.send(boundary.passed)
 

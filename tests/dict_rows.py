@@ -14,8 +14,8 @@ from typing import Any
 import attrs
 
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
-from staging_fsm.core.ports import QUEUED, JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, plain
+from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
+from staging_fsm.core.snapshot import Snapshot, plain
 
 
 @attrs.define

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from conftest import git
 from networks import Link
-from staging_fsm.core.ports import JobRow
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.processes import kill_marked

@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol, TypeVar
 import attrs
 
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
-from staging_fsm.core.ports import JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, dump_snapshot
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.effects.metadata import _refuse_constant, our_document
 from staging_fsm.host.store import Job, WorkItem

@@ -19,9 +19,9 @@ import attrs
 import yaml
 
 from conftest import REPO, git
-from staging_fsm.core.config import Suites, parse_suites
-from staging_fsm.core.ports import JobRow
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.suites import Suites, parse_suites
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.shadow import Shadow
 from staging_fsm.effects.processes import this_process
@@ -144,8 +144,8 @@ class Script:
             suites=lambda _config: self.read_suites(),
             watch=self._moved,
         )
-        engine = staging.engine
-        engine.rows = Recorder(engine.rows, self.say)
+        engine = staging.runner.engine
+        staging.rows = engine.rows = Recorder(engine.rows, self.say)
         engine.suites = Recorder(engine.suites, self.say)
         engine.artifacts = Recorder(engine.artifacts, self.say)
         engine.alerts = Recorder(engine.alerts, self.say)

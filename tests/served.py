@@ -13,14 +13,13 @@ import attrs
 import uvicorn
 
 from staging_fsm.core.config import variable_name
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
-from staging_fsm.core.ports import JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Move, Run, Snapshot, dump_snapshot
+from staging_fsm.core.snapshot import Move, Run, Snapshot, dump_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
 from staging_fsm.core.trail import NO_LINK
-from staging_fsm.drive.engine import Place
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.web import Source

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conftest import REPO, git
-from staging_fsm.core.config import SuiteEntry
-from staging_fsm.core.ports import JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Artifact
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.snapshot import Artifact
 from staging_fsm.core.spec import State
+from staging_fsm.core.suites import SuiteEntry
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces import audit as auditing

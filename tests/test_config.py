@@ -11,26 +11,19 @@ from hypothesis import strategies as st
 from columns import aligned
 from conftest import Golden
 from staging_fsm.core import config as declared
+from staging_fsm.core import suites
 from staging_fsm.core.config import (
+    INFRA_RETRIES_MAX,
     PREFIX,
     RunnerConfig,
-    SuiteEntry,
-    Suites,
     alert_urls,
     is_switched_off,
     load_config,
-    parse_suites,
     variable_name,
 )
 from staging_fsm.core.errors import ConfigInvalidError
-from staging_fsm.core.plan import (
-    INFRA_RETRIES_MAX,
-    PRESETS,
-    Budget,
-    Preset,
-    SuitePlan,
-    Workspace,
-)
+from staging_fsm.core.plan import PRESETS, Budget, Preset, SuitePlan, Workspace
+from staging_fsm.core.suites import SuiteEntry, Suites, budget_of, parse_suites
 
 #: The load of the machine must not decide.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -311,7 +304,7 @@ def test_budget_is_the_configured_one() -> None:
     """An attempt's budget is what the settings say."""
     config = load(infra_retries="5", retry_backoff_seconds="1.5", retry_backoff_max_seconds="60")
 
-    assert config.budget() == Budget(5, 1.5, 60.0)
+    assert budget_of(config) == Budget(5, 1.5, 60.0)
 
 
 FULL = """
@@ -494,7 +487,7 @@ def test_any_text_is_suites_or_problems(text: str) -> None:
     assert problems is None or problems
 
 
-OF_EVERY_SUITE = {name: float(n) for n, name in enumerate(declared.OF_EVERY_SUITE, 100)}
+OF_EVERY_SUITE = {name: float(n) for n, name in enumerate(suites.OF_EVERY_SUITE, 100)}
 OF_EVERY_SUITE["log_max_bytes"] = 5000.0
 CONFIG = load(**{name: f"{value:g}" for name, value in OF_EVERY_SUITE.items()})
 

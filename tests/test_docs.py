@@ -36,10 +36,11 @@ from benchmarks.report import BLOCKS
 from conftest import git
 from specification import test_functions
 from staging_fsm import Effect, Event, Ruling, State
-from staging_fsm.core.config import SuiteEntry, parse_suites, settings
+from staging_fsm.core.config import settings
 from staging_fsm.core.outcome import REASONS, RULES, Reason, Verdict
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import load_snapshot
+from staging_fsm.core.suites import SuiteEntry, parse_suites
 from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.rows import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table

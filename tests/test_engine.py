@@ -6,9 +6,10 @@ from typing import Any, Final
 import attrs
 import pytest
 
+from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.outcome import RunFacts
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
-from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, RunCondition, RunReport
+from staging_fsm.core.ports import AlertKind, RunCondition, RunReport
 from staging_fsm.core.snapshot import Move, Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.times import format_time

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from conftest import git
 from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
 from staging_fsm.core.errors import ConfigInvalidError, TransitionRefusedError
+from staging_fsm.core.jobs import QUEUED
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.ports import QUEUED
 from staging_fsm.core.spec import Event, State
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet.delivery import Delivery, Fleet

@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError, StaleSnapshotError
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Artifact, dump_snapshot
+from staging_fsm.core.jobs import SNAPSHOT_KEY
+from staging_fsm.core.snapshot import Artifact, dump_snapshot
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import open_database
 from test_rows import LATER, attempt

@@ -14,16 +14,19 @@ import pytest
 import sqlalchemy as sa
 
 from conftest import REPO, HostKit
-from staging_fsm.core.config import Suites, parse_suites
 from staging_fsm.core.errors import RunRefusedError, SnapshotRefusedError, TransitionRefusedError
 from staging_fsm.core.evidence import Counts, Evidence, EvidenceState
 from staging_fsm.core.invariants import Sight, violations
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.outcome import REASONS, Reason, RunFacts, Supervision, judge
-from staging_fsm.core.ports import AlertKind, JobRow, RunCondition, RunReport
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
+from staging_fsm.core.ports import AlertKind, RunCondition, RunReport
+from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Effect, Event, State
-from staging_fsm.drive.engine import Place
-from staging_fsm.drive.intercept import UNSEEN, Decision, Ruling, StagingIntercept
+from staging_fsm.core.suites import Suites, parse_suites
+from staging_fsm.drive.engine import Engine
+from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects import preflight
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.effects.rows import SqlRows
@@ -107,8 +110,26 @@ class Desk:
         """Return the intercept of a worker process that has just started."""
         replaced = {"suites": lambda _config: self.read_suites()} | replaced
         staging = staging_intercept(self.kit.store, self.kit.host.clock, self.variables, **replaced)
-        staging.engine.worker = str(this_process())
+        staging.runner.engine.worker = str(this_process())
         return staging
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine of this worker."""
+        return self.staging.runner.engine
+
+    def use_rows(self, rows: Any) -> None:
+        """Have this worker see its jobs through other rows."""
+        self.staging.rows = self.engine.rows = rows
+
+    def break_runner(self) -> None:
+        """Have no runner be made, as where what it is made of does not load."""
+
+        def gone() -> StagingRunner:
+            message = "gone"
+            raise ImportError(message)
+
+        self.staging = StagingIntercept(self.staging.rows, gone, self.variables)
 
     def read_suites(self) -> Suites:
         """Return the suites file."""
@@ -144,16 +165,18 @@ class Desk:
         """Have a part of the world fail, like `rows.save` or `gate`."""
         name, _, method = part.partition(".")
         of_engine = method or name in ("gate", "place", "watch")
-        owner = self.staging.engine if of_engine and name != "variables" else self.staging
+        owner = self.engine if of_engine and name != "variables" else self.staging.runner
         whole = getattr(owner, name)
         if method:
             setattr(owner, name, kind(whole, method, error))
+            self.use_rows(self.engine.rows)
+            self.staging.variables = self.staging.runner.variables
         else:
             setattr(owner, name, kind(SingleMethod(whole), "call", error).call)
 
     def row(self) -> JobRow:
         """Return the row, read past everything that is broken."""
-        return self.new_worker().engine.rows.load(self.job_id)
+        return self.new_worker().runner.engine.rows.load(self.job_id)
 
     def snapshot(self) -> Snapshot:
         """Return the attempt that is stored."""
@@ -328,8 +351,8 @@ def test_internal_error_after_a_run_was_counted_is_a_tool_error(desk: Desk, part
     desk.claim()
     if part == "place":
         # Fine when the attempt is bound, and gone when its suite starts.
-        answers = [desk.staging.engine.place]
-        desk.staging.engine.place = lambda row: answers.pop()(row)  # noqa: PLW0108  # popped late
+        answers = [desk.engine.place]
+        desk.engine.place = lambda row: answers.pop()(row)  # noqa: PLW0108  # popped late
     else:
         desk.break_part(part, RuntimeError("boom"))
 
@@ -348,7 +371,7 @@ def test_preparation_that_fails_is_a_tool_error(desk: Desk) -> None:
     """A run whose checkout cannot be made is counted, with what was wrong with it."""
     desk.claim()
     desk.suites_file = PASSING.replace("in-place", "worktree")
-    desk.staging.bind = lambda *_: "0" * 40
+    desk.staging.runner.bind = lambda *_: "0" * 40
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert desk.snapshot().reasons == (Reason.PREPARATION_FAILED,)
@@ -440,7 +463,7 @@ def test_machine_that_cannot_be_looked_at_between_two_runs_costs_one(desk: Desk)
         message = "no such share"
         raise OSError(message)
 
-    desk.staging.preflight = broken
+    desk.staging.runner.preflight = broken
 
     desk.launch()
 
@@ -465,14 +488,14 @@ def test_attempt_under_way_never_goes_to_the_llm(desk: Desk, id_: str) -> None:
     """Between its first run and its end nothing leads to the LLM but a deferral, switch or not."""
     state, desk.suites_file = ON_THE_WAY[id_]
     desk.claim()
-    rows = desk.staging.engine.rows
-    desk.staging.engine.rows = Failing(
-        rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == id_
+    rows = desk.engine.rows
+    desk.use_rows(
+        Failing(rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == id_)
     )
     assert desk.launch().ruling is Ruling.HELD
     assert desk.state() is state
     assert desk.alerts() == ["internal_error"]
-    desk.staging.engine.rows = rows
+    desk.use_rows(rows)
     desk.set("ENABLED", "0")
 
     decision = desk.launch()
@@ -580,12 +603,12 @@ def deferred(desk: Desk) -> None:
 def abandoned(desk: Desk) -> None:
     """Have a worker die while its suite passed."""
     desk.claim()
-    rows = desk.staging.engine.rows
-    desk.staging.engine.rows = Failing(
-        rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == "T03"
+    rows = desk.engine.rows
+    desk.use_rows(
+        Failing(rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == "T03")
     )
     desk.launch()
-    desk.staging.engine.rows = rows
+    desk.use_rows(rows)
 
 
 @pytest.mark.parametrize("scene", [first, broken_configuration, deferred, abandoned])
@@ -665,10 +688,10 @@ def test_row_that_cannot_be_read_is_held_unless_nothing_can_be_in_it(
 def test_job_whose_launch_failed_is_in_nobodys_hands(desk: Desk) -> None:
     """A launch that met an error keeps no later one of the same process from its job."""
     desk.claim()
-    rows = desk.staging.engine.rows
+    rows = desk.engine.rows
     desk.break_part("rows.load", OSError("boom"))
     first = desk.launch()
-    desk.staging.engine.rows = rows
+    desk.use_rows(rows)
 
     assert first.ruling is Ruling.HELD
     assert desk.launch().ruling is Ruling.TAKEN
@@ -679,8 +702,11 @@ def test_first_launch_that_turns_out_not_to_be_one_is_held(desk: Desk) -> None:
     """What the row says counts for more than what the caller knew of it."""
     desk.defer()
     answers = [OSError("boom")]
-    desk.staging.engine.rows = Failing(
-        desk.staging.engine.rows, "load", answers[0], lambda _id: bool(answers and answers.pop())
+    desk.staging.rows = desk.engine.rows = Failing(
+        desk.engine.rows,
+        "load",
+        answers[0],
+        lambda _id: bool(answers and answers.pop()),
     )
 
     assert desk.launch("{}").ruling is Ruling.HELD
@@ -690,8 +716,11 @@ def test_attempt_that_was_seen_is_not_forgotten(desk: Desk) -> None:
     """Once the row was read, what the caller knew of it counts no more, also when it is gone."""
     desk.defer()
     reads = [False]
-    desk.staging.engine.rows = Failing(
-        desk.staging.engine.rows, "load", OSError("boom"), lambda _id: not reads or reads.pop()
+    desk.staging.rows = desk.engine.rows = Failing(
+        desk.engine.rows,
+        "load",
+        OSError("boom"),
+        lambda _id: not reads or reads.pop(),
     )
     desk.break_part("clock.now", OSError("boom"))
 
@@ -704,8 +733,11 @@ def test_damaged_row_is_held_also_when_it_is_read_late(desk: Desk) -> None:
     desk.claim()
     desk.write_metadata('{"staging_runner": 17}')
     answers = [OSError("boom")]
-    desk.staging.engine.rows = Failing(
-        desk.staging.engine.rows, "load", answers[0], lambda _id: bool(answers and answers.pop())
+    desk.staging.rows = desk.engine.rows = Failing(
+        desk.engine.rows,
+        "load",
+        answers[0],
+        lambda _id: bool(answers and answers.pop()),
     )
 
     assert desk.launch("{}").ruling is Ruling.HELD
@@ -713,14 +745,14 @@ def test_damaged_row_is_held_also_when_it_is_read_late(desk: Desk) -> None:
 
 def lose_answer_and_store(desk: Desk, id_: str) -> None:
     """Have the store store a move, lose the answer, and be gone from then on."""
-    rows, gone = desk.staging.engine.rows, list[bool]()
+    rows, gone = desk.engine.rows, list[bool]()
 
     def lost(_id: object, saved: Snapshot, *_: object) -> bool:
         gone.append(saved.history[-1].id == id_)
         return gone[-1]
 
     losing = LosesTheAnswer(rows, "save", OSError("boom"), lost)
-    desk.staging.engine.rows = Failing(losing, "load", OSError("gone"), lambda _id: True in gone)
+    desk.use_rows(Failing(losing, "load", OSError("gone"), lambda _id: True in gone))
 
 
 def test_counted_run_is_never_taken_for_a_first_launch(desk: Desk) -> None:
@@ -769,7 +801,7 @@ def test_switch_that_cannot_be_stored_between_two_runs_holds_the_launch(desk: De
 def under_worker(desk: Desk, worker: str) -> None:
     """Have a suite be started by `worker` and left alone."""
     desk.claim()
-    desk.staging.engine.worker = worker
+    desk.engine.worker = worker
     desk.break_part("rows.save", OSError("boom"), LosesTheAnswer)
     desk.launch()
     desk.staging = desk.new_worker()
@@ -784,7 +816,7 @@ def test_attempt_of_a_worker_that_may_live_is_left_to_it(
     here = this_process()
     scope = here.scope if living else "elsewhere:boot:1"
     under_worker(desk, str(ProcessIdentity(scope, 1 if living else 7, here.start)))
-    desk.staging.liveness = lambda _worker: living
+    desk.staging.runner.liveness = lambda _worker: living
     before = desk.raw_row()
 
     decision = desk.launch()
@@ -811,7 +843,7 @@ def test_forked_worker_has_its_own_name(desk: Desk) -> None:
     if pid == 0:
         try:
             with desk.staging._hold(desk.job_id):
-                os.write(tell, desk.staging.engine.worker.encode())
+                os.write(tell, desk.engine.worker.encode())
         finally:
             os._exit(0)
     os.close(tell)
@@ -820,13 +852,13 @@ def test_forked_worker_has_its_own_name(desk: Desk) -> None:
     os.waitpid(pid, 0)
 
     assert ProcessIdentity.parse(name).pid == pid
-    assert ProcessIdentity.parse(desk.staging.engine.worker).pid == os.getpid()
+    assert ProcessIdentity.parse(desk.engine.worker).pid == os.getpid()
 
 
 def test_old_runs_are_looked_for_after_each_launch_and_recovery(desk: Desk) -> None:
     """What is kept is looked at after a launch and a recovery, with the attempts that need it."""
     asked: list[tuple[float, object]] = []
-    desk.staging.prune = lambda days, unfinished: asked.append((days, unfinished()))
+    desk.staging.runner.prune = lambda days, unfinished: asked.append((days, unfinished()))
     desk.set("RUN_RETENTION_DAYS", "7")
     desk.suites_file = TOOL_ERROR
     desk.claim()
@@ -839,7 +871,7 @@ def test_old_runs_are_looked_for_after_each_launch_and_recovery(desk: Desk) -> N
 def test_nothing_is_removed_while_a_row_is_refused(desk: Desk) -> None:
     """While a row cannot be read, nobody knows what it needs, and nothing is removed."""
     removed: list[object] = []
-    desk.staging.prune = lambda _days, unfinished: removed.append(unfinished())
+    desk.staging.runner.prune = lambda _days, unfinished: removed.append(unfinished())
     desk.claim()
     desk.write_metadata('{"staging_runner": {"format": 1}}')
     desk.staging.recover()
@@ -872,7 +904,7 @@ def test_deferral_that_is_claimed_again_is_its_claimants(desk: Desk) -> None:
     desk.defer()
     before = desk.raw_row()
     other = desk.new_worker(liveness=lambda _worker: False)
-    other.engine.worker = "another"
+    other.runner.engine.worker = "another"
 
     assert other.recover() == []
     assert desk.raw_row() == before
@@ -887,15 +919,15 @@ def test_recovery_that_comes_late_takes_no_claim_away(
     desk.break_part("rows.requeue", OSError("boom"))
     desk.launch()
     early, late = (desk.new_worker(liveness=lambda _worker: False) for _ in range(2))
-    early.engine.worker, late.engine.worker = "early", "late"
-    requeue = late.engine.rows.requeue
+    early.runner.engine.worker, late.runner.engine.worker = "early", "late"
+    requeue = late.runner.engine.rows.requeue
 
     def overtaken(*order: Any, **how: Any) -> None:
         early.recover()
         desk.claim()
         requeue(*order, **how)
 
-    monkeypatch.setattr(late.engine.rows, "requeue", overtaken)
+    monkeypatch.setattr(late.runner.engine.rows, "requeue", overtaken)
     late.recover()
 
     assert desk.state() is State.DEFERRED
@@ -907,9 +939,7 @@ def test_run_of_another_machine_is_left_to_it(desk: Desk, monkeypatch: pytest.Mo
     here = this_process()
     under_worker(desk, str(ProcessIdentity(here.scope, here.pid, here.start + 1)))
     before = desk.raw_row()
-    monkeypatch.setattr(
-        desk.staging.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN
-    )
+    monkeypatch.setattr(desk.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN)
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert desk.raw_row() == before
@@ -925,7 +955,7 @@ def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None
             inner.append(desk.launch())
             inner.append(desk.staging.recover())
 
-    desk.staging.engine.watch = watch
+    desk.engine.watch = watch
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert [inner[0].ruling, inner[1]] == [Ruling.TAKEN, []]
@@ -942,7 +972,7 @@ def test_of_two_workers_at_a_first_launch_one_runs_the_suite(desk: Desk) -> None
         other.launch(desk.job_id)
         return "unversioned"
 
-    desk.staging.bind = bind
+    desk.staging.runner.bind = bind
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert [move.id for move in desk.snapshot().history] == ["T01", "T03", "T11"]
@@ -960,7 +990,7 @@ def test_recovery_goes_on_behind_a_row_that_cannot_be_driven(desk: Desk) -> None
     with pytest.raises(KeyboardInterrupt):
         desk.launch()
     desk.staging = desk.new_worker()
-    engine = desk.staging.engine
+    engine = desk.engine
     place = engine.place
 
     def no_place(row: JobRow) -> Place:
@@ -1049,6 +1079,50 @@ def test_runner_and_agent_leave_the_same_traces_of_a_pass(desk: Desk) -> None:
         assert text.startswith("---\nstaging_status: SUCCESS\n")
 
 
+@pytest.mark.parametrize("metadata", [UNSEEN, None, "{}", '{"staging_runner": 1}'])
+def test_launch_without_a_runner_is_declined(desk: Desk, metadata: object) -> None:
+    """Where no runner can be made, a job that no run was counted for is the agent's."""
+    desk.claim()
+    desk.break_runner()
+    decision = desk.launch(metadata)
+
+    assert (decision.ruling, decision.reason) == (Ruling.DECLINED, "ImportError: gone")
+    assert desk.row().document is None
+
+
+def test_attempt_is_held_where_there_is_no_runner(desk: Desk) -> None:
+    """Where no runner can be made, an attempt is left for one that can, and no agent is started."""
+    desk.defer()
+    before = desk.row()
+    desk.break_runner()
+    decision = desk.launch()
+
+    assert (decision.ruling, decision.reason) == (Ruling.HELD, "ImportError: gone")
+    assert desk.row() == before
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ruling"), [(UNSEEN, Ruling.HELD), ("{}", Ruling.DECLINED)], ids=str
+)
+def test_row_that_cannot_be_read_without_a_runner(
+    desk: Desk, metadata: object, ruling: Ruling, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With neither row nor runner, what the caller saw decides, and the log tells of both."""
+    desk.claim()
+    desk.use_rows(Failing(desk.engine.rows, "load", OSError("boom")))
+    desk.break_runner()
+    decision = desk.launch(metadata)
+
+    assert (decision.ruling, decision.reason) == (ruling, "OSError: boom")
+    assert "ImportError: gone" in caplog.text
+
+
+def test_end_of_an_agent_is_told_to_nobody_without_a_runner(desk: Desk) -> None:
+    """An agent's end breaks nothing where no runner can be made."""
+    desk.break_runner()
+    desk.staging.agent_ended(desk.job_id, opened=True)
+
+
 def test_rows_that_do_not_fit_decline_every_first_launch(desk: Desk) -> None:
     """A mapping that does not fit is told of at start, raises nothing, and leads to the LLM."""
     with desk.kit.store.engine.begin() as connection:
@@ -1070,7 +1144,7 @@ def test_rows_that_name_no_table_decline_a_launch_that_is_known_to_be_the_first(
 ) -> None:
     """With a table that is not there, only what the host knows of its row decides."""
     rows = SqlRows(desk.kit.store.engine, "tasks")
-    engine = desk.staging.engine
+    engine = desk.engine
     staging = StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables)
 
     assert staging.launch(desk.job_id, "{}").ruling is Ruling.DECLINED
@@ -1081,7 +1155,7 @@ def test_rows_that_name_no_table_decline_a_launch_that_is_known_to_be_the_first(
 def test_store_that_is_away_at_start_is_asked_again_at_each_launch(desk: Desk) -> None:
     """A store that cannot be looked at is no configuration error: the next launch finds it."""
     rows = Failing(SqlRows(desk.kit.store.engine), "check", OSError("away"))
-    engine = desk.staging.engine
+    engine = desk.engine
     suites = {"suites": lambda _config: desk.read_suites()}
     staging = StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables, **suites)
     desk.claim()
@@ -1094,14 +1168,14 @@ def test_job_is_one_job_under_every_form_of_its_key(desk: Desk) -> None:
     """A key given in another form holds the same job: one thread of a process has it."""
     desk.claim()
     answers = []
-    watch = desk.staging.engine.watch
+    watch = desk.engine.watch
 
     def launch_meanwhile(row: JobRow, snapshot: Snapshot) -> None:
         watch(row, snapshot)
         if snapshot.state is State.RUNNING:
             answers.append(desk.staging.launch(str(desk.job_id)))
 
-    desk.staging.engine.watch = launch_meanwhile
+    desk.engine.watch = launch_meanwhile
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert [answer.reason for answer in answers] == ["this process is already working on it"]
@@ -1109,9 +1183,9 @@ def test_job_is_one_job_under_every_form_of_its_key(desk: Desk) -> None:
 
 def test_key_of_any_text_names_no_folder_outside(desk: Desk) -> None:
     """An attempt's name, after which folders are called, holds nothing of a path."""
-    row = attrs.evolve(desk.staging.engine.rows.load(desk.job_id), id="../org/repo#7 é" + "x" * 99)
+    row = attrs.evolve(desk.engine.rows.load(desk.job_id), id="../org/repo#7 é" + "x" * 99)
 
-    name = desk.staging._new_attempt(row).attempt_id
+    name = desk.staging.runner._new_attempt(row).attempt_id
 
     assert re.fullmatch(r"_org_repo_7_x{52}-[0-9a-f]{12}", name)
 
@@ -1127,7 +1201,7 @@ def test_each_move_is_logged_and_watched_once_it_is_durable(
         watched.append(snapshot.history[-1].id)
 
     caplog.set_level("INFO", "staging_fsm")
-    desk.staging.engine.watch = watch
+    desk.engine.watch = watch
     desk.defer()
     desk.launch()
     moves = desk.snapshot().history
@@ -1176,7 +1250,7 @@ class Reporting:
 def test_run_keeps_what_its_report_said(desk: Desk, facts: RunFacts) -> None:
     """Everything that a report says is stored with its run, and by which rule it was judged."""
     report = RunReport(facts, 1.5, "a detail", "/its/log", "0" * 64, 40, 2)
-    desk.staging.engine.suites = Reporting(desk.staging.engine.suites, report)
+    desk.engine.suites = Reporting(desk.engine.suites, report)
     desk.claim()
     desk.launch()
     attempt = desk.snapshot()
@@ -1244,7 +1318,7 @@ def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
         heard.append("delivery")
         return True
 
-    engine = desk.staging.engine
+    engine = desk.engine
     engine.watch = lambda _row, snapshot: heard.append(snapshot.state)
     engine.alerts = Failing(engine.alerts, "deliver", OSError("boom"), is_tried)
     desk.claim()
@@ -1284,12 +1358,12 @@ def test_gate_that_contradicts_the_verdict_is_told_in_words(
 
     def gate(row: JobRow, tx: Any) -> bool:  # noqa: ARG001  # the host would move the item by it
         if suites == PASSING:
-            artifact = desk.staging.engine.place(row).artifact_dir / ARTIFACT_NAME
+            artifact = desk.engine.place(row).artifact_dir / ARTIFACT_NAME
             artifact.write_text("---\nstaging_status: SUCCESS\n---\n")
         return True
 
     desk.suites_file = suites
-    desk.staging.engine.gate = gate
+    desk.engine.gate = gate
     desk.claim()
     desk.launch()
     alerts = (desk.folder / "state" / "alerts.jsonl").read_text().splitlines()

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from dict_rows import DictBench, DictRows, Document, Documents
 from staging_fsm.core.errors import StaleSnapshotError
-from staging_fsm.core.ports import JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, plain
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.snapshot import Snapshot, plain
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import open_database
 from staging_fsm.testing import Bench, JobRowsContract

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from staging_fsm.core.config import INFRA_RETRIES_MAX
 from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
-from staging_fsm.core.plan import (
-    INFRA_RETRIES_MAX,
-    PRESETS,
-    Budget,
-    Preset,
-    SuitePlan,
-    Workspace,
-    detect_preset,
-)
+from staging_fsm.core.plan import PRESETS, Budget, Preset, SuitePlan, Workspace, detect_preset
 from staging_fsm.core.spec import Event
 
 #: The load of the machine must not decide.

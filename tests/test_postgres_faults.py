@@ -18,10 +18,10 @@ import postgres
 from conftest import NO_POSTGRESQL
 from crashing_worker import suite, variables
 from cutting_proxy import Cut, CuttingProxy
-from staging_fsm.core.ports import JobRow
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.drive.intercept import Decision, Ruling
+from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.faces.session import (
     AttemptDriver,
     Session,
@@ -90,7 +90,8 @@ class Site:
         """Launch the job once."""
         staging = session.staging(suites=one_suite(suite(command)))
         for name, part in replaced.items():
-            setattr(staging.engine, name, part)
+            setattr(staging.runner.engine, name, part)
+        staging.rows = staging.runner.engine.rows
         return staging.launch(self.job_id)
 
     @contextmanager
@@ -263,7 +264,7 @@ def test_backend_that_is_terminated_inside_the_gate_moves_nothing(site: Site) ->
     """A gate whose connection is killed after it moved the work item has moved nothing."""
     site.claimed()
     session = site.session()
-    gate = session.staging().engine.gate
+    gate = session.staging().runner.engine.gate
 
     def killed(row: JobRow, tx: Any) -> bool:
         gate(row, tx)
@@ -286,7 +287,7 @@ def test_serialization_failure_in_the_gate_moves_nothing(site: Site, isolation: 
     session = site.session()
     plain = session.store.engine
     session.store.engine = plain.execution_options(isolation_level=isolation)
-    gate = session.staging().engine.gate
+    gate = session.staging().runner.engine.gate
     store = SqlHostStore(plain)
 
     def contested(row: JobRow, tx: Any) -> bool:

@@ -7,6 +7,10 @@ import pytest
 
 import staging_fsm
 
+#: What is loaded for a job that may be ours, and for no other.
+NOT_TO_DECLINE = {"yaml", "sqlalchemy", "defusedxml", "structlog", "psutil", "msgspec",
+                  "transitions", "subprocess", "socket"}  # fmt: skip
+
 
 @pytest.mark.parametrize("name", staging_fsm.__all__)
 def test_public_name_is_there_and_says_what_it_promises(name: str) -> None:
@@ -35,18 +39,34 @@ def test_importing_the_package_loads_no_dependency() -> None:
     assert ended.stdout.strip() == "[]"
 
 
-def test_declined_launch_loads_little() -> None:
-    """A launch that is declined loads no YAML, no database library, no XML and no log renderer."""
-    code = """
+@pytest.mark.parametrize(
+    ("stage", "variables"),
+    [
+        ("development", {"ENABLED": "1", "REPOS": "*"}),
+        ("deploy-staging", {}),
+        ("deploy-staging", {"ENABLED": "1", "REPOS": "another"}),
+    ],
+    ids=["another stage", "switched off", "out of scope"],
+)
+def test_declined_launch_loads_little(stage: str, variables: dict[str, str]) -> None:
+    """Whoever declines a launch loads the settings and no more of us: no runner, no table."""
+    said = {f"ORCH_STAGING_RUNNER_{name}": value for name, value in variables.items()}
+    code = f"""
 import sys, staging_fsm
 class Rows:
     def check(self): pass
     def load(self, job_id):
-        return staging_fsm.JobRow(job_id, "shop", "WI-1", "deploy-staging", "running", None, None)
-staging = staging_fsm.StagingIntercept.for_host(Rows(), None, None, {})
+        return staging_fsm.JobRow(job_id, "shop", "WI-1", {stage!r}, "running", None, None)
+staging = staging_fsm.StagingIntercept.for_host(Rows(), None, None, {said!r})
 assert not staging.launch(1)
-print(sorted({"yaml", "sqlalchemy", "defusedxml", "structlog", "psutil"} & {*sys.modules}))
+print(*sorted({{*{sorted(NOT_TO_DECLINE)}}} & {{*sys.modules}}))
+print(*sorted(name for name in sys.modules if name.startswith("staging_fsm.")))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    libraries, ours = (set(line.split()) for line in ended.stdout.splitlines())
+    loaded = {"core", "core.config", "core.errors", "core.jobs", "drive", "drive.intercept",
+              "drive.rulings"}  # fmt: skip
 
-    assert (ended.stdout.strip(), ended.stderr) == ("[]", "")
+    assert not libraries
+    assert ours == {f"staging_fsm.{name}" for name in loaded}
+    assert ended.stderr == ""

@@ -15,7 +15,8 @@ from attempts import attempts, words
 from memory import MemoryRows, Record, SureHands, Tables
 from served import GONE, NOW, WAYS, attempt
 from staging_fsm.core.config import variable_name
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, dump_snapshot
+from staging_fsm.core.jobs import SNAPSHOT_KEY
+from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.core.times import format_time
 from staging_fsm.effects.rows import SqlRows

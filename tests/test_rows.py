@@ -19,17 +19,9 @@ from staging_fsm.core.errors import (
     SnapshotRefusedError,
     StaleSnapshotError,
 )
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRows
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
-from staging_fsm.core.ports import JobRows
-from staging_fsm.core.snapshot import (
-    FORMAT,
-    SNAPSHOT_KEY,
-    Move,
-    Run,
-    Snapshot,
-    dump_snapshot,
-    fresh_snapshot,
-)
+from staging_fsm.core.snapshot import FORMAT, Move, Run, Snapshot, dump_snapshot, fresh_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module

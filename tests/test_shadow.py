@@ -18,13 +18,14 @@ import attrs
 import pytest
 
 from conftest import REPO, HostKit, git
-from staging_fsm.core.config import parse_suites
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.invariants import Sight, violations
-from staging_fsm.core.ports import JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, fresh_snapshot
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.snapshot import fresh_snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.drive.intercept import IN_SHADOW, Ruling
+from staging_fsm.core.suites import parse_suites
+from staging_fsm.drive.rulings import Ruling
+from staging_fsm.drive.runner import IN_SHADOW
 from staging_fsm.drive.shadow import Shadow
 from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.faces.session import switched_on
@@ -157,7 +158,7 @@ def test_launch_in_shadow_mode_starts_nothing(begin: Begin) -> None:
     def refuse(*_: object) -> Any:
         pytest.fail("the launch did more than decline")
 
-    staging.suites = staging.bind = staging.engine.suites = refuse  # type: ignore[assignment]  # nobody may ask
+    staging.runner.suites = staging.runner.bind = staging.runner.engine.suites = refuse  # type: ignore[assignment]  # nobody may ask
     job = beside.kit.add("deploy-staging")
     decision = staging.launch(job)
 

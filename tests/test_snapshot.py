@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from attempts import attempts, linked
 from staging_fsm.core.errors import SnapshotRefusedError, StaleSnapshotError
 from staging_fsm.core.evidence import Counts, EvidenceState
+from staging_fsm.core.jobs import BrokenMetadata, JobRow
 from staging_fsm.core.outcome import REASONS, Reason
 from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
-from staging_fsm.core.ports import BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import (
     FORMAT,
     Artifact,

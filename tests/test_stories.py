@@ -210,7 +210,7 @@ class WorkerDied(BaseException):
 
 def _die_in(script: Script, port: str, method: str) -> None:
     """Let the worker die as it calls a method of a port, and the next worker begin."""
-    engine = script.staging.engine
+    engine = script.staging.runner.engine
     inner = getattr(engine, port)
 
     def die(*_: object, **_named: object) -> None:
@@ -226,7 +226,7 @@ def _die_in(script: Script, port: str, method: str) -> None:
         script.launch()
     script.worker = script.worker.rpartition("/")[0] + "/1"
     script.staging = script.intercept()
-    script.staging.liveness = lambda worker: worker == script.worker
+    script.staging.runner.liveness = lambda worker: worker == script.worker
 
 
 def crash_before_the_suite_started(begin: Begin) -> Script:
@@ -268,7 +268,7 @@ def crash_with_the_supervisor(begin: Begin) -> Script:
 
 
 def _run_folder(script: Script) -> Path:
-    snapshot = script.staging.engine.rows.load(script.job_id).snapshot()
+    snapshot = script.staging.runner.engine.rows.load(script.job_id).snapshot()
     assert snapshot is not None
     return Path(script.variables["ORCH_STAGING_RUNNER_STATE_DIR"]) / "runs" / run_id_of(snapshot)
 
@@ -305,13 +305,13 @@ def crash_before_the_requeue(begin: Begin) -> Script:
 def artifact_lost_on_its_way(begin: Begin) -> Script:
     """A passed verdict whose artifact is gone when the gate looks is a no."""
     script = begin(PASSING)
-    gate = script.staging.engine.gate
+    gate = script.staging.runner.engine.gate
 
     def losing(row: object, tx: object) -> bool:
         script.artifact_path().unlink()
         return gate(row, tx)  # type: ignore[arg-type]  # passed on as it came
 
-    script.staging.engine.gate = losing
+    script.staging.runner.engine.gate = losing
     script.launch()
     return script
 
@@ -319,16 +319,16 @@ def artifact_lost_on_its_way(begin: Begin) -> Script:
 def gate_that_contradicts_the_verdict(begin: Begin) -> Script:
     """A gate that opens after a failed verdict is refused, rolled back, and somebody is alerted."""
     script = begin(FAILING)
-    gate = script.staging.engine.gate
+    gate = script.staging.runner.engine.gate
 
     def opening(row: object, tx: object) -> bool:
         script.artifact_path().write_text("---\nstaging_status: SUCCESS\n---\n")
         return gate(row, tx)  # type: ignore[arg-type]  # passed on as it came
 
-    script.staging.engine.gate = opening
+    script.staging.runner.engine.gate = opening
     script.launch()
     script.note("the gate is mended")
-    script.staging.engine.gate = gate
+    script.staging.runner.engine.gate = gate
     script.recover()
     return script
 

@@ -95,7 +95,7 @@ def test_attempt_takes_few_calls_of_functions(tmp_path: Path) -> None:
     """
     host, store = attempt_host(tmp_path, ["/bin/true"])
     assert host.staging is not None
-    host.staging.engine.suites = contenders.plain_suites()
+    host.staging.runner.engine.suites = contenders.plain_suites()
     worker, profile = Worker(host, "guard"), cProfile.Profile()
     for number in range(1 + MANY):
         item = WorkItem("shop", f"WI-{number}", "deploy-staging", 3, None)

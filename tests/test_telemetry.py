@@ -18,9 +18,10 @@ from opentelemetry.semconv._incubating.attributes import (
 )
 
 from served import attempt
-from staging_fsm.core.config import SuiteEntry, variable_name
-from staging_fsm.core.ports import JobRow
+from staging_fsm.core.config import variable_name
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.suites import SuiteEntry
 from staging_fsm.effects.telemetry import RESULTS, traced
 from staging_fsm.faces.session import (
     AttemptDriver,

@@ -38,7 +38,7 @@ from memory import (
     stored_attempt,
     with_member,
 )
-from staging_fsm.core.config import RunnerConfig, Suites, parse_suites
+from staging_fsm.core.config import RunnerConfig
 from staging_fsm.core.errors import PreparationError, StagingError
 from staging_fsm.core.evidence import NO_EVIDENCE_REQUIRED, Counts, Evidence, EvidenceState
 from staging_fsm.core.invariants import (
@@ -50,14 +50,18 @@ from staging_fsm.core.invariants import (
     trail_is_unbroken,
     violations,
 )
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import SuitePlan
-from staging_fsm.core.ports import AlertKind, JobRow, RunCondition, RunOrder, RunReport
-from staging_fsm.core.snapshot import FORMAT, SNAPSHOT_KEY, Snapshot
+from staging_fsm.core.ports import AlertKind, RunCondition, RunOrder, RunReport
+from staging_fsm.core.snapshot import FORMAT, Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.core.suites import Suites, parse_suites
 from staging_fsm.core.times import format_time
-from staging_fsm.drive.engine import Engine, Place
-from staging_fsm.drive.intercept import STAGE, UNSEEN, Decision, Ruling, StagingIntercept
+from staging_fsm.drive.engine import Engine
+from staging_fsm.drive.intercept import STAGE, UNSEEN, StagingIntercept
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.processes import ProcessIdentity
 from staging_fsm.host import launcher, pipeline
 from staging_fsm.host.contract import gate as gate_module
@@ -455,14 +459,16 @@ class Worker:
             place,
             self.identity,
         )
-        self.staging = Intercept(
+        runner = StagingRunner(
             engine,
             world.variables,
+            STAGE,
             suites=world.read_suites,
             bind=self._bind,
             liveness=lambda name: world.lives(ProcessIdentity.parse(name), machine),
             new_id=lambda: "a",
         )
+        self.staging = cast("Intercept", Intercept.of(runner))
         self.staging.sim = self
         self.host = Host(store, SETTINGS, world, self.staging)
         self.loop = Loop(

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from staging_fsm.core.errors import StagingError
-    from staging_fsm.core.ports import JobRow, JobRows
-    from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot
+    from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, JobRows, Place
+    from staging_fsm.core.snapshot import Snapshot
     from staging_fsm.core.spec import TRANSITIONS, Effect, Event, State, Transition
-    from staging_fsm.drive.engine import Place
-    from staging_fsm.drive.intercept import Decision, Ruling, StagingIntercept
+    from staging_fsm.drive.intercept import StagingIntercept
+    from staging_fsm.drive.rulings import Decision, Ruling
     from staging_fsm.effects.django_rows import DjangoRows
     from staging_fsm.effects.rows import SqlRows
     from staging_fsm.faces.queue import staging_runner_block
     from staging_fsm.host.contract.gate import check_staging_status
 
 _HOMES = {
-    "SNAPSHOT_KEY": "staging_fsm.core.snapshot",
+    "SNAPSHOT_KEY": "staging_fsm.core.jobs",
     "TRANSITIONS": "staging_fsm.core.spec",
-    "Decision": "staging_fsm.drive.intercept",
+    "Decision": "staging_fsm.drive.rulings",
     "DjangoRows": "staging_fsm.effects.django_rows",
     "Effect": "staging_fsm.core.spec",
     "Event": "staging_fsm.core.spec",
-    "JobRow": "staging_fsm.core.ports",
-    "JobRows": "staging_fsm.core.ports",
-    "Place": "staging_fsm.drive.engine",
-    "Ruling": "staging_fsm.drive.intercept",
+    "JobRow": "staging_fsm.core.jobs",
+    "JobRows": "staging_fsm.core.jobs",
+    "Place": "staging_fsm.core.jobs",
+    "Ruling": "staging_fsm.drive.rulings",
     "Snapshot": "staging_fsm.core.snapshot",
     "SqlRows": "staging_fsm.effects.rows",
     "StagingError": "staging_fsm.core.errors",

@@ -4,10 +4,11 @@ import json
 
 import attrs
 
-from staging_fsm.core.config import SuiteEntry, Suites, load_config, parse_suites
+from staging_fsm.core.config import load_config
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.plan import Plan, Preset, Workspace
 from staging_fsm.core.snapshot import dump_snapshot, fresh_snapshot, load_snapshot
+from staging_fsm.core.suites import SuiteEntry, Suites, budget_of, parse_suites
 
 WORDS = (
     *("[default]\n", "[repos.shop]\n", '[repos."a b"]\n', 'command = ["make"]\n', '"""', "'''"),
@@ -34,6 +35,6 @@ def fuzz(data: bytes) -> bool:
         except ValueError:
             # What the intercept declines for, by name.
             continue
-        bound = attrs.evolve(_STORED, plan=Plan(suite, _CONFIG.budget(), "4c1d0a7"))
+        bound = attrs.evolve(_STORED, plan=Plan(suite, budget_of(_CONFIG), "4c1d0a7"))
         assert load_snapshot(json.loads(dump_snapshot(bound))) == bound
     return True

@@ -50,6 +50,8 @@ FURTHER_TESTS = {
     "core/machine.py": ("spec",),
     "core/plan.py": ("config", "outcome"),
     "core/config.py": ("plan", "intercept"),
+    "core/jobs.py": ("rows", "invariants", "intercept"),
+    "core/suites.py": ("config", "plan", "intercept"),
     "core/errors.py": ("spec", "snapshot", "config", "rows"),
     "core/ports.py": ("rows", "invariants", "stories", "engine"),
     "core/times.py": ("snapshot", "stories"),
@@ -59,7 +61,9 @@ FURTHER_TESTS = {
     "core/artifact.py": ("stories",),
     "drive/recovery.py": ("stories", "faults", "intercept"),
     "drive/engine.py": ("stories", "faults", "intercept", "alerts"),
-    "drive/intercept.py": ("stories", "faults"),
+    "drive/intercept.py": ("stories", "faults", "public"),
+    "drive/rulings.py": ("intercept",),
+    "drive/runner.py": ("intercept", "stories", "faults", "shadow"),
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
     "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
     "effects/files.py": ("artifact", "intercept", "processes"),
@@ -437,18 +441,25 @@ class Workshop:
             return self.pytest([module], plugins=(tests,))
 
         if os.fork() == 0:
-            with contextlib.suppress(BaseException):
+            try:
                 serve()
+            except BaseException:  # noqa: BLE001  # it is told below, by the answers that are missing
+                traceback.print_exc()
             os._exit(0)
         os.close(writing)
+        answered = -1
         with os.fdopen(reading) as answers:
-            for line in answers:
+            for answered, line in enumerate(answers):
                 number, answer = json.loads(line)
                 if number < 0 and not answer.isdecimal():
                     output = (self.root.parent / "output").read_text("utf-8", "replace")
                     raise SystemExit(f"{output}\n{answer}")  # noqa: EM102, TRY003  # said once
                 yield number, answer
-        os.wait()
+        _, status = os.wait()
+        if answered < len(tried):
+            output = (self.root.parent / "output").read_text("utf-8", "replace")
+            message = f"{answered} of {len(tried)} mutants tried, then status {status}:\n{output}"
+            raise RuntimeError(message)
 
     def _is_killed_afresh(self, module: str, seconds: float) -> bool:
         first, *rest = (f"tests/test_{name}.py" for name in self.tests[module])

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import attrs
 
+from staging_fsm.core.config import INFRA_RETRIES_MAX
 from staging_fsm.core.outcome import REASONS, JudgingPolicy, Reason, Retry
 from staging_fsm.core.spec import Event
 
 #: In the suite command this stands for the folder that STAGING_REPORT_DIR names.
 REPORT_DIR_PLACEHOLDER: Final = "{report_dir}"
-INFRA_RETRIES_MAX: Final = 20
 WITHOUT_REPORT: Final = "min_tests and max_skipped_ratio need a report: name one, or take a preset"
 EXIT_CODE_MAX: Final = 255
 

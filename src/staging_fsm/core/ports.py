@@ -4,111 +4,14 @@ The effects layer answers with the real thing; the simulation in the tests
 answers with a world whose every fault is chosen by a seed.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from datetime import datetime
 from enum import StrEnum, unique
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 import attrs
 
-from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.outcome import RunFacts
 from staging_fsm.core.plan import SuitePlan
-from staging_fsm.core.snapshot import Snapshot, load_snapshot
-
-
-@attrs.frozen
-class BrokenMetadata:
-    """Stands for our key where the metadata as a whole cannot be read, and says why."""
-
-    problem: str
-
-
-#: The word of `JobRow.status` for a job that waits to be claimed.
-QUEUED: Final = "queued"
-
-
-@attrs.frozen
-class JobRow:
-    """A host's job row as we see it. `id` is whatever the host's key is.
-
-    `status` is one of our own words where the host's word stands for one, else
-    the host's word.
-
-    `snapshot` is the decoded value under our key of the metadata, or None where
-    there is none; loading it may be refused.
-    """
-
-    id: Any
-    repo: str
-    work_item: str
-    stage: str
-    status: str
-    not_before: datetime | None
-    document: object
-
-    def snapshot(self) -> Snapshot | None:
-        """Return the stored attempt or None; raises SnapshotRefusedError."""
-        if isinstance(self.document, BrokenMetadata):
-            raise SnapshotRefusedError(self.document.problem)
-        return None if self.document is None else load_snapshot(self.document)
-
-
-class JobRows(Protocol):
-    """A host's jobs. Every write is fenced by the version of the snapshot."""
-
-    def check(self) -> None:
-        """Look at the store once, at start; raises ConfigInvalidError in sentences."""
-        ...
-
-    def load(self, job_id: Any) -> JobRow:
-        """Return the row; raises JobNotFoundError."""
-        ...
-
-    def save(self, job_id: Any, snapshot: Snapshot, tx: Any = None) -> None:
-        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError.
-
-        With `tx`, as part of that transaction. Durable when it returns, or when
-        the transaction has ended.
-        """
-        ...
-
-    def requeue(
-        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
-    ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`.
-
-        With `once`, a job that is due at that very moment already is left as it is: it
-        has been queued again before, and whoever has claimed it since is not to lose it.
-        """
-        ...
-
-    def cancel(self, job_id: Any, version: int) -> None:
-        """End the job as cancelled, if the stored version still is `version`."""
-        ...
-
-    def transaction(self) -> AbstractContextManager[Any]:
-        """Return all or nothing: what is done with what it yields is committed or rolled back."""
-        ...
-
-    def unfinished(self) -> list[JobRow]:
-        """Return every queued or running row that carries our key, however broken."""
-        ...
-
-    def attempts(self) -> Iterator[JobRow]:
-        """Yield every row that carries our key, ended or not, however broken, in order of ids."""
-        ...
-
-    def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
-        """Return the `limit` rows with the greatest ids, greatest first; of `repo` alone if given.
-
-        A bounded read by the primary key: of a table of millions no more is looked
-        at than of a small one. With `repo`, what is returned are the rows of that
-        repository among those `limit`.
-        """
-        ...
 
 
 @attrs.frozen

@@ -21,7 +21,6 @@ from staging_fsm.core.plan import Plan
 from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, Transition
 from staging_fsm.core.times import parse_time
 
-SNAPSHOT_KEY: Final = "staging_runner"
 FORMAT: Final = 1
 #: How often a run may change hands. Beyond it a run counts as lost, so that a
 #: history is bounded even where workers crash for ever.

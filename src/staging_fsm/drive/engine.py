@@ -13,7 +13,7 @@ next write raises StaleSnapshotError, and it changes nothing any more.
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import attrs
 
@@ -22,19 +22,10 @@ from staging_fsm.core.errors import (
     PreparationError,
     TransitionRefusedError,
 )
+from staging_fsm.core.jobs import QUEUED, Gate, JobRow, JobRows, Place
 from staging_fsm.core.machine import step
 from staging_fsm.core.outcome import REASONS, Outcome, Reason, RunFacts, judge
-from staging_fsm.core.ports import (
-    QUEUED,
-    AlertKind,
-    Alerts,
-    Artifacts,
-    JobRow,
-    JobRows,
-    RunOrder,
-    RunReport,
-    Suites,
-)
+from staging_fsm.core.ports import AlertKind, Alerts, Artifacts, RunOrder, RunReport, Suites
 from staging_fsm.core.snapshot import Artifact, Run, Snapshot
 from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.core.times import format_time, parse_time
@@ -49,26 +40,6 @@ TAIL_BYTES: Final = 32 * 1024
 #: tried this often before the attempt is left for a person.
 HAND_OVER_TRIES: Final = 3
 _NOTHING_KNOWN: Final = RunFacts()
-
-
-class Gate(Protocol):
-    """The host's gate: what it does when the producer of a stage has ended."""
-
-    def __call__(self, row: JobRow, tx: Any) -> bool:
-        """Read the artifact, move the work item, say whether the gate opened.
-
-        Everything it writes goes through `tx`, so that the move of the stage and
-        the end of the attempt are one transaction.
-        """
-        ...
-
-
-@attrs.frozen
-class Place:
-    """Where a job's repository is, and where the gate looks for its artifact."""
-
-    repository: Path
-    artifact_dir: Path
 
 
 @attrs.frozen

@@ -5,136 +5,51 @@ whatever goes wrong, the job is declined. Once a run has been counted there is
 none but the kill switch between two runs: whatever goes wrong is a counted tool
 error, or is left for recovery. Where it cannot be known which of the two holds,
 because the row cannot be read, the job is held: neither producer is started.
+
+Here is only what it takes to decline. What it takes to take a job, the `StagingRunner`,
+is made when first a job may be one of ours: a host whose runner is switched off, or
+whose jobs are of other stages, does not even load it.
 """
 
 import contextlib
 import os
-import re
-import secrets
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping
-from enum import StrEnum, unique
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from staging_fsm.core.config import (
-    AUTO,
-    RunnerConfig,
-    Suites,
-    alert_urls,
-    is_shadow,
-    is_switched_off,
-    load_config,
-    parse_suites,
-)
-from staging_fsm.core.errors import (
-    ConfigInvalidError,
-    MachineUnfitError,
-    RunRefusedError,
-    SnapshotRefusedError,
-    StagingError,
-    StaleSnapshotError,
-)
-from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import Plan, SuitePlan
-from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, JobRows
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Run, Snapshot, fresh_snapshot
-from staging_fsm.core.spec import Event, State
-from staging_fsm.core.times import format_time
-from staging_fsm.drive.engine import Engine, Gate, Place, Step
-from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
-from staging_fsm.effects.alerts import FileAlerts
-from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
-from staging_fsm.effects.journal import log_error
-from staging_fsm.effects.preflight import unfit
-from staging_fsm.effects.processes import this_process
-from staging_fsm.effects.shadow import ShadowRecords
-from staging_fsm.effects.suite import LocalSuites
-from staging_fsm.effects.telemetry import traced
-from staging_fsm.effects.worktree import bind_revision
+from staging_fsm.core.config import is_shadow, is_switched_off, load_config
+from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
+from staging_fsm.core.jobs import SNAPSHOT_KEY, Gate, JobRow, JobRows, Place
+from staging_fsm.drive.rulings import Decision, Ruling
+
+if TYPE_CHECKING:
+    from staging_fsm.core.snapshot import Snapshot
+    from staging_fsm.drive.runner import StagingRunner
 
 STAGE: Final = "deploy-staging"
 #: Stands for metadata that the caller of a launch has not read.
 UNSEEN: Final = object()
-_ID_CHARACTERS_MAX: Final = 64
-#: How many of the newest rows are searched for the last passed run of a repository.
-RECENT_ROWS: Final = 500
-IN_SHADOW: Final = "shadow mode: the LLM agent is the producer, the runner only records"
-#: What a person is alerted to, and what a run is counted as, where it could not be started.
-_ALERTS: Final[Mapping[type[Exception], AlertKind]] = {
-    ConfigInvalidError: AlertKind.CONFIGURATION_INVALID,
-    MachineUnfitError: AlertKind.MACHINE_UNFIT,
-}
-_REASONS: Final[Mapping[type[Exception], Reason]] = {
-    ConfigInvalidError: Reason.CONFIGURATION_INVALID,
-    MachineUnfitError: Reason.MACHINE_UNFIT,
-}
-
-
-@unique
-class Ruling(StrEnum):
-    """What became of a launch."""
-
-    #: The runner had it: it ended, it waits for its next run, or it is in other hands.
-    TAKEN = "taken"
-    #: The LLM path has it.
-    DECLINED = "declined"
-    #: Nobody may start anything: the row could not be read, or is refused.
-    HELD = "held"
-
-
-@attrs.frozen
-class Decision:
-    """The answer to a launch: false only where the host should spawn its agent."""
-
-    ruling: Ruling
-    reason: str
-
-    def __bool__(self) -> bool:
-        """Say whether the host must leave the job alone."""
-        return self.ruling is not Ruling.DECLINED
-
-
-def read_suites(config: RunnerConfig) -> Suites:
-    """Return the suites that the configured file names; raises ConfigInvalidError."""
-    if config.suites_file is None:
-        return Suites()
-    try:
-        text = config.suites_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigInvalidError([f"the suites file cannot be read: {error}"]) from error
-    return parse_suites(text)
 
 
 @attrs.define
 class StagingIntercept:
     """The runner's side of `launch_job`. Safe to call from several threads.
 
-    `for_host` builds one over the real world; the fields are what a test replaces.
+    `for_host` builds one over the real world, `of` over a runner that is there.
     """
 
-    engine: Engine
-    variables: Mapping[str, str] = attrs.field(factory=lambda: os.environ)
-    suites: Callable[[RunnerConfig], Suites] = read_suites
-    bind: Callable[[Path, SuitePlan], str] = bind_revision
-    #: Returns why this machine cannot run a suite now, or None.
-    preflight: Callable[[Place, SuitePlan], str | None] = lambda _place, _suite: None
-    liveness: Liveness = worker_is_alive
-    #: Where launches are noted in shadow mode; None notes nothing.
-    shadow: ShadowRecords | None = None
+    rows: JobRows
+    _make_runner: Callable[[], "StagingRunner"]
+    variables: Mapping[str, str]
     #: The host's word for the stage that is ours.
     stage: str = STAGE
-    new_id: Callable[[], str] = lambda: secrets.token_hex(6)
-    #: Why the rows cannot be relied on; every first launch is declined for it.
-    misfit: ConfigInvalidError | None = None
-    #: Removes what runs left behind: after how many days, and which attempts not.
-    prune: Callable[[float, Callable[[], Container[str]]], None] = lambda _days, _kept: None
+    _runner: "StagingRunner | None" = attrs.field(default=None, init=False)
     _pid: int = attrs.field(factory=os.getpid, init=False)
     _driving: set[Any] = attrs.field(factory=set, init=False)
-    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _lock: threading.RLock = attrs.field(factory=threading.RLock, init=False)
 
     @classmethod
     def for_host(
@@ -158,30 +73,39 @@ class StagingIntercept:
         with a broken mapping works on with its LLM path.
         """
         variables = os.environ if variables is None else variables
-        state, clock = StateDir(state_dir(variables)), SystemClock()
-        suites = LocalSuites(state, variables)
-        engine = Engine(
-            rows=rows,
-            suites=suites,
-            artifacts=ArtifactFiles(),
-            alerts=FileAlerts(state.alerts, clock, lambda: alert_urls(variables)),
-            clock=replaced.pop("clock", clock),
-            gate=gate,
-            place=place,
-            worker=str(this_process()),
-            watch=traced(replaced.pop("watch", lambda _row, _snapshot: None)),
-        )
+        stage = replaced.pop("stage", STAGE)
 
-        def preflight(where: Place, suite: SuitePlan) -> str | None:
-            return unfit(state, suite, where.repository, where.artifact_dir)
+        def make() -> "StagingRunner":
+            from staging_fsm.drive.runner import StagingRunner  # noqa: PLC0415  # see above
 
-        found = {
-            "preflight": preflight,
-            "prune": suites.prune,
-            "misfit": _checked(engine),
-            "shadow": ShadowRecords(state.shadow),
-        }
-        return cls(engine, variables, **{**found, **replaced})
+            return StagingRunner.for_host(rows, gate, place, variables, stage, **replaced)
+
+        intercept = cls(rows, make, variables, stage)
+        intercept._check_rows()  # its own
+        return intercept
+
+    @classmethod
+    def of(cls, runner: "StagingRunner") -> "StagingIntercept":
+        """Return the intercept before a runner."""
+        return cls(runner.engine.rows, lambda: runner, runner.variables, runner.stage)
+
+    def _check_rows(self) -> None:
+        try:
+            try:
+                self.rows.check()
+            except ConfigInvalidError as error:
+                self.runner.cannot_rely_on_rows(error)
+        except Exception as error:  # noqa: BLE001  # the store may be down just now: each launch looks again
+            _log("the rows could not be checked", error)
+
+    @property
+    def runner(self) -> "StagingRunner":
+        """Return what takes jobs, under the name of this very process."""
+        self._take_name()
+        with self._lock:
+            if self._runner is None:
+                self._runner = self._make_runner()
+            return self._runner
 
     def launch(self, job_id: Any, metadata: object = UNSEEN) -> Decision:
         """Take the claimed job `job_id`, or decline it. Blocks while a suite runs; never raises.
@@ -197,70 +121,52 @@ class StagingIntercept:
             with self._hold(job_id) as ours:
                 if not ours:
                     return Decision(Ruling.TAKEN, "this process is already working on it")
-                row = self.engine.rows.load(job_id)
+                row = self.rows.load(job_id)
                 if row.id != job_id:
                     # Another form of the same key, such as a UUID as text: one name to hold it by.
                     return self.launch(row.id, metadata)
                 first_launch = first_launch and row.document is None
-                return self._launch(row)
+                reason = self._reason_to_decline(row)
+                if reason is not None:
+                    return Decision(Ruling.DECLINED, reason)
+                return self._hand_on(row)
         except StaleSnapshotError as error:
             return Decision(Ruling.TAKEN, str(error))
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             return self._after_failure(job_id, error, first_launch=first_launch)
 
-    def _launch(self, row: JobRow) -> Decision:
-        if row.stage != self.stage:
-            return Decision(Ruling.DECLINED, f"stage {row.stage} is not {self.stage}")
+    def _hand_on(self, row: JobRow) -> Decision:
         try:
-            snapshot = row.snapshot()
-        except SnapshotRefusedError as error:
-            self.engine.alert(AlertKind.ROW_REFUSED, row.id, str(error))
-            return Decision(Ruling.HELD, str(error))
-        if snapshot is None:
-            return self._first_launch(row)
-        if snapshot.state is State.LLM_FALLBACK:
-            return Decision(Ruling.DECLINED, snapshot.history[-1].reason)
-        if snapshot.state is State.DEFERRED:
-            return self._next_launch(row, snapshot)
-        return self._take_up(row, snapshot)
-
-    def _first_launch(self, row: JobRow) -> Decision:
-        if is_switched_off(self.variables):
-            return Decision(Ruling.DECLINED, "the runner is switched off")
-        if is_shadow(self.variables):
-            return self._stay_in_shadow(row)
-        attempt = self._new_attempt(row)
-        try:
-            config = load_config(self.variables)
-            if not config.in_scope(row.repo):
-                return Decision(Ruling.DECLINED, f"repository {row.repo} is not in scope")
-            plan = self._plan(row, config)
-        except Exception as error:  # noqa: BLE001  # before the first run everything leads to the LLM path
-            return self._step_aside(row, attempt, error)
-        claim = Step(
-            Event.JOB_CLAIMED,
-            f"run 1 of at most {plan.budget.runs_max}",
-            {"plan": plan, "runs": (self._new_run(1),)},
-        )
-        try:
-            decision = self._drive(row, self.engine.move(row, attempt, claim))
-        except StaleSnapshotError:
-            raise
+            runner = self.runner
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
-            # A run may have been counted, so what the caller knew of the row is void.
-            return self._after_failure(row.id, error, first_launch=False)
-        self._prune()
-        return decision
+            # Nothing has been begun here, and what the row shows others may have in hand.
+            _log("there is no runner", error)
+            ruling = Ruling.DECLINED if row.document is None else Ruling.HELD
+            return Decision(ruling, f"{type(error).__name__}: {error}")
+        return runner.launch(row)
 
-    def _stay_in_shadow(self, row: JobRow) -> Decision:
-        """Decline at once, and note for the shadow that the agent was launched."""
+    def _reason_to_decline(self, row: JobRow) -> str | None:
+        """Return why a job is none of ours as far as stage, switch and scope tell, or None."""
+        if row.stage != self.stage:
+            return f"stage {row.stage} is not {self.stage}"
+        if row.document is not None or is_shadow(self.variables):
+            return None
+        if is_switched_off(self.variables):
+            return "the runner is switched off"
+        # What is wrong with the configuration is told of by the runner.
+        with contextlib.suppress(ConfigInvalidError):
+            if not load_config(self.variables).in_scope(row.repo):
+                return f"repository {row.repo} is not in scope"
+        return None
+
+    def _after_failure(self, job_id: Any, error: Exception, *, first_launch: bool) -> Decision:
+        """Decide after an unexpected error; `first_launch` decides where no runner can be made."""
         try:
-            if self.shadow is not None and load_config(self.variables).in_scope(row.repo):
-                place, now = self.engine.place(row), self.engine.clock.now()
-                self.shadow.launched(row, place.repository, now)
-        except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
-            log_error("a launch was not noted", job=str(row.id), error=str(error))
-        return Decision(Ruling.DECLINED, IN_SHADOW)
+            return self.runner.after_failure(job_id, error, first_launch=first_launch)
+        except Exception as failure:  # noqa: BLE001  # a launch must not break the host
+            _log("there is no runner", failure)
+            ruling = Ruling.DECLINED if first_launch else Ruling.HELD
+            return Decision(ruling, f"{type(error).__name__}: {error}")
 
     def agent_ended(self, job_id: Any, *, opened: bool, log: Path | None = None) -> None:
         """Keep for the shadow how a launch of the LLM agent ended. Never raises.
@@ -269,148 +175,8 @@ class StagingIntercept:
         whose last line may tell of tokens. A job that was not launched in shadow
         mode is left alone.
         """
-        try:
-            if self.shadow is not None and self.shadow.is_noted(job_id):
-                place = self.engine.place(self.engine.rows.load(job_id))
-                now = self.engine.clock.now()
-                self.shadow.agent_ended(job_id, place.artifact_dir, now, opened=opened, log=log)
-        except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
-            log_error("an agent's end was not noted", job=str(job_id), error=str(error))
-
-    def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
-        if self.misfit is not None:
-            raise self.misfit
-        entry = self.suites(config).entry(row.repo)
-        if entry is None:
-            raise ConfigInvalidError(
-                [f"repository {row.repo} is in scope, but no suite is configured for it"]
-            )
-        try:
-            last = self._tests_last_passed(row.repo) if entry.min_tests == AUTO else None
-            suite, budget = entry.plan(config, last), config.budget()
-        except ValueError as error:
-            raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
-        where = self.engine.place(row)
-        plan = Plan(suite, budget, self.bind(where.repository, suite))
-        problem = self.preflight(where, suite)
-        if problem is not None:
-            raise MachineUnfitError(problem)
-        return plan
-
-    def _tests_last_passed(self, repo: str) -> int | None:
-        """Return what the newest passed run of `repo` executed, on whatever machine; or None.
-
-        Rows are what a fleet shares, and they outlive every state folder.
-        """
-        for row in self.engine.rows.recent(RECENT_ROWS, repo):
-            with contextlib.suppress(SnapshotRefusedError):
-                snapshot = row.snapshot() if row.stage == self.stage else None
-                if snapshot is None or snapshot.state is not State.ADVANCED:
-                    continue
-                if snapshot.last_run.counts is not None:
-                    return snapshot.last_run.counts.executed
-        return None
-
-    def _step_aside(self, row: JobRow, attempt: Snapshot, error: Exception) -> Decision:
-        """Decline before the first run, and leave a trace of it in the row.
-
-        Where that fails, the row is looked at again: no trace, no run, still declined.
-        """
-        kind = _ALERTS.get(type(error))
-        reason = str(error) if kind else f"{type(error).__name__}: {error}"
-        kind = kind or AlertKind.INTERNAL_ERROR
-        self.engine.alert(kind, row.id, f"declined to the LLM path: {reason}")
-        self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, reason))
-        return Decision(Ruling.DECLINED, reason)
-
-    def _next_launch(self, row: JobRow, snapshot: Snapshot) -> Decision:
-        """Launch a deferred attempt again: step aside if switched off, else start its next run."""
-        problem: StagingError | None = None
-        if is_switched_off(self.variables):
-            return self._switched_off(row, snapshot, "the runner was switched off between two runs")
-        if is_shadow(self.variables):
-            return self._switched_off(row, snapshot, IN_SHADOW)
-        try:
-            config = load_config(self.variables)
-            if not config.in_scope(row.repo):
-                return self._switched_off(row, snapshot, f"repository {row.repo} left the scope")
-        except ConfigInvalidError as error:
-            problem = error
-        if self.engine.is_early(snapshot):
-            # Launched early, by a crash or by hand: the wait is part of the attempt.
-            return self._drive(row, snapshot)
-        problem = problem or self._unfitness(row, snapshot)
-        number = snapshot.last_run.number + 1
-        run = self._new_run(number, due_at=snapshot.next_run_at)
-        claim = Step(
-            Event.JOB_CLAIMED,
-            f"run {number} of at most {snapshot.bound_plan.budget.runs_max}",
-            {"runs": (*snapshot.runs, run), "next_run_at": None},
-        )
-        running = self.engine.move(row, snapshot, claim)
-        if problem is not None:
-            # Counted, though nothing was started: to wait for a better day without counting
-            # could last for ever, and then there is no verdict and nobody who looks.
-            self.engine.alert(_ALERTS[type(problem)], row.id, str(problem))
-            lost = self.engine.run_without_result(
-                running, Event.SUITE_NOT_EXECUTED, _REASONS[type(problem)], str(problem)
-            )
-            running = self.engine.move(row, running, lost)
-        return self._drive(row, running)
-
-    def _unfitness(self, row: JobRow, snapshot: Snapshot) -> MachineUnfitError | None:
-        """Return why no run can be made here now; not to be able to tell is a reason too."""
-        try:
-            problem = self.preflight(self.engine.place(row), snapshot.bound_plan.suite)
-        except Exception as error:  # noqa: BLE001  # raised on, it would be met again for ever, uncounted
-            problem = f"{type(error).__name__}: {error}"
-        return None if problem is None else MachineUnfitError(problem)
-
-    def _switched_off(self, row: JobRow, snapshot: Snapshot, reason: str) -> Decision:
-        # Not a courtesy here: without this row, recovery would run the suite beside the agent.
-        self.engine.move(row, snapshot, Step(Event.RUNNER_DECLINED, reason))
-        return Decision(Ruling.DECLINED, reason)
-
-    def _drive(self, row: JobRow, snapshot: Snapshot) -> Decision:
-        ended = self.engine.drive(row, snapshot)
-        return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
-
-    def _take_up(self, row: JobRow, snapshot: Snapshot) -> Decision:
-        if not self._is_abandoned(snapshot):
-            return Decision(Ruling.TAKEN, f"worker {snapshot.worker} has it")
-        ended = take_up(self.engine, row, snapshot)
-        return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
-
-    def _is_abandoned(self, snapshot: Snapshot) -> bool:
-        """Say whether nobody works on an attempt that this thread holds."""
-        # Our own name, and not in another thread's hands: an earlier drive of ours failed.
-        return snapshot.worker == self.engine.worker or self.liveness(snapshot.worker) is False
-
-    def _new_run(self, number: int, due_at: str | None = None) -> Run:
-        return Run(number, format_time(self.engine.clock.now()), due_at=due_at)
-
-    def _new_attempt(self, row: JobRow) -> Snapshot:
-        # Folders are named after it, and a host's key may be any text.
-        name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(row.id))[:_ID_CHARACTERS_MAX]
-        return fresh_snapshot(f"{name}-{self.new_id()}", self.engine.worker)
-
-    def _after_failure(self, job_id: Any, error: Exception, *, first_launch: bool) -> Decision:
-        """Decide after an unexpected error: whether a run was counted is read from the row.
-
-        `first_launch` decides where the row cannot be read.
-        """
-        reason = f"{type(error).__name__}: {error}"
-        self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, reason)
-        try:
-            row = self.engine.rows.load(job_id)
-            first_launch = False
-            snapshot = row.snapshot()
-            first_launch = snapshot is None or snapshot.state is State.LLM_FALLBACK
-        except Exception as failure:  # noqa: BLE001  # the store is down: what the caller knows must do
-            log_error("the row could not be read", job=str(job_id), error=str(failure))
-        if first_launch:
-            return Decision(Ruling.DECLINED, reason)
-        return Decision(Ruling.HELD, reason)
+        with contextlib.suppress(Exception):
+            self.runner.agent_ended(job_id, opened=opened, log=log)
 
     def recover(self) -> list[JobRow]:
         """Take up every attempt whose worker is gone; return the rows that were touched.
@@ -418,54 +184,15 @@ class StagingIntercept:
         Each is driven to a terminal state or its next deferral. A row that cannot
         be driven now is left as it is, with an alert.
         """
-        touched = []
-        for row in self.engine.rows.unfinished():
-            try:
-                with self._hold(row.id) as ours:
-                    if ours and self._recover_one(self.engine.rows.load(row.id)):
-                        touched.append(row)
-            except StaleSnapshotError:
-                continue
-            except SnapshotRefusedError as error:
-                self.engine.alert(AlertKind.ROW_REFUSED, row.id, str(error))
-            except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
-                text = f"recovery failed: {type(error).__name__}: {error}"
-                self.engine.alert(AlertKind.INTERNAL_ERROR, row.id, text)
-        self._prune()
-        self.engine.deliver_alerts()
+        runner, touched = self.runner, []
+        for row in self.rows.unfinished():
+            with self._hold(row.id) as ours:
+                if ours and runner.recover(row.id):
+                    touched.append(row)
+        runner.tidy_up()
         return touched
 
-    def _prune(self) -> None:
-        """Remove what old runs left behind, but nothing of an attempt that has not ended."""
-        try:
-            self.prune(load_config(self.variables).run_retention_days, self._unfinished_attempts)
-        except Exception as error:  # noqa: BLE001  # a full disk is no reason to break a launch
-            log_error("old runs were not removed", error=f"{type(error).__name__}: {error}")
-
-    def _unfinished_attempts(self) -> frozenset[str]:
-        # A row that is refused raises here: while one cannot be read, nothing is removed.
-        snapshots = [row.snapshot() for row in self.engine.rows.unfinished()]
-        return frozenset(snapshot.attempt_id for snapshot in snapshots if snapshot is not None)
-
-    def _recover_one(self, row: JobRow) -> bool:
-        if row.stage != self.stage:
-            return False
-        snapshot = row.snapshot()
-        if snapshot is None or snapshot.state is State.LLM_FALLBACK:
-            return False
-        if snapshot.state is State.DEFERRED and row.status == QUEUED:
-            # Nothing is owed to a job that waits, unless the clock was set back meanwhile.
-            if row.not_before is None or row.not_before <= self.engine.latest_due(snapshot):
-                return False
-        elif snapshot.state is State.DEFERRED and self.engine.is_claimed_again(row, snapshot):
-            # Its claimant may be about to launch it, and which process that is only its host knows.
-            return False
-        elif not self._is_abandoned(snapshot):
-            return False
-        take_up(self.engine, row, snapshot)
-        return True
-
-    def cancel(self, job_id: Any) -> Snapshot:
+    def cancel(self, job_id: Any) -> "Snapshot":
         """Stop an attempt: nothing is judged, and the job ends as cancelled.
 
         Raises TransitionRefusedError where the table allows it no more,
@@ -473,20 +200,7 @@ class StagingIntercept:
         RunRefusedError for a job of another stage, or one whose suite runs on another
         machine: from here it could not be stopped.
         """
-        self._take_name()
-        row = self.engine.rows.load(job_id)
-        if row.stage != self.stage:
-            message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
-            raise RunRefusedError(message)
-        snapshot = row.snapshot() or self._new_attempt(row)
-        if snapshot.state is State.RUNNING and self.liveness(snapshot.worker) is None:
-            message = (
-                f"job {job_id} runs on another machine, under worker {snapshot.worker}, and its"
-                " suite cannot be stopped from here: cancel it there"
-            )
-            raise RunRefusedError(message)
-        step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
-        return self.engine.drive(row, self.engine.move(row, snapshot, step))
+        return self.runner.cancel(job_id)
 
     def _take_name(self) -> None:
         """Take this process's own name, if it was forked from one that had another.
@@ -495,8 +209,9 @@ class StagingIntercept:
         and each would take the others' attempts for its own.
         """
         if self._pid != os.getpid():
-            self._pid, self._lock, self._driving = os.getpid(), threading.Lock(), set()
-            self.engine.worker = str(this_process())
+            self._pid, self._lock, self._driving = os.getpid(), threading.RLock(), set()
+            if self._runner is not None:
+                self._runner.take_name()
 
     @contextlib.contextmanager
     def _hold(self, job_id: Any) -> Iterator[bool]:
@@ -513,20 +228,14 @@ class StagingIntercept:
                     self._driving.discard(job_id)
 
 
-def _checked(engine: Engine) -> ConfigInvalidError | None:
-    """Return what does not fit about the rows, after telling a person."""
-    try:
-        engine.rows.check()
-    except ConfigInvalidError as error:
-        engine.alert(AlertKind.CONFIGURATION_INVALID, "-", f"every launch is declined: {error}")
-        return error
-    except Exception as error:  # noqa: BLE001  # the store may be down just now: each launch looks again
-        log_error("the rows could not be checked", error=f"{type(error).__name__}: {error}")
-    return None
-
-
 def _is_without_attempt(metadata: object) -> bool:
     """Say whether metadata that was read holds no key of ours, however it was decoded."""
     if metadata is None:
         return True
     return isinstance(metadata, str | Mapping) and SNAPSHOT_KEY not in metadata
+
+
+def _log(text: str, error: Exception) -> None:
+    from staging_fsm.effects.journal import log_error  # noqa: PLC0415  # seldom needed
+
+    log_error(text, error=f"{type(error).__name__}: {error}")

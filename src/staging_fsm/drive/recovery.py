@@ -8,8 +8,9 @@ are told apart by the compare-and-swap of the row.
 
 from collections.abc import Callable
 
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.ports import JobRow, RunCondition
+from staging_fsm.core.ports import RunCondition
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Engine, Step, run_id_of

@@ -15,13 +15,16 @@ from typing import Final
 
 import attrs
 
-from staging_fsm.core.config import RunnerConfig, Suites, load_config, variable_name
+from staging_fsm.core.config import RunnerConfig, load_config, variable_name
 from staging_fsm.core.errors import ConfigInvalidError, RunRefusedError
+from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
-from staging_fsm.core.ports import QUEUED, AlertKind, JobRow
+from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.suites import Suites
 from staging_fsm.core.times import parse_time
-from staging_fsm.drive.engine import Place
-from staging_fsm.drive.intercept import Ruling, StagingIntercept, read_suites
+from staging_fsm.drive.intercept import StagingIntercept
+from staging_fsm.drive.rulings import Ruling
+from staging_fsm.drive.runner import read_suites
 from staging_fsm.effects.clock import Clock, SystemClock
 from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.journal import log_error
@@ -129,7 +132,7 @@ class Shadow:
             new_id=lambda: f"shadow-{secrets.token_hex(6)}",
             shadow=None,
         )
-        intercept.engine.alerts = _Nobody()
+        intercept.runner.engine.alerts = _Nobody()
         return intercept
 
 

@@ -8,8 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
-from staging_fsm.core.ports import BrokenMetadata
-from staging_fsm.core.snapshot import SNAPSHOT_KEY
+from staging_fsm.core.jobs import SNAPSHOT_KEY, BrokenMetadata
 
 #: What a host's column holds while nobody has written a key: nothing, or what an ORM writes for it.
 _EMPTY: Final = ("", "null")

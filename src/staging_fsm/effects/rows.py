@@ -23,8 +23,8 @@ from staging_fsm.core.errors import (
     JobNotFoundError,
     StaleSnapshotError,
 )
-from staging_fsm.core.ports import QUEUED, JobRow
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Snapshot, dump_snapshot
+from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
+from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.effects.due import SQLITE_FORMAT, DueTimes, NoDueTimes, Seconds, Timestamps, Words
 from staging_fsm.effects.metadata import (
     Documents,

@@ -26,7 +26,7 @@ import attrs
 import msgspec
 
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
-from staging_fsm.core.ports import QUEUED, BrokenMetadata, JobRow
+from staging_fsm.core.jobs import QUEUED, BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot, load_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time, parse_time

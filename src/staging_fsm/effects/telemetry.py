@@ -15,8 +15,8 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
-from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import parse_time

@@ -27,7 +27,7 @@ import attrs
 from staging_fsm.core.artifact import written
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
-from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import STAGE

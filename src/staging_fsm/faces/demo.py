@@ -17,8 +17,8 @@ from typing import Any, Final
 import attrs
 from rich.console import Console
 
-from staging_fsm.core.config import SuiteEntry
 from staging_fsm.core.spec import State
+from staging_fsm.core.suites import SuiteEntry
 from staging_fsm.effects.files import StateDir
 from staging_fsm.faces.diagrams import Diagram, write_diagrams
 from staging_fsm.faces.progress import Progress

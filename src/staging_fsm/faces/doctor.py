@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from staging_fsm.core.config import alert_urls, is_switched_off, load_config
 from staging_fsm.core.errors import ConfigInvalidError
-from staging_fsm.drive.intercept import read_suites
+from staging_fsm.drive.runner import read_suites
 from staging_fsm.effects import limits
 from staging_fsm.effects.alerts import Outbox
 from staging_fsm.effects.files import StateDir

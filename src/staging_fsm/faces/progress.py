@@ -11,8 +11,8 @@ from rich.status import Status
 from rich.text import Text
 
 from staging_fsm.core.artifact import visible
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.masking import MaskedStream
-from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import parse_time

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from staging_fsm.core.artifact import fault, visible
 from staging_fsm.core.config import RunnerConfig, load_config
 from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError
-from staging_fsm.core.ports import JobRow, JobRows
+from staging_fsm.core.jobs import JobRow, JobRows
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.core.times import parse_time

@@ -13,17 +13,18 @@ from typing import Any, Final
 import attrs
 import sqlalchemy as sa
 
-from staging_fsm.core.config import PREFIX, RunnerConfig, SuiteEntry, Suites
+from staging_fsm.core.config import PREFIX, RunnerConfig
 from staging_fsm.core.errors import (
     JobNotFoundError,
     RunRefusedError,
     StaleSnapshotError,
     TransitionRefusedError,
 )
-from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.drive.engine import Place
-from staging_fsm.drive.intercept import STAGE, Decision, Ruling, StagingIntercept
+from staging_fsm.core.suites import SuiteEntry, Suites
+from staging_fsm.drive.intercept import STAGE, StagingIntercept
+from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.processes import ProcessIdentity, is_alive, this_process

@@ -6,8 +6,8 @@ from typing import Any, Final
 import attrs
 
 from staging_fsm.core.artifact import fault
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS
-from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 

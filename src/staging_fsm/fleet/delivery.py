@@ -23,13 +23,15 @@ from staging_fsm.core.errors import (
     StaleSnapshotError,
     TransitionRefusedError,
 )
+from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.plan import Budget, SuitePlan, Workspace
-from staging_fsm.core.ports import QUEUED, AlertKind, JobRow, RunCondition, RunOrder
+from staging_fsm.core.ports import AlertKind, RunCondition, RunOrder
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TRANSITIONS, Effect, State
-from staging_fsm.drive.engine import Engine, Place, run_id_of
+from staging_fsm.drive.engine import Engine, run_id_of
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.drive.recovery import worker_is_alive
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir
@@ -347,12 +349,14 @@ class Delivery:
             place=lambda _row: place,
             worker=fleet.worker,
         )
-        return StagingIntercept(
+        runner = StagingRunner(
             engine,
             fleet.variables,
+            STAGE,
             bind=lambda _repository, suite: _bound(suite, setting.revision),
             liveness=_lives_beside_us,
         )
+        return StagingIntercept.of(runner)
 
     def _publish_agents(self, row: JobRow, fence: Fence, setting: "Setting") -> None:
         """Publish what an LLM agent left in the checkout: it is the producer of this launch."""

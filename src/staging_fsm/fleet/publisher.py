@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import attrs
 
 from staging_fsm.core.artifact import is_of_run
-from staging_fsm.core.ports import JobRow
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.effects.files import ARTIFACT_MODE, ArtifactFiles, read_small, write_durably
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.host.contract.gate import ARTIFACT_NAME

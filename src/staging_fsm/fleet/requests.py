@@ -4,7 +4,7 @@ import time
 from typing import Final
 
 from staging_fsm.core.errors import RunRefusedError
-from staging_fsm.core.ports import QUEUED, JobRow
+from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TERMINAL, Event, State
 from staging_fsm.drive.engine import Step
@@ -55,8 +55,9 @@ def _cancel_here(
     fleet: Fleet, staging: StagingIntercept, row: JobRow, snapshot: Snapshot | None
 ) -> Snapshot:
     # The very snapshot that was looked at: had it moved since, the write is refused.
-    engine = staging.engine
-    attempt = snapshot or fresh_snapshot(f"{row.id}-{staging.new_id()}", engine.worker)
+    runner = staging.runner
+    engine = runner.engine
+    attempt = snapshot or fresh_snapshot(f"{row.id}-{runner.new_id()}", engine.worker)
     step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
     ended = engine.drive(row, engine.move(row, attempt, step))
     with fleet.engine.begin() as tx:

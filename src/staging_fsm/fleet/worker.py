@@ -21,7 +21,7 @@ from procrastinate.exceptions import JobAborted
 from procrastinate.job_context import AbortReason, JobContext
 from procrastinate.jobs import DeleteJobCondition
 
-from staging_fsm.core.ports import QUEUED
+from staging_fsm.core.jobs import QUEUED
 from staging_fsm.core.spec import State
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir, sha256_of_text

@@ -12,8 +12,7 @@ from typing import Any, Final
 
 import attrs
 
-from staging_fsm.core.ports import JobRow
-from staging_fsm.drive.engine import Place
+from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.rows import SqlRows

@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
+from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRows
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
-from staging_fsm.core.ports import QUEUED, JobRows
-from staging_fsm.core.snapshot import SNAPSHOT_KEY, Run, Snapshot, fresh_snapshot
+from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.core.times import format_time
 from staging_fsm.core.trail import walk

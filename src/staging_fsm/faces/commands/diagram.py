@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from staging_fsm.core.errors import SnapshotRefusedError
-from staging_fsm.core.ports import JobRow
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.faces.diagrams import (
     Diagram,
     dot,

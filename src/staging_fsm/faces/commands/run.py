@@ -9,10 +9,11 @@ from typing import Any
 import click
 from rich.console import Console
 
-from staging_fsm.core.config import AUTO, OF_EVERY_SUITE, SuiteEntry, load_config
+from staging_fsm.core.config import load_config
 from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
 from staging_fsm.core.spec import State
-from staging_fsm.drive.intercept import Decision
+from staging_fsm.core.suites import AUTO, OF_EVERY_SUITE, SuiteEntry
+from staging_fsm.drive.rulings import Decision
 from staging_fsm.effects.worktree import head_revision, tracked_changes
 from staging_fsm.faces.commands.show import print_end
 from staging_fsm.faces.exits import ExitCode

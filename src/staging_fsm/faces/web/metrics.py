@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
-from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Move, Snapshot
 from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.faces.queue import RECENT_JOBS, StagingRunnerBlock, moment

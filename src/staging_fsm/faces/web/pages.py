@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from staging_fsm.core.artifact import fault, visible
 from staging_fsm.core.errors import SnapshotRefusedError
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.masking import Masker
 from staging_fsm.core.outcome import REASONS, RULES, Verdict
-from staging_fsm.core.ports import JobRow
 from staging_fsm.core.snapshot import Move, Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.effects.files import read_small

@@ -5,8 +5,7 @@ from typing import Any, Final
 import click
 import uvicorn
 
-from staging_fsm.core.ports import JobRow
-from staging_fsm.drive.engine import Place
+from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.faces.session import Session
 from staging_fsm.faces.web.app import create_app
 from staging_fsm.faces.web.guard import LOOPBACK_HOSTS

@@ -10,8 +10,7 @@ from typing import Final
 import attrs
 
 from staging_fsm.core.errors import JobNotFoundError, StagingError
-from staging_fsm.core.ports import JobRow, JobRows
-from staging_fsm.drive.engine import Place
+from staging_fsm.core.jobs import JobRow, JobRows, Place
 from staging_fsm.effects.journal import log_error
 from staging_fsm.faces.queue import StagingRunnerBlock, staging_runner_block
 from staging_fsm.host.store import WorkItem

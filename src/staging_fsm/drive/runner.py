@@ -1,0 +1,405 @@
+"""What takes jobs: binds an attempt to its plan, has it driven, takes it up again, cancels it.
+
+The intercept asks only for a job that may be ours. What it promises is kept here:
+before the first run everything leads to the LLM path; once a run has been counted
+nothing does but the kill switch between two runs.
+"""
+
+import contextlib
+import re
+import secrets
+from collections.abc import Callable, Container, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from staging_fsm.core.config import (
+    RunnerConfig,
+    alert_urls,
+    is_shadow,
+    is_switched_off,
+    load_config,
+)
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    MachineUnfitError,
+    RunRefusedError,
+    SnapshotRefusedError,
+    StagingError,
+    StaleSnapshotError,
+)
+from staging_fsm.core.jobs import QUEUED, Gate, JobRow, JobRows, Place
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.plan import Plan, SuitePlan
+from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
+from staging_fsm.core.spec import Event, State
+from staging_fsm.core.suites import AUTO, Suites, budget_of, parse_suites
+from staging_fsm.core.times import format_time
+from staging_fsm.drive.engine import Engine, Step
+from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.effects.alerts import FileAlerts
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
+from staging_fsm.effects.journal import log_error
+from staging_fsm.effects.preflight import unfit
+from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.shadow import ShadowRecords
+from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.telemetry import traced
+from staging_fsm.effects.worktree import bind_revision
+
+_ID_CHARACTERS_MAX: Final = 64
+#: How many of the newest rows are searched for the last passed run of a repository.
+RECENT_ROWS: Final = 500
+IN_SHADOW: Final = "shadow mode: the LLM agent is the producer, the runner only records"
+#: What a person is alerted to, and what a run is counted as, where it could not be started.
+_ALERTS: Final[Mapping[type[Exception], AlertKind]] = {
+    ConfigInvalidError: AlertKind.CONFIGURATION_INVALID,
+    MachineUnfitError: AlertKind.MACHINE_UNFIT,
+}
+_REASONS: Final[Mapping[type[Exception], Reason]] = {
+    ConfigInvalidError: Reason.CONFIGURATION_INVALID,
+    MachineUnfitError: Reason.MACHINE_UNFIT,
+}
+
+
+def read_suites(config: RunnerConfig) -> Suites:
+    """Return the suites that the configured file names; raises ConfigInvalidError."""
+    if config.suites_file is None:
+        return Suites()
+    try:
+        text = config.suites_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalidError([f"the suites file cannot be read: {error}"]) from error
+    return parse_suites(text)
+
+
+@attrs.define
+class StagingRunner:
+    """The runner behind the intercept. Its fields are what a test replaces."""
+
+    engine: Engine
+    variables: Mapping[str, str]
+    #: The host's word for the stage that is ours.
+    stage: str
+    suites: Callable[[RunnerConfig], Suites] = read_suites
+    bind: Callable[[Path, SuitePlan], str] = bind_revision
+    #: Returns why this machine cannot run a suite now, or None.
+    preflight: Callable[[Place, SuitePlan], str | None] = lambda _place, _suite: None
+    liveness: Liveness = worker_is_alive
+    #: Where launches are noted in shadow mode; None notes nothing.
+    shadow: ShadowRecords | None = None
+    new_id: Callable[[], str] = lambda: secrets.token_hex(6)
+    #: Why the rows cannot be relied on; every first launch is declined for it.
+    misfit: ConfigInvalidError | None = None
+    #: Removes what runs left behind: after how many days, and which attempts not.
+    prune: Callable[[float, Callable[[], Container[str]]], None] = lambda _days, _kept: None
+
+    @classmethod
+    def for_host(
+        cls,
+        rows: JobRows,
+        gate: Gate,
+        place: Callable[[JobRow], Place],
+        variables: Mapping[str, str],
+        stage: str,
+        **replaced: Any,
+    ) -> "StagingRunner":
+        """Return a runner over the real world."""
+        state, clock = StateDir(state_dir(variables)), SystemClock()
+        suites = LocalSuites(state, variables)
+        engine = Engine(
+            rows=rows,
+            suites=suites,
+            artifacts=ArtifactFiles(),
+            alerts=FileAlerts(state.alerts, clock, lambda: alert_urls(variables)),
+            clock=replaced.pop("clock", clock),
+            gate=gate,
+            place=place,
+            worker=str(this_process()),
+            watch=traced(replaced.pop("watch", lambda _row, _snapshot: None)),
+        )
+
+        def preflight(where: Place, suite: SuitePlan) -> str | None:
+            return unfit(state, suite, where.repository, where.artifact_dir)
+
+        found = {
+            "preflight": preflight,
+            "prune": suites.prune,
+            "shadow": ShadowRecords(state.shadow),
+        }
+        return cls(engine, variables, stage, **{**found, **replaced})
+
+    def cannot_rely_on_rows(self, problem: ConfigInvalidError) -> None:
+        """Decline every first launch from now on, and tell a person why."""
+        self.misfit = problem
+        text = f"every launch is declined: {problem}"
+        self.engine.alert(AlertKind.CONFIGURATION_INVALID, "-", text)
+
+    def launch(self, row: JobRow) -> Decision:
+        """Launch a job of our stage that has an attempt, or may have its first."""
+        try:
+            snapshot = row.snapshot()
+        except SnapshotRefusedError as error:
+            self.engine.alert(AlertKind.ROW_REFUSED, row.id, str(error))
+            return Decision(Ruling.HELD, str(error))
+        if snapshot is None:
+            return self._first_launch(row)
+        if snapshot.state is State.LLM_FALLBACK:
+            return Decision(Ruling.DECLINED, snapshot.history[-1].reason)
+        if snapshot.state is State.DEFERRED:
+            return self._next_launch(row, snapshot)
+        return self._take_up(row, snapshot)
+
+    def _first_launch(self, row: JobRow) -> Decision:
+        if is_shadow(self.variables):
+            return self._stay_in_shadow(row)
+        attempt = self._new_attempt(row)
+        try:
+            plan = self._plan(row, load_config(self.variables))
+        except Exception as error:  # noqa: BLE001  # before the first run everything leads to the LLM path
+            return self._step_aside(row, attempt, error)
+        claim = Step(
+            Event.JOB_CLAIMED,
+            f"run 1 of at most {plan.budget.runs_max}",
+            {"plan": plan, "runs": (self._new_run(1),)},
+        )
+        try:
+            decision = self._drive(row, self.engine.move(row, attempt, claim))
+        except StaleSnapshotError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a launch must not break the host
+            # A run may have been counted, so what the caller knew of the row is void.
+            return self.after_failure(row.id, error, first_launch=False)
+        self._prune()
+        return decision
+
+    def _stay_in_shadow(self, row: JobRow) -> Decision:
+        """Decline at once, and note for the shadow that the agent was launched."""
+        try:
+            if self.shadow is not None and load_config(self.variables).in_scope(row.repo):
+                place, now = self.engine.place(row), self.engine.clock.now()
+                self.shadow.launched(row, place.repository, now)
+        except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
+            log_error("a launch was not noted", job=str(row.id), error=str(error))
+        return Decision(Ruling.DECLINED, IN_SHADOW)
+
+    def agent_ended(self, job_id: Any, *, opened: bool, log: Path | None = None) -> None:
+        """Keep for the shadow how a launch of the LLM agent ended. Never raises."""
+        try:
+            if self.shadow is not None and self.shadow.is_noted(job_id):
+                place = self.engine.place(self.engine.rows.load(job_id))
+                now = self.engine.clock.now()
+                self.shadow.agent_ended(job_id, place.artifact_dir, now, opened=opened, log=log)
+        except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
+            log_error("an agent's end was not noted", job=str(job_id), error=str(error))
+
+    def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
+        if self.misfit is not None:
+            raise self.misfit
+        entry = self.suites(config).entry(row.repo)
+        if entry is None:
+            raise ConfigInvalidError(
+                [f"repository {row.repo} is in scope, but no suite is configured for it"]
+            )
+        try:
+            last = self._tests_last_passed(row.repo) if entry.min_tests == AUTO else None
+            suite, budget = entry.plan(config, last), budget_of(config)
+        except ValueError as error:
+            raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
+        where = self.engine.place(row)
+        plan = Plan(suite, budget, self.bind(where.repository, suite))
+        problem = self.preflight(where, suite)
+        if problem is not None:
+            raise MachineUnfitError(problem)
+        return plan
+
+    def _tests_last_passed(self, repo: str) -> int | None:
+        """Return what the newest passed run of `repo` executed, on whatever machine; or None.
+
+        Rows are what a fleet shares, and they outlive every state folder.
+        """
+        for row in self.engine.rows.recent(RECENT_ROWS, repo):
+            with contextlib.suppress(SnapshotRefusedError):
+                snapshot = row.snapshot() if row.stage == self.stage else None
+                if snapshot is None or snapshot.state is not State.ADVANCED:
+                    continue
+                if snapshot.last_run.counts is not None:
+                    return snapshot.last_run.counts.executed
+        return None
+
+    def _step_aside(self, row: JobRow, attempt: Snapshot, error: Exception) -> Decision:
+        """Decline before the first run, and leave a trace of it in the row.
+
+        Where that fails, the row is looked at again: no trace, no run, still declined.
+        """
+        kind = _ALERTS.get(type(error))
+        reason = str(error) if kind else f"{type(error).__name__}: {error}"
+        kind = kind or AlertKind.INTERNAL_ERROR
+        self.engine.alert(kind, row.id, f"declined to the LLM path: {reason}")
+        self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, reason))
+        return Decision(Ruling.DECLINED, reason)
+
+    def _next_launch(self, row: JobRow, snapshot: Snapshot) -> Decision:
+        """Launch a deferred attempt again: step aside if switched off, else start its next run."""
+        problem: StagingError | None = None
+        if is_switched_off(self.variables):
+            return self._switched_off(row, snapshot, "the runner was switched off between two runs")
+        if is_shadow(self.variables):
+            return self._switched_off(row, snapshot, IN_SHADOW)
+        try:
+            config = load_config(self.variables)
+            if not config.in_scope(row.repo):
+                return self._switched_off(row, snapshot, f"repository {row.repo} left the scope")
+        except ConfigInvalidError as error:
+            problem = error
+        if self.engine.is_early(snapshot):
+            # Launched early, by a crash or by hand: the wait is part of the attempt.
+            return self._drive(row, snapshot)
+        problem = problem or self._unfitness(row, snapshot)
+        number = snapshot.last_run.number + 1
+        run = self._new_run(number, due_at=snapshot.next_run_at)
+        claim = Step(
+            Event.JOB_CLAIMED,
+            f"run {number} of at most {snapshot.bound_plan.budget.runs_max}",
+            {"runs": (*snapshot.runs, run), "next_run_at": None},
+        )
+        running = self.engine.move(row, snapshot, claim)
+        if problem is not None:
+            # Counted, though nothing was started: to wait for a better day without counting
+            # could last for ever, and then there is no verdict and nobody who looks.
+            self.engine.alert(_ALERTS[type(problem)], row.id, str(problem))
+            lost = self.engine.run_without_result(
+                running, Event.SUITE_NOT_EXECUTED, _REASONS[type(problem)], str(problem)
+            )
+            running = self.engine.move(row, running, lost)
+        return self._drive(row, running)
+
+    def _unfitness(self, row: JobRow, snapshot: Snapshot) -> MachineUnfitError | None:
+        """Return why no run can be made here now; not to be able to tell is a reason too."""
+        try:
+            problem = self.preflight(self.engine.place(row), snapshot.bound_plan.suite)
+        except Exception as error:  # noqa: BLE001  # raised on, it would be met again for ever, uncounted
+            problem = f"{type(error).__name__}: {error}"
+        return None if problem is None else MachineUnfitError(problem)
+
+    def _switched_off(self, row: JobRow, snapshot: Snapshot, reason: str) -> Decision:
+        # Not a courtesy here: without this row, recovery would run the suite beside the agent.
+        self.engine.move(row, snapshot, Step(Event.RUNNER_DECLINED, reason))
+        return Decision(Ruling.DECLINED, reason)
+
+    def _drive(self, row: JobRow, snapshot: Snapshot) -> Decision:
+        ended = self.engine.drive(row, snapshot)
+        return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
+
+    def _take_up(self, row: JobRow, snapshot: Snapshot) -> Decision:
+        if not self._is_abandoned(snapshot):
+            return Decision(Ruling.TAKEN, f"worker {snapshot.worker} has it")
+        ended = take_up(self.engine, row, snapshot)
+        return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
+
+    def _is_abandoned(self, snapshot: Snapshot) -> bool:
+        """Say whether nobody works on an attempt that this thread holds."""
+        # Our own name, and not in another thread's hands: an earlier drive of ours failed.
+        return snapshot.worker == self.engine.worker or self.liveness(snapshot.worker) is False
+
+    def _new_run(self, number: int, due_at: str | None = None) -> Run:
+        return Run(number, format_time(self.engine.clock.now()), due_at=due_at)
+
+    def _new_attempt(self, row: JobRow) -> Snapshot:
+        # Folders are named after it, and a host's key may be any text.
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(row.id))[:_ID_CHARACTERS_MAX]
+        return fresh_snapshot(f"{name}-{self.new_id()}", self.engine.worker)
+
+    def after_failure(self, job_id: Any, error: Exception, *, first_launch: bool) -> Decision:
+        """Decide after an unexpected error: whether a run was counted is read from the row.
+
+        `first_launch` decides where the row cannot be read.
+        """
+        reason = f"{type(error).__name__}: {error}"
+        self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, reason)
+        try:
+            row = self.engine.rows.load(job_id)
+            first_launch = False
+            snapshot = row.snapshot()
+            first_launch = snapshot is None or snapshot.state is State.LLM_FALLBACK
+        except Exception as failure:  # noqa: BLE001  # the store is down: what the caller knows must do
+            log_error("the row could not be read", job=str(job_id), error=str(failure))
+        if first_launch:
+            return Decision(Ruling.DECLINED, reason)
+        return Decision(Ruling.HELD, reason)
+
+    def recover(self, job_id: Any) -> bool:
+        """Take up an attempt if its worker is gone, and say whether it was touched.
+
+        It is driven to a terminal state or its next deferral. A row that cannot be
+        driven now is left as it is, with an alert.
+        """
+        try:
+            return self._recover(self.engine.rows.load(job_id))
+        except StaleSnapshotError:
+            return False
+        except SnapshotRefusedError as error:
+            self.engine.alert(AlertKind.ROW_REFUSED, job_id, str(error))
+        except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
+            text = f"recovery failed: {type(error).__name__}: {error}"
+            self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
+        return False
+
+    def tidy_up(self) -> None:
+        """Remove what old runs left behind, and deliver the alerts that are owed."""
+        self._prune()
+        self.engine.deliver_alerts()
+
+    def _prune(self) -> None:
+        """Remove what old runs left behind, but nothing of an attempt that has not ended."""
+        try:
+            self.prune(load_config(self.variables).run_retention_days, self._unfinished_attempts)
+        except Exception as error:  # noqa: BLE001  # a full disk is no reason to break a launch
+            log_error("old runs were not removed", error=f"{type(error).__name__}: {error}")
+
+    def _unfinished_attempts(self) -> frozenset[str]:
+        # A row that is refused raises here: while one cannot be read, nothing is removed.
+        snapshots = [row.snapshot() for row in self.engine.rows.unfinished()]
+        return frozenset(snapshot.attempt_id for snapshot in snapshots if snapshot is not None)
+
+    def _recover(self, row: JobRow) -> bool:
+        if row.stage != self.stage:
+            return False
+        snapshot = row.snapshot()
+        if snapshot is None or snapshot.state is State.LLM_FALLBACK:
+            return False
+        if snapshot.state is State.DEFERRED and row.status == QUEUED:
+            # Nothing is owed to a job that waits, unless the clock was set back meanwhile.
+            if row.not_before is None or row.not_before <= self.engine.latest_due(snapshot):
+                return False
+        elif snapshot.state is State.DEFERRED and self.engine.is_claimed_again(row, snapshot):
+            # Its claimant may be about to launch it, and which process that is only its host knows.
+            return False
+        elif not self._is_abandoned(snapshot):
+            return False
+        take_up(self.engine, row, snapshot)
+        return True
+
+    def cancel(self, job_id: Any) -> Snapshot:
+        """Stop an attempt, as `StagingIntercept.cancel` says."""
+        row = self.engine.rows.load(job_id)
+        if row.stage != self.stage:
+            message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
+            raise RunRefusedError(message)
+        snapshot = row.snapshot() or self._new_attempt(row)
+        if snapshot.state is State.RUNNING and self.liveness(snapshot.worker) is None:
+            message = (
+                f"job {job_id} runs on another machine, under worker {snapshot.worker}, and its"
+                " suite cannot be stopped from here: cancel it there"
+            )
+            raise RunRefusedError(message)
+        step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
+        return self.engine.drive(row, self.engine.move(row, snapshot, step))
+
+    def take_name(self) -> None:
+        """Go by the name of the process that this is now."""
+        self.engine.worker = str(this_process())
