@@ -447,18 +447,18 @@ class Workshop:
                 traceback.print_exc()
             os._exit(0)
         os.close(writing)
-        answered = -1
+        number = -1
         with os.fdopen(reading) as answers:
-            for answered, line in enumerate(answers):
+            for line in answers:
                 number, answer = json.loads(line)
                 if number < 0 and not answer.isdecimal():
                     output = (self.root.parent / "output").read_text("utf-8", "replace")
                     raise SystemExit(f"{output}\n{answer}")  # noqa: EM102, TRY003  # said once
                 yield number, answer
         _, status = os.wait()
-        if answered < len(tried):
+        if number + 1 < len(tried):
             output = (self.root.parent / "output").read_text("utf-8", "replace")
-            message = f"{answered} of {len(tried)} mutants tried, then status {status}:\n{output}"
+            message = f"{number + 1} of {len(tried)} mutants tried, then status {status}:\n{output}"
             raise RuntimeError(message)
 
     def _is_killed_afresh(self, module: str, seconds: float) -> bool:
