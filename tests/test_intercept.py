@@ -1102,7 +1102,9 @@ def test_attempt_is_held_where_there_is_no_runner(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "ruling"), [(UNSEEN, Ruling.HELD), ("{}", Ruling.DECLINED)], ids=str
+    ("metadata", "ruling"),
+    [(UNSEEN, Ruling.HELD), ("{}", Ruling.DECLINED)],
+    ids=["unseen", "without an attempt"],
 )
 def test_row_that_cannot_be_read_without_a_runner(
     desk: Desk, metadata: object, ruling: Ruling, caplog: pytest.LogCaptureFixture

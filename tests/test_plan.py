@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from staging_fsm.core.config import INFRA_RETRIES_MAX
 from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
-from staging_fsm.core.plan import PRESETS, Budget, Preset, SuitePlan, Workspace, detect_preset
+from staging_fsm.core.plan import (
+    PRESETS,
+    REPORT_DIR_PLACEHOLDER,
+    UNVERSIONED,
+    Budget,
+    Preset,
+    SuitePlan,
+    Workspace,
+    detect_preset,
+)
 from staging_fsm.core.spec import Event
 
 #: The load of the machine must not decide.
@@ -202,12 +211,29 @@ def test_budget_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: s
             )
             for value in (-0.1, math.nan, math.inf)
         ),
+        *(
+            ({name: -1}, f"{name} must be a number of at least 0, not -1")
+            for name in (
+                "idle_timeout_seconds",
+                "memory_max_bytes",
+                "processes_max",
+                "open_files_max",
+                "file_max_bytes",
+            )
+        ),
     ],
 )
 def test_plan_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: str) -> None:
     """A plan that cannot be run or judged is refused in words that name the field."""
     with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
         SuitePlan(**{"command": ("make",), **changes})
+
+
+def test_words_of_a_plan_are_stored_as_they_are() -> None:
+    """What a suites file and a stored plan call things by stays the same for ever."""
+    assert (REPORT_DIR_PLACEHOLDER, UNVERSIONED) == ("{report_dir}", "unversioned")
+    assert [*Preset] == ["none", "pytest"]
+    assert [*Workspace] == ["worktree", "in-place"]
 
 
 @pytest.mark.parametrize(

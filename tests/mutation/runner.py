@@ -26,6 +26,7 @@ import tempfile
 import time
 import tomllib
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -278,7 +279,11 @@ def changed_functions(
     original: str, changed: str, functions: list[FunctionType]
 ) -> list[tuple[FunctionType, CodeType]]:
     """Return each live function that differs, with its new code; none if anything else does."""
-    pairs = list(changed_codes(*(compile(text, "module", "exec") for text in (original, changed))))
+    with warnings.catch_warnings():
+        # A mutant may be what the compiler warns of, and pytest makes errors of warnings.
+        warnings.simplefilter("ignore")
+        codes = [compile(text, "module", "exec") for text in (original, changed)]
+    pairs = list(changed_codes(*codes))
     exchanged = []
     for old, new in pairs:
         live = [function for function in functions if function.__code__ == old]
