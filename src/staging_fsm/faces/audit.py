@@ -39,9 +39,8 @@ from staging_fsm.host.database import open_database
 from staging_fsm.host.store import SqlHostStore
 
 SPAN_ROWS: Final = 1000
-#: So many spans are audited here; only a longer table is worth the start of two processes.
+#: So many spans are audited here; only a longer table is worth the start of other processes.
 SPANS_ALONE: Final = 4
-PROCESSES: Final = 2
 #: No artifact of ours is larger; of a larger file in its place only the digest is taken.
 ARTIFACT_BYTES_MAX: Final = 1024 * 1024
 
@@ -135,7 +134,7 @@ def audit_job(rows: SqlRows, store: SqlHostStore | None, job_id: Any) -> Audit:
 
 
 def audit_table(rows: SqlRows, store: SqlHostStore) -> Audit:
-    """Audit every row of the table, in bounded memory; a long one in two processes."""
+    """Audit every row of the table, in bounded memory; a long one on every processor."""
     seen = Audit()
     spans = rows.spans(SPAN_ROWS)
     for span in itertools.islice(spans, SPANS_ALONE):
@@ -148,15 +147,16 @@ def audit_table(rows: SqlRows, store: SqlHostStore) -> Audit:
 
 
 def _in_processes(url: str, spans: Iterator[tuple[Any, Any]]) -> Iterator[Audit]:
-    """Audit what is left of `spans` in two processes, a few pages ahead of what is taken."""
+    """Audit what is left of `spans` on every processor, a few spans ahead of what is taken."""
     first = next(spans, None)
     if first is None:
         return
-    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+    processes = os.cpu_count() or 1
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         ahead: deque[Future[Audit]] = deque()
         for span in itertools.chain([first], spans):
             ahead.append(pool.submit(_audited_elsewhere, url, *span))
-            if len(ahead) > 2 * PROCESSES:
+            if len(ahead) > 2 * processes:
                 yield ahead.popleft().result()
         for part in ahead:
             yield part.result()
