@@ -37,19 +37,19 @@ def calls_of_an_attempt(contender: str, folder: Path) -> dict[str, float]:
 
 
 def traced(contender: str, jobs: int, folder: Path) -> Counter[str]:
-    """Run some attempts below strace, and return its counts."""
+    """Run some attempts below strace, and count the calls that succeed."""
     home = folder / f"{contender}-{jobs}"
     home.mkdir()
-    command = ["strace", "-f", "-c", "-U", "calls,name", "-e", f"trace={COUNTED}",
-               "-o", str(home / "strace"), sys.executable, contenders.__file__, contender,
+    # Without those that fail: where a loader looks for libraries depends on the processor.
+    command = ["strace", "-f", "-z", "-e", f"trace={COUNTED}", "-o", str(home / "strace"),
+               sys.executable, contenders.__file__, contender,
                "--jobs", str(jobs), "--concurrency", "1", "--folder", str(home)]  # fmt: skip
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     if "ptrace" in ended.stderr:
         pytest.skip(f"system calls are not counted: {ended.stderr.splitlines()[0]}")
 
     assert ended.returncode == 0, ended.stderr
-    rows = re.findall(r"^ *(\d+) +(\w+)$", (home / "strace").read_text(), re.MULTILINE)
-    return Counter({name: int(calls) for calls, name in rows})
+    return Counter(re.findall(r"^\d+ +(\w+)\(", (home / "strace").read_text(), re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_attempt_starts_the_suite_its_supervisor_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("contender", "files_max"), [("staging_fsm", 12), ("staging_fsm, supervised", 90)]
+    ("contender", "files_max"), [("staging_fsm", 11), ("staging_fsm, supervised", 75)]
 )
 def test_attempt_opens_few_files(contender: str, files_max: int, folder: Path) -> None:
     """An attempt loads no module and reads no file again that it has read before."""
