@@ -84,6 +84,12 @@ def test_second_deadline_is_no_accident(once: Reason) -> None:
     assert budget.spend((once, other)) is LEFT
     assert budget.spend((once, once)) is SPENT
     assert budget.spend((once, other, other, once)) is SPENT
+    assert budget.spend((other, once, once)) is SPENT
+
+
+def test_budget_that_is_overdrawn_is_spent() -> None:
+    """However many runs there were, beyond the budget there is no further one."""
+    assert Budget(1).spend((of(Retry.WITHIN_BUDGET)[0],) * 5) is SPENT
 
 
 def test_every_kind_of_retry_has_its_reasons() -> None:
