@@ -4,7 +4,9 @@ import json
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -1119,10 +1121,41 @@ def test_row_that_cannot_be_read_without_a_runner(
     assert "ImportError: gone" in caplog.text
 
 
-def test_end_of_an_agent_is_told_to_nobody_without_a_runner(desk: Desk) -> None:
-    """An agent's end breaks nothing where no runner can be made."""
+def test_end_of_an_agent_is_told_to_nobody_without_a_runner(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An agent's end breaks nothing where no runner can be made; the log tells of it."""
     desk.break_runner()
     desk.staging.agent_ended(desk.job_id, opened=True)
+
+    assert "an agent's end was not noted" in caplog.text
+    assert "ImportError: gone" in caplog.text
+
+
+def test_one_runner_is_made_for_all_threads(desk: Desk) -> None:
+    """Threads that launch their first jobs at once work with one runner, made once."""
+    made: list[StagingRunner] = []
+    runner = desk.staging.runner
+    both = threading.Barrier(2)
+
+    def make() -> StagingRunner:
+        made.append(runner)
+        # Time enough for the other one to ask as well.
+        for _ in range(1000):
+            os.sched_yield()
+        return runner
+
+    staging = StagingIntercept(desk.staging.rows, make, desk.variables)
+
+    def first(_: int) -> StagingRunner:
+        both.wait(60)
+        return staging.runner
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(first, range(2))]
+
+    assert found == [runner, runner]
+    assert len(made) == 1
 
 
 def test_rows_that_do_not_fit_decline_every_first_launch(desk: Desk) -> None:

@@ -165,6 +165,18 @@ def test_launch_in_shadow_mode_starts_nothing(begin: Begin) -> None:
     assert (decision.ruling, decision.reason) == (Ruling.DECLINED, IN_SHADOW)
 
 
+def test_kill_switch_ends_shadow_mode_too(begin: Begin) -> None:
+    """With the kill switch thrown nothing is noted, whatever shadow mode says."""
+    beside = begin(enabled="0")
+    staging = beside.host.staging
+    assert staging is not None
+    job = beside.kit.add("deploy-staging")
+    decision = staging.launch(job)
+
+    assert (decision.ruling, decision.reason) == (Ruling.DECLINED, "the runner is switched off")
+    assert [*beside.shadow.records.records()] == []
+
+
 def test_launch_does_not_notice_a_broken_shadow(begin: Begin, tmp_path: Path) -> None:
     """Where the shadow can note nothing, the LLM path goes as if there were none."""
     beside = begin()

@@ -49,7 +49,7 @@ class StagingIntercept:
     _runner: "StagingRunner | None" = attrs.field(default=None, init=False)
     _pid: int = attrs.field(factory=os.getpid, init=False)
     _driving: set[Any] = attrs.field(factory=set, init=False)
-    _lock: threading.RLock = attrs.field(factory=threading.RLock, init=False)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     @classmethod
     def for_host(
@@ -81,7 +81,7 @@ class StagingIntercept:
             return StagingRunner.for_host(rows, gate, place, variables, stage, **replaced)
 
         intercept = cls(rows, make, variables, stage)
-        intercept._check_rows()  # its own
+        intercept._check_rows()
         return intercept
 
     @classmethod
@@ -149,10 +149,12 @@ class StagingIntercept:
         """Return why a job is none of ours as far as stage, switch and scope tell, or None."""
         if row.stage != self.stage:
             return f"stage {row.stage} is not {self.stage}"
-        if row.document is not None or is_shadow(self.variables):
+        if row.document is not None:
             return None
         if is_switched_off(self.variables):
             return "the runner is switched off"
+        if is_shadow(self.variables):
+            return None
         # What is wrong with the configuration is told of by the runner.
         with contextlib.suppress(ConfigInvalidError):
             if not load_config(self.variables).in_scope(row.repo):
@@ -175,8 +177,10 @@ class StagingIntercept:
         whose last line may tell of tokens. A job that was not launched in shadow
         mode is left alone.
         """
-        with contextlib.suppress(Exception):
+        try:
             self.runner.agent_ended(job_id, opened=opened, log=log)
+        except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
+            _log("an agent's end was not noted", error)
 
     def recover(self) -> list[JobRow]:
         """Take up every attempt whose worker is gone; return the rows that were touched.
@@ -209,7 +213,7 @@ class StagingIntercept:
         and each would take the others' attempts for its own.
         """
         if self._pid != os.getpid():
-            self._pid, self._lock, self._driving = os.getpid(), threading.RLock(), set()
+            self._pid, self._lock, self._driving = os.getpid(), threading.Lock(), set()
             if self._runner is not None:
                 self._runner.take_name()
 
