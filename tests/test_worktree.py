@@ -387,6 +387,18 @@ def test_removal_needs_no_repository(site: Site) -> None:
     assert not site.checkout.exists()
 
 
+@pytest.mark.parametrize("depth", [1500, 5000])
+def test_removal_goes_deeper_than_python_and_paths_can(tmp_path: Path, depth: int) -> None:
+    """A checkout that git cannot remove is removed however deep its folders are."""
+    code = "import os, sys\nfor _ in range(int(sys.argv[1])):\n    os.mkdir('d')\n    os.chdir('d')"
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    subprocess.run([sys.executable, "-c", code, str(depth)], cwd=checkout, check=True)
+    remove_worktree(tmp_path / "gone", checkout)
+
+    assert not checkout.exists()
+
+
 def test_removal_needs_no_right_that_the_suite_took(tmp_path: Path) -> None:
     """A checkout is removed though the suite left folders in it that may not be written to."""
     checkout = tmp_path / "checkout"

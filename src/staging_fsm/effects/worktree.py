@@ -201,11 +201,11 @@ def remove_worktree(repository: Path, target: Path) -> None:
         return
     if _remove_by_git(repository, target) or not os.path.lexists(target):
         return
-    with contextlib.suppress(OSError):
-        if target.is_symlink() or not target.is_dir():
+    if target.is_symlink() or not target.is_dir():
+        with contextlib.suppress(OSError):
             target.unlink()
-        else:
-            _open_up(target)
+    else:
+        _open_up(target)
     remove_folder(target)
     # Its files are gone; now git takes it off its list, even where it was locked.
     _remove_by_git(repository, target)
@@ -221,8 +221,11 @@ def _remove_by_git(repository: Path, target: Path) -> bool:
 
 def _open_up(folder: Path) -> None:
     """Give ourselves the rights on a folder without which what is in it cannot be deleted."""
-    folder.chmod(0o700)
-    for parent, names, _ in os.walk(folder):
-        for name in names:
-            if not (path := Path(parent, name)).is_symlink():
-                path.chmod(0o700)
+    # Not by os.walk: before Python 3.12 it goes no deeper than Python can.
+    waiting = [str(folder)]
+    while waiting:
+        parent = waiting.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(parent, 0o700)  # noqa: PTH101  # a Path of each would take longer than the rest
+            with os.scandir(parent) as found:
+                waiting += [one.path for one in found if one.is_dir(follow_symlinks=False)]
