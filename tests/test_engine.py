@@ -13,7 +13,7 @@ from staging_fsm.core.ports import AlertKind, RunCondition, RunReport
 from staging_fsm.core.snapshot import Move, Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.times import format_time
-from staging_fsm.drive.engine import Engine
+from staging_fsm.drive.engine import TAIL_BYTES, Engine
 
 NOW: Final = datetime(2030, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
@@ -131,3 +131,28 @@ def test_what_is_not_known_of_a_run_is_nothing() -> None:
 def test_words_for_a_person_are_the_names(kind: type[AlertKind | RunCondition]) -> None:
     """An alert and the condition of a run are told by the words that programs know them by."""
     assert [str(member) for member in kind] == [member.name.lower() for member in kind]
+
+
+def test_alert_of_no_attempt_names_none() -> None:
+    """An alert that is of no attempt in particular says so, and is sent as it is."""
+    sent: list[tuple[object, ...]] = []
+
+    class Sent:
+        """Alerts that are kept."""
+
+        @staticmethod
+        def send(*alert: object) -> None:
+            """Keep an alert."""
+            sent.append(alert)
+
+    unused: Any = None
+    alerts: Any = Sent()
+    told = Engine(unused, unused, unused, alerts, unused, unused, unused, "a worker")
+    told.alert(AlertKind.INTERNAL_ERROR, 7, "why")
+
+    assert sent == [(AlertKind.INTERNAL_ERROR, 7, "why", None)]
+
+
+def test_artifact_shows_the_end_of_the_output() -> None:
+    """Of a suite's output the artifact shows the last 32 KiB."""
+    assert TAIL_BYTES == 32 * 1024
