@@ -334,6 +334,9 @@ def test_artifact_is_of_the_run_that_its_front_matter_names() -> None:
     assert not is_of_run(text, "another", 2)
     assert not is_of_run(text, "another", 7)
     assert not is_of_run("", snapshot.attempt_id, 2)
+    # What stands below the front matter may have been written by anybody.
+    below = text.partition("\n---\n")[0]
+    assert not is_of_run(f"---\n---\n{below}\n", snapshot.attempt_id, 2)
 
 
 @pytest.mark.parametrize("report", [None, "junit.xml"])
