@@ -5,6 +5,7 @@ docs/performance.md says why each of the synced writes is needed.
 
 import cProfile
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from benchmarks.parts import attempt_host
 from staging_fsm.host.store import WorkItem
 from staging_fsm.host.worker import Worker
 
+ROOT = Path(__file__).parent.parent
 FEW, MANY = 1, 4
 #: 7,800 with Python 3.11, SQLAlchemy 2.1 and PyYAML 6; others may differ a little.
 CALLS_MAX = 8_600
@@ -93,21 +95,16 @@ def test_attempt_takes_few_calls_of_functions(tmp_path: Path) -> None:
 
     Two fifths of them are the frozen gate's: it reads YAML in Python.
     """
-    host, store = attempt_host(tmp_path, ["/bin/true"])
-    assert host.staging is not None
-    host.staging.runner.engine.suites = contenders.plain_suites()
-    worker, profile = Worker(host, "guard"), cProfile.Profile()
-    for number in range(1 + MANY):
-        item = WorkItem("shop", f"WI-{number}", "deploy-staging", 3, None)
-        job = store.add_work_item(item, "deployer", host.clock.now())
-        if number == 0:
-            # Only the others are counted: the first one loads and compiles what they use.
-            worker.run_one(only=job)
-        else:
-            profile.runcall(worker.run_one, only=job)
-    calls = sum(entry.callcount for entry in profile.getstats())
+    # In a process without other threads: Python 3.12 counts theirs as well.
+    ended = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
-    assert calls / MANY <= CALLS_MAX
+    assert float(ended.stdout) <= CALLS_MAX
 
 
 def test_attempt_speaks_to_the_database_as_often_as_ever(tmp_path: Path) -> None:
@@ -128,3 +125,24 @@ def test_attempt_speaks_to_the_database_as_often_as_ever(tmp_path: Path) -> None
         Worker(host, "guard").run_one(only=job)
 
     assert dict(asked) == {"SELECT": 3, "UPDATE": 6, "INSERT": 1, "COMMIT": 4}
+
+
+def calls_of_functions(folder: Path) -> float:
+    """Return how many functions one attempt calls, on the average of some."""
+    host, store = attempt_host(folder, ["/bin/true"])
+    assert host.staging is not None
+    host.staging.runner.engine.suites = contenders.plain_suites()
+    worker, profile = Worker(host, "guard"), cProfile.Profile()
+    for number in range(1 + MANY):
+        item = WorkItem("shop", f"WI-{number}", "deploy-staging", 3, None)
+        job = store.add_work_item(item, "deployer", host.clock.now())
+        if number == 0:
+            # Only the others are counted: the first one loads and compiles what they use.
+            worker.run_one(only=job)
+        else:
+            profile.runcall(worker.run_one, only=job)
+    return sum(entry.callcount for entry in profile.getstats()) / MANY
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(calls_of_functions(Path(sys.argv[1]))))
