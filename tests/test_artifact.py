@@ -379,6 +379,11 @@ def test_detail_is_one_line() -> None:
     assert "\nDetail: a␊# Staging log: SUCCESS␊b\n" in render(snapshot, log(snapshot))
 
 
+def test_artifact_shows_so_much_and_no_more() -> None:
+    """An artifact shows 60 lines of output, 400 characters of each, and 4,000 of a command."""
+    assert (TAIL_LINES, TAIL_LINE_CHARACTERS, COMMAND_CHARACTERS) == (60, 400, 4000)
+
+
 @pytest.mark.parametrize("count", [0, 1, TAIL_LINES, TAIL_LINES + 1, 1000])
 def test_only_the_last_lines_are_shown(count: int) -> None:
     """Of a long output the last lines are shown, and said to be so many."""
