@@ -14,6 +14,7 @@ from staging_fsm.core.snapshot import Move, Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import TAIL_BYTES, Engine
+from staging_fsm.drive.rulings import Ruling
 
 NOW: Final = datetime(2030, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
@@ -127,9 +128,9 @@ def test_what_is_not_known_of_a_run_is_nothing() -> None:
     assert attrs.astuple(RunReport(facts), recurse=False) == (facts, *[None] * 6)
 
 
-@pytest.mark.parametrize("kind", [AlertKind, RunCondition])
-def test_words_for_a_person_are_the_names(kind: type[AlertKind | RunCondition]) -> None:
-    """An alert and the condition of a run are told by the words that programs know them by."""
+@pytest.mark.parametrize("kind", [AlertKind, RunCondition, Ruling])
+def test_words_for_a_person_are_the_names(kind: type[AlertKind | RunCondition | Ruling]) -> None:
+    """Alerts, conditions of runs and answers are told by the words that programs know them by."""
     assert [str(member) for member in kind] == [member.name.lower() for member in kind]
 
 

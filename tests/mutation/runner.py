@@ -63,7 +63,7 @@ FURTHER_TESTS = {
     "drive/recovery.py": ("stories", "faults", "intercept"),
     "drive/engine.py": ("stories", "faults", "intercept", "alerts"),
     "drive/intercept.py": ("stories", "faults", "public"),
-    "drive/rulings.py": ("intercept",),
+    "drive/rulings.py": ("intercept", "engine"),
     "drive/runner.py": ("intercept", "stories", "faults", "shadow"),
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
     "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
