@@ -1187,7 +1187,9 @@ def test_rows_that_name_no_table_decline_a_launch_that_is_known_to_be_the_first(
     assert desk.alerts()[0] == "configuration_invalid"
 
 
-def test_store_that_is_away_at_start_is_asked_again_at_each_launch(desk: Desk) -> None:
+def test_store_that_is_away_at_start_is_asked_again_at_each_launch(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
     """A store that cannot be looked at is no configuration error: the next launch finds it."""
     rows = Failing(SqlRows(desk.kit.store.engine), "check", OSError("away"))
     engine = desk.engine
@@ -1195,8 +1197,25 @@ def test_store_that_is_away_at_start_is_asked_again_at_each_launch(desk: Desk) -
     staging = StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables, **suites)
     desk.claim()
 
+    assert "the rows could not be checked" in caplog.text
+    assert "OSError: away" in caplog.text
     assert staging.launch(desk.job_id).ruling is Ruling.TAKEN
     assert desk.state() is State.ADVANCED
+
+
+def test_environment_of_the_process_is_what_counts(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without variables of its own an intercept goes by its process's, as they are at a launch."""
+    monkeypatch.delenv("ORCH_STAGING_RUNNER_ENABLED", raising=False)
+    engine = desk.engine
+    staging = StagingIntercept.for_host(engine.rows, engine.gate, engine.place)
+    desk.claim()
+
+    assert staging.launch(desk.job_id).reason == "the runner is switched off"
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_ENABLED", "1")
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_REPOS", "another")
+    assert staging.launch(desk.job_id).reason == f"repository {REPO} is not in scope"
 
 
 def test_job_is_one_job_under_every_form_of_its_key(desk: Desk) -> None:

@@ -102,6 +102,7 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J07", {"signal": signal.SIGKILL, "exit_code": None}, Reason.KILLED_BY_SIGNAL),
     ("J07", {"exit_code": 137}, Reason.KILLED_BY_SIGNAL),
     ("J07", {"exit_code": 143, "out_of_memory": True}, Reason.KILLED_BY_SIGNAL),
+    ("J07", {"exit_code": 130, "out_of_memory": True}, Reason.KILLED_BY_SIGNAL),
     ("J07", {"exit_code": 137, "out_of_memory": True}, Reason.OUT_OF_MEMORY),
     (
         "J07",

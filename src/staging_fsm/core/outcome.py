@@ -314,8 +314,8 @@ _SUPERVISION_REASONS: Final = {
     Supervision.LOST: Reason.SUPERVISOR_LOST,
     Supervision.FORGED: Reason.RESULT_UNTRUSTED,
 }
+#: In every other state there is no report.
 _EVIDENCE_REASONS: Final = {
-    EvidenceState.MISSING: Reason.REPORT_MISSING,
     EvidenceState.STALE: Reason.REPORT_STALE,
     EvidenceState.UNREADABLE: Reason.REPORT_UNREADABLE,
 }
