@@ -1,8 +1,10 @@
 """What `launch_job` may rely on: the intercept's promises, over real rows and real suites."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -838,16 +840,24 @@ def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
     assert desk.state() is State.RUNNING
 
 
-def test_forked_worker_has_its_own_name(desk: Desk) -> None:
-    """An intercept that was made before a fork drives under the name of who uses it."""
+@pytest.mark.parametrize("use", ["launch", "cancel"])
+def test_forked_worker_has_its_own_name(desk: Desk, use: str) -> None:
+    """After a fork an intercept drives under the name of who uses it, and waits for nobody."""
     told, tell = os.pipe()
+    engine = desk.engine
+    desk.break_part("rows.load", OSError("boom"))
+    desk.staging._lock.acquire()
+    # As by another thread, which the new process does not have.
     pid = os.fork()
     if pid == 0:
+        signal.alarm(60)
         try:
-            with desk.staging._hold(desk.job_id):
-                os.write(tell, desk.engine.worker.encode())
+            with contextlib.suppress(OSError):
+                getattr(desk.staging, use)(desk.job_id)
+            os.write(tell, engine.worker.encode())
         finally:
             os._exit(0)
+    desk.staging._lock.release()
     os.close(tell)
     with os.fdopen(told) as reading:
         name = reading.read()
@@ -1082,7 +1092,9 @@ def test_runner_and_agent_leave_the_same_traces_of_a_pass(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("metadata", [UNSEEN, None, "{}", '{"staging_runner": 1}'])
-def test_launch_without_a_runner_is_declined(desk: Desk, metadata: object) -> None:
+def test_launch_without_a_runner_is_declined(
+    desk: Desk, metadata: object, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where no runner can be made, a job that no run was counted for is the agent's."""
     desk.claim()
     desk.break_runner()
@@ -1090,6 +1102,7 @@ def test_launch_without_a_runner_is_declined(desk: Desk, metadata: object) -> No
 
     assert (decision.ruling, decision.reason) == (Ruling.DECLINED, "ImportError: gone")
     assert desk.row().document is None
+    assert "there is no runner" in caplog.text
 
 
 def test_attempt_is_held_where_there_is_no_runner(desk: Desk) -> None:
@@ -1118,6 +1131,7 @@ def test_row_that_cannot_be_read_without_a_runner(
     decision = desk.launch(metadata)
 
     assert (decision.ruling, decision.reason) == (ruling, "OSError: boom")
+    assert "there is no runner" in caplog.text
     assert "ImportError: gone" in caplog.text
 
 
