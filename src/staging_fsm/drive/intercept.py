@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from staging_fsm.core.config import is_shadow, is_switched_off, load_config
+from staging_fsm.core.config import is_switched_off, load_config
 from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
 from staging_fsm.core.jobs import SNAPSHOT_KEY, Gate, JobRow, JobRows, Place
 from staging_fsm.drive.rulings import Decision, Ruling
@@ -153,8 +153,6 @@ class StagingIntercept:
             return None
         if is_switched_off(self.variables):
             return "the runner is switched off"
-        if is_shadow(self.variables):
-            return None
         # What is wrong with the configuration is told of by the runner.
         with contextlib.suppress(ConfigInvalidError):
             if not load_config(self.variables).in_scope(row.repo):
