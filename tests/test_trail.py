@@ -32,9 +32,10 @@ from test_snapshot import Document, at, leaves, put
 
 NOW = "2026-01-01T00:00:00.000000Z"
 DUE = "2026-01-01T00:01:00.000000Z"
+LATER = "2026-01-01T00:03:00.000000Z"
 PLAN = Plan(
     SuitePlan(("pytest", "-q"), Preset.PYTEST, "junit.xml", tool_exit_codes=(75,)),
-    Budget(1),
+    Budget(2),
     "4c1d0a7",
 )
 FIRST, SECOND = Run(1, NOW), Run(2, NOW, due_at=DUE)
@@ -52,6 +53,8 @@ SEEN: dict[str, Any] = {
 }
 PASSED = attrs.evolve(FIRST, reason=Reason.PASSED, exit_code=0, **SEEN)
 BROKEN = attrs.evolve(FIRST, reason=Reason.REPORT_MISSING, exit_code=0, **SEEN)
+LOST = attrs.evolve(FIRST, reason=Reason.WORKER_LOST, **SEEN)
+FAILED = attrs.evolve(FIRST, reason=Reason.TESTS_FAILED, exit_code=1, **SEEN)
 BROKEN_AGAIN = attrs.evolve(SECOND, reason=Reason.STOPPED, signal=15, **SEEN)
 WRITTEN = Artifact("/repo/15-staging-log.md", "ab12")
 
@@ -59,23 +62,31 @@ Walked = tuple[Event, dict[str, Any]]
 CLAIM: Walked = (Event.JOB_CLAIMED, {"plan": PLAN, "runs": (FIRST,)})
 ERROR: Walked = (Event.SUITE_NOT_EXECUTED, {"runs": (BROKEN,)})
 WAIT: Walked = (Event.BUDGET_LEFT, {"next_run_at": DUE})
+WAIT_AGAIN: Walked = (Event.BUDGET_LEFT, {"next_run_at": LATER})
 CLAIM_AGAIN: Walked = (Event.JOB_CLAIMED, {"runs": (BROKEN, SECOND), "next_run_at": None})
 REFUSED: Walked = (Event.GATE_REFUSED, {"artifact": WRITTEN})
 
 
-def walked(*steps: Walked) -> Snapshot:
+def walked(*steps: Walked, before: Snapshot | None = None, worker: str = "a worker") -> Snapshot:
     """Return the attempt that walked `steps`, each with what it stored."""
-    snapshot = fresh_snapshot("7-3f", "w")
+    snapshot = before or fresh_snapshot("7-3f", "w")
     for event, changes in steps:
         row = step(snapshot.state, event)
-        snapshot = walk(snapshot, row, NOW, f"because of {event}", "a worker", changes)
+        snapshot = walk(snapshot, row, NOW, f"because of {event}", worker, changes)
     return snapshot
 
 
 ATTEMPTS = {
     "declined": walked((Event.RUNNER_DECLINED, {})),
     "running": walked(CLAIM),
-    "adopted": walked(CLAIM, (Event.RUN_ADOPTED, {})),
+    "adopted": walked((Event.RUN_ADOPTED, {}), before=walked(CLAIM), worker="the worker after it"),
+    "lost": walked(CLAIM, (Event.WORKER_LOST, {"runs": (LOST,)}), WAIT),
+    "rolled back": walked(CLAIM, (Event.SUITE_FAILED, {"runs": (FAILED,)}), REFUSED),
+    "deferred again": walked(
+        *(CLAIM, ERROR, WAIT, CLAIM_AGAIN),
+        (Event.SUITE_NOT_EXECUTED, {"runs": (BROKEN, BROKEN_AGAIN)}),
+        WAIT_AGAIN,
+    ),
     "cancelled while it ran": walked(CLAIM, (Event.CANCEL_REQUESTED, {})),
     "deferred": walked(CLAIM, ERROR, WAIT),
     "declined between two runs": walked(CLAIM, ERROR, WAIT, (Event.RUNNER_DECLINED, {})),
@@ -189,29 +200,50 @@ def test_every_altered_order_is_found(change: Callable[[Document], Any]) -> None
     assert found(stored) != []
 
 
-PLANTED: dict[str, tuple[str, Callable[[Document], Any]]] = {
+PLANTED: dict[str, tuple[str, Callable[[Document], Any], str]] = {
     "a plan": (
         "declined",
         lambda stored: stored.update(plan=document(ATTEMPTS["running"])["plan"]),
+        "it has a plan, and no move bound it to one",
     ),
-    "an artifact": ("running", lambda stored: stored.update(artifact=attrs.asdict(WRITTEN))),
-    "a wait": ("running again", lambda stored: stored.update(next_run_at=DUE)),
-    "an exit code": ("running", lambda stored: stored["runs"][0].update(exit_code=0)),
+    "an artifact": (
+        "running",
+        lambda stored: stored.update(artifact=attrs.asdict(WRITTEN)),
+        "it has an artifact, and no gate answered",
+    ),
+    "a wait": (
+        "running again",
+        lambda stored: stored.update(next_run_at=DUE),
+        f"its next run is due at {DUE}, and no move deferred it",
+    ),
+    "an exit code": (
+        "running",
+        lambda stored: stored["runs"][0].update(exit_code=0),
+        "run 1 has no end, and something is known of it",
+    ),
     "a result": (
         "cancelled while it ran",
         lambda stored: stored["runs"][0].update(reason="passed", exit_code=0),
+        "run 1 has no end, and something is known of it",
+    ),
+    "a worker": (
+        "adopted",
+        lambda stored: stored.update(worker="a worker"),
+        "its worker is a worker, and its last move was made by the worker after it",
     ),
 }
 
 
-@pytest.mark.parametrize(("name", "change"), PLANTED.values(), ids=PLANTED)
-def test_what_no_move_stored_is_found(name: str, change: Callable[[Document], Any]) -> None:
+@pytest.mark.parametrize(("name", "change", "words"), PLANTED.values(), ids=PLANTED)
+def test_what_no_move_stored_is_found(
+    name: str, change: Callable[[Document], Any], words: str
+) -> None:
     """Whatever stands in an attempt was stored by one of its moves."""
     stored = document(ATTEMPTS[name])
 
     change(stored)
 
-    assert any(line.startswith(trail_is_unbroken.__name__) for line in found(stored))
+    assert f"{trail_is_unbroken.__name__}: {words}" in found(stored)
 
 
 def test_whole_chain_made_anew_is_not_found() -> None:
