@@ -880,6 +880,28 @@ def test_old_runs_are_looked_for_after_each_launch_and_recovery(desk: Desk) -> N
     assert asked == [(7.0, frozenset({desk.snapshot().attempt_id}))] * 2
 
 
+def test_recovery_comes_before_the_tidying_up(desk: Desk) -> None:
+    """What recovery has brought to its end is no longer kept for an attempt that has not ended."""
+    desk.set("INFRA_RETRIES", "0")
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    kept: list[object] = []
+    desk.staging.runner.prune = lambda _days, unfinished: kept.append(unfinished())
+    desk.staging.recover()
+
+    assert desk.snapshot().is_terminal
+    assert kept == [frozenset()]
+
+
+def test_job_in_hand_is_not_even_read(desk: Desk) -> None:
+    """A second launch of a job that this process has in hand is taken, whatever can be read."""
+    desk.claim()
+    desk.use_rows(Failing(desk.engine.rows, "load", OSError("boom")))
+    with desk.staging._hold(desk.job_id):
+        decision = desk.launch("{}")
+
+    assert decision.ruling is Ruling.TAKEN
+
+
 def test_nothing_is_removed_while_a_row_is_refused(desk: Desk) -> None:
     """While a row cannot be read, nobody knows what it needs, and nothing is removed."""
     removed: list[object] = []
