@@ -254,6 +254,23 @@ def test_whole_chain_made_anew_is_not_found() -> None:
     assert list(trail_is_unbroken(Sight(linked(forged)))) == []
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf")])
+def test_what_is_no_number_has_no_link(seconds: float) -> None:
+    """No link covers what JSON has no number for: such an attempt is never stored."""
+    move = ATTEMPTS["lost"].history[1]
+    run = attrs.evolve(LOST, duration_seconds=seconds)
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        link_of("7-3f", NO_LINK, move, {"run": run})
+
+
+def test_first_link_follows_nothing() -> None:
+    """The first link is made with an empty text for the one before it."""
+    first = ATTEMPTS["declined"].history[0]
+
+    assert link_of("7-3f", "", first, {}) == first.link
+
+
 @settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
 @given(attempts(TERMINAL))
 def test_links_are_those_of_any_text(snapshot: Snapshot) -> None:
