@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from typing import Any
 
 import attrs
 import pytest
@@ -16,7 +18,7 @@ import sqlalchemy as sa
 from conftest import HostKit, git
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
-from staging_fsm.host.launcher import Host, finish_job
+from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import JobAlreadyEndedError
 from staging_fsm.host.store import Job, SqlHostStore
 from staging_fsm.host.worker import Worker
@@ -83,6 +85,57 @@ def test_agent_that_writes_nothing_is_not_judged_by_an_older_artifact(make_host:
 
     assert kit.item().stage == "development"
     assert (folder / f"15-staging-log.before-job-{job}.md").exists()
+
+
+def test_agent_finds_no_older_artifact_at_its_start(
+    make_host: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older verdict is out of the way before the agent is started, not after it."""
+    kit = make_host("pass")
+    kit.add("deploy-staging")
+    older = kit.repository / "docs" / "work-items" / "WI-1" / ARTIFACT_NAME
+    older.parent.mkdir(parents=True, exist_ok=True)
+    older.write_text("---\nstaging_status: SUCCESS\n---\n")
+    start, seen = subprocess.Popen, list[bool]()
+
+    def watched(*arguments: Any, **how: Any) -> Any:
+        seen.append(older.exists())
+        return start(*arguments, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", watched)
+    worker(kit).run_one()
+
+    assert seen == [False]
+
+
+def test_exit_code_says_nothing_where_an_artifact_speaks(make_host: Maker) -> None:
+    """A deployer's artifact is its verdict, whatever its agent's exit code."""
+    kit = make_host(AGENT.replace("{status}", "SUCCESS") + "raise SystemExit(3)\n")
+    kit.add("deploy-staging")
+
+    worker(kit).run_one()
+
+    assert kit.item().stage == "deploy"
+
+
+def test_place_is_that_of_the_threads_own_row() -> None:
+    """However many threads ask where their jobs are, each is told of its own."""
+    both = threading.Barrier(2)
+    rows: list[Any] = [object(), object()]
+
+    def place(row: Any) -> Any:
+        both.wait(DEADLINE_SECONDS)
+        return f"the place of {rows.index(row)}"
+
+    found = once_for_each_row(place)
+
+    def ask(number: int) -> list[Any]:
+        answers: list[Any] = [found(rows[number])]
+        both.wait(DEADLINE_SECONDS)
+        return [*answers, found(rows[number])]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(ask, range(2))] == [[f"the place of {n}"] * 2 for n in range(2)]
 
 
 def test_agent_that_writes_nothing_has_not_said_yes(make_host: Maker) -> None:

@@ -34,8 +34,9 @@ from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects import preflight
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
-from staging_fsm.host.launcher import launch_job, staging_intercept
+from staging_fsm.host.launcher import Host, launch_job, staging_intercept
 from staging_fsm.host.store import Job
 
 PASSING: Final = '[default]\ncommand = ["true"]\nworkspace = "in-place"\n'
@@ -802,6 +803,118 @@ def test_switch_that_cannot_be_stored_between_two_runs_holds_the_launch(desk: De
     assert desk.state() is State.DEFERRED
 
 
+def test_switch_that_comes_too_late_between_two_runs_starts_no_agent(desk: Desk) -> None:
+    """Who steps aside from an attempt that another worker has moved on leaves it to that one."""
+    desk.defer()
+    rows, load = desk.engine.rows, desk.engine.rows.load
+    other = desk.new_worker()
+
+    class Overtaken:
+        """Rows of a worker that another one overtakes once it has read its job."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(rows, name)
+
+        def load(self, job_id: Any) -> JobRow:
+            """Read the job, and have the other one launch it."""
+            row = load(job_id)
+            desk.set("ENABLED", "1")
+            other.launch(job_id)
+            desk.set("ENABLED", "0")
+            return row
+
+    desk.use_rows(Overtaken())
+    decision = desk.launch()
+    desk.use_rows(rows)
+
+    assert decision.ruling is Ruling.TAKEN
+    assert len(desk.snapshot().runs) == 2
+
+
+def test_early_launch_with_the_switch_thrown_leads_to_the_llm(desk: Desk) -> None:
+    """The kill switch is heard before the wait is: an attempt that waits is let go at once."""
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    desk.set("ENABLED", "0")
+
+    assert desk.state() is State.DEFERRED
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.state() is State.LLM_FALLBACK
+
+
+def test_recovery_holds_the_job_that_it_takes_up(desk: Desk) -> None:
+    """A job that recovery has in hand is launched by nobody else of this process."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    answers: list[Decision] = []
+    suites = desk.engine.suites
+
+    class Asked:
+        """Suites at which the job is launched while recovery asks of its run."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(suites, name)
+
+        @staticmethod
+        def condition(run_id: str) -> RunCondition:
+            """Launch the job, and answer."""
+            answers.append(desk.launch())
+            return suites.condition(run_id)
+
+    asked: Any = Asked()
+    desk.engine.suites = asked
+    desk.staging.recover()
+
+    assert [answer.reason for answer in answers] == ["this process is already working on it"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), OSError("boom")])
+def test_gate_that_breaks_is_asked_once(desk: Desk, error: Exception) -> None:
+    """Only a gate that contradicts the verdict is asked again; one that breaks holds the launch."""
+    desk.claim()
+    asked: list[Path] = []
+
+    def gate(row: JobRow, tx: Any) -> bool:
+        del tx
+        asked.append(desk.engine.place(row).artifact_dir)
+        raise error
+
+    desk.engine.gate = gate
+
+    assert desk.launch().ruling is Ruling.HELD
+    assert len(asked) == 1
+    assert desk.state() is State.VERDICT_PASSED
+
+
+@pytest.mark.parametrize("metadata", ["{}", '{"staging_runner": {}}'])
+def test_host_tells_what_it_found_when_it_claimed(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, metadata: str
+) -> None:
+    """Where the row cannot be read, what the host saw at its claim decides who has the job."""
+    job = attrs.evolve(desk.claim(), metadata=metadata)
+    desk.break_part("rows.load", OSError("boom"))
+    host = attrs.evolve(desk.kit.host, staging=desk.staging)
+    spawned: list[Job] = []
+
+    def spawn(_host: Host, job: Job) -> int:
+        spawned.append(job)
+        return 1
+
+    monkeypatch.setattr(launcher, "_spawn", spawn)
+    launch_job(host, job)
+
+    assert spawned == ([job] if metadata == "{}" else [])
+
+
+def test_key_in_escapes_is_an_attempt_too(desk: Desk) -> None:
+    """Metadata in which our key is spelt with escapes may hold an attempt: nobody is started."""
+    desk.break_part("rows.load", OSError("boom"))
+
+    assert desk.launch('{"staging\\u005frunner": {"version": 3}}').ruling is Ruling.HELD
+    assert desk.launch('{"staging": {"version": 3}}').ruling is Ruling.DECLINED
+
+
 def under_worker(desk: Desk, worker: str) -> None:
     """Have a suite be started by `worker` and left alone."""
     desk.claim()
@@ -838,6 +951,25 @@ def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
     with pytest.raises(RunRefusedError, match=elsewhere):
         desk.staging.cancel(desk.job_id)
     assert desk.state() is State.RUNNING
+
+
+def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:
+    """What its parent worked on when it was forked is nothing that a process works on itself."""
+    told, tell = os.pipe()
+    with desk.staging._hold(desk.job_id):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with desk.staging._hold(desk.job_id) as ours:
+                    os.write(tell, str(ours).encode())
+            finally:
+                os._exit(0)
+    os.close(tell)
+    with os.fdopen(told) as reading:
+        answer = reading.read()
+    os.waitpid(pid, 0)
+
+    assert answer == "True"
 
 
 @pytest.mark.parametrize("use", ["launch", "cancel"])

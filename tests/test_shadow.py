@@ -165,6 +165,15 @@ def test_launch_in_shadow_mode_starts_nothing(begin: Begin) -> None:
     assert (decision.ruling, decision.reason) == (Ruling.DECLINED, IN_SHADOW)
 
 
+def test_shadow_runs_in_folders_of_its_own(begin: Begin, tmp_path: Path) -> None:
+    """What an attempt in the shadow leaves lies below the shadow's folder, and nowhere else."""
+    beside = begin(PASSING)
+    beside.launch()
+    beside.shadow.run_once()
+
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {"shadow"}
+
+
 def test_kill_switch_ends_shadow_mode_too(begin: Begin) -> None:
     """With the kill switch thrown nothing is noted, whatever shadow mode says."""
     beside = begin(enabled="0")

@@ -1313,6 +1313,34 @@ def test_log_that_was_replaced_is_incomplete(stand: Stand, deed: str) -> None:
     assert len(stand.suites.log_tail(RUN, 100)) <= 100
 
 
+@pytest.mark.parametrize("deed", ["cut short", "longer"])
+def test_log_of_another_length_is_incomplete(stand: Stand, deed: str) -> None:
+    """A suite that makes its own log longer or shorter than what it printed has not passed."""
+    facts = stand.facts(*program("forger", "output.log", deed))
+
+    assert (facts.exit_code, facts.log_complete) == (0, False)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+@pytest.mark.parametrize("deed", ["cut short", "longer", "another of its size"])
+def test_log_that_changes_after_the_end_is_incomplete(stand: Stand, deed: str) -> None:
+    """Between the end of a run and its report nobody can put another log in its place."""
+    stand.start("/bin/sh", "-c", "echo hello")
+    stand.pid()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not stand.file("result").exists():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    log = stand.file("output.log")
+    if deed == "another of its size":
+        log.with_name("another").write_bytes(b"HELLO\n")
+        log.with_name("another").replace(log)
+    else:
+        os.truncate(log, 3 if deed == "cut short" else 30)
+
+    assert not stand.collect().facts.log_complete
+
+
 @pytest.mark.parametrize("deed", ["garbage", "deep", "pipe", "link", "folder", "huge", "nothing"])
 def test_order_that_was_replaced_ends_the_run(stand: Stand, deed: str) -> None:
     """A run whose order cannot be read any more has no verdict, and nobody of it is left."""

@@ -51,7 +51,7 @@ FURTHER_TESTS = {
     "core/machine.py": ("spec",),
     "core/plan.py": ("config", "outcome"),
     "core/config.py": ("plan", "intercept"),
-    "core/jobs.py": ("rows", "invariants", "intercept"),
+    "core/jobs.py": ("rows", "invariants", "intercept", "public"),
     "core/suites.py": ("config", "plan", "intercept"),
     "core/errors.py": ("spec", "snapshot", "config", "rows"),
     "core/ports.py": ("rows", "invariants", "stories", "engine"),

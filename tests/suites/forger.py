@@ -50,5 +50,17 @@ DEEDS: dict[str, Callable[[], object]] = {
     "huge": huge,
     "nothing": lambda: None,
 }
-TARGET.unlink(missing_ok=True)
-DEEDS[DEED]()
+#: What is done to the file itself, once something is in it.
+TO_ITSELF: dict[str, Callable[[], object]] = {
+    "cut short": lambda: os.truncate(TARGET, 0),
+    "longer": lambda: os.truncate(TARGET, 5000),
+}
+if DEED in TO_ITSELF:
+    print("A" * 1000, flush=True)  # noqa: T201  # it is what is tampered with
+    while TARGET.stat().st_size < 1000:
+        os.sched_yield()
+    TO_ITSELF[DEED]()
+    print("the end")  # noqa: T201  # it is what comes after
+else:
+    TARGET.unlink(missing_ok=True)
+    DEEDS[DEED]()

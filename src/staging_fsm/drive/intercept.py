@@ -234,6 +234,8 @@ def _is_without_attempt(metadata: object) -> bool:
     """Say whether metadata that was read holds no key of ours, however it was decoded."""
     if metadata is None:
         return True
+    if isinstance(metadata, str) and "\\u" in metadata:
+        return False  # it may be spelt with escapes
     return isinstance(metadata, str | Mapping) and SNAPSHOT_KEY not in metadata
 
 

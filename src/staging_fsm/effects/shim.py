@@ -97,7 +97,10 @@ class BoundedLog:
         self.tail = os.path.join(folder, "output.tail")
         self.head_left = limit // 2
         self.segment_limit = max(1, limit // 4)
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # Appended to: where the suite has cut its log short, it stays short.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        self.fd = os.open(self.path, flags, 0o600)
+        self.head_bytes = 0
         self.segment_fd: int | None = None
         self.segment_bytes = 0
         self.total = self.dropped = self.old_bytes = 0
@@ -113,6 +116,7 @@ class BoundedLog:
                 head = block[: self.head_left]
                 write_all(self.fd, head)
                 self.head_left -= len(head)
+                self.head_bytes += len(head)
                 block = block[len(head) :]
             # Only the newest two segments survive: what they push out need not be written.
             surplus = max(0, len(block) - 2 * self.segment_limit)
@@ -141,20 +145,27 @@ class BoundedLog:
             self.dropped += self.old_bytes
             self.old_bytes = self.segment_bytes
             os.rename(self.tail, self.tail + ".old")
-        self.segment_fd = os.open(self.tail, NEW_FILE, 0o600)
+        self.segment_fd = os.open(self.tail, NEW_FILE | os.O_APPEND, 0o600)
         self.segment_bytes = 0
         return self.segment_fd
 
     def finish(self) -> None:
-        """Join head and tail, with a line between them that says how much was dropped."""
+        """Join head and tail, with a line between them that says how much was dropped.
+
+        A log that is longer or shorter than what was written is not what the suite printed.
+        """
         try:
+            note = b""
             if self.dropped:
-                note = "\n[staging_fsm: %d bytes of output dropped here]\n" % self.dropped
-                write_all(self.fd, note.encode())
+                note = b"\n[staging_fsm: %d bytes of output dropped here]\n" % self.dropped
+                write_all(self.fd, note)
             if self.segment_fd is not None:
                 for path in (self.tail + ".old", self.tail):
                     self._append(path)
             os.fsync(self.fd)
+            written = self.head_bytes + len(note) + self.old_bytes + self.segment_bytes
+            if os.fstat(self.fd).st_size != written:
+                self.complete = False
         except OSError:
             self.complete = False
 
