@@ -834,13 +834,14 @@ def test_switch_that_comes_too_late_between_two_runs_starts_no_agent(desk: Desk)
 def test_early_launch_with_the_switch_thrown_leads_to_the_llm(desk: Desk) -> None:
     """The kill switch is heard before the wait is: an attempt that waits is let go at once."""
     desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.set("RETRY_BACKOFF_MAX_SECONDS", "900")
     desk.suites_file = TOOL_ERROR
     desk.claim()
     desk.launch()
     desk.set("ENABLED", "0")
 
     assert desk.state() is State.DEFERRED
-    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.launch().reason == "the runner was switched off between two runs"
     assert desk.state() is State.LLM_FALLBACK
 
 
