@@ -1301,6 +1301,19 @@ def test_end_of_an_agent_is_told_to_nobody_without_a_runner(
     assert "ImportError: gone" in caplog.text
 
 
+def test_recovery_without_a_runner_takes_up_nothing(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no runner can be made, recovery leaves every attempt as it is and stops no host."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    before = desk.row()
+    desk.break_runner()
+
+    assert desk.staging.recover() == []
+    assert desk.row() == before
+    assert "there is no runner" in caplog.text
+
+
 def test_one_runner_is_made_for_all_threads(desk: Desk) -> None:
     """Threads that launch their first jobs at once work with one runner, made once."""
     made: list[StagingRunner] = []

@@ -184,9 +184,15 @@ class StagingIntercept:
         """Take up every attempt whose worker is gone; return the rows that were touched.
 
         Each is driven to a terminal state or its next deferral. A row that cannot
-        be driven now is left as it is, with an alert.
+        be driven now is left as it is, with an alert, and all of them where no runner
+        can be made.
         """
-        runner, touched = self.runner, []
+        try:
+            runner = self.runner
+        except Exception as error:  # noqa: BLE001  # the host works on with its LLM path
+            _log("there is no runner", error)
+            return []
+        touched = []
         for row in self.rows.unfinished():
             with self._hold(row.id) as ours:
                 if ours and runner.recover(row.id):
