@@ -19,7 +19,7 @@ from benchmarks.server import Server, postgresql
 
 HERE = Path(__file__).parent
 PEERS_PYTHON = HERE.parent / ".venv" / "bench" / "bin" / "python"
-OURS = ("floor", "staging_fsm", "staging_fsm, supervised")
+OURS = ("floor", "floor, as safe", "staging_fsm", "staging_fsm, supervised")
 NEED_SERVER = ("absurd", "procrastinate", "dbos, PostgreSQL")
 CONCURRENCIES = (1, 4)
 #: The slope between two numbers of jobs is what one more job costs.

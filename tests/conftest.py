@@ -1,6 +1,8 @@
 """What more than one test file needs: a host with a real database and repository, golden files."""
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 import postgres
+import staging_fsm
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.faces.diagrams import Diagram, svg
@@ -30,6 +33,10 @@ FIRED_BY: Final = ("stories", "simulation")
 # promised, not how fast the machine is that runs it.
 settings.register_profile("specification", deadline=None, derandomize=True, database=None)
 settings.load_profile("specification")
+# Hypothesis takes constants for its examples from every module that is loaded: with all of them
+# loaded they are the same in whatever order, and how many processes, the tests are run.
+for _module in pkgutil.walk_packages(staging_fsm.__path__, "staging_fsm."):
+    importlib.import_module(_module.name)
 NO_POSTGRESQL = f"there is no PostgreSQL: set {postgres.VARIABLE}, or install one"
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -24,6 +24,7 @@ from staging_fsm.core.artifact import (
     is_of_run,
     render,
     visible,
+    written,
 )
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
@@ -191,6 +192,12 @@ def test_yaml_reads_what_was_written(snapshot: Snapshot, work_item: str, job: st
 
     assert yaml.safe_load(head) == front_matter(snapshot, log_)
     assert yaml.safe_load(known) == facts(snapshot, log_)
+
+
+@pytest.mark.parametrize("number", [0.00001, -5e-324, 1.5e-7, 1e16, 0.25, 3.0])
+def test_yaml_reads_every_number_as_one(number: float) -> None:
+    """However small or large a number is, YAML reads it as a number."""
+    assert yaml.safe_load(written("key", number)) == {"key": number}
 
 
 FORGERIES = [

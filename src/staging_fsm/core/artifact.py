@@ -30,6 +30,9 @@ COMMAND_CHARACTERS: Final = 4000
 
 _ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 _CONTROL_PICTURES: Final = 0x2400
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
+#: To YAML 1.1 a number with an exponent and no point is a text.
+_NO_POINT: Final = re.compile(r"^(-?\d+)e")
 _FAULTS: Final = {Verdict.PASSED: "none", Verdict.FAILED: "code"}
 #: What stands bare in the front matter: words of ours, none of which YAML takes for
 #: anything but a text. Whatever comes from elsewhere is quoted.
@@ -109,7 +112,9 @@ def written(key: str, value: object) -> str:
     """
     if isinstance(value, str) and value in _BARE:
         return f"{key}: {value}"
-    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\x7f")
+    text = _ENCODER.encode(value).replace("\x7f", "\\x7f")
+    if isinstance(value, float):
+        text = _NO_POINT.sub(r"\1.0e", text)
     # As one escape for each character, where JSON's own form has two halves for some.
     return f"{key}: {text.encode('ascii', 'backslashreplace').decode('ascii')}"
 

@@ -23,8 +23,7 @@ def our_document(text: str | None) -> object:
     try:
         # Looking at every pair takes longer than reading it all: only where there may be two.
         doubtful = text.count(SNAPSHOT_KEY) > 1 or "\\u" in text
-        pairs_hook = _refuse_second_key if doubtful else None
-        metadata = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=pairs_hook)
+        metadata = (_SUSPICIOUS_DECODER if doubtful else _DECODER).decode(text)
     except (ValueError, RecursionError) as error:
         return BrokenMetadata(f"the row's metadata is no JSON ({error})")
     if not isinstance(metadata, dict):
@@ -46,6 +45,9 @@ def _refuse_constant(word: str) -> object:
 
 
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_SUSPICIOUS_DECODER: Final = json.JSONDecoder(
+    parse_constant=_refuse_constant, object_pairs_hook=_refuse_second_key
+)
 
 
 def with_key(text: str | None, key: str, value: str) -> str:

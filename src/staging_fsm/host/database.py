@@ -1,5 +1,6 @@
 """Connections to the host's database: durable, patient, and given up when they are dead."""
 
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -92,7 +93,7 @@ class _Place:
 
     def _file(self) -> tuple[int, int] | None:
         try:
-            found = self.path.stat()
+            found = os.stat(self.path)  # noqa: PTH116  # at each use of a connection: half of the time
         except OSError:
             return None
         return found.st_dev, found.st_ino
