@@ -356,6 +356,24 @@ def test_follow_shows_the_output(shell: Shell) -> None:
     assert "adding up" in ended.stdout
 
 
+@pytest.mark.parametrize("how", ["--follow", "--json"])
+@pytest.mark.parametrize(("suite", "code"), [("true", 0), ("exit 7", 1)])
+def test_closed_pipe_changes_no_verdict(shell: Shell, how: str, suite: str, code: int) -> None:
+    """Whoever reads the output may go away: the attempt ends, and the exit code is its own."""
+    release = shell.folder / "release"
+    waiting = f"echo on; until test -e {release}; do sleep 0.01; done; {suite}"
+    with subprocess.Popen(
+        shell.command("run", "--repo", str(shell.repository), how, "--", "sh", "-c", waiting),
+        env=shell.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        release.touch()
+        assert process.wait(timeout=120) == code
+
+
 def test_number_of_tests_does_not_drop_unseen(shell: Shell) -> None:
     """With `--min-tests auto` a suite that lost many tests since it last passed is no pass."""
     for tests in (10, 9, 5):

@@ -638,6 +638,70 @@ def test_launch_gives_an_answer_whatever_breaks(
 
 
 @pytest.mark.parametrize("scene", [first, deferred, abandoned])
+def test_whoever_looks_on_hurts_no_attempt(desk: Desk, scene: Callable[[Desk], None]) -> None:
+    """What a host's own progress raises costs neither a run nor the verdict."""
+    scene(desk)
+    before = desk.alerts()
+    desk.break_part("watch", RuntimeError("boom"))
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.snapshot().is_terminal
+    assert "internal_error" not in desk.alerts()[len(before) :]
+
+
+class CannotSayItself(Exception):  # noqa: N818  # it is one that a host could have written
+    """An error whose text is an error."""
+
+    def __str__(self) -> str:
+        """Fail."""
+        raise RuntimeError
+
+
+class LateMapping(dict[str, object]):
+    """Metadata that reads only when it is looked into, and then cannot."""
+
+    def __contains__(self, _key: object) -> bool:
+        """Fail."""
+        raise OSError
+
+
+@pytest.mark.parametrize("part", ["rows.load", "rows.save", "suites.start", "place"])
+def test_error_that_cannot_say_itself_is_an_error_like_any(desk: Desk, part: str) -> None:
+    """A launch, a recovery and an agent's end never raise, not even what cannot be told."""
+    desk.claim()
+    desk.break_part(part, CannotSayItself())
+
+    assert isinstance(desk.launch("{}"), Decision)
+    assert desk.staging.recover() is not None
+    desk.staging.agent_ended(desk.job_id, opened=True)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_metadata_that_cannot_be_looked_into_says_nothing(desk: Desk, *, readable: bool) -> None:
+    """Metadata that fails when it is read is as good as none that was given."""
+    desk.claim()
+    if not readable:
+        desk.break_part("rows.load", OSError("boom"))
+
+    ruling = desk.launch(LateMapping()).ruling
+
+    assert ruling is (Ruling.TAKEN if readable else Ruling.HELD)
+
+
+def test_recovery_waits_for_a_store_that_is_away(desk: Desk) -> None:
+    """Where the rows cannot be read nothing is recovered, somebody is told, and nothing raised."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    rows = desk.engine.rows
+    desk.break_part("rows.unfinished", OSError("boom"))
+
+    assert desk.staging.recover() == []
+    assert desk.alerts() == ["internal_error", "internal_error"]
+
+    desk.use_rows(rows)
+    assert [row.id for row in desk.staging.recover()] == [desk.job_id]
+
+
+@pytest.mark.parametrize("scene", [first, deferred, abandoned])
 def test_launch_gives_an_answer_when_everything_breaks(
     desk: Desk, scene: Callable[[Desk], None]
 ) -> None:

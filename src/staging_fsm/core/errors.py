@@ -7,6 +7,14 @@ class StagingError(Exception):
     """Anything that staging_fsm refuses, with what happened and what to do about it."""
 
 
+def in_words(error: Exception) -> str:
+    """Return the type of an error and what it says; a host's own may be one that cannot say it."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # whatever it raises, it is told of an error, and raises none
+        return type(error).__name__
+
+
 class TransitionRefusedError(StagingError):
     """An event came in a state whose row of the table does not allow it. Nothing moved."""
 

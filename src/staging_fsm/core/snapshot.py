@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 import attrs
 import msgspec
 
-from staging_fsm.core.errors import SnapshotRefusedError
+from staging_fsm.core.errors import SnapshotRefusedError, in_words
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import Plan
@@ -232,7 +232,7 @@ def load_snapshot(document: object) -> Snapshot:
         snapshot = msgspec.convert(document, Snapshot)
     except Exception as error:
         # Whatever a converter raises for a value it cannot read, the answer is the same.
-        message = f"it cannot be read ({type(error).__name__}: {error})"
+        message = f"it cannot be read ({in_words(error)})"
         raise SnapshotRefusedError(message) from error
     problem = next(_problems(snapshot), None)
     if problem is not None:

@@ -21,6 +21,7 @@ from staging_fsm.core.errors import (
     GateContradictedVerdictError,
     PreparationError,
     TransitionRefusedError,
+    in_words,
 )
 from staging_fsm.core.jobs import QUEUED, Gate, JobRow, JobRows, Place
 from staging_fsm.core.machine import step
@@ -63,7 +64,7 @@ class Engine:
     gate: Gate
     place: Callable[[JobRow], Place]
     worker: str
-    #: Called after each durable transition: progress for a person.
+    #: Called after each durable transition: progress for a person. What it raises stops nothing.
     watch: Callable[[JobRow, Snapshot], None] = lambda _row, _snapshot: None
 
     def drive(self, row: JobRow, snapshot: Snapshot) -> Snapshot:
@@ -101,19 +102,22 @@ class Engine:
         try:
             self.alerts.send(kind, job_id, text, attempt_id)
         except Exception as error:  # noqa: BLE001  # a host's own alerts may break their promise
-            log_error("an alert was lost", alert=str(kind), job=str(job_id), error=str(error))
+            log_error("an alert was lost", alert=str(kind), job=str(job_id), error=in_words(error))
 
     def deliver_alerts(self) -> None:
         """Try again what could not be delivered; what goes wrong with it stops nothing."""
         try:
             self.alerts.deliver()
         except Exception as error:  # noqa: BLE001  # a host's own alerts may break their promise
-            log_error("alerts were not delivered", error=str(error))
+            log_error("alerts were not delivered", error=in_words(error))
 
     def _announce(self, row: JobRow, moved: Snapshot) -> None:
         entry = moved.history[-1]
         log_transition(row.id, moved.attempt_id, entry.row, entry.reason, entry.link)
-        self.watch(row, moved)
+        try:
+            self.watch(row, moved)
+        except Exception as error:  # noqa: BLE001  # whoever looks on must not hurt what he looks at
+            log_error("a transition was not shown", job=str(row.id), error=in_words(error))
         self.deliver_alerts()
 
     def _perform(self, effect: Effect, row: JobRow, snapshot: Snapshot) -> Snapshot | None:
@@ -153,7 +157,11 @@ class Engine:
     def _judged(
         self, row: JobRow, snapshot: Snapshot, run: Callable[[JobRow, Snapshot], RunReport]
     ) -> Step:
-        """Return the verdict on a run; whatever goes wrong with it is a counted tool error."""
+        """Return the verdict on a run; whatever goes wrong with it is a counted tool error.
+
+        Raises only if a run that went wrong cannot be reaped: it counts as under way then,
+        and is left for recovery.
+        """
         try:
             report = run(row, snapshot)
             suite, counts = snapshot.bound_plan.suite, report.facts.evidence.counts
@@ -163,7 +171,7 @@ class Engine:
         except Exception as error:  # noqa: BLE001  # once a run is counted, our own fault is one of the tool
             # Whatever it was: when the run counts as ended, nothing of it may be left.
             self.suites.reap(run_id_of(snapshot))
-            reason, detail = Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+            reason, detail = Reason.INTERNAL_ERROR, in_words(error)
             if isinstance(error, PreparationError):
                 reason, detail = Reason.PREPARATION_FAILED, str(error)
             return self.run_without_result(snapshot, Event.SUITE_NOT_EXECUTED, reason, detail)

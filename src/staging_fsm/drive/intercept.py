@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from staging_fsm.core.config import is_switched_off, load_config
-from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
+from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError, in_words
 from staging_fsm.core.jobs import SNAPSHOT_KEY, Gate, JobRow, JobRows, Place
 from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.effects.forks import begin_anew_after_forks
 
 if TYPE_CHECKING:
     from staging_fsm.core.snapshot import Snapshot
@@ -34,7 +35,7 @@ STAGE: Final = "deploy-staging"
 UNSEEN: Final = object()
 
 
-@attrs.define
+@attrs.define(eq=False)
 class StagingIntercept:
     """The runner's side of `launch_job`. Safe to call from several threads.
 
@@ -47,9 +48,12 @@ class StagingIntercept:
     #: The host's word for the stage that is ours.
     stage: str = STAGE
     _runner: "StagingRunner | None" = attrs.field(default=None, init=False)
-    _pid: int = attrs.field(factory=os.getpid, init=False)
     _driving: set[Any] = attrs.field(factory=set, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Have every process that is forked from this one be another worker."""
+        begin_anew_after_forks(self)
 
     @classmethod
     def for_host(
@@ -101,7 +105,6 @@ class StagingIntercept:
     @property
     def runner(self) -> "StagingRunner":
         """Return what takes jobs, under the name of this very process."""
-        self._take_name()
         with self._lock:
             if self._runner is None:
                 self._runner = self._make_runner()
@@ -142,7 +145,7 @@ class StagingIntercept:
             # Nothing has been begun here, and what the row shows others may have in hand.
             _log("there is no runner", error)
             ruling = Ruling.DECLINED if row.document is None else Ruling.HELD
-            return Decision(ruling, f"{type(error).__name__}: {error}")
+            return Decision(ruling, in_words(error))
         return runner.launch(row)
 
     def _reason_to_decline(self, row: JobRow) -> str | None:
@@ -166,7 +169,7 @@ class StagingIntercept:
         except Exception as failure:  # noqa: BLE001  # a launch must not break the host
             _log("there is no runner", failure)
             ruling = Ruling.DECLINED if first_launch else Ruling.HELD
-            return Decision(ruling, f"{type(error).__name__}: {error}")
+            return Decision(ruling, in_words(error))
 
     def agent_ended(self, job_id: Any, *, opened: bool, log: Path | None = None) -> None:
         """Keep for the shadow how a launch of the LLM agent ended. Never raises.
@@ -185,7 +188,7 @@ class StagingIntercept:
 
         Each is driven to a terminal state or its next deferral. A row that cannot
         be driven now is left as it is, with an alert, and all of them where no runner
-        can be made.
+        can be made, or where the rows cannot be read. Never raises.
         """
         try:
             runner = self.runner
@@ -193,7 +196,7 @@ class StagingIntercept:
             _log("there is no runner", error)
             return []
         touched = []
-        for row in self.rows.unfinished():
+        for row in runner.unfinished():
             with self._hold(row.id) as ours:
                 if ours and runner.recover(row.id):
                     touched.append(row)
@@ -210,21 +213,15 @@ class StagingIntercept:
         """
         return self.runner.cancel(job_id)
 
-    def _take_name(self) -> None:
-        """Take this process's own name, if it was forked from one that had another.
-
-        A server that loads first and forks then would give all its workers one name,
-        and each would take the others' attempts for its own.
-        """
-        if self._pid != os.getpid():
-            self._pid, self._lock, self._driving = os.getpid(), threading.Lock(), set()
-            if self._runner is not None:
-                self._runner.take_name()
+    def begin_anew(self) -> None:
+        """Have nothing in hand, under the name of the process that was just forked."""
+        self._lock, self._driving = threading.Lock(), set()
+        if self._runner is not None:
+            self._runner.take_name()
 
     @contextlib.contextmanager
     def _hold(self, job_id: Any) -> Iterator[bool]:
         """Yield whether this thread now is the only one of this process at the job."""
-        self._take_name()
         with self._lock:
             ours = job_id not in self._driving
             self._driving.add(job_id)
@@ -242,10 +239,13 @@ def _is_without_attempt(metadata: object) -> bool:
         return True
     if isinstance(metadata, str) and "\\u" in metadata:
         return False  # it may be spelt with escapes
-    return isinstance(metadata, str | Mapping) and SNAPSHOT_KEY not in metadata
+    try:
+        return isinstance(metadata, str | Mapping) and SNAPSHOT_KEY not in metadata
+    except Exception:  # noqa: BLE001  # a mapping that reads late may fail to, and says nothing then
+        return False
 
 
 def _log(text: str, error: Exception) -> None:
     from staging_fsm.effects.journal import log_error  # noqa: PLC0415  # seldom needed
 
-    log_error(text, error=f"{type(error).__name__}: {error}")
+    log_error(text, error=in_words(error))

@@ -28,6 +28,7 @@ from staging_fsm.core.errors import (
     SnapshotRefusedError,
     StagingError,
     StaleSnapshotError,
+    in_words,
 )
 from staging_fsm.core.jobs import QUEUED, Gate, JobRow, JobRows, Place
 from staging_fsm.core.outcome import Reason
@@ -184,7 +185,7 @@ class StagingRunner:
                 place, now = self.engine.place(row), self.engine.clock.now()
                 self.shadow.launched(row, place.repository, now)
         except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
-            log_error("a launch was not noted", job=str(row.id), error=str(error))
+            log_error("a launch was not noted", job=str(row.id), error=in_words(error))
         return Decision(Ruling.DECLINED, IN_SHADOW)
 
     def agent_ended(self, job_id: Any, *, opened: bool, log: Path | None = None) -> None:
@@ -195,7 +196,7 @@ class StagingRunner:
                 now = self.engine.clock.now()
                 self.shadow.agent_ended(job_id, place.artifact_dir, now, opened=opened, log=log)
         except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
-            log_error("an agent's end was not noted", job=str(job_id), error=str(error))
+            log_error("an agent's end was not noted", job=str(job_id), error=in_words(error))
 
     def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
         if self.misfit is not None:
@@ -237,7 +238,7 @@ class StagingRunner:
         Where that fails, the row is looked at again: no trace, no run, still declined.
         """
         kind = _ALERTS.get(type(error))
-        reason = str(error) if kind else f"{type(error).__name__}: {error}"
+        reason = str(error) if kind else in_words(error)
         kind = kind or AlertKind.INTERNAL_ERROR
         self.engine.alert(kind, row.id, f"declined to the LLM path: {reason}")
         self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, reason))
@@ -283,7 +284,7 @@ class StagingRunner:
         try:
             problem = self.preflight(self.engine.place(row), snapshot.bound_plan.suite)
         except Exception as error:  # noqa: BLE001  # raised on, it would be met again for ever, uncounted
-            problem = f"{type(error).__name__}: {error}"
+            problem = in_words(error)
         return None if problem is None else MachineUnfitError(problem)
 
     def _switched_off(self, row: JobRow, snapshot: Snapshot, reason: str) -> Decision:
@@ -319,7 +320,7 @@ class StagingRunner:
 
         `first_launch` decides where the row cannot be read.
         """
-        reason = f"{type(error).__name__}: {error}"
+        reason = in_words(error)
         self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, reason)
         try:
             row = self.engine.rows.load(job_id)
@@ -327,7 +328,7 @@ class StagingRunner:
             snapshot = row.snapshot()
             first_launch = snapshot is None or snapshot.state is State.LLM_FALLBACK
         except Exception as failure:  # noqa: BLE001  # the store is down: what the caller knows must do
-            log_error("the row could not be read", job=str(job_id), error=str(failure))
+            log_error("the row could not be read", job=str(job_id), error=in_words(failure))
         if first_launch:
             return Decision(Ruling.DECLINED, reason)
         return Decision(Ruling.HELD, reason)
@@ -345,9 +346,18 @@ class StagingRunner:
         except SnapshotRefusedError as error:
             self.engine.alert(AlertKind.ROW_REFUSED, job_id, str(error))
         except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
-            text = f"recovery failed: {type(error).__name__}: {error}"
+            text = f"recovery failed: {in_words(error)}"
             self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
         return False
+
+    def unfinished(self) -> list[JobRow]:
+        """Return every row that may be abandoned; none, and an alert, where nobody can know."""
+        try:
+            return self.engine.rows.unfinished()
+        except Exception as error:  # noqa: BLE001  # a store that is away comes back
+            text = f"nothing could be recovered: {in_words(error)}"
+            self.engine.alert(AlertKind.INTERNAL_ERROR, "-", text)
+            return []
 
     def tidy_up(self) -> None:
         """Remove what old runs left behind, and deliver the alerts that are owed."""
@@ -359,7 +369,7 @@ class StagingRunner:
         try:
             self.prune(load_config(self.variables).run_retention_days, self._unfinished_attempts)
         except Exception as error:  # noqa: BLE001  # a full disk is no reason to break a launch
-            log_error("old runs were not removed", error=f"{type(error).__name__}: {error}")
+            log_error("old runs were not removed", error=in_words(error))
 
     def _unfinished_attempts(self) -> frozenset[str]:
         # A row that is refused raises here: while one cannot be read, nothing is removed.

@@ -23,10 +23,12 @@ from typing import Final
 
 import attrs
 
+from staging_fsm.core.errors import in_words
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.files import write_durably
+from staging_fsm.effects.forks import begin_anew_after_forks
 from staging_fsm.effects.journal import log_error
 
 #: So long the same alert is not sent again; then a problem that lasts is told once more.
@@ -181,6 +183,11 @@ class FileAlerts:
         """Append alerts to `path`, and send them to the Apprise addresses `urls` returns."""
         self._path, self._clock, self._urls = path, clock, urls
         self.outbox = Outbox(path.with_suffix(""))
+        self.begin_anew()
+        begin_anew_after_forks(self)
+
+    def begin_anew(self) -> None:
+        """Have no thread at work; in a process that was just forked there is none."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._started, self._wanted = 0.0, False
@@ -196,14 +203,16 @@ class FileAlerts:
                 self._append(alert)
             self.deliver()
         except Exception as error:  # noqa: BLE001  # an alert that fails must not fail what it tells of
-            log_error("an alert could not be kept", error=str(error), alert=str(kind), told=text)
+            log_error(
+                "an alert could not be kept", error=in_words(error), alert=str(kind), told=text
+            )
 
     def _keep(self, key: str, alert: Alert) -> bool:
         try:
             return self.outbox.put(key, alert)
         except OSError as error:
             # A full disk is worth an alert: it goes out from memory, as often as it is met.
-            log_error("an alert could not be kept", error=str(error), alert=alert.kind)
+            log_error("an alert could not be kept", error=in_words(error), alert=alert.kind)
             threading.Thread(target=self._tell_from_memory, args=(alert,), daemon=True).start()
             return True
 
@@ -211,7 +220,7 @@ class FileAlerts:
         try:
             self._tell([alert])
         except Exception as error:  # noqa: BLE001  # nothing is left to be done about it
-            log_error("an alert was lost", error=f"{type(error).__name__}: {error}")
+            log_error("an alert was lost", error=in_words(error))
 
     def _append(self, alert: Alert) -> None:
         told = {"time": alert.time, "kind": alert.kind, "job": alert.job, "text": alert.text}
@@ -240,7 +249,7 @@ class FileAlerts:
                 for (path, _), (alert, everybody) in zip(batch, told, strict=True):
                     self.outbox.settle(path, alert, everybody=everybody)
         except Exception as error:  # noqa: BLE001  # whatever a service raises: what is owed stays owed
-            log_error("alerts could not be delivered", error=f"{type(error).__name__}: {error}")
+            log_error("alerts could not be delivered", error=in_words(error))
             with self._lock:
                 if self._thread is threading.current_thread():
                     self._thread = None

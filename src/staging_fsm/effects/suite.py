@@ -37,7 +37,12 @@ from typing import Final
 
 import attrs
 
-from staging_fsm.core.errors import PreparationError, ReportStaleError, ReportUnreadableError
+from staging_fsm.core.errors import (
+    PreparationError,
+    ReportStaleError,
+    ReportUnreadableError,
+    in_words,
+)
 from staging_fsm.core.evidence import (
     NO_EVIDENCE_REQUIRED,
     Evidence,
@@ -142,7 +147,8 @@ class LocalSuites:
             self._start(order)
         except (OSError, ValueError, subprocess.SubprocessError, PreparationError) as error:
             self.reap(order.run_id)
-            message = f"the run could not be prepared: {type(error).__name__}: {error}"
+            words = str(error) if isinstance(error, PreparationError) else in_words(error)
+            message = f"the run could not be prepared: {words}"
             raise PreparationError(message) from error
 
     def _start(self, order: RunOrder) -> None:

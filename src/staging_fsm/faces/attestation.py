@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from staging_fsm.core.errors import AttestationRefusedError
+from staging_fsm.core.errors import AttestationRefusedError, in_words
 from staging_fsm.core.outcome import Verdict
 from staging_fsm.core.plan import UNVERSIONED
 from staging_fsm.core.snapshot import Snapshot, plain
@@ -117,7 +117,7 @@ def verify(text: str, public_key_file: Path) -> dict[str, Any]:
     try:
         envelope = Envelope.from_dict(json.loads(text))
     except Exception as error:
-        message = f"it is no DSSE envelope ({type(error).__name__}: {error})"
+        message = f"it is no DSSE envelope ({in_words(error)})"
         raise AttestationRefusedError(None, message) from error
     try:
         envelope.verify([_public_key(public_key_file)], threshold=1)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from staging_fsm.core.errors import StagingError
+from staging_fsm.core.errors import StagingError, in_words
 from staging_fsm.faces.exits import ExitCode
 
 #: What `--help` says of each command: here, so that saying it imports none of them.
@@ -70,7 +70,7 @@ class _Commands(click.Group):
             ctx.exit(ExitCode.DECLINED)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is no verdict
             click.echo(traceback.format_exc(), err=True)
-            click.echo(f"staging-fsm: internal error: {type(error).__name__}: {error}", err=True)
+            click.echo(f"staging-fsm: internal error: {in_words(error)}", err=True)
             ctx.exit(ExitCode.DECLINED)
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from staging_fsm.core.config import alert_urls, is_switched_off, load_config
-from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.core.errors import ConfigInvalidError, in_words
 from staging_fsm.drive.runner import read_suites
 from staging_fsm.effects import limits
 from staging_fsm.effects.alerts import Outbox
@@ -87,7 +87,7 @@ def _database(open_database: Callable[[], object]) -> Finding:
     try:
         url = open_database()
     except Exception as error:  # noqa: BLE001  # whatever a driver raises is the finding
-        return Finding("database", Health.FAILED, f"{type(error).__name__}: {error}")
+        return Finding("database", Health.FAILED, in_words(error))
     return Finding("database", Health.OK, str(url))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import attrs
 
+from staging_fsm.core.errors import in_words
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.effects.clock import Clock
@@ -258,7 +259,7 @@ def _probe(settings: HostSettings) -> str | None:
         with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):  # noqa: S310  # configured
             return None
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return f"{type(error).__name__}: {error}"
+        return in_words(error)
 
 
 #: Agents that are code of this module, not an LLM.

@@ -3,8 +3,8 @@
 import json
 
 import click
-from rich.console import Console
 
+from staging_fsm.faces.console import PatientConsole
 from staging_fsm.faces.fleet import is_fleet_session
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.progress import Progress
@@ -20,7 +20,7 @@ def recover(db: str | None, *, as_json: bool) -> None:
     if is_fleet_session(session):
         _redeliver(session, as_json=as_json)
         return
-    console = Console(stderr=as_json, highlight=False)
+    console = PatientConsole(stderr=as_json, highlight=False)
     progress = Progress(console, session.state, session.variables)
     staging = session.staging(watch=progress.moved)
     touched = staging.recover()

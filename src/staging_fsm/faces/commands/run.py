@@ -16,6 +16,7 @@ from staging_fsm.core.suites import AUTO, OF_EVERY_SUITE, SuiteEntry
 from staging_fsm.drive.rulings import Decision
 from staging_fsm.effects.worktree import head_revision, tracked_changes
 from staging_fsm.faces.commands.show import print_end
+from staging_fsm.faces.console import PatientConsole, echo
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.fleet import refuse_fleet
 from staging_fsm.faces.options import db_option, json_option
@@ -121,7 +122,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
         entry.plan(load_config(session.variables))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    console = Console(stderr=options["as_json"], highlight=False)
+    console = PatientConsole(stderr=options["as_json"], highlight=False)
     progress = Progress(console, session.state, session.variables, follow=options["follow"])
     replaced: dict[str, Any] = {"suites": one_suite(entry), "watch": progress.moved}
     if options["artifact_dir"] is not None:
@@ -183,7 +184,7 @@ def _end_of_run(
         session.rows.cancel(job_id, snapshot.version)
     view = attempt_view(row, snapshot, session.next_stage(row))
     if as_json:
-        click.echo(json.dumps(view))
+        echo(json.dumps(view))
     else:
         print_end(console, view, snapshot)
     return _EXIT_CODES.get(snapshot.state, ExitCode.DECLINED)

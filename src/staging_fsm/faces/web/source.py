@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from staging_fsm.core.errors import JobNotFoundError, StagingError
+from staging_fsm.core.errors import JobNotFoundError, StagingError, in_words
 from staging_fsm.core.jobs import JobRow, JobRows, Place
 from staging_fsm.effects.journal import log_error
 from staging_fsm.faces.queue import StagingRunnerBlock, staging_runner_block
@@ -31,7 +31,7 @@ def reading() -> Iterator[None]:
     except JobNotFoundError:
         raise
     except Exception as error:
-        log_error("the jobs cannot be read", error=f"{type(error).__name__}: {error}")
+        log_error("the jobs cannot be read", error=in_words(error))
         message = f"the jobs cannot be read ({type(error).__name__}): the server's log says more"
         raise JobsUnreadableError(message) from error
 
