@@ -1,6 +1,7 @@
 """Alerts: at least once, never in a storm, and never in the way, at a real HTTP server."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -328,6 +329,34 @@ def test_problem_that_lasts_is_told_again_the_next_day(
         settled(alerts)
 
     assert len(kept(tmp_path)) == 2
+
+
+def test_alert_of_a_time_to_come_silences_nothing(
+    make: Callable[..., FileAlerts], clock: Calendar, tmp_path: Path
+) -> None:
+    """A clock that was ahead and is set back lets nobody wait until it is there again."""
+    alerts = make()
+    clock.wait(10 * alerting.REPEAT_SECONDS)
+    alerts.send(AlertKind.ROW_REFUSED, 7, "no JSON")
+    settled(alerts)
+    clock.wait(-10 * alerting.REPEAT_SECONDS)
+    alerts.send(AlertKind.ROW_REFUSED, 7, "no JSON")
+    settled(alerts)
+
+    assert len(kept(tmp_path)) == 2
+
+
+def test_pipe_in_the_place_of_the_file_keeps_nobody_waiting(
+    make: Callable[..., FileAlerts], tmp_path: Path, webhook: Webhook
+) -> None:
+    """Where the file of alerts is a pipe nobody reads, an alert is delivered all the same."""
+    os.mkfifo(tmp_path / "alerts.jsonl")
+    alerts = make(webhook)
+    alerts.send(KIND, 7, "it failed", "7-a")
+    alerts.deliver()
+    settled(alerts)
+
+    assert len(webhook.messages) == 1
 
 
 def test_two_workers_do_not_deliver_the_same(

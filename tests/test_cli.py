@@ -356,6 +356,17 @@ def test_follow_shows_the_output(shell: Shell) -> None:
     assert "adding up" in ended.stdout
 
 
+def test_follow_waits_for_no_pipe(shell: Shell) -> None:
+    """A suite that puts a pipe in the place of its log ends as a tool error, and so does `run`."""
+    log = f"{shell.folder}/state/runs/$STAGING_ATTEMPT/output.log"
+    ended = shell.call(
+        *("run", "--repo", str(shell.repository), "--infra-retries", "0", "--follow", "--"),
+        *("sh", "-c", f"rm {log} && mkfifo {log}"),
+    )
+
+    assert ended.returncode == ExitCode.FAILED_CLOSED
+
+
 @pytest.mark.parametrize("how", ["--follow", "--json"])
 @pytest.mark.parametrize(("suite", "code"), [("true", 0), ("exit 7", 1)])
 def test_closed_pipe_changes_no_verdict(shell: Shell, how: str, suite: str, code: int) -> None:

@@ -14,6 +14,7 @@ from staging_fsm.core import config as declared
 from staging_fsm.core import suites
 from staging_fsm.core.config import (
     INFRA_RETRIES_MAX,
+    PATHS,
     PREFIX,
     RunnerConfig,
     alert_urls,
@@ -269,7 +270,7 @@ def test_scope_is_a_list_or_everything(repos: str, expected: set[str]) -> None:
     assert not any(off.in_scope(name) for name in candidates)
 
 
-@pytest.mark.parametrize("name", ["suites_file", "state_dir"])
+@pytest.mark.parametrize("name", PATHS)
 def test_path_is_taken_from_home_or_not_at_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path may begin with the home folder that the variables name; blanks are no path."""
     monkeypatch.setenv("HOME", "/home/the-process")

@@ -21,7 +21,6 @@ from staging_fsm.faces.session import (
     Session,
     one_suite,
     open_session,
-    register_repository,
     staging_job,
 )
 
@@ -98,7 +97,7 @@ class Site:
 def open_site(folder: Path, repository: Path, database: str) -> Site:
     """Return a place where workers die, over a database."""
     session = open_session(database, variables(str(folder / "state")))
-    repo = register_repository(session.store, repository)
+    repo = session.store.register(repository)
     return Site(folder, repository, session, repo, database)
 
 

@@ -162,6 +162,30 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         '<testsuite><testcase failures="x" errors="-1"/></testsuite>',
         Counts(1, 0, 0, 0),
     ),
+    "disabled, as GoogleTest writes it": (
+        (
+            '<testsuites tests="2" disabled="1"><testsuite>'
+            '<testcase status="notrun" result="suppressed"/>'
+            '<testcase status="run" result="completed"/></testsuite></testsuites>'
+        ),
+        Counts(2, 0, 0, 1),
+    ),
+    "skipped, as GoogleTest writes it": (
+        '<testsuite><testcase status="run" result="skipped"><skipped/></testcase></testsuite>',
+        Counts(1, 0, 0, 1),
+    ),
+    "disabled, as CTest writes it": (
+        '<testsuite><testcase status="disabled"/><testcase status="Disabled "/></testsuite>',
+        Counts(2, 0, 0, 2),
+    ),
+    "failed, and said not to have run": (
+        '<testsuite><testcase status="notrun"><failure/></testcase></testsuite>',
+        Counts(1, 1, 0, 0),
+    ),
+    "a suite that is disabled": (
+        '<testsuite status="notrun"><testcase status="passed" result="ok"/></testsuite>',
+        Counts(1, 0, 0, 0),
+    ),
     "another encoding": (
         '<?xml version="1.0" encoding="utf-16"?><testsuite><testcase/></testsuite>'.encode(
             "utf-16"

@@ -1,6 +1,7 @@
 """The reference host on its own: a work item is carried over the LLM path by any agent command."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -9,18 +10,20 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import sqlalchemy as sa
 
-from conftest import HostKit, git
+from conftest import REPO, HostKit, git
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
+from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import JobAlreadyEndedError
-from staging_fsm.host.store import Job, SqlHostStore
+from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from staging_fsm.host.worker import Worker
 
 DEADLINE_SECONDS = 60
@@ -84,7 +87,63 @@ def test_agent_that_writes_nothing_is_not_judged_by_an_older_artifact(make_host:
     worker(kit).run_one()
 
     assert kit.item().stage == "development"
-    assert (folder / f"15-staging-log.before-job-{job}.md").exists()
+    assert (folder / f"15-staging-log.before-job-{job}.1.md").exists()
+
+
+def test_every_older_artifact_is_kept(make_host: Maker) -> None:
+    """However often one job is launched, no artifact of an earlier launch is overwritten."""
+    kit = make_host("pass")
+    job = kit.add("deploy-staging")
+    folder = kit.repository / "docs" / "work-items" / "WI-1"
+    folder.mkdir(parents=True)
+    for text in ("first", "second"):
+        (folder / ARTIFACT_NAME).write_text(text)
+        launcher._spawn(kit.host, kit.store.job(job))
+
+    kept = folder.glob(f"15-staging-log.before-job-{job}.*.md")
+    assert sorted(path.read_text() for path in kept) == ["first", "second"]
+
+
+def at_once(*work: Callable[[], object]) -> list[object]:
+    """Do some work in a thread each, all at once; return what came of it."""
+    barrier = threading.Barrier(len(work))
+
+    def start(one: Callable[[], object]) -> object:
+        barrier.wait()
+        return one()
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        return list(pool.map(start, work))
+
+
+@pytest.mark.parametrize("go", range(5))
+def test_repositories_that_come_at_once_have_a_name_each(
+    make_host: Maker, tmp_path: Path, go: int
+) -> None:
+    """Of repositories whose folders have the same name none is taken for another."""
+    store = make_host().store
+    paths = [tmp_path / "one" / f"till-{go}", tmp_path / "two" / f"till-{go}"]
+    names = at_once(*(functools.partial(store.register, path) for path in paths * 2))
+
+    assert [store.repository_path(str(name)) for name in names] == paths * 2
+    assert len({*names}) == 2
+
+
+@pytest.mark.parametrize("go", range(5))
+def test_work_item_that_comes_twice_at_once_has_one_job(make_host: Maker, go: int) -> None:
+    """Whoever brings a work item to a stage at the same moment shares its job."""
+    kit = make_host()
+    item = WorkItem(REPO, f"WI-{go}", "deploy-staging", 3, None)
+    bring = functools.partial(kit.store.job_at, item, "deployer", kit.host.clock.now())
+    for _ in range(2):
+        [job] = {*at_once(*[bring] * 4)}
+        with kit.store.transaction() as tx:
+            assert kit.store.finish_job(tx, int(str(job)), kit.host.clock.now())
+            kit.store.move_work_item(
+                tx, attrs.evolve(item, stage="development"), kit.host.clock.now()
+            )
+
+    assert kit.item(f"WI-{go}").stage == "development"
 
 
 def test_agent_finds_no_older_artifact_at_its_start(

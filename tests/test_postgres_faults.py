@@ -27,7 +27,6 @@ from staging_fsm.faces.session import (
     Session,
     one_suite,
     open_session,
-    register_repository,
     staging_job,
 )
 from staging_fsm.host.database import SERVER_KEEPALIVE, open_database
@@ -80,7 +79,7 @@ class Site:
     def claimed(self) -> int:
         """Queue a job and claim it."""
         session = self.session()
-        repo = register_repository(session.store, self.repository)
+        repo = session.store.register(self.repository)
         self.job_id = staging_job(session, repo, "WI-1")
         session.store.claim_next(session.clock.now(), session.worker, self.job_id)
         session.store.engine.dispose()
@@ -309,7 +308,7 @@ def test_threads_at_once_run_each_job_once(site: Site) -> None:
     command = ["sh", "-c", f"echo run >> {counter}"]
     session = site.session()
     staging = session.staging(suites=one_suite(suite(command)))
-    repo = register_repository(session.store, site.repository)
+    repo = session.store.register(site.repository)
     ours = {staging_job(session, repo, f"WI-{number}") for number in range(jobs)}
     together = threading.Barrier(workers)
 

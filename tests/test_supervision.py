@@ -145,6 +145,13 @@ class Stand:
         order = RunOrder(run_id, self.root / "tree", UNVERSIONED, SuitePlan(command, **plan))
         LocalSuites(self.state, self.variables, inherited).start(order)
 
+    def await_result(self) -> None:
+        """Wait until the supervisor has said how the run ended."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.file("result").exists():
+            assert time.monotonic() < deadline
+            os.sched_yield()
+
     def collect(self, run_id: str = RUN) -> RunReport:
         """Wait for a run's end."""
         return self.suites.await_report(run_id)
@@ -1326,11 +1333,7 @@ def test_log_of_another_length_is_incomplete(stand: Stand, deed: str) -> None:
 def test_log_that_changes_after_the_end_is_incomplete(stand: Stand, deed: str) -> None:
     """Between the end of a run and its report nobody can put another log in its place."""
     stand.start("/bin/sh", "-c", "echo hello")
-    stand.pid()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not stand.file("result").exists():
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    stand.await_result()
     log = stand.file("output.log")
     if deed == "another of its size":
         log.with_name("another").write_bytes(b"HELLO\n")
@@ -1787,6 +1790,54 @@ def test_report_out_of_a_cache_is_found_out(
 
     assert found.state == state
     assert (found.counts and found.counts.dated) == dated
+
+
+def test_report_outside_the_runs_folder_has_one_writer(stand: Stand) -> None:
+    """Two runs that would write the same report are never under way at once."""
+    report = str(stand.root / "tree" / "report.xml")
+    another = f"{ATTEMPT}.2"
+    stand.start("/bin/sh", "-c", "until test -e go; do sleep 0.01; done", report=report)
+    with pytest.raises(PreparationError, match="another run that writes the report"):
+        stand.start("true", run_id=another, report=report)
+    stand.start("true", run_id=f"{ATTEMPT}.3", report="report.xml")
+    stand.suites.await_report(f"{ATTEMPT}.3")
+    (stand.root / "tree" / "go").touch()
+    stand.collect()
+
+    stand.start("true", run_id=f"{ATTEMPT}.4", report=report)
+    stand.suites.await_report(f"{ATTEMPT}.4")
+
+
+def test_report_counts_as_it_was_when_its_run_ended(stand: Stand) -> None:
+    """What is written between the end of a run and its verdict is another run's report."""
+    report = stand.root / "tree" / "report.xml"
+    stand.start("true", report=str(report))
+    stand.await_result()
+    report.write_text(JUNIT)
+
+    assert stand.collect().facts.evidence.state == EvidenceState.MISSING
+
+
+@pytest.mark.parametrize("change", ["rm secret; mkfifo secret", "echo short > secret"])
+def test_worker_does_not_wait_for_a_secret_that_is_none(stand: Stand, change: str) -> None:
+    """A suite that replaces what results are sealed with loses its verdict, and stops nobody."""
+    report = stand.run("/bin/sh", "-c", f"cd {stand.state.root} && {change}")
+
+    assert report.facts.supervision == Supervision.FORGED
+    with pytest.raises(PreparationError, match="is not the secret"):
+        stand.start("true", run_id=f"{ATTEMPT}.2")
+
+
+def test_start_that_fails_keeps_nothing_open(stand: Stand) -> None:
+    """However often a run cannot be started, the worker holds no descriptor more for it."""
+    stand.run("true")
+    (stand.state.root / "secret").write_text("none")
+    opened = len([*Path("/proc/self/fd").iterdir()])
+    for number in range(2, 6):
+        with pytest.raises(PreparationError):
+            stand.start("true", run_id=f"{ATTEMPT}.{number}", report=str(stand.root / "r.xml"))
+
+    assert len([*Path("/proc/self/fd").iterdir()]) == opened
 
 
 def test_command_is_told_where_its_report_goes(stand: Stand) -> None:

@@ -27,7 +27,6 @@ from staging_fsm.faces.session import (
     AttemptDriver,
     one_suite,
     open_session,
-    register_repository,
     staging_job,
 )
 
@@ -54,7 +53,7 @@ def carry(exporter: InMemorySpanExporter, tmp_path: Path, repository: Path) -> C
         settings |= {"infra_retries": "1", "retry_backoff_seconds": "0.01"}
         variables = {variable_name(name): str(value) for name, value in settings.items()}
         session = open_session(None, {**os.environ, **variables})
-        job_id = staging_job(session, register_repository(session.store, repository), "WI-1")
+        job_id = staging_job(session, session.store.register(repository), "WI-1")
         suites = one_suite(SuiteEntry(command=command, tool_exit_codes=(75,), **entry))  # type: ignore[arg-type]  # as given
         AttemptDriver(session, session.staging(suites=suites), job_id).drive()
         session.store.engine.dispose()

@@ -115,11 +115,24 @@ def test_folder_without_git_is_unversioned(tmp_path: Path, site: Site) -> None:
         assert bind_revision(folder, IN_PLACE) == UNVERSIONED
 
 
-def test_machine_without_git_knows_no_revision(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where git is not installed every folder is unversioned."""
+def test_machine_without_git_binds_no_repository(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where git is not installed a folder is unversioned, and a repository is refused."""
+    (tmp_path / "folder").mkdir()
     monkeypatch.setattr(shutil, "which", lambda _: None)
 
-    assert head_revision(site.repository) == UNVERSIONED
+    assert head_revision(tmp_path / "folder") == UNVERSIONED
+    with pytest.raises(PreparationError, match="no git on the PATH"):
+        bind_revision(site.repository, IN_PLACE)
+
+
+def test_repository_whose_files_are_elsewhere_is_refused(site: Site, tmp_path: Path) -> None:
+    """Where git compares other files than those of the folder, the folder is not unversioned."""
+    git(site.repository, "config", "core.worktree", str(tmp_path))
+
+    with pytest.raises(PreparationError, match="work tree"):
+        bind_revision(site.repository, IN_PLACE)
 
 
 @pytest.mark.parametrize("damage", ["HEAD", "refs/heads/main"])
@@ -129,6 +142,15 @@ def test_repository_that_cannot_be_read_is_no_unversioned_folder(site: Site, dam
 
     with pytest.raises(PreparationError, match="revision"):
         bind_revision(site.repository, IN_PLACE)
+
+
+@pytest.mark.parametrize("sign", ["\n", "\f", "\u2028", " ", "é", '"'])
+def test_name_of_a_repository_may_hold_any_sign(site: Site, sign: str) -> None:
+    """A repository is one whatever its folder is called."""
+    moved = site.repository.rename(site.repository.with_name(f"a{sign}b"))
+    head = git(moved, "rev-parse", "HEAD")
+
+    assert head_revision(moved) == head
 
 
 def test_hostile_variables_do_not_lead_git_astray(
@@ -177,6 +199,84 @@ def test_filter_of_a_suite_hides_nothing_and_is_not_run(site: Site, kind: str) -
 
     assert site.run(suite).tree_changed
     assert not ran.exists()
+
+
+@pytest.fixture
+def submodule(site: Site, tmp_path: Path) -> Path:
+    """Return the repository that the folder `parts` of the site's is a submodule of."""
+    parts = tmp_path / "parts"
+    git(tmp_path, "init", "--quiet", str(parts))
+    commit(parts, "part.py", "SIZE = 1\n")
+    head = git(parts, "rev-parse", "HEAD")
+    git(site.repository, "update-index", "--add", "--cacheinfo", f"160000,{head},parts")
+    git(site.repository, "commit", "--quiet", "-m", "A submodule.")
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("deed", "moves"),
+    [
+        ("true", False),
+        ("touch parts/new", False),
+        ("echo >> parts/part.py", True),
+        ("git -C parts commit --quiet --allow-empty -m x", True),
+    ],
+)
+def test_submodule_that_moved_is_a_change(
+    site: Site, submodule: Path, deed: str, *, moves: bool
+) -> None:
+    """A tracked file of a submodule that was checked out, or its commit, is part of the tree."""
+    named = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=b"
+    suite = f"{named}; rmdir parts && git clone --quiet {submodule} parts && {deed}"
+
+    facts = site.run(suite)
+
+    assert facts.exit_code == 0
+    assert facts.tree_changed == moves
+
+
+def test_programs_of_a_submodule_are_not_run(site: Site, submodule: Path) -> None:
+    """Git in a submodule that a suite set up runs nothing of it, and a change there is seen."""
+    ran = site.repository.parent / "ran"
+    suite = (
+        f"rmdir parts; git clone --quiet {submodule} parts; cd parts\n"
+        f"git config filter.a.clean 'touch {ran}; git show HEAD:part.py'\n"
+        f"git config core.fsmonitor 'touch {ran}'\n"
+        "echo 'part.py filter=a' > .git/info/attributes; printf 'SIZE = 2\\n' > part.py"
+    )
+
+    assert site.run(suite).tree_changed
+    assert not ran.exists()
+
+
+def test_remote_that_a_suite_set_up_is_not_asked(site: Site) -> None:
+    """Git fetches nothing that a suite has removed, which would run whatever the suite likes."""
+    ran = site.repository.parent / "ran"
+    suite = (
+        "common=$(git rev-parse --git-common-dir); tree=$(git rev-parse HEAD^{tree})\n"
+        "git config core.repositoryformatversion 1; git config extensions.partialClone origin\n"
+        "git config remote.origin.promisor true; git config protocol.ext.allow always\n"
+        f"git config remote.origin.url 'ext::sh -c touch% {ran}'\n"
+        "rm -f $common/objects/$(echo $tree | cut -c1-2)/$(echo $tree | cut -c3-)"
+    )
+
+    assert site.run(suite).tree_changed
+    assert not ran.exists()
+
+
+def test_file_made_to_look_unchanged_is_compared(site: Site) -> None:
+    """Settings by which git looks less closely at files do not hide a change."""
+    git(site.repository, "config", "core.trustctime", "false")
+    git(site.repository, "config", "core.checkStat", "minimal")
+    os.utime(site.repository / "shop.py", (0, 0))
+    git(site.repository, "update-index", "--refresh")
+    suite = (
+        # Git compares whole seconds.
+        "until test $(date +%s) -gt $(stat -c %Z shop.py); do :; done\n"
+        "touch -r shop.py old; printf 'PRICE = 5\\n' > shop.py; touch -r old shop.py; rm old"
+    )
+
+    assert site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
 
 
 def test_filter_of_the_repository_itself_changes_nothing(site: Site) -> None:

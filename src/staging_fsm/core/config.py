@@ -219,6 +219,12 @@ class RunnerConfig:
         return self.enabled and ("*" in self.repos or repo in self.repos)
 
 
+#: The settings that name a file or a folder, and may begin with `~`.
+PATHS: Final = tuple(
+    name for name, kind in RunnerConfig.__annotations__.items() if kind == Path | None
+)
+
+
 def variable_name(field: str) -> str:
     """Return the environment variable of a field of RunnerConfig."""
     return f"{PREFIX}_{field.upper()}"
@@ -244,7 +250,7 @@ def _concerns_us(name: str) -> bool:
 def _checked_config(found: tuple[tuple[str, str], ...]) -> RunnerConfig:
     variables = dict(found)
     said = dict(variables)
-    for name in (variable_name("suites_file"), variable_name("state_dir")):
+    for name in map(variable_name, PATHS):
         # What names no home folder that is known is left as it is, and refused as a path.
         with contextlib.suppress(ValueError):
             said[name] = expand_home(said.get(name, "").strip(), variables)

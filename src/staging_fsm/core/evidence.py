@@ -24,6 +24,12 @@ STAMP_SLACK: Final = timedelta(seconds=60)
 NO_TIME_YEAR: Final = 1970
 _ROOTS: Final = frozenset({"testsuites", "testsuite"})
 _TELLING: Final = frozenset({"failure", "error", "skipped"})
+#: What GoogleTest and CTest write in the place of <skipped>, for a test that is disabled
+#: (https://google.github.io/googletest/advanced.html#generating-an-xml-report).
+_NOT_RUN: Final = {
+    "status": frozenset({"notrun", "not_run", "disabled", "skipped", "ignored"}),
+    "result": frozenset({"suppressed", "skipped"}),
+}
 _BLOCK_BYTES: Final = 64 * 1024
 
 
@@ -130,7 +136,7 @@ class _Tally:
             message = f"its root is <{name}>"
             raise ValueError(message)
         self._learn(tag, *attributes)
-        self.open_elements.append((name, set()))
+        self.open_elements.append((name, {"skipped"} if _is_not_run(attributes) else set()))
         if len(self.open_elements) > REPORT_MAX_DEPTH:
             message = f"it nests deeper than {REPORT_MAX_DEPTH} elements"
             raise ValueError(message)
@@ -200,6 +206,11 @@ def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
             raise ValueError(message)
     parser.close()
     return tally.counts()
+
+
+def _is_not_run(attributes: dict[str, str]) -> bool:
+    said = {name: attributes.get(name, "").strip().lower() for name in _NOT_RUN}
+    return any(said[name] in words for name, words in _NOT_RUN.items())
 
 
 def _local_name(tag: str) -> str:

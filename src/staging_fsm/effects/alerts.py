@@ -107,7 +107,7 @@ class Outbox:
 
     def _was_told(self, key: str, alert: Alert) -> bool:
         told = _read(self._told / f"{key}.json")
-        return told is not None and not _is_older(told, alert, REPEAT_SECONDS)
+        return told is not None and _is_like_of(told, alert)
 
     def owed(self) -> list[Alert]:
         """Return what has not reached everybody yet, oldest first."""
@@ -170,7 +170,7 @@ class Outbox:
     def _prune(self, newest: Alert) -> None:
         for path in self._told.glob("*.json"):
             alert = _read(path)
-            if alert is None or _is_older(alert, newest, REPEAT_SECONDS):
+            if alert is None or not _is_like_of(alert, newest):
                 path.unlink(missing_ok=True)
 
 
@@ -224,7 +224,9 @@ class FileAlerts:
 
     def _append(self, alert: Alert) -> None:
         told = {"time": alert.time, "kind": alert.kind, "job": alert.job, "text": alert.text}
-        with self._path.open("a", encoding="utf-8") as file:
+        # Nobody waits for whoever would read a pipe that was put there.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(self._path, flags, 0o644), "a", encoding="utf-8") as file:
             file.write(json.dumps(told) + "\n")
 
     def deliver(self) -> None:
@@ -327,8 +329,10 @@ def _read(path: Path) -> Alert | None:
         return None
 
 
-def _is_older(alert: Alert, than: Alert, seconds: float) -> bool:
-    return parse_time(than.time) - parse_time(alert.time) >= timedelta(seconds=seconds)
+def _is_like_of(told: Alert, alert: Alert) -> bool:
+    """Say whether an alert was told a short while before; none is from a time that is to come."""
+    age = (parse_time(alert.time) - parse_time(told.time)).total_seconds()
+    return 0 <= age < REPEAT_SECONDS
 
 
 def _is_due(alert: Alert, now: datetime) -> bool:

@@ -18,8 +18,10 @@ from typing import BinaryIO, Final
 import attrs
 
 from staging_fsm.core.config import expand_home, variable_name
+from staging_fsm.core.errors import PreparationError
 
 DIRECTORY_MODE: Final = 0o700
+SECRET_BYTES: Final = 64
 FILE_MODE: Final = 0o600
 _BLOCK_BYTES: Final = 1024 * 1024
 _MNT_DETACH: Final = 2
@@ -59,16 +61,26 @@ def write_whole(path: Path, data: bytes, mode: int = FILE_MODE, *, durable: bool
 
 
 def create_durably(path: Path, data: bytes) -> bool:
-    """Write a new file, whole or not at all; False, and nothing written, if `path` is taken."""
+    """Write a new file, as `create_whole` does, for ever. Raises OSError."""
+    created = create_whole(path, data, durable=True)
+    if created:
+        sync_directory(path.parent)
+    return created
+
+
+def create_whole(path: Path, data: bytes, *, durable: bool = False) -> bool:
+    """Write a new file, whole or not at all; False, and nothing written, if `path` is taken.
+
+    What is `durable` is synced before it takes the name. Raises OSError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
-    write_durably(temporary, data)
+    write_whole(temporary, data, durable=durable)
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
         temporary.unlink()
-    sync_directory(path.parent)
     return True
 
 
@@ -272,15 +284,21 @@ class StateDir:
         return self.root / "alerts.jsonl"
 
     def secret(self) -> bytes:
-        """Return the machine's secret that seals results, making it on first use."""
+        """Return the machine's secret that seals results, making it on first use.
+
+        Raises PreparationError where something else is in its place.
+        """
         path = self.root / "secret"
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             self.ensure()
-        # Of two first users one wins, and both read it.
-        create_durably(path, secrets.token_bytes(64))
-        return path.read_bytes()
+            # Of two first users one wins, and both read it.
+            create_durably(path, secrets.token_bytes(SECRET_BYTES))
+        # A suite may have put a pipe there, which could be waited for for ever.
+        found = read_small(path, SECRET_BYTES)
+        if found is None or len(found) < SECRET_BYTES:
+            message = f"{path} is not the secret that was made there: remove it"
+            raise PreparationError(message)
+        return found
 
 
 def state_dir(variables: Mapping[str, str]) -> Path:

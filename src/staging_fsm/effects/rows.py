@@ -271,10 +271,10 @@ class SqlRows:
                 return uuid.UUID(str(job_id))
             if isinstance(kind, sa.Integer):
                 number = int(job_id)
-                if abs(number) > _INTEGER_MAX:
+                if abs(number) > _INTEGER_MAX or (number != job_id and type(job_id) is float):
                     raise ValueError(number)  # noqa: TRY301  # refused as a text that is no number
                 return number
-        except ValueError:
+        except (ValueError, TypeError):
             message = f"there is no job {job_id} in table {self._full_name}"
             raise JobNotFoundError(message) from None
         if isinstance(kind, sa.String):

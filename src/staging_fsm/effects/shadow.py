@@ -34,6 +34,7 @@ from staging_fsm.effects.files import (
     DIRECTORY_MODE,
     artifact_in,
     create_durably,
+    create_whole,
     open_regular,
     write_durably,
 )
@@ -102,8 +103,7 @@ class ShadowRecords:
             str(row.id), row.repo, row.work_item, row.stage, str(repository), format_time(now)
         )
         # Not synced: a launch must not wait for a disk, and a lost note costs a comparison.
-        with contextlib.suppress(FileExistsError), (folder / "launch.json").open("xb") as file:
-            file.write(msgspec.json.encode(launch))
+        create_whole(folder / "launch.json", msgspec.json.encode(launch))
 
     def is_noted(self, job_id: Any) -> bool:
         """Say whether a job was launched in shadow mode."""

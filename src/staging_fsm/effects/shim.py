@@ -184,6 +184,16 @@ class BoundedLog:
         os.unlink(path)
 
 
+def mark_of(path: str) -> str:
+    """Return what tells a file as it is now from any other or a changed one; "" for none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return ""
+    facts = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return "%d:%d:%d:%d:%d" % facts
+
+
 def write_all(fd: int, block: bytes | memoryview) -> None:
     """Write all of `block`."""
     view = memoryview(block)
@@ -757,11 +767,13 @@ def hold_limits(folder: str, memory: int, processes: int) -> Group | Sampled | N
     return held
 
 
-def main(folder: str, cwd: str, lock: str, inherited: str, *words: str) -> None:
+def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words: str) -> None:
     """Run one suite and leave its sealed result in `folder`; `words` are `name=number`.
 
-    `lock` is the number of the run's lock, which our worker took and which is ours from
-    our first moment on: whoever looks for us while we start finds that we live.
+    `report` is where the suite leaves its test report, or nothing; the result says which
+    file that was when the last process of the suite was gone.
+    `locks` are the numbers of the run's locks, which our worker took and which are ours
+    from our first moment on: whoever looks for us while we start finds that we live.
     `inherited` are the numbers of the connections that fence the run off, separated
     by commas: held for as long as we live, and the end of one is the end of the suite.
     """
@@ -769,7 +781,7 @@ def main(folder: str, cwd: str, lock: str, inherited: str, *words: str) -> None:
     secret = sys.stdin.buffer.read(64)
     if len(secret) < SEAL_BYTES:
         sys.exit("no secret: the worker is gone")
-    keep_to_ourselves(lock)
+    keep_to_ourselves(locks)
     fences = keep_to_ourselves(inherited)
     resources = {
         name: int(order[key])
@@ -820,5 +832,6 @@ def main(folder: str, cwd: str, lock: str, inherited: str, *words: str) -> None:
         log_dropped_bytes=log.dropped,
         log_complete=int(log.complete),
         log_file=log.identity(),
+        report=mark_of(report) if report else "",
     )
     write_result(folder, room, sealed(secret, text))

@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import attrs
 
@@ -59,6 +59,7 @@ from staging_fsm.effects.files import (
     StateDir,
     open_regular,
     sha256_of_file,
+    sha256_of_text,
     write_durably,
     write_whole,
 )
@@ -117,7 +118,8 @@ class _Order:
     #: How the tree differed from the commit, as `worktree.tracked_changes` says it.
     changes: str
     report: str | None
-    report_before: tuple[int, ...] | None
+    #: What was there before the run, as `shim.mark_of` says it.
+    report_before: str
     #: Names of variables that the suite was given.
     environment: tuple[str, ...]
 
@@ -172,7 +174,7 @@ class LocalSuites:
             kill_grace_seconds=order.suite.kill_grace_seconds,
             changes=worktree.tracked_changes(tree, filtered=False) if dirty_allowed else "",
             report=None if report is None else str(report),
-            report_before=None if report is None else _fingerprint(report),
+            report_before="" if report is None else shim.mark_of(str(report)),
             environment=order.suite.environment,
         )
         _write_order(folder, written)
@@ -181,26 +183,49 @@ class LocalSuites:
             # Attributes that the committed files contradict make even a fresh checkout differ.
             if changes := worktree.tracked_changes(tree, filtered=False):
                 _write_order(folder, attrs.evolve(written, changes=changes))
-        with _run_lock(folder) as lock:
+        with _run_lock(folder) as lock, self._report_lock(report, reports) as others:
             if lock is None or os.path.lexists(folder / "closed"):
                 message = f"run {order.run_id} is taken or closed"
                 raise PreparationError(message)
-            self._start_supervisor(lock, tree, order)
+            self._start_supervisor((lock, *others), tree, report, order)
 
-    def _start_supervisor(self, lock: int, tree: Path, order: RunOrder) -> None:
+    @contextlib.contextmanager
+    def _report_lock(self, report: Path | None, own: Path) -> Iterator[tuple[int, ...]]:
+        """Yield a lock on a report outside of the run's `own` folder, which other runs may write.
+
+        Raises PreparationError while one of them is under way: whose report it is could
+        not be told.
+        """
+        if report is None or report.is_relative_to(own):
+            yield ()
+            return
+        locks = self._state.root / "locks"
+        locks.mkdir(mode=0o700, exist_ok=True)
+        path = locks / sha256_of_text(os.path.realpath(report))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield (descriptor,)
+        except BlockingIOError:
+            message = f"another run that writes the report {report} is under way"
+            raise PreparationError(message) from None
+        finally:
+            os.close(descriptor)
+
+    def _start_supervisor(
+        self, locks: tuple[int, ...], tree: Path, report: Path | None, order: RunOrder
+    ) -> None:
         folder, reports = self._state.run(order.run_id), self._state.reports(order.run_id)
         suite = order.suite
         command = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in suite.command]
         (folder / "command").write_bytes(b"\0".join(os.fsencode(word) for word in command))
         self._keep_command(order.run_id, suite)
-        secret, secret_in = os.pipe()
-        os.write(secret_in, self._state.secret())
-        os.close(secret_in)
         arguments = [
             str(Path(shim.__file__).parent),
             str(folder),
             str(tree),
-            str(lock),
+            str(report or ""),
+            ",".join(map(str, locks)),
             ",".join(map(str, self._inherited)),
             f"timeout={suite.timeout_seconds}",
             f"grace={suite.kill_grace_seconds}",
@@ -212,15 +237,15 @@ class LocalSuites:
             f"file_bytes={suite.file_max_bytes}",
         ]
         # Lock and secret are there before it is: whatever becomes of us, it goes on.
-        with (folder / "shim.stderr").open("wb") as errors, os.fdopen(secret) as secret_file:
+        with (folder / "shim.stderr").open("wb") as errors, _told(self._state.secret()) as secret:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", SUPERVISOR_CODE, *arguments],
-                stdin=secret_file,
+                stdin=secret,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env=self._environment(suite, order.run_id, reports),
                 start_new_session=True,
-                pass_fds=(lock, *self._inherited),
+                pass_fds=(*locks, *self._inherited),
             )
         _CHILDREN[str(folder)] = process, identify(process.pid)
 
@@ -277,12 +302,14 @@ class LocalSuites:
         """Return the facts in a sealed file; none of them where nobody sealed it for this run."""
         if not os.path.lexists(path):
             return None
+        try:
+            secret = self._state.secret()
+        except (OSError, PreparationError):
+            return {}
         raw = _read_small_file(path)
         text, _, tail = raw.rpartition(b"\n")[0].rpartition(b"\n")
         text += b"\n"
-        expected = hashlib.blake2b(
-            text, key=self._state.secret(), digest_size=shim.SEAL_BYTES
-        ).hexdigest()
+        expected = hashlib.blake2b(text, key=secret, digest_size=shim.SEAL_BYTES).hexdigest()
         if not hmac.compare_digest(expected.encode(), tail):
             return {}
         facts = dict(line.split("=", 1) for line in text.decode().split("\n")[:-1])
@@ -320,7 +347,7 @@ class LocalSuites:
             log_complete=result["log_complete"] == "1" and sha256 is not None,
             processes_left=int(result["processes_left"]),
             supervision=Supervision.SOUND,
-            evidence=_evidence(order),
+            evidence=_evidence(order, result["report"]),
         )
         return RunReport(
             facts,
@@ -477,6 +504,14 @@ class LocalSuites:
 _CHILDREN: Final[dict[str, tuple["subprocess.Popen[bytes]", ProcessIdentity | None]]] = {}
 
 
+def _told(secret: bytes) -> BinaryIO:
+    """Return what a process reads the secret from."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(secret)
+    return os.fdopen(reading, "rb")
+
+
 def _ends(identity: ProcessIdentity, timeout: float, grace: float) -> bool:
     """Wait for a supervisor's end, for as long as it can need; False if it is hung.
 
@@ -535,8 +570,6 @@ def _write_order(folder: Path, order: _Order) -> None:
 def _read_order(folder: Path) -> _Order:
     try:
         facts = json.loads(_read_small_file(folder / "order.json"))
-        if facts["report_before"] is not None:
-            facts["report_before"] = tuple(facts["report_before"])
         facts["environment"] = tuple(facts["environment"])
         return _Order(**facts)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -605,22 +638,14 @@ def _report_path(suite: SuitePlan, reports: Path) -> Path | None:
     return None if suite.report is None else reports / suite.report
 
 
-def _fingerprint(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _evidence(order: _Order) -> Evidence:
+def _evidence(order: _Order, left: str) -> Evidence:
+    """Return what the report shows, if it is the one that was there when the suite had ended."""
     if order.report is None:
         return NO_EVIDENCE_REQUIRED
-    path = Path(order.report)
-    now = _fingerprint(path)
-    if now is None:
+    if not left:
         return Evidence(EvidenceState.MISSING)
-    if now == order.report_before:
+    path = Path(order.report)
+    if left == order.report_before or left != shim.mark_of(str(path)):
         return Evidence(EvidenceState.STALE)
     file = open_regular(path)
     if file is None:

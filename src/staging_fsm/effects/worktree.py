@@ -1,7 +1,8 @@
 """The bound revision: which commit is under test, where it is checked out, whether it moved.
 
 Git runs without hooks, pagers and file-system monitors, so that the tree under
-test has no say in it.
+test has no say in it. Once a suite has run it starts no program at all: no filter, no
+transport to a remote, and none of a submodule either.
 """
 
 import contextlib
@@ -19,7 +20,11 @@ from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.effects.files import is_all_ours, remove_folder, sha256_of_text
 
 GIT_TIMEOUT_SECONDS: Final = 300
-_QUIET: Final = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false")
+_QUIET: Final = (
+    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
+    # A file counts as unchanged only if all that the system says of it is as it was.
+    *("-c", "core.trustctime=true", "-c", "core.checkStat=default"),
+)
 #: How a remote may be reached is the operator's to say; everything else of git's is ours.
 _CREDENTIALS: Final = frozenset({"GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS"})
 _UNATTENDED: Final = {
@@ -39,22 +44,30 @@ _TRACKED_CHANGES: Final = (
     "--full-index",
     "--no-ext-diff",
     "--no-textconv",
+    # It would ask a git within the submodule, which heeds the settings there and not ours.
+    "--ignore-submodules=dirty",
     "--",
     ".",
     ":(exclude)docs/work-items",
 )
 #: How `git ls-files -v` marks files whose changes git was told not to look for.
 _HIDDEN_MARKS: Final = ("h", "s", "S")
+_SUBMODULE_MODE: Final = "160000"
+#: What a remote is reached by, where none may be: a partial clone would fetch what it lacks.
+_ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
 NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def run_git(
-    folder: Path, *arguments: str, settings: Mapping[str, str] = NO_SETTINGS
+    folder: Path,
+    *arguments: str,
+    settings: Mapping[str, str] = NO_SETTINGS,
+    alone: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run git in `folder`, whatever it answers; `settings` go over those of the repository.
 
-    Raises PreparationError if it cannot be run.
+    `alone` it reaches no remote. Raises PreparationError if it cannot be run.
     """
     environment = {
         name: value
@@ -69,7 +82,7 @@ def run_git(
             errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
-            env=environment | _UNATTENDED | _as_variables(settings),
+            env=environment | _UNATTENDED | _as_variables(settings) | (_ALONE if alone else {}),
             timeout=GIT_TIMEOUT_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
@@ -88,14 +101,23 @@ def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
 def is_versioned(repository: Path) -> bool:
     """Say whether `repository` is the top of a git work tree with a commit.
 
-    Raises PreparationError where git is at work but does not answer: a commit that
-    cannot be read must not pass for none.
+    Raises PreparationError where there is a `.git`, but no git or none that answers, or
+    one that takes another folder for the top: a commit that cannot be read must not
+    pass for none.
     """
-    if shutil.which("git") is None or not os.path.lexists(repository / ".git"):
+    if not os.path.lexists(repository / ".git"):
         return False
-    found = run_git(repository, "rev-parse", "--show-toplevel", "HEAD")
+    if shutil.which("git") is None:
+        message = f"{repository} is a git repository, and there is no git on the PATH: install it"
+        raise PreparationError(message)
+    found = run_git(repository, "rev-parse", "HEAD", "--show-toplevel")
     if found.returncode == 0:
-        return Path(found.stdout.splitlines()[0]).resolve() == repository.resolve()
+        # The name of a folder may hold any sign but one, line feeds too.
+        top = found.stdout.partition("\n")[2].removesuffix("\n")
+        if Path(top).resolve() == repository.resolve():
+            return True
+        message = f"git takes {top} for the work tree of {repository}: see core.worktree there"
+        raise PreparationError(message)
     branches = run_git(repository, "for-each-ref", "--count=1")
     if branches.returncode == 0 and not branches.stdout and not branches.stderr:
         return False
@@ -131,11 +153,24 @@ def tracked_changes(tree: Path, *, filtered: bool) -> str:
     programs: once a suite has run, whose filters they are nobody knows.
     """
     settings = NO_SETTINGS if filtered else _without_filters(tree)
-    found = run_git(tree, *_TRACKED_CHANGES, settings=settings)
-    if found.returncode != 0:
-        message = f"the state of {tree} cannot be read: {found.stderr.strip()}"
+    found = run_git(tree, *_TRACKED_CHANGES, settings=settings, alone=not filtered)
+    listed = run_git(tree, "ls-files", "-v", "--stage", "-z", *_TRACKED_CHANGES[-3:])
+    if found.returncode != 0 or listed.returncode != 0:
+        message = f"the state of {tree} cannot be read: {(found.stderr or listed.stderr).strip()}"
         raise PreparationError(message)
-    changes = found.stdout + _hidden_changes(tree, settings)
+    hidden, submodules = [], []
+    for line in filter(None, listed.stdout.split("\0")):
+        mark, mode, *_ = line.split(" ")
+        path = line.partition("\t")[2]
+        if mode == _SUBMODULE_MODE:
+            submodules.append(path)
+        elif mark in _HIDDEN_MARKS:
+            hidden.append(path)
+    changes = found.stdout + _hidden_changes(tree, hidden, settings)
+    for path in submodules:
+        # One that is not checked out has no git of its own.
+        if os.path.lexists(tree / path / ".git"):
+            changes += tracked_changes(tree / path, filtered=filtered)
     return sha256_of_text(changes) if changes else ""
 
 
@@ -147,20 +182,18 @@ def _without_filters(tree: Path) -> dict[str, str]:
     return {f"{name}.{key}": value for name in sorted(names) for key, value in off.items()}
 
 
-def _hidden_changes(tree: Path, settings: Mapping[str, str]) -> str:
+def _hidden_changes(tree: Path, paths: list[str], settings: Mapping[str, str]) -> str:
     """Return how files differ that were marked assume-unchanged or skip-worktree.
 
     Git's own comparison leaves them out, and a suite can be run on them all the same.
     One that is not there was not checked out: a sparse checkout marks all those so.
     """
-    listed = run_git(tree, "ls-files", "-v", "-z", *_TRACKED_CHANGES[-3:]).stdout.split("\0")
-    paths = [line[2:] for line in listed if line.startswith(_HIDDEN_MARKS)]
     there = [path for path in paths if os.path.lexists(tree / path)]
     changes = ""
     for begin in range(0, len(there), _PATHS_AT_ONCE):
         some = there[begin : begin + _PATHS_AT_ONCE]
         now = run_git(tree, "hash-object", "--", *some, settings=settings)
-        committed = run_git(tree, "rev-parse", *(f"HEAD:{path}" for path in some))
+        committed = run_git(tree, "rev-parse", *(f"HEAD:{path}" for path in some), alone=True)
         if now.returncode != 0 or now.stdout != committed.stdout:
             changes += f"{some} {now.stdout}"
     return changes

@@ -31,7 +31,7 @@ from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import STAGE
-from staging_fsm.effects.files import sha256_of_file
+from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import STATUS_KEY
 from staging_fsm.host.contract.stages import STAGE_TRANSITIONS
@@ -260,9 +260,10 @@ def _artifact(row: JobRow, snapshot: Snapshot) -> tuple[str | None, list[_Proble
     """Return the artifact's text if it is the one that was written, and what is wrong with it."""
     if snapshot.artifact is None or snapshot.state not in _ENDED_BY_GATE:
         return None, []
-    raw = _read(snapshot.artifact.path)
+    path = Path(snapshot.artifact.path)
+    raw = read_small(path, ARTIFACT_BYTES_MAX)
     if raw is None or hashlib.sha256(raw).hexdigest() != snapshot.artifact.sha256:
-        raw, problem = _artifact_set_aside(Path(snapshot.artifact.path), snapshot)
+        raw, problem = _artifact_set_aside(path, snapshot)
         if raw is None:
             return None, [problem]
     text = raw.decode("utf-8", "replace")
@@ -281,10 +282,10 @@ def _artifact_set_aside(path: Path, snapshot: Snapshot) -> tuple[bytes | None, _
     )
     problem = gone
     for candidate in sorted(path.parent.glob(f"{path.stem}*{path.suffix}")):
-        raw = _read(candidate)
-        if raw is None:
+        found = sha256_of_file(candidate)
+        if found is None:
             continue
-        found = hashlib.sha256(raw).hexdigest()
+        raw = read_small(candidate, ARTIFACT_BYTES_MAX) or b""
         if found == expected:
             return raw, gone
         writer = _ATTEMPT_LINE.search(raw)
@@ -349,17 +350,3 @@ def _host_words(row: JobRow, snapshot: Snapshot, went_to: str | None) -> Iterato
     if snapshot.state is State.ADVANCED and went_to not in (None, _FORWARD):
         words = f"the attempt is ADVANCED, and its work item went to {went_to}, not to {_FORWARD}"
         yield _Problem("work_item", words, ASK_HOST)
-
-
-def _read(path: Path | str) -> bytes | None:
-    """Return the bytes of a regular file of an artifact's size, or None."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return os.read(descriptor, min(ARTIFACT_BYTES_MAX, os.fstat(descriptor).st_size))
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)

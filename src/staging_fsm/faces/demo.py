@@ -27,7 +27,6 @@ from staging_fsm.faces.session import (
     Session,
     one_suite,
     open_session,
-    register_repository,
     staging_job,
     switched_on,
 )
@@ -113,7 +112,7 @@ def run_demo(console: Console) -> bool:
     session = open_session(f"sqlite:///{folder / 'orchestrator.db'}", _variables(folder))
     repository = folder / "shop"
     _git(folder, "init", "--quiet", "--initial-branch=main", str(repository))
-    repo = register_repository(session.store, repository)
+    repo = session.store.register(repository)
     views = []
     for story in STORIES:
         console.print(f"\n[bold]{story.work_item}[/]: {story.words}")

@@ -17,7 +17,7 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.engine import run_id_of
-from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.files import StateDir, open_regular
 from staging_fsm.effects.suite import LocalSuites
 
 REFRESH_SECONDS: Final = 0.25
@@ -121,9 +121,10 @@ class Progress:
 
 
 def _read_from(path: Path, position: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(position)
-            return file.read(_FOLLOW_BYTES)
-    except OSError:
+    # The suite may have put a pipe there, which could be waited for for ever.
+    file = open_regular(path)
+    if file is None:
         return b""
+    with file:
+        file.seek(position)
+        return file.read(_FOLLOW_BYTES)

@@ -112,42 +112,10 @@ def stored_view(session: Session, row: JobRow) -> dict[str, Any]:
     return attempt_view(row, snapshot, session.next_stage(row))
 
 
-def register_repository(store: SqlHostStore, path: Path) -> str:
-    """Return the name under which the repository at `path` is registered, registering it."""
-    with store.engine.connect() as connection:
-        rows = connection.execute(sa.text("SELECT path, name FROM repositories"))
-        known: dict[str, str] = {path: name for path, name in rows}  # noqa: C416  # rows are no tuples to mypy
-    if str(path) in known:
-        return known[str(path)]
-    name = path.name or "root"
-    while name in known.values():
-        name = f"{path.name}-{secrets.token_hex(2)}"
-    store.add_repository(name, path)
-    return name
-
-
 def staging_job(session: Session, repo: str, work_item: str) -> int:
     """Return the unfinished staging job of a work item, or a new one."""
-    statement = sa.text(
-        "SELECT id FROM jobs WHERE repo = :repo AND work_item = :item AND stage = :stage"
-        " AND status IN ('queued', 'running') ORDER BY id DESC LIMIT 1"
-    )
-    values = {"repo": repo, "item": work_item, "stage": STAGE}
-    with session.store.engine.connect() as connection:
-        found = connection.execute(statement, values).scalar_one_or_none()
-    if found is not None:
-        return int(found)
-    now = session.clock.now()
-    retries = session.settings.developer_retries
-    item = WorkItem(repo, work_item, STAGE, retries, None)
-    try:
-        with session.store.transaction() as tx:
-            known = session.store.work_item(tx, repo, work_item)
-            item = attrs.evolve(known, stage=STAGE, blocked_reason=None)
-            session.store.move_work_item(tx, item, now)
-            return session.store.enqueue(tx, item, STAGE_AGENTS[STAGE], now)
-    except LookupError:
-        return session.store.add_work_item(item, STAGE_AGENTS[STAGE], now)
+    item = WorkItem(repo, work_item, STAGE, session.settings.developer_retries, None)
+    return session.store.job_at(item, STAGE_AGENTS[STAGE], session.clock.now())
 
 
 def new_work_item() -> str:

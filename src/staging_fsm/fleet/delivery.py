@@ -63,6 +63,8 @@ REMOTE_BACKOFF: Final = Budget()
 _OF_ONE_MACHINE: Final = frozenset(
     {row.target for row in TRANSITIONS if row.effect in (Effect.RUN_SUITE, Effect.HAND_OVER)}
 )
+#: How often an agent that a dead worker left is killed; one of another user cannot be.
+AGENT_KILLS: Final = 20
 _CANCEL_TRIES: Final = 200
 _CANCEL_PAUSE_SECONDS: Final = 0.05
 
@@ -267,9 +269,15 @@ class Delivery:
         try:
             revision = mirror.head(self.fleet.branch(row))
             root = publisher.open(row)
-            while kill_marked(AGENT_MARK, str(work_item_dir(root, row.work_item))):
+            for _ in range(AGENT_KILLS):
+                if not kill_marked(AGENT_MARK, str(work_item_dir(root, row.work_item))):
+                    break
                 # The agent of a worker that died was still at it, and may have written here.
                 root = publisher.open(row)
+            else:
+                publisher.close(row)
+                message = f"an earlier agent of {row.work_item} is still at it, and stays alive"
+                raise PreparationError(message)  # noqa: TRY301  # it is waited for as any other
         except PreparationError as error:
             self._later(error)
             return

@@ -16,6 +16,7 @@ from staging_fsm.core.errors import in_words
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.effects.clock import Clock
+from staging_fsm.effects.files import set_aside
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.pipeline import GateResult, initiate_gate, work_item_dir
@@ -101,7 +102,7 @@ def _spawn(host: Host, job: Job) -> int:
     folder = host.folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     if job.stage == "deploy-staging":
-        _set_aside(folder / ARTIFACT_NAME, f"before-job-{job.id}")
+        set_aside(folder / ARTIFACT_NAME, f"before-job-{job.id}")
     host.settings.log_dir.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -171,11 +172,6 @@ def once_for_each_row(place: Callable[[JobRow], Place]) -> Callable[[JobRow], Pl
         return known
 
     return found
-
-
-def _set_aside(path: Path, suffix: str) -> None:
-    if os.path.lexists(path):
-        path.rename(path.with_name(f"{path.stem}.{suffix}.md"))
 
 
 def _run_deploy_finalizer_job(host: Host, job: Job) -> int:

@@ -29,7 +29,6 @@ from staging_fsm.faces.session import (
     one_suite,
     open_session,
     place_in,
-    register_repository,
     staging_job,
     switched_on,
 )
@@ -128,7 +127,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     if options["artifact_dir"] is not None:
         folder = Path(options["artifact_dir"] or session.state.root / "artifacts").absolute()
         replaced["place"] = place_in(session, folder)
-    repo = register_repository(session.store, options["repo"])
+    repo = session.store.register(options["repo"])
     job_id = staging_job(session, repo, work_item)
     driver = AttemptDriver(session, session.staging(**replaced), job_id)
     with driver.cancelled_by_signals():
