@@ -4,6 +4,7 @@ What may start a process or speak to the network stands in `docs/llm-call-sites.
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,21 +38,17 @@ STARTERS = {
     "create_subprocess_shell",
 }
 MODULES_THAT_START = {"subprocess", "os", "asyncio", "pty", "multiprocessing"}
-#: Clients of the network that an LLM could be asked through.
+#: What of the standard library an LLM could be asked through, and what tells other people.
 NETWORK_CLIENTS = {
-    "aiohttp",
-    "anthropic",
     "apprise",
+    "ftplib",
     "http.client",
-    "httpx",
-    "litellm",
-    "openai",
-    "requests",
+    "smtplib",
     "socket",
     "ssl",
+    "telnetlib",
     "urllib.request",
-    "urllib3",
-    "websockets",
+    "xmlrpc.client",
 }
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
@@ -76,6 +73,8 @@ def starts_process(node: ast.AST) -> bool:
 
     `asyncio.run` runs a coroutine, in this process.
     """
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        return node.id == "ProcessPoolExecutor"
     return (
         isinstance(node, ast.Attribute)
         and node.attr in STARTERS
@@ -134,6 +133,24 @@ def test_every_network_client_is_listed() -> None:
 
     assert found == {(row["module"], row["imports"]) for row in SITES["network_clients"]}
     assert all(row["speaks_to"] for row in SITES["network_clients"])
+
+
+def imported(module: str) -> Iterator[str]:
+    """Yield what a module imports, as dotted names."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def test_every_library_is_listed() -> None:
+    """Code of others that is used is listed, so that a client of an LLM cannot come in unseen."""
+    # The supervisor imports its limits as a neighbour, without the package around it.
+    ours = {"staging_fsm", "limits"}
+    found = {name.partition(".")[0] for module in MODULES for name in imported(module)}
+
+    assert found - ours - {*sys.stdlib_module_names} == set(SITES["libraries"])
 
 
 def test_spawn_is_the_only_transport() -> None:

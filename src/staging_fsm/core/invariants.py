@@ -254,7 +254,7 @@ def no_process_outlives_its_run(sight: Sight) -> Iterator[str]:
 
 
 def stale_artifact_is_never_read(sight: Sight) -> Iterator[str]:
-    """An older artifact is out of the gate's sight before a suite starts, and opens nothing."""
+    """An older artifact is out of the gate's sight before a suite starts."""
     for start in sight.starts or ():
         if start.older_artifact:
             yield f"run {start.run} was started with an older artifact in place"

@@ -37,8 +37,8 @@ class JobRow:
     `status` is one of our own words where the host's word stands for one, else
     the host's word.
 
-    `snapshot` is the decoded value under our key of the metadata, or None where
-    there is none; loading it may be refused.
+    `document` is the decoded value under our key of the metadata, or None where
+    there is none; `snapshot()`, which loads it, may be refused.
     """
 
     id: Any
@@ -86,11 +86,15 @@ class JobRows(Protocol):
 
         With `once`, a job that is due at that very moment already is left as it is: it
         has been queued again before, and whoever has claimed it since is not to lose it.
+        Raises StaleSnapshotError.
         """
         ...
 
     def cancel(self, job_id: Any, version: int) -> None:
-        """End the job as cancelled, if the stored version still is `version`."""
+        """End the job as cancelled, if the stored version still is `version`.
+
+        Raises StaleSnapshotError.
+        """
         ...
 
     def transaction(self) -> AbstractContextManager[Any]:

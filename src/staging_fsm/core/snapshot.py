@@ -257,7 +257,7 @@ def replay(history: tuple[Move, ...]) -> State:
     return state
 
 
-def _problems(snapshot: Snapshot) -> Any:
+def _problems(snapshot: Snapshot) -> Iterator[str]:
     """Yield what is inconsistent in a snapshot whose types are right."""
     led_to = replay(snapshot.history)
     if led_to is not snapshot.state:
@@ -279,7 +279,7 @@ def _problems(snapshot: Snapshot) -> Any:
     yield from _run_problems(snapshot)
 
 
-def _time_problems(snapshot: Snapshot) -> Any:
+def _time_problems(snapshot: Snapshot) -> Iterator[str]:
     stored = [("next_run_at", snapshot.next_run_at)]
     stored += [
         (f"the time of move {number}", move.time) for number, move in enumerate(snapshot.history, 1)
@@ -298,7 +298,7 @@ def _time_problems(snapshot: Snapshot) -> Any:
             yield f"{name}: {error}"
 
 
-def _run_problems(snapshot: Snapshot) -> Any:
+def _run_problems(snapshot: Snapshot) -> Iterator[str]:
     open_states = (State.RUNNING, State.CANCELLED)
     for run in snapshot.runs:
         is_open = run is snapshot.runs[-1] and snapshot.state in open_states

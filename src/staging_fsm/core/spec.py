@@ -19,7 +19,8 @@ Theory of operation.
 4. A gate that opens after VERDICT_FAILED or EXHAUSTED has no row. It is refused,
    its transaction is rolled back, and somebody is alerted.
 5. An attempt that found its tool broken is nobody's fault until its budget is
-   spent; then it fails closed. No row leads from there to the LLM agent.
+   spent; then it fails closed, and no row leads from there to the LLM agent. Between
+   two runs one does: the kill switch, thrown while the attempt is DEFERRED.
 6. An id is never given to another row. Ids stand in histories, logs and diagrams.
 """
 

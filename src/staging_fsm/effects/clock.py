@@ -1,7 +1,6 @@
-"""The only reader of the time of day and of the monotonic clock."""
+"""The time of day of the drive and the host, and their waiting: what a test replaces."""
 
 import threading
-import time
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -23,7 +22,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The machine's clock."""
 
     def __init__(self) -> None:
         """Start awake-able: `wake` may be called from a signal handler."""
@@ -32,10 +31,6 @@ class SystemClock:
     def now(self) -> datetime:
         """Return the time of day, aware and in UTC."""
         return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        """Return seconds that never go back, for durations."""
-        return time.monotonic()
 
     def wait(self, seconds: float) -> None:
         """Return after `seconds`, or sooner when somebody calls `wake`."""

@@ -1,7 +1,7 @@
-"""The only writer of artifacts, run folders and other files of ours.
+"""How a file is written and read where others write too: artifacts, run folders, notes.
 
-Everything is written to a temporary name, synced and renamed: a reader sees the
-old file or the whole new one, and a power cut does not undo what was promised.
+What has to be whole is written to a temporary name and renamed: a reader sees the old
+file or the whole new one. What was promised is synced too: a power cut does not undo it.
 """
 
 import contextlib

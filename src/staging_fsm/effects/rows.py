@@ -1,4 +1,4 @@
-"""The only writer of job rows: a host's own table, under the host's own names.
+"""Our part of a host's job rows, in its own table and under its own names.
 
 Nothing here creates or alters a table. Every write is one transaction that touches
 our key of the metadata and is fenced by the version stored there, so a worker

@@ -14,7 +14,7 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     #: The suite could not be run: nobody's fault, and nothing advanced.
     FAILED_CLOSED = 3
-    #: The runner declined, refused, or broke; nothing was judged.
+    #: The runner declined, refused, or broke: look at what it said, and at the row.
     DECLINED = 4
     #: Somebody cancelled it.
     CANCELLED = 5

@@ -53,7 +53,7 @@ def _min_tests(_context: object, _option: object, said: str | None) -> int | str
         raise click.BadParameter(message) from error
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command()
 @click.option(
     "--repo",
     required=True,
