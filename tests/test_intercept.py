@@ -637,6 +637,13 @@ def test_launch_gives_an_answer_whatever_breaks(
         assert violations(Sight(desk.snapshot())) == []
 
 
+def test_misspelt_keyword_is_refused_at_once(desk: Desk) -> None:
+    """A keyword that replaces nothing is a mistake of the host's author, and told as one."""
+    parts = (desk.engine.rows, desk.engine.gate, desk.engine.place)
+    with pytest.raises(TypeError, match=r"clok cannot be replaced; .*clock.* can"):
+        StagingIntercept.for_host(*parts, clok=desk.engine.clock)  # type: ignore[call-arg]  # that is the point
+
+
 @pytest.mark.parametrize("scene", [first, deferred, abandoned])
 def test_whoever_looks_on_hurts_no_attempt(desk: Desk, scene: Callable[[Desk], None]) -> None:
     """What a host's own progress raises costs neither a run nor the verdict."""
@@ -1439,8 +1446,13 @@ def test_store_that_is_away_at_start_is_asked_again_at_each_launch(
     """A store that cannot be looked at is no configuration error: the next launch finds it."""
     rows = Failing(SqlRows(desk.kit.store.engine), "check", OSError("away"))
     engine = desk.engine
-    suites = {"suites": lambda _config: desk.read_suites()}
-    staging = StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables, **suites)
+    staging = StagingIntercept.for_host(
+        rows,
+        engine.gate,
+        engine.place,
+        desk.variables,
+        suites=lambda _config: desk.read_suites(),
+    )
     desk.claim()
 
     assert "the rows could not be checked" in caplog.text
@@ -1604,7 +1616,10 @@ def test_alert_that_fails_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture
 
     assert desk.state() is State.FAILED_CLOSED
     assert caplog.messages == [
-        f'event="an alert was lost" alert={AlertKind.FAILED_CLOSED} job={desk.job_id} error=boom'
+        (
+            f'event="an alert was lost" alert={AlertKind.FAILED_CLOSED} job={desk.job_id}'
+            ' error="OSError: boom"'
+        )
     ]
 
 
@@ -1632,7 +1647,7 @@ def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
         State.ADVANCED,
         "delivery",
     ]
-    assert caplog.messages == ['event="alerts were not delivered" error=boom'] * 3
+    assert caplog.messages == ['event="alerts were not delivered" error="OSError: boom"'] * 3
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def mutate(data: bytes, random: Random, mutate_bytes: Callable[[bytes], bytes]) 
 
 def _change(document: Any, random: Random, mutate_bytes: Callable[[bytes], bytes]) -> None:
     places = _places(document)
+    if not places:
+        message = "it has no place to change"
+        raise LookupError(message)
     container, key = random.choice(places)
     value = container[key]
     match random.randrange(8):

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 import attrs
 
@@ -27,12 +27,40 @@ from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.forks import begin_anew_after_forks
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from staging_fsm.core.config import RunnerConfig
+    from staging_fsm.core.plan import SuitePlan
     from staging_fsm.core.snapshot import Snapshot
+    from staging_fsm.core.suites import Suites
+    from staging_fsm.drive.recovery import Liveness
     from staging_fsm.drive.runner import StagingRunner
+    from staging_fsm.effects.clock import Clock
+    from staging_fsm.effects.shadow import ShadowRecords
 
 STAGE: Final = "deploy-staging"
 #: Stands for metadata that the caller of a launch has not read.
 UNSEEN: Final = object()
+
+
+class Replaced(TypedDict, total=False):
+    """What may be given in the place of our own, each by its name."""
+
+    #: Called after each durable transition, with the row and the attempt. What it raises
+    #: stops nothing.
+    watch: "Callable[[JobRow, Snapshot], None]"
+    clock: "Clock"
+    #: The suites, where they do not come out of the suites file.
+    suites: "Callable[[RunnerConfig], Suites]"
+    #: Returns the revision that an attempt is bound to.
+    bind: "Callable[[Path, SuitePlan], str]"
+    #: Returns why this machine cannot run a suite now, or None.
+    preflight: "Callable[[Place, SuitePlan], str | None]"
+    #: Says whether a worker lives; None where that cannot be known here.
+    liveness: "Liveness"
+    shadow: "ShadowRecords | None"
+    new_id: "Callable[[], str]"
+    prune: "Callable[[float, Callable[[], Container[str]]], None]"
 
 
 @attrs.define(eq=False)
@@ -62,7 +90,9 @@ class StagingIntercept:
         gate: Gate,
         place: Callable[[JobRow], Place],
         variables: Mapping[str, str] | None = None,
-        **replaced: Any,
+        *,
+        stage: str = STAGE,
+        **replaced: Unpack[Replaced],
     ) -> "StagingIntercept":
         """Return an intercept for a host's jobs.
 
@@ -70,14 +100,19 @@ class StagingIntercept:
         reads the artifact, moves the work item through `tx`, and says whether the
         gate opened. `place(row)` says where the repository is and in which folder
         the gate looks for `15-staging-log.md`. `variables` are read afresh at each
-        launch; they default to the process's environment.
+        launch; they default to the process's environment. `stage` is the host's word
+        for `deploy-staging`; what else may be replaced stands in `Replaced`. Raises
+        TypeError for any other keyword.
 
         The rows are checked. What does not fit is told to a person in sentences and
-        declines every first launch: nothing is raised here, so a host that starts
+        declines every first launch: nothing is raised for it, so a host that starts
         with a broken mapping works on with its LLM path.
         """
         variables = os.environ if variables is None else variables
-        stage = replaced.pop("stage", STAGE)
+        if unknown := sorted(replaced.keys() - Replaced.__annotations__.keys()):
+            allowed = ", ".join(Replaced.__annotations__)
+            message = f"{', '.join(unknown)} cannot be replaced; {allowed} can"
+            raise TypeError(message)
 
         def make() -> "StagingRunner":
             from staging_fsm.drive.runner import StagingRunner  # noqa: PLC0415  # see above

@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import attrs
 
@@ -51,6 +51,9 @@ from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.telemetry import traced
 from staging_fsm.effects.worktree import bind_revision
+
+if TYPE_CHECKING:
+    from staging_fsm.drive.intercept import Replaced
 
 _ID_CHARACTERS_MAX: Final = 64
 #: How many of the newest rows are searched for the last passed run of a repository.
@@ -107,7 +110,7 @@ class StagingRunner:
         place: Callable[[JobRow], Place],
         variables: Mapping[str, str],
         stage: str,
-        **replaced: Any,
+        **replaced: Unpack["Replaced"],
     ) -> "StagingRunner":
         """Return a runner over the real world."""
         state, clock = StateDir(state_dir(variables)), SystemClock()
@@ -127,12 +130,12 @@ class StagingRunner:
         def preflight(where: Place, suite: SuitePlan) -> str | None:
             return unfit(state, suite, where.repository, where.artifact_dir)
 
-        found = {
+        found: dict[str, Any] = {
             "preflight": preflight,
             "prune": suites.prune,
             "shadow": ShadowRecords(state.shadow),
         }
-        return cls(engine, variables, stage, **{**found, **replaced})
+        return cls(engine, variables, stage, **(found | dict(replaced)))
 
     def cannot_rely_on_rows(self, problem: ConfigInvalidError) -> None:
         """Decline every first launch from now on, and tell a person why."""
