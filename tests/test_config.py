@@ -388,6 +388,15 @@ REFUSED_SUITES = {
         f"{SHOP}.command: Expected `str`, got `int`",
     ),
     "suite as text": ("[repos]\nshop = 'make check'", f"{SHOP} is no table"),
+    "suites as text": ("repos = 'make check'", "the suites file: repos is no table"),
+    "a number that would be rounded down": (
+        f"[repos.shop]\ncommand = ['make']\ntimeout_seconds = {2**53 + 1}",
+        f"{SHOP}.timeout_seconds: {2**53 + 1} is no finite number",
+    ),
+    "a number that would be rounded up": (
+        f"[repos.shop]\ncommand = ['make']\ntimeout_seconds = {2**53 + 3}",
+        f"{SHOP}.timeout_seconds: {2**53 + 3} is no finite number",
+    ),
     "number as text": (
         "[repos.shop]\ncommand = ['make']\nmin_tests = '7'",
         f"{SHOP}.min_tests: Invalid enum value",
@@ -437,6 +446,39 @@ REFUSED_SUITES = {
         f"{SHOP}.report: Expected `str",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("share", "last", "wanted"),
+    [
+        ("0.9", None, 1),
+        ("0.9", 0, 1),
+        ("0.9", 1, 1),
+        ("0.9", 10, 9),
+        ("0.9", 11, 10),
+        ("0.5", 300, 150),
+        ("1", 300, 300),
+        ("0", 300, 1),
+    ],
+)
+def test_tests_that_are_asked_for_follow_those_that_last_passed(
+    share: str, last: int | None, wanted: int
+) -> None:
+    """With `min_tests = "auto"` a share of what last passed is asked for, rounded up, never none."""
+    entry = SuiteEntry(("make",), min_tests="auto", report="junit.xml")
+    plan = entry.plan(load(min_tests_share=share), last)
+
+    assert (plan.min_tests, plan.tests_last_passed) == (wanted, last)
+    assert attrs.evolve(entry, min_tests=7).plan(load(), last) == attrs.evolve(
+        plan, min_tests=7, tests_last_passed=None
+    )
+
+
+def test_tests_are_not_asked_for_without_a_report() -> None:
+    """Without a report nothing can be counted, and `auto` is refused as any number is."""
+    with pytest.raises(ValueError, match="report"):
+        SuiteEntry(("make",), min_tests="auto").plan(load(), 300)
+    assert SuiteEntry(("make",)).plan(load(), 300).tests_last_passed is None
 
 
 @pytest.mark.parametrize("name", REFUSED_SUITES)

@@ -62,7 +62,7 @@ FURTHER_TESTS = {
     "core/artifact.py": ("stories",),
     "drive/recovery.py": ("stories", "faults", "intercept"),
     "drive/engine.py": ("stories", "faults", "intercept", "alerts"),
-    "drive/intercept.py": ("stories", "faults", "public"),
+    "drive/intercept.py": ("stories", "faults", "public", "shadow"),
     "drive/rulings.py": ("intercept", "engine"),
     "drive/runner.py": ("intercept", "stories", "faults", "shadow"),
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
