@@ -464,7 +464,7 @@ REFUSED_SUITES = {
 def test_tests_that_are_asked_for_follow_those_that_last_passed(
     share: str, last: int | None, wanted: int
 ) -> None:
-    """With `min_tests = "auto"` a share of what last passed is asked for, rounded up, never none."""
+    """With `min_tests = "auto"` a share of what last passed is asked for, rounded up."""
     entry = SuiteEntry(("make",), min_tests="auto", report="junit.xml")
     plan = entry.plan(load(min_tests_share=share), last)
 
