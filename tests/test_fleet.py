@@ -18,6 +18,7 @@ from staging_fsm.core.jobs import QUEUED
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.spec import Event, State
 from staging_fsm.faces.exits import ExitCode
+from staging_fsm.fleet import delivery
 from staging_fsm.fleet.delivery import Delivery, Fleet
 from staging_fsm.fleet.fence import Fence, FenceLostError
 from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts
@@ -450,6 +451,24 @@ def test_agent_of_a_dead_worker_ends_before_the_next_one_begins(
         await_that((tmp_path / "looked").exists, "another agent has looked")
 
         assert not (tmp_path / "beside").exists()
+
+
+def test_agent_that_stays_alive_is_waited_for(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier agent that cannot be killed keeps its job waiting, and no worker in a loop."""
+    off = {"ORCH_STAGING_RUNNER_ENABLED": "0", **with_agent(tmp_path)}
+    with fleet_stand(tmp_path, postgres_url, **off) as fleet:
+        job = fleet.submit("shop", "WI-1")
+        monkeypatch.setattr(delivery, "kill_marked", lambda *_: 1)
+        deliver(fleet, job)
+
+        assert fleet.row(job).status == QUEUED
+
+        monkeypatch.undo()
+        deliver(fleet, job)
+
+        assert fleet.row(job).status == "done"
 
 
 def stage_of(fleet: FleetStand, item: str) -> str:
