@@ -1367,6 +1367,60 @@ def test_forger_that_killed_its_supervisor_leaves_nobody(stand: Stand) -> None:
     assert stand.lifeline.is_cut()
 
 
+@pytest.mark.parametrize("killed", ["supervisor killed", "supervisor alive"])
+def test_result_sealed_with_a_stolen_secret_is_none(stand: Stand, *, killed: str) -> None:
+    """A suite that takes the secret and seals a result of its own has no verdict by it."""
+    stand.start("/bin/sh", "-c", "until test -e go; do sleep 0.01; done; exit 1")
+    supervisor = stand.pid()
+    facts = {"run": RUN, "exit_code": 0, "signal": "", "spawn_error": "", "stopped_by": ""}
+    facts |= {"out_of_memory": 0, "spawn_detail": "", "duration_seconds": 1, "survivors": 0}
+    facts |= {"processes_left": 0, "log_bytes": 0, "log_dropped_bytes": 0, "log_complete": 1}
+    found = stand.file("output.log").stat()
+    facts |= {"log_file": f"{found.st_ino}:{found.st_size}", "report": "", "foreign_result": 0}
+    forged = shim.sealed(stand.state.secret(), shim.lines_of(**facts))
+    stand.file("result").write_bytes(forged)
+    if killed == "supervisor killed":
+        os.kill(supervisor, signal.SIGKILL)
+    (stand.root / "tree" / "go").touch()
+
+    assert stand.collect().facts.supervision == Supervision.FORGED
+
+
+def test_command_of_another_suite_is_not_run(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes what a run was ordered to do, before it begins, makes it a tool error."""
+    start = subprocess.Popen
+
+    def meddled(*arguments: Any, **how: Any) -> Any:
+        stand.file("command").write_bytes(b"/bin/true")
+        return start(*arguments, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", meddled)
+    report = stand.run("/bin/false")
+
+    assert report.facts.supervision == Supervision.LOST
+    assert report.detail == "the command is not the one that was ordered"
+
+
+@pytest.mark.parametrize("how", [Stop.REQUEST, Stop.FENCE_LOST])
+def test_stop_that_is_heard_of_after_the_end_is_one(stand: Stand, how: Stop) -> None:
+    """A suite that ends because everything is ended, its supervisor too, has not passed."""
+    ours, theirs = socket.socketpair()
+    waiting = "until test -e go; do sleep 0.01; done"
+    with ours, theirs:
+        stand.start("/bin/sh", "-c", waiting, inherited=[ours.fileno()])
+        leader, supervisor = stand.pid("leader"), stand.pid()
+        os.kill(supervisor, signal.SIGSTOP)
+        if how is Stop.REQUEST:
+            os.kill(supervisor, signal.SIGTERM)
+        else:
+            theirs.close()
+        (stand.root / "tree" / "go").touch()
+        assert has_ended(leader)
+        os.kill(supervisor, signal.SIGCONT)
+
+        assert stand.collect().facts.stopped_by == how
+
+
 def test_result_that_was_altered_after_the_run_is_found_out(stand: Stand) -> None:
     """A sealed result in which one character is changed is no result any more."""
     stand.start("/bin/sh", "-c", "exit 1")

@@ -20,7 +20,7 @@ The order of what it does is the point:
    `Popen.communicate` would wait for a grandchild's pipe.
 4. It kills and reaps everything below it, whatever group or session it fled to.
 5. Only then it writes the result: atomically, synced, sealed with the secret.
-   A suite that writes a result of its own cannot seal it.
+   A result that a suite has written is set aside, and told of.
 
 Results are `name=value` lines, not JSON: importing a parser would cost more than
 everything else here.
@@ -68,7 +68,7 @@ FIRST_PAUSE_SECONDS, PATIENCE_SECONDS = 0.0005, 0.016
 REAPS_AT_ONCE = 1000
 DRAIN_SECONDS = 1.0
 POLL_MAX_SECONDS = 3600.0
-SEAL_BYTES = 32
+SECRET_BYTES, SEAL_BYTES = 64, 32
 RESULT_BYTES = 8192
 DETAIL_CHARACTERS = 1000
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -220,11 +220,19 @@ def reserve_result(folder: str) -> int:
     return fd
 
 
+def set_foreign_aside(folder: str) -> bool:
+    """Move a result that is not ours aside, to stay as evidence; say whether there was one."""
+    path = os.path.join(folder, "result")
+    try:
+        os.rename(path, path + ".foreign")
+    except OSError:
+        return os.path.lexists(path)
+    return True
+
+
 def write_result(folder: str, fd: int, result: bytes) -> None:
     """Write the result over its reserved room, and have it survive a power cut."""
     path = os.path.join(folder, "result")
-    if os.path.lexists(path):
-        return  # not by us: it stays, as evidence, and its seal will not match
     os.pwrite(fd, result, 0)
     os.truncate(fd, len(result))
     os.fsync(fd)
@@ -506,11 +514,14 @@ class Watch:
 
     def stop_reason(self) -> str | None:
         """Return why the suite must not go on, or None if it may."""
+        breach = self.limits.breach if self.limits else lambda: None
+        return self.asked_to_stop() or breach()
+
+    def asked_to_stop(self) -> str | None:
+        """Return how others have told us that the suite must not go on, or None."""
         if self.fence_lost:
             return "fence_lost"
-        if self.stop_requested:
-            return "request"
-        return self.limits.breach() if self.limits else None
+        return "request" if self.stop_requested else None
 
     def open_output(self) -> None:
         """Begin to read what the suite prints."""
@@ -718,9 +729,10 @@ def supervise(suite: Suite, watch: Watch, order: dict[str, float], deadline: flo
         # Stopped or suspended ourselves, we cannot say that it ended in time: then it did not.
         in_time = time.monotonic() <= deadline
         watch.until(lambda: not watch.output_open, time.monotonic() + LATE_OUTPUT_SECONDS)
-        # A limit that was met is one, even if the suite got over it.
-        limit = watch.limits.breach() if watch.limits else None
-        return limit or (None if in_time else "deadline")
+        # What had come for us by then came first, though we heard of it only now. And a
+        # limit that was met is one, even if the suite got over it.
+        watch.turn(0)
+        return watch.stop_reason() or (None if in_time else "deadline")
     if stopped_by not in AT_ONCE:
         suite.signal_group(signal.SIGTERM, signal.SIGCONT)
         # A shell that dies of TERM leaves the real suite behind: the grace is for both.
@@ -729,10 +741,16 @@ def supervise(suite: Suite, watch: Watch, order: dict[str, float], deadline: flo
     return stopped_by
 
 
-def read_command(folder: str) -> list[str]:
-    """Return the suite's argument vector: from a file, as it may be too long for our own."""
+def read_command(folder: str, digest: bytes) -> list[str]:
+    """Return the suite's argument vector: from a file, as it may be too long for our own.
+
+    Another suite may have been there since our worker wrote it and told us its digest.
+    """
     with open(os.path.join(folder, "command"), "rb") as file:
-        return [os.fsdecode(word) for word in file.read().split(b"\0")]
+        raw = file.read()
+    if blake2b(raw, digest_size=SEAL_BYTES).digest() != digest:
+        sys.exit("the command is not the one that was ordered")
+    return [os.fsdecode(word) for word in raw.split(b"\0")]
 
 
 def keep_to_ourselves(numbers: str) -> tuple[int, ...]:
@@ -778,8 +796,8 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
     by commas: held for as long as we live, and the end of one is the end of the suite.
     """
     order = {name: float(value) for name, value in (word.split("=") for word in words)}
-    secret = sys.stdin.buffer.read(64)
-    if len(secret) < SEAL_BYTES:
+    secret, digest = sys.stdin.buffer.read(SECRET_BYTES), sys.stdin.buffer.read(SEAL_BYTES)
+    if len(digest) < SEAL_BYTES:
         sys.exit("no secret: the worker is gone")
     keep_to_ourselves(locks)
     fences = keep_to_ourselves(inherited)
@@ -788,7 +806,7 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
         for name, key in (("RLIMIT_NOFILE", "open_files"), ("RLIMIT_FSIZE", "file_bytes"))
         if order[key]
     }
-    suite = Suite(folder, cwd, read_command(folder), set_up_process(), resources)
+    suite = Suite(folder, cwd, read_command(folder, digest), set_up_process(), resources)
     suite.start()
     room = reserve_result(folder)
     log = BoundedLog(folder, int(order["log"]))
@@ -812,9 +830,12 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
     if suite.pid:
         left = sweep(suite, limits)
         watch.until(lambda: not watch.output_open, time.monotonic() + DRAIN_SECONDS)
+    watch.turn(0)
     if limits:
         limits.end()
     log.finish()
+    # Whoever ends everything at once reaches the suite a moment before us.
+    stopped_by = stopped_by or watch.asked_to_stop()
     kind, detail = suite.spawn_error or (None, "")
     unjudged = stopped_by is not None or kind is not None
     text = lines_of(
@@ -833,5 +854,6 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
         log_complete=int(log.complete),
         log_file=log.identity(),
         report=mark_of(report) if report else "",
+        foreign_result=int(set_foreign_aside(folder)),
     )
     write_result(folder, room, sealed(secret, text))

@@ -218,7 +218,10 @@ class LocalSuites:
         folder, reports = self._state.run(order.run_id), self._state.reports(order.run_id)
         suite = order.suite
         command = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in suite.command]
-        (folder / "command").write_bytes(b"\0".join(os.fsencode(word) for word in command))
+        words = b"\0".join(os.fsencode(word) for word in command)
+        (folder / "command").write_bytes(words)
+        # What it must not take from anybody else: whoever knows the folder may write there.
+        told = self._state.secret() + hashlib.blake2b(words, digest_size=shim.SEAL_BYTES).digest()
         self._keep_command(order.run_id, suite)
         arguments = [
             str(Path(shim.__file__).parent),
@@ -237,10 +240,10 @@ class LocalSuites:
             f"file_bytes={suite.file_max_bytes}",
         ]
         # Lock and secret are there before it is: whatever becomes of us, it goes on.
-        with (folder / "shim.stderr").open("wb") as errors, _told(self._state.secret()) as secret:
+        with (folder / "shim.stderr").open("wb") as errors, _pipe_of(told) as pipe:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", SUPERVISOR_CODE, *arguments],
-                stdin=secret,
+                stdin=pipe,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env=self._environment(suite, order.run_id, reports),
@@ -271,8 +274,10 @@ class LocalSuites:
         except PreparationError:
             self.reap(run_id)
             raise
-        self._wait_for_supervisor(folder, order.timeout_seconds, order.kill_grace_seconds)
+        has_ended = self._await_supervisor(folder, order.timeout_seconds, order.kill_grace_seconds)
         result = self._sealed(folder / "result")
+        if result and not has_ended:
+            result = {}
         if not result or int(result["processes_left"]) > 0 or not shim.IS_LINUX:
             # The supervisor is gone or could not finish its work: finish it from here.
             self.sweep(run_id)
@@ -284,8 +289,12 @@ class LocalSuites:
         finally:
             self._remove_checkout(run_id, order)
 
-    def _wait_for_supervisor(self, folder: Path, timeout: float, grace: float) -> None:
-        """Wait for the supervisor's end; wake it when it is late, end it when it is hung."""
+    def _await_supervisor(self, folder: Path, timeout: float, grace: float) -> bool:
+        """Wait for the supervisor's end; wake it when it is late, end it when it is hung.
+
+        Returns False for one of our own that did not come to its end: whatever stands in
+        its place, no result is its.
+        """
         child, identity = _CHILDREN.get(str(folder), (None, None))
         if child is None:
             identity = _await_identity(folder)
@@ -294,9 +303,10 @@ class LocalSuites:
             _repeat(functools.partial(kill_descendants, identity))
             send_signal(identity, signal.SIGKILL)
             wait_for_end(identity, STOP_SECONDS)
-        if child is not None:
-            child.poll()
-            _CHILDREN.pop(str(folder), None)
+        if child is None:
+            return True
+        _CHILDREN.pop(str(folder), None)
+        return child.poll() == 0
 
     def _sealed(self, path: Path) -> dict[str, str] | None:
         """Return the facts in a sealed file; none of them where nobody sealed it for this run."""
@@ -330,7 +340,7 @@ class LocalSuites:
     def _report(self, run_id: str, order: _Order, result: dict[str, str] | None) -> RunReport:
         folder = self._state.run(run_id)
         log = folder / "output.log"
-        if not result:
+        if not result or result.get("foreign_result") == "1":
             supervision = Supervision.LOST if result is None else Supervision.FORGED
             words = _read_tail(folder / "shim.stderr", 500).decode("utf-8", "replace").strip()
             name = str(log) if log.is_file() else None
@@ -347,7 +357,7 @@ class LocalSuites:
             log_complete=result["log_complete"] == "1" and sha256 is not None,
             processes_left=int(result["processes_left"]),
             supervision=Supervision.SOUND,
-            evidence=_evidence(order, result["report"]),
+            evidence=_evidence(order, result.get("report", "")),
         )
         return RunReport(
             facts,
@@ -393,7 +403,7 @@ class LocalSuites:
         # One that found the run closed before it began is waited for too, if it is our child.
         if condition is RunCondition.LIVE or str(folder) in _CHILDREN:
             grace = STOP_SECONDS if order is None else order.kill_grace_seconds
-            self._wait_for_supervisor(folder, 0.0, grace)
+            self._await_supervisor(folder, 0.0, grace)
             self.condition(run_id)
         self.sweep(run_id)
         self._remove_checkout(run_id, order)
@@ -504,11 +514,11 @@ class LocalSuites:
 _CHILDREN: Final[dict[str, tuple["subprocess.Popen[bytes]", ProcessIdentity | None]]] = {}
 
 
-def _told(secret: bytes) -> BinaryIO:
-    """Return what a process reads the secret from."""
+def _pipe_of(data: bytes) -> BinaryIO:
+    """Return a pipe that holds `data`, which has to be short, and its end."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as pipe:
-        pipe.write(secret)
+        pipe.write(data)
     return os.fdopen(reading, "rb")
 
 
