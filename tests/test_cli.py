@@ -233,24 +233,26 @@ def test_run_takes_up_a_deferred_attempt(shell: Shell) -> None:
     flag = shell.folder / "staging-is-up"
     suite = ("--tool-exit-code", "75", "--work-item", "WI-5", "--", "sh", "-c")
     arguments = [*suite, f"test -e {flag} || exit 75"]
-    command = shell.command("run", "--repo", str(shell.repository), "--json", *arguments)
-    environment = shell.environment(RETRY_BACKOFF_SECONDS="600")
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "DEFERRED" in line:
-            break
-    process.kill()
-    process.communicate()
+    job_id = left_waiting(shell, *arguments)
     flag.touch()
-    job_id = shell.queue()["attempts"][0]["job_id"]
     make_due(shell, job_id)
     code, view = shell.run(*arguments)
 
     assert (code, view["job_id"]) == (ExitCode.ADVANCED, job_id)
     assert [run["reason"] for run in view["runs"]] == ["tool_exit_code", "passed"]
+
+
+def left_waiting(shell: Shell, *arguments: str) -> int:
+    """Return the job of a `run` that was killed while its attempt waited for its next run."""
+    command = shell.command("run", "--repo", str(shell.repository), "--json", *arguments)
+    environment = shell.environment(RETRY_BACKOFF_SECONDS="600")
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any("DEFERRED" in line for line in process.stderr)
+        process.kill()
+    return int(shell.queue()["attempts"][0]["job_id"])
 
 
 def make_due(shell: Shell, job_id: int) -> None:
@@ -262,6 +264,19 @@ def make_due(shell: Shell, job_id: int) -> None:
             " json_set(metadata, '$.staging_runner.next_run_at', ?) WHERE id = ?",
             (past, past, job_id),
         )
+
+
+def test_run_answers_for_nothing_else(shell: Shell) -> None:
+    """An unfinished attempt with another suite, or on another commit, is not what was asked for."""
+    ask = ("--work-item", "WI-1", "--", "sh", "-c")
+    left_waiting(shell, *ask, "exit 126")
+    another = shell.call("run", "--repo", str(shell.repository), *ask, "true")
+    git(shell.repository, "commit", "--quiet", "--allow-empty", "--message", "Another.")
+    later = shell.call("run", "--repo", str(shell.repository), *ask, "exit 126")
+
+    assert (another.returncode, later.returncode) == (ExitCode.DECLINED, ExitCode.DECLINED)
+    assert "is bound to another suite" in another.stderr
+    assert "is bound to commit" in later.stderr
 
 
 def test_show_and_queue_speak_json(shell: Shell) -> None:
@@ -383,6 +398,28 @@ def test_closed_pipe_changes_no_verdict(shell: Shell, how: str, suite: str, code
         process.stdout.close()
         release.touch()
         assert process.wait(timeout=120) == code
+
+
+@pytest.mark.parametrize("how", ["--follow", "--json"])
+@pytest.mark.parametrize("trouble", ["full disk", "no sign for it"])
+def test_output_that_cannot_be_printed_changes_no_verdict(
+    shell: Shell, how: str, trouble: str
+) -> None:
+    """Where the output goes may be full, or have no sign for what is said: the verdict stands."""
+    environment = shell.environment()
+    if trouble == "no sign for it":
+        environment["PYTHONIOENCODING"] = "ascii"
+    with Path("/dev/full" if trouble == "full disk" else os.devnull).open("w") as output:
+        ended = subprocess.run(
+            shell.command("run", "--repo", str(shell.repository), how, "--", "echo", "é → ü"),
+            env=environment,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=120,
+        )
+
+    assert (ended.returncode, b"Traceback" in ended.stderr) == (ExitCode.ADVANCED, False)
 
 
 def test_number_of_tests_does_not_drop_unseen(shell: Shell) -> None:

@@ -944,6 +944,44 @@ def test_recovery_holds_the_job_that_it_takes_up(desk: Desk) -> None:
     assert [answer.reason for answer in answers] == ["this process is already working on it"]
 
 
+@pytest.mark.parametrize(
+    ("times", "state"), [(1, State.ADVANCED), (2, State.ADVANCED), (9, State.ROLLED_BACK)]
+)
+def test_artifact_that_somebody_was_at_is_written_again(
+    desk: Desk, times: int, state: State
+) -> None:
+    """A gate that read another artifact than was written is asked again before its no stands."""
+    desk.claim()
+    gate, left = desk.engine.gate, [times]
+
+    def meddled(row: JobRow, tx: Any) -> bool:
+        left[0] -= 1
+        if left[0] >= 0:
+            (desk.engine.place(row).artifact_dir / ARTIFACT_NAME).write_text("")
+        return gate(row, tx)
+
+    desk.engine.gate = meddled
+    desk.launch()
+
+    assert desk.state() is state
+
+
+def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:
+    """Where the table drops our key again no run could be counted: the agent has the job."""
+    with desk.kit.store.transaction() as tx:
+        tx.exec_driver_sql(
+            "CREATE TRIGGER forgetful AFTER UPDATE OF metadata ON jobs BEGIN"
+            " UPDATE jobs SET metadata = '{}' WHERE id = NEW.id; END"
+        )
+    desk.claim()
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "does not keep the key staging_runner" in decision.reason
+    assert not (desk.folder / "state" / "runs").exists()
+    assert desk.row().document is None
+
+
 @pytest.mark.parametrize("error", [RuntimeError("boom"), OSError("boom")])
 def test_gate_that_breaks_is_asked_once(desk: Desk, error: Exception) -> None:
     """Only a gate that contradicts the verdict is asked again; one that breaks holds the launch."""

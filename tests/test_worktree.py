@@ -104,15 +104,23 @@ def test_attempt_is_bound_to_the_checked_out_commit(site: Site) -> None:
 
 
 def test_folder_without_git_is_unversioned(tmp_path: Path, site: Site) -> None:
-    """A folder that is no repository, has no commit, or only lies in one is unversioned."""
+    """A folder that is no repository, has no commit, or of which git has nothing is unversioned."""
     empty = tmp_path / "empty"
     empty.mkdir()
     unborn = tmp_path / "unborn"
     unborn.mkdir()
     git(unborn, "init", "--quiet")
 
-    for folder in (empty, unborn, site.repository / "docs", tmp_path / "absent"):
+    untracked = site.repository / "build"
+    untracked.mkdir()
+    for folder in (empty, unborn, untracked, tmp_path / "absent"):
         assert bind_revision(folder, IN_PLACE) == UNVERSIONED
+
+
+def test_part_of_a_repository_is_not_unversioned(site: Site) -> None:
+    """A folder that git has files of is on a commit, and its top is what can be bound to it."""
+    with pytest.raises(PreparationError, match="is a part of the git repository"):
+        bind_revision(site.repository / "docs", IN_PLACE)
 
 
 def test_machine_without_git_binds_no_repository(

@@ -264,10 +264,10 @@ class Engine:
         text = self._artifact_text(row, snapshot)
         folder = self.place(row).artifact_dir
         problem = ""
-        for _ in range(HAND_OVER_TRIES):
+        for tries_left in reversed(range(HAND_OVER_TRIES)):
             written = Artifact(str(self.artifacts.write(folder, text)), sha256_of_text(text))
             try:
-                ended = self._initiate_gate(row, snapshot, folder, text, written)
+                ended = self._initiate_gate(row, snapshot, folder, text, written, tries_left)
             except GateContradictedVerdictError as error:
                 problem = str(error)
                 continue
@@ -278,17 +278,22 @@ class Engine:
         return None
 
     def _initiate_gate(
-        self, row: JobRow, snapshot: Snapshot, folder: Path, text: str, written: Artifact
+        self,
+        row: JobRow,
+        snapshot: Snapshot,
+        folder: Path,
+        text: str,
+        written: Artifact,
+        tries_left: int,
     ) -> Snapshot:
         with self.rows.transaction() as tx:
             opened = self.gate(row, tx)
             event = Event.GATE_OPENED if opened else Event.GATE_REFUSED
-            if opened and not self.artifacts.is_written(folder, text):
-                message = (
-                    "the gate opened, but the artifact it read is not the one that was written"
-                )
-                raise GateContradictedVerdictError(message)
             words = "the gate opened" if opened else "the gate refused"
+            # At last a no is safe, whatever was read; until then somebody may have been in the way.
+            if (opened or tries_left) and not self.artifacts.is_written(folder, text):
+                message = f"{words}, but the artifact it read is not the one that was written"
+                raise GateContradictedVerdictError(message)
             try:
                 return self.move(row, snapshot, Step(event, words, {"artifact": written}), tx)
             except TransitionRefusedError as error:

@@ -102,6 +102,8 @@ class SqlRows:
         self._columns |= dict(columns or {})
         self._statuses = {word: word for word in STATUSES} | dict(statuses or {})
         self._words = {actual: word for word, actual in self._statuses.items()}
+        #: Whether an attempt was seen to be there after it was stored.
+        self._keeps = False
         problems = list(self._misspelt())
         if problems:
             raise ConfigInvalidError(problems)
@@ -385,10 +387,19 @@ class SqlRows:
             yield connection
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Connection | None = None) -> None:
-        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
+        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError.
+
+        The first time it is looked at again: raises ConfigInvalidError, and nothing is
+        stored, where the table does not keep it.
+        """
         expected = snapshot.version - 1 or None
         with self._within(tx) as connection:
             self._write(connection, job_id, expected, {}, dump_snapshot(snapshot))
+            if not self._keeps and not self._holds(connection, job_id, snapshot.version):
+                # A trigger of the host's, say. Without the row no run would ever be counted.
+                message = f"{self._called('metadata')} does not keep the key {SNAPSHOT_KEY}"
+                raise ConfigInvalidError([message])
+        self._keeps = True
 
     def requeue(
         self,

@@ -106,6 +106,7 @@ def is_versioned(repository: Path) -> bool:
     pass for none.
     """
     if not os.path.lexists(repository / ".git"):
+        _refuse_part_of_repository(repository)
         return False
     if shutil.which("git") is None:
         message = f"{repository} is a git repository, and there is no git on the PATH: install it"
@@ -123,6 +124,22 @@ def is_versioned(repository: Path) -> bool:
         return False
     message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
     raise PreparationError(message)
+
+
+def _refuse_part_of_repository(folder: Path) -> None:
+    """Raise PreparationError for a folder of a git work tree, which is on a commit all the same.
+
+    One that git has nothing of, such as a build folder, is on none.
+    """
+    above = [parent for parent in folder.resolve().parents if os.path.lexists(parent / ".git")]
+    if above and shutil.which("git") is not None:
+        listed = run_git(folder, "ls-files", "-z", "--", ".")
+        if listed.returncode == 0 and listed.stdout:
+            message = (
+                f"{folder} is a part of the git repository {above[0]}: name that one, and have"
+                " the suite change into the folder"
+            )
+            raise PreparationError(message)
 
 
 def head_revision(repository: Path) -> str:
@@ -217,9 +234,14 @@ def bind_revision(repository: Path, suite: SuitePlan) -> str:
 
 
 def add_worktree(repository: Path, revision: str, target: Path) -> None:
-    """Check `revision` out into the new folder `target`, detached. Raises PreparationError."""
+    """Check all of `revision` out into the new folder `target`, detached.
+
+    Raises PreparationError.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    found = run_git(repository, "worktree", "add", "--detach", "--force", str(target), revision)
+    whole = {"core.sparseCheckout": "false"}
+    add = ("worktree", "add", "--detach", "--force", str(target), revision)
+    found = run_git(repository, *add, settings=whole)
     if found.returncode != 0:
         message = f"revision {revision} cannot be checked out: {found.stderr.strip()[-500:]}"
         raise PreparationError(message)

@@ -1,7 +1,9 @@
 """`staging-fsm`: the commands by name. What each does stands in `commands`, loaded when it runs."""
 
 import importlib
+import io
 import logging
+import sys
 import traceback
 from typing import Any, Final
 
@@ -78,4 +80,8 @@ class _Commands(click.Group):
 @click.version_option(package_name="staging-fsm")
 def main() -> None:
     """Run staging suites deterministically: no verdict without a suite that ran."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal has no sign for is no reason to end anything.
+            stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")

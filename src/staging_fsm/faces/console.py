@@ -1,14 +1,14 @@
-"""The output of a command that carries an attempt: its reader may go away, and the attempt goes on.
+"""The output of a command that carries an attempt: it may be lost, and the attempt goes on.
 
 Elsewhere a closed pipe ends the process with exit code 1, and that is what a suite that
 failed ends with.
 """
 
+import contextlib
 import os
-import sys
+from collections.abc import Iterator
 from typing import IO
 
-import click
 from rich.console import Console
 
 
@@ -21,12 +21,13 @@ class PatientConsole(Console):
         _give_up(self.file)
 
 
-def echo(text: str) -> None:
-    """Print a line on standard output, or nothing if nobody reads it."""
+@contextlib.contextmanager
+def lossy(file: IO[str]) -> Iterator[None]:
+    """Let what is printed be lost where `file` takes no more: a closed pipe, a full disk."""
     try:
-        click.echo(text)
-    except BrokenPipeError:
-        _give_up(sys.stdout)
+        yield
+    except OSError:
+        _give_up(file)
 
 
 def _give_up(file: IO[str]) -> None:

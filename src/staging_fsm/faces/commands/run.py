@@ -6,17 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 from rich.console import Console
 
 from staging_fsm.core.config import load_config
+from staging_fsm.core.errors import RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import AUTO, OF_EVERY_SUITE, SuiteEntry
 from staging_fsm.drive.rulings import Decision
 from staging_fsm.effects.worktree import head_revision, tracked_changes
 from staging_fsm.faces.commands.show import print_end
-from staging_fsm.faces.console import PatientConsole, echo
+from staging_fsm.faces.console import PatientConsole, lossy
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.fleet import refuse_fleet
 from staging_fsm.faces.options import db_option, json_option
@@ -129,6 +131,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
         replaced["place"] = place_in(session, folder)
     repo = session.store.register(options["repo"])
     job_id = staging_job(session, repo, work_item)
+    _refuse_another_plan(session, job_id, entry, options["repo"])
     driver = AttemptDriver(session, session.staging(**replaced), job_id)
     with driver.cancelled_by_signals():
         decision = driver.drive()
@@ -149,6 +152,31 @@ def _refuse_dirty(options: dict[str, Any]) -> None:
             err=True,
         )
         sys.exit(ExitCode.DECLINED)
+
+
+def _refuse_another_plan(
+    session: Session, job_id: int, entry: SuiteEntry, repository: Path
+) -> None:
+    """Raise RunRefusedError where an unfinished attempt is bound to another suite or commit.
+
+    What it shows would be taken for what was asked for.
+    """
+    snapshot = session.rows.load(job_id).snapshot()
+    if snapshot is None or snapshot.plan is None:
+        return
+    bound, asked = snapshot.plan, entry.plan(load_config(session.variables))
+    if entry.min_tests == AUTO:
+        last = bound.suite.tests_last_passed
+        asked = attrs.evolve(asked, min_tests=bound.suite.min_tests, tests_last_passed=last)
+    revision = head_revision(repository)
+    if (bound.suite, bound.revision) != (asked, revision):
+        what = "another suite" if bound.suite != asked else f"commit {bound.revision}"
+        message = (
+            f"job {job_id} has an unfinished attempt, which is bound to {what}: take it up with"
+            f" `staging-fsm recover`, stop it with `staging-fsm cancel {job_id}`, or name another"
+            " work item"
+        )
+        raise RunRefusedError(message)
 
 
 def _run_variables(options: dict[str, Any]) -> dict[str, str]:
@@ -182,8 +210,9 @@ def _end_of_run(
         # There is no agent here to hand it to: the job ends with the reason on its row.
         session.rows.cancel(job_id, snapshot.version)
     view = attempt_view(row, snapshot, session.next_stage(row))
-    if as_json:
-        echo(json.dumps(view))
-    else:
-        print_end(console, view, snapshot)
+    with lossy(sys.stdout if as_json else console.file):
+        if as_json:
+            click.echo(json.dumps(view))
+        else:
+            print_end(console, view, snapshot)
     return _EXIT_CODES.get(snapshot.state, ExitCode.DECLINED)
