@@ -535,6 +535,18 @@ def test_revision_that_does_not_exist_cannot_be_prepared(site: Site) -> None:
     assert site.checkouts() == before
 
 
+def test_filter_of_the_repository_learns_nothing_of_the_orchestrator(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that a checkout runs, as the repository asks, has none of our variables."""
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_HTTP_TOKEN", "a-token-of-the-orchestrator")
+    git(site.repository, "config", "filter.spy.smudge", f"env > {tmp_path}/seen; cat")
+    site.run("true", commit(site.repository, ".gitattributes", "*.py filter=spy\n"))
+
+    assert "PATH=" in (tmp_path / "seen").read_text()
+    assert "ORCH_" not in (tmp_path / "seen").read_text()
+
+
 def test_hooks_of_the_repository_do_not_run(site: Site, tmp_path: Path) -> None:
     """The code under test has no say in its own checkout."""
     hook = site.repository / ".git" / "hooks" / "post-checkout"

@@ -25,7 +25,9 @@ _QUIET: Final = (
     # A file counts as unchanged only if all that the system says of it is as it was.
     *("-c", "core.trustctime=true", "-c", "core.checkStat=default"),
 )
-#: How a remote may be reached is the operator's to say; everything else of git's is ours.
+#: How a remote may be reached is the operator's to say; everything else of git's is ours, and
+#: what is the orchestrator's own is nothing to a repository's filters.
+_NOT_PASSED_ON: Final = ("GIT_", "ORCH_")
 _CREDENTIALS: Final = frozenset({"GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS"})
 _UNATTENDED: Final = {
     "GIT_OPTIONAL_LOCKS": "0",
@@ -72,7 +74,7 @@ def run_git(
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("GIT_") or name in _CREDENTIALS
+        if not name.startswith(_NOT_PASSED_ON) or name in _CREDENTIALS
     }
     try:
         return subprocess.run(
