@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,12 @@ import pytest
 import sqlalchemy as sa
 
 from conftest import REPO, HostKit
-from staging_fsm.core.errors import RunRefusedError, SnapshotRefusedError, TransitionRefusedError
+from staging_fsm.core.errors import (
+    RunRefusedError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
+    TransitionRefusedError,
+)
 from staging_fsm.core.evidence import Counts, Evidence, EvidenceState
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
@@ -27,11 +33,13 @@ from staging_fsm.core.ports import AlertKind, RunCondition, RunReport
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.core.suites import Suites, parse_suites
+from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.drive.engine import Engine
 from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects import preflight
+from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host import launcher
@@ -917,6 +925,76 @@ def test_early_launch_with_the_switch_thrown_leads_to_the_llm(desk: Desk) -> Non
     assert desk.state() is State.DEFERRED
     assert desk.launch().reason == "the runner was switched off between two runs"
     assert desk.state() is State.LLM_FALLBACK
+
+
+def test_early_launch_on_a_machine_that_cannot_costs_no_run(desk: Desk) -> None:
+    """An attempt that still has to wait is not asked whether it could run now."""
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    before = desk.snapshot()
+    desk.staging.runner.preflight = lambda *_: "there is no room"
+    desk.launch()
+
+    assert desk.snapshot() == before
+
+
+class SlowClock(SystemClock):
+    """A clock by which an hour passes each time that it is looked at."""
+
+    def now(self) -> datetime:
+        """Return the time of day."""
+        self.hours = getattr(self, "hours", 0) + 1
+        return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(hours=self.hours)
+
+
+def test_wait_is_counted_from_when_it_is_decided(desk: Desk) -> None:
+    """The next run is due as long after the deferral as was said, however long the run took."""
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.suites_file = TOOL_ERROR
+    desk.engine.clock = SlowClock()
+    desk.claim()
+    desk.launch()
+    snapshot = desk.snapshot()
+    seconds = snapshot.bound_plan.budget.delay_seconds(snapshot.attempt_id, 1)
+    due = parse_time(str(snapshot.next_run_at)) - timedelta(seconds=seconds)
+    deferred, ended = snapshot.history[-1].time, snapshot.history[-2].time
+
+    assert parse_time(ended) < due < parse_time(deferred)
+
+
+def test_row_that_is_due_too_late_is_queued_again(desk: Desk) -> None:
+    """What a row says of its due time counts, also where the attempt says another."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    wanted = desk.snapshot().next_run_at
+    with desk.kit.store.transaction() as tx:
+        tx.exec_driver_sql("UPDATE jobs SET not_before = '2100-01-01T00:00:00.000000Z'")
+    desk.staging.recover()
+    due = desk.row().not_before
+
+    assert due is not None
+    assert format_time(due) == wanted
+
+
+def test_claim_that_is_lost_at_the_gate_is_left_to_the_other(desk: Desk) -> None:
+    """A worker whose claim another took before its gate asks once, and alerts nobody."""
+    desk.claim()
+    asked: list[bool] = []
+    gate, rows = desk.engine.gate, desk.engine.rows
+
+    def watched(row: JobRow, tx: Any) -> bool:
+        asked.append(gate(row, tx))
+        return asked[-1]
+
+    desk.engine.gate = watched
+    lost = StaleSnapshotError(desk.job_id, 3)
+    desk.use_rows(Failing(rows, "save", lost, lambda _id, saved, *_: len(saved.history) == 3))
+    decision = desk.launch()
+
+    assert (decision.ruling, asked, desk.alerts()) == (Ruling.TAKEN, [True], [])
 
 
 def test_recovery_holds_the_job_that_it_takes_up(desk: Desk) -> None:

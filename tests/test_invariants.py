@@ -245,6 +245,13 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "terminal_is_forever",
         Sight(RUNNING, earlier=attempt("T01 T18", OPEN)),
     ),
+    "its earlier history is no part of its history": (
+        "terminal_is_forever",
+        Sight(
+            attrs.evolve(RUNNING, history=(attrs.evolve(RUNNING.history[0], reason="another"),)),
+            earlier=RUNNING,
+        ),
+    ),
     "attempt 1-a became 1-b": (
         "terminal_is_forever",
         Sight(attrs.evolve(RUNNING, attempt_id="1-b"), earlier=RUNNING),

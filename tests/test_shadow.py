@@ -27,6 +27,7 @@ from staging_fsm.core.suites import parse_suites
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import IN_SHADOW
 from staging_fsm.drive.shadow import Shadow
+from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.faces.session import switched_on
 from staging_fsm.faces.shadow import Comparison, shadow_view
@@ -298,17 +299,26 @@ def test_log_that_tells_of_no_tokens_is_none(begin: Begin, line: str, tmp_path: 
     assert beside.view()["agent"]["output_tokens"] is None
 
 
+class Later(SystemClock):
+    """A clock long after everything."""
+
+    def now(self) -> datetime:
+        """Return the time of day."""
+        return datetime(2099, 1, 1, tzinfo=UTC)
+
+
 def test_runner_looks_at_what_the_agent_saw(begin: Begin) -> None:
     """The runner's attempt is on the commit of the launch, whatever was committed since."""
     beside = begin()
     beside.launch()
     wanted = git(beside.kit.repository, "rev-parse", "HEAD")
-    later = {"GIT_COMMITTER_DATE": "2099-01-01T00:00:00Z"}
+    later = {"GIT_COMMITTER_DATE": "2098-01-01T00:00:00Z"}
     subprocess.run(
         ["git", "-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "--quiet",
          "--allow-empty", "--message", "later"],
         cwd=beside.kit.repository, env=os.environ | later, check=True,
     )  # fmt: skip
+    beside.shadow.clock = Later()
     beside.shadow.run_once()
 
     assert beside.view()["runner"]["revision"] == wanted

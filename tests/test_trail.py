@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,14 @@ def test_every_altered_field_is_found(name: str, path: tuple[str | int, ...]) ->
             unseen.append(other)
 
     assert unseen == []
+
+
+def test_altered_link_is_told_where_it_was_altered() -> None:
+    """A link that was altered speaks against its own move and the next, and none beyond."""
+    stored = document(ATTEMPTS["failed closed"])
+    stored["history"][2]["link"] = "0" * 64
+
+    assert re.findall(r"move (\d+)", "\n".join(found(stored))) == ["3", "4"]
 
 
 STRUCTURE: dict[str, Callable[[Document], Any]] = {
