@@ -940,6 +940,17 @@ def test_early_launch_on_a_machine_that_cannot_costs_no_run(desk: Desk) -> None:
     assert desk.snapshot() == before
 
 
+def test_artifact_shows_no_secret_of_the_command(desk: Desk) -> None:
+    """What the command says after a name that looks secret is not in what everybody may read."""
+    desk.suites_file = PASSING.replace('["true"]', '["true", "--token=a-very-secret-word"]')
+    desk.claim()
+    desk.launch()
+    text = (desk.engine.place(desk.row()).artifact_dir / ARTIFACT_NAME).read_text()
+
+    assert "a-very-secret-word" not in text
+    assert "--token=" in text
+
+
 class SlowClock(SystemClock):
     """A clock by which an hour passes each time that it is looked at."""
 

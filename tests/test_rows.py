@@ -25,6 +25,7 @@ from staging_fsm.core.snapshot import FORMAT, Move, Run, Snapshot, dump_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
+from staging_fsm.effects.metadata import with_key
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import BUSY_TIMEOUT_SECONDS, open_database
 from staging_fsm.host.store import SqlHostStore, WorkItem
@@ -528,3 +529,27 @@ def test_database_that_was_removed_takes_nothing_more(
     kept.rename(database)
     assert kit.rows.load(JOB).document is None
     kit.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, '{"our":7}'),
+        ("null", '{"our":7}'),
+        ("{ }", '{ "our":7}'),
+        ('{"our": {"our": 1}, "x": 2}', '{"our": 7, "x": 2}'),
+        ('{"our_own": 1, "ou": 2}', '{"our_own": 1, "ou": 2,"our":7}'),
+        ('{"x": {"our": 1}}', '{"x": {"our": 1},"our":7}'),
+        ('{"x": "\\"our\\": 1" , "o\\u0075r" : 2 }', '{"x": "\\"our\\": 1" , "o\\u0075r" : 7 }'),
+    ],
+)
+def test_one_key_is_set_and_every_other_byte_stays(text: str | None, expected: str) -> None:
+    """Only the value of the very key is another; what is like it by name or by place is not."""
+    assert with_key(text, "our", "7") == expected
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '"our"', "{", '{"x": 1', '{"x" 1}', '{"x": 1 "y": 2}'])
+def test_key_is_set_in_nothing_but_an_object(text: str) -> None:
+    """What is no JSON object is left alone."""
+    with pytest.raises(ValueError, match=r"expected|Expecting|delimiter"):
+        with_key(text, "our", "7")
