@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import select
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from staging_fsm.core.spec import State
 from staging_fsm.core.suites import parse_suites
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import IN_SHADOW
-from staging_fsm.drive.shadow import Shadow
+from staging_fsm.drive.shadow import PAUSE_SECONDS, Shadow
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.faces.session import switched_on
@@ -491,3 +493,108 @@ def test_shadow_removes_its_old_records(begin: Callable[..., Beside]) -> None:
 
     assert beside.shadow.run_once() == 0
     assert not folder.exists()
+
+
+@attrs.define
+class Rounds:
+    """A clock that stops a shadow after so many rounds, and notes how long it was to wait."""
+
+    shadow: Shadow
+    left: int
+    waits: list[float] = attrs.field(factory=list)
+    woken: bool = False
+
+    def now(self) -> datetime:
+        """Return the time of day."""
+        return datetime.now(UTC)
+
+    def wait(self, seconds: float) -> None:
+        """Let a round be over."""
+        self.waits.append(seconds)
+        self.left -= 1
+        if not self.left:
+            self.shadow.stop()
+
+    def wake(self) -> None:
+        """Note that nobody is to wait any more."""
+        self.woken = True
+
+
+def test_shadow_looks_again_and_again_until_it_is_stopped(begin: Begin) -> None:
+    """A shadow makes what attempts are due, waits a moment, and ends when it is told to."""
+    beside = begin()
+    beside.launch()
+    clock = beside.shadow.clock = Rounds(beside.shadow, 3)
+    beside.shadow.run_forever()
+
+    assert (clock.waits, clock.woken) == ([PAUSE_SECONDS] * 3, True)
+    assert beside.view()["runner"]["state"] == State.ADVANCED
+
+
+def test_attempt_of_the_shadow_is_called_one(begin: Begin) -> None:
+    """Wherever an attempt of the shadow is told of, its name says that it is none in earnest."""
+    beside = begin()
+    job = beside.launch()
+    beside.shadow.run_once()
+    snapshot = beside.shadow.records.load(job).snapshot()
+
+    assert snapshot is not None
+    assert re.fullmatch(rf"{job}-shadow-[0-9a-f]{{12}}", snapshot.attempt_id)
+
+
+def test_shadow_alerts_nobody(begin: Begin, tmp_path: Path) -> None:
+    """What the shadow finds stands in its report: no person is called for it."""
+    beside = begin(PASSING.replace('"true"', '"no-such-command"'), infra_retries=0)
+    beside.launch()
+    beside.shadow.run_once()
+
+    assert beside.view()["runner"]["state"] == State.FAILED_CLOSED
+    assert not [*tmp_path.rglob("alerts.jsonl")]
+
+
+def test_attempt_of_the_shadow_waits_for_its_time(begin: Begin) -> None:
+    """The next run of an attempt of the shadow begins when it is due, and not before."""
+    beside = begin('command = ["sh", "-c", "exit 126"]', retry_backoff_seconds=600)
+    job = beside.launch()
+    assert beside.shadow.run_once() == 1
+    assert beside.shadow.run_once() == 0
+
+    due = beside.shadow.records.load(job).not_before
+    assert due is not None
+    beside.shadow.clock = At(due)
+    assert beside.shadow.run_once() == 1
+
+
+class At(SystemClock):
+    """A clock that stands still."""
+
+    def __init__(self, time: datetime) -> None:
+        """Stand at a time."""
+        super().__init__()
+        self.time = time
+
+    def now(self) -> datetime:
+        """Return the time of day."""
+        return self.time
+
+
+def test_folder_without_git_is_not_run_in_beside_the_agent(begin: Begin) -> None:
+    """Where there is no commit to check out, a suite would be in the agent's way: none is run."""
+    beside = begin()
+    shutil.rmtree(beside.kit.repository / ".git")
+    beside.launch()
+    beside.shadow.run_once()
+
+    assert beside.view()["comparison"] == Comparison.NOT_RUN
+
+
+def test_shadow_with_a_broken_configuration_says_so(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shadow that does nothing for want of a configuration tells why in the log."""
+    beside = begin()
+    beside.variables["ORCH_STAGING_RUNNER_INFRA_RETRIES"] = "many"
+
+    assert beside.shadow.run_once() == 0
+    assert caplog.messages[0].startswith('event="the shadow does nothing" error=')
+    assert "ORCH_STAGING_RUNNER_INFRA_RETRIES" in caplog.text

@@ -64,7 +64,7 @@ FURTHER_TESTS = {
     "drive/engine.py": ("stories", "faults", "intercept", "alerts"),
     "drive/intercept.py": ("stories", "faults", "public", "shadow"),
     "drive/rulings.py": ("intercept", "engine"),
-    "drive/runner.py": ("intercept", "stories", "faults", "shadow"),
+    "drive/runner.py": ("intercept", "alerts", "stories", "faults", "shadow"),
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
     "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
     "effects/files.py": ("artifact", "intercept", "processes"),

@@ -1,0 +1,111 @@
+"""The runner behind the intercept: the suites file it reads, and what it asks earlier attempts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from staging_fsm.core.config import load_config, variable_name
+from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.core.evidence import Counts, EvidenceState
+from staging_fsm.core.jobs import JobRow, Place
+from staging_fsm.core.snapshot import Snapshot, dump_snapshot
+from staging_fsm.core.suites import Suites
+from staging_fsm.drive.intercept import STAGE
+from staging_fsm.drive.runner import RECENT_ROWS, StagingRunner, read_suites
+from test_invariants import FAILED, PASSED, TEXT, artifact, attempt
+
+SUITES = '[default]\ncommand = ["make", "check"]\n'
+
+
+def suites_file(path: Path | None) -> Suites:
+    """Return the suites that a configuration with this file has."""
+    said = {} if path is None else {variable_name("suites_file"): str(path)}
+    return read_suites(load_config(said))
+
+
+def test_suites_are_read_out_of_the_configured_file(tmp_path: Path) -> None:
+    """The suites are those of the configured file, and without one there are none."""
+    path = tmp_path / "suites.toml"
+    path.write_text(SUITES)
+    entry = suites_file(path).entry("shop")
+
+    assert entry is not None
+    assert entry.command == ("make", "check")
+    assert suites_file(None) == Suites()
+
+
+@pytest.mark.parametrize("deed", ["nothing there", "a folder", "no text"])
+def test_suites_file_that_cannot_be_read_is_a_problem(tmp_path: Path, deed: str) -> None:
+    """A suites file that is not there, or is no text, is a problem of the configuration."""
+    path = tmp_path / "suites.toml"
+    if deed == "a folder":
+        path.mkdir()
+    elif deed == "no text":
+        path.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(ConfigInvalidError, match=r"the suites file cannot be read: .+"):
+        suites_file(path)
+
+
+def counted(tests: int, path: str = "T01 T03 T11") -> Snapshot:
+    """Return an attempt whose last run executed so many tests, and skipped one more."""
+    run = FAILED if "T04" in path else PASSED
+    counts = Counts(tests + 1, 0, 0, 1)
+    run = attrs.evolve(run, evidence=EvidenceState.READ, counts=counts)
+    return attempt(path, run, artifact=artifact(TEXT) if len(path.split()) > 2 else None)
+
+
+UNCOUNTED = attempt("T01 T03 T11", PASSED, artifact=artifact(TEXT))
+
+
+@attrs.define
+class Rows:
+    """Rows of one repository, the newest first; those of others are not returned."""
+
+    rows: list[JobRow]
+    asked: list[tuple[int, str | None]] = attrs.field(factory=list)
+
+    def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
+        """Return them, and note what was asked for."""
+        self.asked.append((limit, repo))
+        return self.rows
+
+
+def row(stored: Snapshot | str | None, stage: str = STAGE) -> JobRow:
+    """Return a job's row that holds an attempt, or what is none."""
+    document = json.loads(dump_snapshot(stored)) if isinstance(stored, Snapshot) else stored
+    return JobRow(1, "shop", "WI-1", stage, "done", None, document)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([], None),
+        ([row(counted(7))], 7),
+        ([row(counted(7)), row(counted(8))], 7),
+        ([row(None), row(counted(7))], 7),
+        ([row("damaged"), row(counted(7))], 7),
+        ([row(UNCOUNTED), row(counted(7))], 7),
+        ([row(counted(3, "T01 T04 T13")), row(counted(7))], 7),
+        ([row(counted(3, "T01 T03")), row(counted(7))], 7),
+        ([row(counted(3), stage="testing"), row(counted(7))], 7),
+        ([row(UNCOUNTED)], None),
+    ],
+)
+def test_tests_that_last_passed_are_those_of_the_newest_pass(
+    rows: list[JobRow], wanted: int | None
+) -> None:
+    """What last passed is what the newest attempt that advanced executed, if it was counted."""
+    stored = Rows(rows)
+    nothing: Any = None
+
+    def place(_row: JobRow) -> Place:
+        return Place(Path(), Path())
+
+    runner = StagingRunner.for_host(stored, nothing, place, {}, STAGE)  # type: ignore[arg-type]  # rows of which one question is asked
+
+    assert runner._tests_last_passed("shop") == wanted
+    assert stored.asked == [(RECENT_ROWS, "shop")]
