@@ -169,10 +169,15 @@ class BoundedLog:
         except OSError:
             self.complete = False
 
-    def identity(self) -> str:
-        """Return what tells the file that was written from one that was put in its place."""
+    def facts(self) -> dict[str, object]:
+        """Return what is known of the log, and what tells it from one put in its place."""
         found = os.fstat(self.fd)
-        return "%d:%d" % (found.st_ino, found.st_size)
+        return {
+            "log_bytes": self.total,
+            "log_dropped_bytes": self.dropped,
+            "log_complete": int(self.complete),
+            "log_file": "%d:%d" % (found.st_ino, found.st_size),
+        }
 
     def _append(self, path: str) -> None:
         if not os.path.exists(path):
@@ -416,6 +421,18 @@ class Suite:
             return os.path.exists(os.path.join(self.cwd, name))
         folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
         return any(os.path.exists(os.path.join(self.cwd, folder, name)) for folder in folders)
+
+    def ending(self, stopped_by: str | None) -> dict[str, object]:
+        """Return how the suite ended; nothing of its own counts where it was stopped."""
+        kind, detail = self.spawn_error or (None, "")
+        unjudged = stopped_by is not None or kind is not None
+        return {
+            "exit_code": None if unjudged else self.exit_code,
+            "signal": None if unjudged else self.signal,
+            "spawn_error": kind,
+            "spawn_detail": detail[-DETAIL_CHARACTERS:].replace("\n", " "),
+            "stopped_by": stopped_by,
+        }
 
     def look(self) -> None:
         """See whether the leader has ended, without reaping it; reap orphans that have.
@@ -836,23 +853,14 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
     log.finish()
     # Whoever ends everything at once reaches the suite a moment before us.
     stopped_by = stopped_by or watch.asked_to_stop()
-    kind, detail = suite.spawn_error or (None, "")
-    unjudged = stopped_by is not None or kind is not None
     text = lines_of(
         run=os.path.basename(folder),
-        exit_code=None if unjudged else suite.exit_code,
-        signal=None if unjudged else suite.signal,
-        spawn_error=kind,
-        spawn_detail=detail[-DETAIL_CHARACTERS:].replace("\n", " "),
-        stopped_by=stopped_by,
+        **suite.ending(stopped_by),
         out_of_memory=int(out_of_memory),
         duration_seconds="%.6f" % duration,
         survivors=survivors,
         processes_left=left,
-        log_bytes=log.total,
-        log_dropped_bytes=log.dropped,
-        log_complete=int(log.complete),
-        log_file=log.identity(),
+        **log.facts(),
         report=mark_of(report) if report else "",
         foreign_result=int(set_foreign_aside(folder)),
     )
