@@ -100,6 +100,23 @@ def test_nothing_that_stands_under_another_name_is_written_to(
     assert (artifact.read_text(), victim.exists()) == (OLD, False)
 
 
+def test_artifact_that_is_there_is_synced_all_the_same(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An artifact that is written again may be one that no disk has yet: it is made durable."""
+    ArtifactFiles().write(artifact.parent, NEW)
+    sync, synced = os.fsync, list[int]()
+
+    def watched(descriptor: int) -> None:
+        synced.append(descriptor)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    ArtifactFiles().write(artifact.parent, NEW)
+
+    assert len(synced) == 2
+
+
 def test_artifact_that_cannot_be_synced_is_not_written(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -381,17 +382,29 @@ WHOLE_SECOND = LATER + timedelta(seconds=0.5)
         (POSTGRESQL, "numeric", WHOLE_SECOND),
     ],
 )
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kathmandu"])
 def test_not_before_is_written_in_the_hosts_own_kind(
-    make_foreign: Callable[[str], Foreign], dialect: str, kind: str, expected: datetime
+    make_foreign: Callable[[str], Foreign],
+    dialect: str,
+    kind: str,
+    expected: datetime,
+    zone: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A due time is written as the column wants it, text, date or seconds, and never too early."""
-    rows = make_foreign(dialect).create(due=kind)
-    rows.save("j-1", attempt(1))
+    """A due time is written as the column wants it, whatever zone we are in, never too early."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        rows = make_foreign(dialect).create(due=kind)
+        rows.save("j-1", attempt(1))
 
-    rows.requeue("j-1", LATER, 1)
+        rows.requeue("j-1", LATER, 1)
 
-    rows.check()
-    assert rows.load("j-1").not_before == expected
+        rows.check()
+        assert rows.load("j-1").not_before == expected
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_not_before_agrees_with_the_databases_own_clock(
@@ -555,6 +568,9 @@ def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreig
     first.check()
     first.save("j-1", attempt(1))
     second.save("j-1", attempt(1))
+    for rows in (first, second):
+        for found in (rows.unfinished(), [*rows.attempts()], rows.recent(5)):
+            assert len(found) == 1
 
     second.save("j-1", attempt(2))
     second.cancel("j-1", 2)

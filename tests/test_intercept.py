@@ -1155,6 +1155,14 @@ def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
     assert desk.state() is State.RUNNING
 
 
+def test_run_of_a_dead_worker_is_cancelled(desk: Desk) -> None:
+    """A run whose worker is gone is stopped from its own machine, without a recovery first."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+
+    assert desk.staging.cancel(desk.job_id).state is State.CANCELLED
+    assert desk.raw_row()["status"] == "cancelled"
+
+
 def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:
     """What its parent worked on when it was forked is nothing that a process works on itself."""
     told, tell = os.pipe()

@@ -310,6 +310,21 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "stale_artifact_is_never_read",
         Sight(RUNNING, starts=(Start(1, 1, older_artifact=True),)),
     ),
+    "run 2 was started with an older artifact in place": (
+        "stale_artifact_is_never_read",
+        Sight(
+            attempt("T01 T05 T07 T09", BROKEN, OPEN),
+            starts=(Start(1, 1, older_artifact=False), Start(2, 2, older_artifact=True)),
+        ),
+    ),
+    "a process of run 2 is alive, and the attempt is DEFERRED": (
+        "no_process_outlives_its_run",
+        Sight(DEFERRED, live_runs=(2,)),
+    ),
+    "a process of run 1 is alive": (
+        "no_process_outlives_its_run",
+        Sight(attempt("T01 T05 T07 T09", BROKEN, OPEN), live_runs=(2, 1)),
+    ),
     "the gate was asked 2 times": (
         "hand_over_is_idempotent",
         Sight(attrs.evolve(ADVANCED, history=(*ADVANCED.history, ADVANCED.history[-1]))),

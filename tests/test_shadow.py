@@ -20,16 +20,18 @@ import attrs
 import pytest
 
 from conftest import REPO, HostKit, git
+from staging_fsm.core.config import RunnerConfig
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import fresh_snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.core.suites import parse_suites
+from staging_fsm.core.suites import Suites, parse_suites
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import IN_SHADOW
 from staging_fsm.drive.shadow import PAUSE_SECONDS, Shadow
 from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.files import write_durably
 from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.faces.session import switched_on
 from staging_fsm.faces.shadow import Comparison, shadow_view
@@ -462,6 +464,54 @@ def test_damaged_record_is_left_out(tmp_path: Path) -> None:
 
     assert [view["work_item"] for view in views] == ["WI-2", "WI-3"]
     assert "no JSON" in views[0]["problem"]
+
+
+@pytest.mark.parametrize("job", [".", "..", "", "a/b", "../../etc", "%2E", "7"])
+def test_record_stays_among_the_records(tmp_path: Path, job: str) -> None:
+    """Whatever a host's ids look like, each has a folder of its own, directly among the others."""
+    records = ShadowRecords(tmp_path)
+    folder = records.folder(job)
+
+    assert folder.resolve().parent == records.root.resolve()
+    assert records.folder(f"{job}x") != folder
+
+
+def test_agent_has_not_ended_until_its_artifact_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record says that the agent has ended only once what it left is there to compare with."""
+    records = ShadowRecords(tmp_path)
+    row = JobRow(7, REPO, "WI-1", "deploy-staging", "running", None, None)
+    records.launched(row, tmp_path, datetime(2026, 1, 1, tzinfo=UTC))
+    (tmp_path / ARTIFACT_NAME).write_text("---\nstaging_status: SUCCESS\n---\n")
+
+    def refuse(path: Path, data: bytes) -> None:
+        if path.name == "agent.md":
+            message = "boom"
+            raise OSError(message)
+        write_durably(path, data)
+
+    monkeypatch.setattr("staging_fsm.effects.shadow.write_durably", refuse)
+    with pytest.raises(OSError, match="boom"):
+        records.agent_ended(7, tmp_path, datetime(2026, 1, 1, tzinfo=UTC), opened=True, log=None)
+
+    assert records.record(7).agent is None
+
+
+def test_shadow_that_is_switched_off_makes_no_further_attempt(begin: Begin) -> None:
+    """The switch is heard between two attempts of one round."""
+    beside = begin()
+    for item in ("WI-1", "WI-2"):
+        beside.launch(item)
+    suites = beside.shadow.suites
+
+    def switch_off(config: RunnerConfig) -> Suites:
+        beside.variables["ORCH_STAGING_RUNNER_SHADOW"] = "0"
+        return suites(config)
+
+    beside.shadow.suites = switch_off
+
+    assert beside.shadow.run_once() == 1
 
 
 def test_old_records_are_removed_and_none_of_an_attempt_under_way(tmp_path: Path) -> None:

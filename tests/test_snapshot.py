@@ -379,6 +379,10 @@ REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
         put((*RUNS, "started_at"), ""),
         "started_at: '' is no time like 1970-01-01T00:00:00.000000Z",
     ),
+    "run due at no time": (
+        put((*RUNS, "due_at"), "tomorrow"),
+        "due_at: 'tomorrow' is no time like 1970-01-01T00:00:00.000000Z",
+    ),
     "run ended at no time": (
         put((*RUNS, "ended_at"), "2030-01-01"),
         "ended_at: '2030-01-01' is no time like 1970-01-01T00:00:00.000000Z",

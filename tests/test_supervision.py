@@ -1894,6 +1894,44 @@ def test_start_that_fails_keeps_nothing_open(stand: Stand) -> None:
     assert len([*Path("/proc/self/fd").iterdir()]) == opened
 
 
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/St_Johns"])
+def test_time_stamp_without_a_zone_may_be_a_local_one(
+    stand: Stand, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report of a suite that writes the time of its own zone is of this run."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        stamp = "$(date +%FT%T)"
+        script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+        command = ("/bin/sh", "-c", f"TZ={zone}; export TZ; {script} > $STAGING_REPORT_DIR/j.xml")
+        found = stand.facts(*command, report="j.xml").evidence
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert (found.state, found.counts and found.counts.dated) == (EvidenceState.READ, True)
+
+
+def test_what_is_left_is_killed_before_its_checkout_goes(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody who could write into a checkout is left when it is removed."""
+    done: list[str] = []
+    for name in ("sweep", "_remove_checkout"):
+        whole = getattr(LocalSuites, name)
+
+        def noted(*what: Any, name: str = name, whole: Any = whole) -> Any:
+            done.append(name)
+            return whole(*what)
+
+        monkeypatch.setattr(LocalSuites, name, noted)
+    stand.start("/bin/sleep", "600")
+    stand.suites.reap(RUN)
+
+    assert done == ["sweep", "_remove_checkout"]
+
+
 def test_command_is_told_where_its_report_goes(stand: Stand) -> None:
     """The placeholder in a command stands for the run's report folder."""
     report = stand.run("/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml")
