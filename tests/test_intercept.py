@@ -744,6 +744,9 @@ def test_interrupt_by_a_person_goes_through(desk: Desk) -> None:
         desk.launch()
 
     assert desk.state() is State.RUNNING
+    desk.staging = desk.new_worker()
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.state() is State.ADVANCED
 
 
 @pytest.mark.parametrize(
