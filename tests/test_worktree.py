@@ -193,6 +193,12 @@ def test_change_that_git_was_told_not_to_see_is_a_change(site: Site, mark: str) 
     assert site.run(f"git update-index {mark} shop.py; echo >> shop.py").tree_changed
 
 
+@pytest.mark.parametrize("mark", ["--assume-unchanged", "--skip-worktree"])
+def test_file_that_git_was_told_not_to_miss_is_missed(site: Site, mark: str) -> None:
+    """A file that a suite removes is missed, though it tells git not to look for it."""
+    assert site.run(f"git update-index {mark} shop.py; rm shop.py").tree_changed
+
+
 @pytest.mark.parametrize("kind", ["clean", "process"])
 def test_filter_of_a_suite_hides_nothing_and_is_not_run(site: Site, kind: str) -> None:
     """A filter that a suite sets up hides no change, and the worker's git does not run it."""

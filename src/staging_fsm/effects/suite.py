@@ -681,7 +681,10 @@ def _tree_changed(order: _Order) -> bool:
     tree = Path(order.tree)
     try:
         moved = worktree.head_revision(tree) != order.revision
-        return moved or worktree.tracked_changes(tree, filtered=False) != order.changes
+        whole = order.workspace == Workspace.WORKTREE
+        return moved or (
+            worktree.tracked_changes(tree, filtered=False, whole=whole) != order.changes
+        )
     except PreparationError:
         # A tree that cannot be looked at any more is not the one that was checked out.
         return True

@@ -165,11 +165,12 @@ def revision_at(repository: Path, moment: datetime) -> str:
     return found.stdout.strip() if found.returncode == 0 else revision
 
 
-def tracked_changes(tree: Path, *, filtered: bool) -> str:
+def tracked_changes(tree: Path, *, filtered: bool, whole: bool = False) -> str:
     """Return a digest of how tracked files differ from the commit; empty for a clean tree.
 
     `filtered` is whether the repository's own filters have a say in it. They are
-    programs: once a suite has run, whose filters they are nobody knows.
+    programs: once a suite has run, whose filters they are nobody knows. `whole` is
+    whether every file was checked out: then one that is not there was removed.
     """
     settings = NO_SETTINGS if filtered else _without_filters(tree)
     found = run_git(tree, *_TRACKED_CHANGES, settings=settings, alone=not filtered)
@@ -185,7 +186,8 @@ def tracked_changes(tree: Path, *, filtered: bool) -> str:
             submodules.append(path)
         elif mark in _HIDDEN_MARKS:
             hidden.append(path)
-    changes = found.stdout + _hidden_changes(tree, hidden, settings)
+    there = [path for path in hidden if whole or os.path.lexists(tree / path)]
+    changes = found.stdout + _hidden_changes(tree, there, settings)
     for path in submodules:
         # One that is not checked out has no git of its own.
         if os.path.lexists(tree / path / ".git"):
@@ -205,12 +207,11 @@ def _hidden_changes(tree: Path, paths: list[str], settings: Mapping[str, str]) -
     """Return how files differ that were marked assume-unchanged or skip-worktree.
 
     Git's own comparison leaves them out, and a suite can be run on them all the same.
-    One that is not there was not checked out: a sparse checkout marks all those so.
+    A sparse checkout in place marks all those so that it leaves out.
     """
-    there = [path for path in paths if os.path.lexists(tree / path)]
     changes = ""
-    for begin in range(0, len(there), _PATHS_AT_ONCE):
-        some = there[begin : begin + _PATHS_AT_ONCE]
+    for begin in range(0, len(paths), _PATHS_AT_ONCE):
+        some = paths[begin : begin + _PATHS_AT_ONCE]
         now = run_git(tree, "hash-object", "--", *some, settings=settings)
         committed = run_git(tree, "rev-parse", *(f"HEAD:{path}" for path in some), alone=True)
         if now.returncode != 0 or now.stdout != committed.stdout:
