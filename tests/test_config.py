@@ -476,8 +476,9 @@ def test_tests_that_are_asked_for_follow_those_that_last_passed(
 
 def test_tests_are_not_asked_for_without_a_report() -> None:
     """Without a report nothing can be counted, and `auto` is refused as any number is."""
-    with pytest.raises(ValueError, match="report"):
-        SuiteEntry(("make",), min_tests="auto").plan(load(), 300)
+    for last in (300, None):
+        with pytest.raises(ValueError, match="report"):
+            SuiteEntry(("make",), min_tests="auto").plan(load(), last)
     assert SuiteEntry(("make",)).plan(load(), 300).tests_last_passed is None
 
 
