@@ -1575,6 +1575,34 @@ def test_who_waits_for_a_run_that_is_stopped_learns_of_it(stand: Stand) -> None:
     assert [report.facts.stopped_by for report in reports] == [Stop.REQUEST]
 
 
+class BusyLock:
+    """A lock that another thread has, whoever asks for it first."""
+
+    def __init__(self) -> None:
+        """Make the lock."""
+        self.lock, self.asked = threading.Lock(), 0
+
+    def acquire(self, *how: Any) -> bool:
+        """Take the lock, if this is not the first time that it is asked for."""
+        self.asked += 1
+        return self.asked > 1 and self.lock.acquire(*how)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self.lock.release()
+
+
+def test_two_that_wait_for_a_supervisor_both_learn_how_it_ended(stand: Stand) -> None:
+    """A thread that asks how a supervisor ended while another does waits for the answer."""
+    stand.start("true")
+    child, _ = suite_module._CHILDREN[str(stand.state.run(RUN))]
+    busy = BusyLock()
+    child._waitpid_lock = busy  # type: ignore[attr-defined]  # the standard library's own
+
+    assert stand.collect().facts.supervision == Supervision.SOUND
+    assert busy.asked > 1
+
+
 def test_run_is_started_once(stand: Stand) -> None:
     """A run that was started once is not started again: it is one execution."""
     stand.run("true")

@@ -306,7 +306,11 @@ class LocalSuites:
         if child is None:
             return True
         _CHILDREN.pop(str(folder), None)
-        return child.poll() == 0
+        try:
+            # Not by poll: while another thread asks, it says that the process goes on.
+            return child.wait(STOP_SECONDS) == 0
+        except subprocess.TimeoutExpired:
+            return False
 
     def _sealed(self, path: Path) -> dict[str, str] | None:
         """Return the facts in a sealed file; none of them where nobody sealed it for this run."""
