@@ -30,6 +30,7 @@ from staging_fsm.faces.session import (
     staging_job,
     switched_on,
 )
+from staging_fsm.host.move import move_rows
 from test_snapshot import at, leaves
 from test_trail import altered
 
@@ -358,6 +359,23 @@ def test_long_table_is_audited_in_processes(
 
     assert archive.audit() == alone
     assert [finding.job_id for finding in alone.findings] == sorted(jobs(archive).values())
+
+
+def test_audit_says_the_same_on_both_databases(archive: Archive, postgres_url: str) -> None:
+    """Moved to PostgreSQL the same rows are audited to the same findings, host's words included."""
+    job_id = jobs(archive)[State.ADVANCED]
+    archive.sql("UPDATE work_items SET stage = 'development' WHERE id = 'WI-1'")
+    archive.sql("DELETE FROM jobs WHERE work_item = 'WI-1' AND id > ?", job_id)
+    archive.set(job_id, "runs[0].detail", "all well")
+    moved = open_session(postgres_url, {})
+    move_rows(archive.session.store.engine, moved.store.engine)
+
+    seen = audit_table(moved.rows, moved.store)
+    moved.store.engine.dispose()
+
+    assert seen == archive.audit()
+    checks = {finding.check for finding in seen.of(Severity.DEVIATION)}
+    assert {"trail_is_unbroken", "work_item"} <= checks
 
 
 def test_findings_are_bounded_and_counted() -> None:

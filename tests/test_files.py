@@ -264,6 +264,17 @@ def test_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     assert read_small(path, len(data) - 1) is None
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no such file")
+def test_file_is_read_to_its_end_whatever_size_it_tells() -> None:
+    """A file that tells no size, or grows while it is read, is read to its end all the same."""
+    path = Path("/proc/self/cmdline")
+    assert path.stat().st_size == 0
+
+    assert read_small(path, 2**20) == path.read_bytes()
+    assert sha256_of_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_small(path, len(path.read_bytes()) - 1) is None
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no such file")
 def test_file_that_cannot_be_read_is_none() -> None:
     """A file whose bytes the system does not give has no digest and no content."""

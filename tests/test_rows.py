@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import attrs
 import pytest
 import sqlalchemy as sa
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from memory import MemoryRows, MemoryStore, Record, SureHands, Tables
 from staging_fsm.core.errors import (
@@ -19,13 +21,13 @@ from staging_fsm.core.errors import (
     SnapshotRefusedError,
     StaleSnapshotError,
 )
-from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRows
+from staging_fsm.core.jobs import SNAPSHOT_KEY, BrokenMetadata, JobRows
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.snapshot import FORMAT, Move, Run, Snapshot, dump_snapshot, fresh_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
-from staging_fsm.effects.metadata import with_key
+from staging_fsm.effects.metadata import our_document, with_key
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import BUSY_TIMEOUT_SECONDS, open_database
 from staging_fsm.host.store import SqlHostStore, WorkItem
@@ -553,3 +555,44 @@ def test_key_is_set_in_nothing_but_an_object(text: str) -> None:
     """What is no JSON object is left alone."""
     with pytest.raises(ValueError, match=r"expected|Expecting|delimiter"):
         with_key(text, "our", "7")
+
+
+def spelt(text: str) -> st.SearchStrategy[str]:
+    """Return the ways to write a text in JSON: characters as they are, or as escapes."""
+    return st.booleans().map(lambda escaped: json.dumps(text, ensure_ascii=escaped))
+
+
+TEXTS = st.text(max_size=5).flatmap(spelt)
+NUMBERS = st.from_regex(r"-?[0-9]{1,40}(\.[0-9]{0,40})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
+#: Documents of JSON as they may be written, and some that are almost JSON.
+DOCUMENTS = st.recursive(
+    st.sampled_from(["null", "true", "false", "NaN", "-Infinity"]) | NUMBERS | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]")
+        | st.lists(st.tuples(TEXTS, inner), max_size=3).map(
+            lambda pairs: f"{{{','.join(f'{name} :{value}' for name, value in pairs)}}}"
+        )
+    ),
+    max_leaves=6,
+)
+
+
+def refuse(word: str) -> None:
+    """Take no word that is not of JSON."""
+    raise ValueError(word)
+
+
+@given(DOCUMENTS, st.sampled_from(["", " \n", ",", "}", "\0"]))
+@example("-" + "1" * 400, "")
+@example("1e400", "")
+@example('"\\ud800"', "")
+@example('"\ud800"', "")
+def test_metadata_is_read_as_python_reads_json(value: str, rest: str) -> None:
+    """Whichever decoder reads a row, every value is the standard library's, and every refusal."""
+    text = f'{{"{SNAPSHOT_KEY}": {value}}}{rest}'
+    try:
+        expected = json.loads(text, parse_constant=refuse)[SNAPSHOT_KEY]
+    except ValueError:
+        assert isinstance(our_document(text), BrokenMetadata)
+    else:
+        assert repr(our_document(text)) == repr(expected)

@@ -167,6 +167,7 @@ def _form_of(kind: type) -> _Form:
 
 
 _FORM: Final = _form_of(Snapshot)
+_NUMBERS: Final = (int, float)
 
 
 def fractions_of(kind: type) -> tuple[str, ...]:
@@ -189,13 +190,16 @@ def _check_form(form: _Form, where: str, value: object) -> None:
         raise TypeError(message)
     for name in form.fractions:
         number = value[name]
-        if type(number) in (int, float) and not (math.isfinite(number) and float(number) == number):
+        if type(number) in _NUMBERS and not (math.isfinite(number) and float(number) == number):
             message = f"{number!r} is no finite number that is kept exactly - at {where}.{name}"
             raise ValueError(message)
     for name, part in form.parts.items():
         inner = value[name]
-        for item in inner if type(inner) is list else (inner,):
-            _check_form(part, name, item)
+        if type(inner) is list:
+            for item in inner:
+                _check_form(part, name, item)
+        elif inner is not None:
+            _check_form(part, name, inner)
 
 
 #: Not msgspec's: it writes what is no number as null, and refuses a lone surrogate.

@@ -171,6 +171,11 @@ def open_regular(path: Path) -> BinaryIO | None:
     return None
 
 
+def _buffer_bytes(file: BinaryIO, size_max: int) -> int:
+    """Return how much to read at once: most files are small, and a buffer is not for nothing."""
+    return min(size_max, os.fstat(file.fileno()).st_size) + 1
+
+
 def sha256_of_file(path: Path) -> str | None:
     """Return the digest of a regular file, or None if there is none."""
     file = open_regular(path)
@@ -179,8 +184,7 @@ def sha256_of_file(path: Path) -> str | None:
     digest = hashlib.sha256()
     with file:
         try:
-            # No more than there is: most files are small, and a buffer is not for nothing.
-            size = min(_BLOCK_BYTES, os.fstat(file.fileno()).st_size + 1)
+            size = _buffer_bytes(file, _BLOCK_BYTES)
             while block := file.read(size):
                 digest.update(block)
         except OSError:
@@ -193,9 +197,12 @@ def read_small(path: Path, size_max: int) -> bytes | None:
     file = open_regular(path)
     if file is None:
         return None
+    data = b""
     with file:
         try:
-            data = file.read(size_max + 1)
+            size = _buffer_bytes(file, size_max)
+            while len(data) <= size_max and (block := file.read(size)):
+                data += block
         except OSError:
             return None
     return data if len(data) <= size_max else None

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
@@ -21,14 +22,24 @@ def our_document(text: str | None) -> object:
     if text is None or text in _EMPTY:
         return None
     try:
-        # Looking at every pair takes longer than reading it all: only where there may be two.
-        doubtful = text.count(SNAPSHOT_KEY) > 1 or "\\u" in text
-        metadata = (_SUSPICIOUS_DECODER if doubtful else _DECODER).decode(text)
+        metadata = _decoded(text)
     except (ValueError, RecursionError) as error:
         return BrokenMetadata(f"the row's metadata is no JSON ({error})")
     if not isinstance(metadata, dict):
         return BrokenMetadata(f"the row's metadata is a {type(metadata).__name__}, not an object")
     return metadata.get(SNAPSHOT_KEY)
+
+
+def _decoded(text: str) -> object:
+    """Return the JSON value, in which our key does not stand twice; raises ValueError."""
+    # Looking at every pair takes longer than reading it all: only where there may be two.
+    if text.count(SNAPSHOT_KEY) > 1 or "\\u" in text:
+        return _SUSPICIOUS_DECODER.decode(text)
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        # It refuses a little that is JSON, a number beyond every float for one.
+        return _DECODER.decode(text)
 
 
 def _refuse_second_key(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import DOMAIN, JSONB
-from sqlalchemy.engine import Connection, Engine, RowMapping
+from sqlalchemy.engine import Connection, Engine
 
 from staging_fsm.core.errors import (
     ConfigInvalidError,
@@ -333,10 +333,11 @@ class SqlRows:
         batch = self._select(text).where(ours, self._ours()).order_by(id_).limit(BATCH_ROWS)
         if upto is not None:
             batch = batch.where(id_ <= upto)
-        rows = self._fetch(batch if after is None else batch.where(id_ > after))
-        while rows:
-            yield from (row for row in rows if row.document is not None)
-            rows = self._fetch(batch.where(id_ > rows[-1].id))
+        found = self._read(batch if after is None else batch.where(id_ > after))
+        while found:
+            # One by one: of many documents at a time the memory's collector takes its share.
+            yield from (row for row in map(self._job_row, found) if row.document is not None)
+            found = self._read(batch.where(id_ > found[-1]["id"]))
 
     def spans(self, size: int) -> Iterator[tuple[Any, Any]]:
         """Yield the bounds for `attempts` that part the table into pieces of `size` rows."""
@@ -364,10 +365,18 @@ class SqlRows:
     def _fetch(
         self, statement: sa.Select[Any], values: Mapping[str, Any] | None = None
     ) -> list[JobRow]:
-        with self._reading() as connection:
-            return [self._job_row(row) for row in connection.execute(statement, values).mappings()]
+        return list(map(self._job_row, self._read(statement, values)))
 
-    def _job_row(self, row: RowMapping) -> JobRow:
+    def _read(
+        self, statement: sa.Select[Any], values: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        with self._reading() as connection:
+            found = connection.execute(statement, values)
+            # SQLAlchemy's own mappings take longer than to read the row.
+            names = tuple(found.keys())
+            return [dict(zip(names, row, strict=True)) for row in found]
+
+    def _job_row(self, row: Mapping[str, Any]) -> JobRow:
         facts = {**row, **self._constants}
         return JobRow(
             id=facts["id"],

@@ -15,7 +15,7 @@ import itertools
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from enum import StrEnum, unique
 from multiprocessing import get_context
@@ -130,7 +130,8 @@ class Audit:
 
 def audit_job(rows: SqlRows, store: SqlHostStore | None, job_id: Any) -> Audit:
     """Audit one job. Raises JobNotFoundError."""
-    return _audited(rows, store, [rows.load(job_id)])
+    row = rows.load(job_id)
+    return _audited(rows, store, [row], _went(store, row))
 
 
 def audit_table(rows: SqlRows, store: SqlHostStore) -> Audit:
@@ -138,7 +139,7 @@ def audit_table(rows: SqlRows, store: SqlHostStore) -> Audit:
     seen = Audit()
     spans = rows.spans(SPAN_ROWS)
     for span in itertools.islice(spans, SPANS_ALONE):
-        seen.add(_audited(rows, store, rows.attempts(*span)))
+        seen.add(_audited_span(rows, store, *span))
     # With its password: the other processes open the database themselves.
     url = store.engine.url.render_as_string(hide_password=False)
     for part in _in_processes(url, spans):
@@ -169,13 +170,22 @@ def _opened(url: str) -> tuple[SqlRows, SqlHostStore]:
 
 
 def _audited_elsewhere(url: str, after: Any, upto: Any) -> Audit:
-    rows, store = _opened(url)
-    return _audited(rows, store, rows.attempts(after, upto))
+    return _audited_span(*_opened(url), after, upto)
 
 
-def _audited(rows: SqlRows, store: SqlHostStore | None, page: Iterable[JobRow]) -> Audit:
-    seen, page = Audit(), list(page)
-    went = store.went_to(STAGE, page[0].id, page[-1].id) if store is not None and page else {}
+def _audited_span(rows: SqlRows, store: SqlHostStore, after: Any, upto: Any) -> Audit:
+    return _audited(rows, store, rows.attempts(after, upto), store.went_to(STAGE, after, upto))
+
+
+def _went(store: SqlHostStore | None, row: JobRow) -> Mapping[Any, str]:
+    """Return where one job's work item went, if anybody can tell."""
+    return {} if store is None else store.went_to(STAGE, row.id - 1, row.id)
+
+
+def _audited(
+    rows: SqlRows, store: SqlHostStore | None, page: Iterable[JobRow], went: Mapping[Any, str]
+) -> Audit:
+    seen = Audit()
     for row in page:
         snapshot, found = examine(row, went.get(row.id))
         if any(finding.severity is Severity.DEVIATION for finding in found):
@@ -193,7 +203,7 @@ def _looked_at_again(
     rows: SqlRows, store: SqlHostStore | None, row: JobRow
 ) -> tuple[Snapshot | None, list[Finding]]:
     """Return what is found in a row now: between two looks an honest one may have moved."""
-    went = store.went_to(STAGE, row.id, row.id) if store is not None else {}
+    went = _went(store, row)
     try:
         return examine(rows.load(row.id), went.get(row.id))
     except JobNotFoundError:

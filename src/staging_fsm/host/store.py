@@ -87,9 +87,11 @@ _WENT_TO: Final = sa.text(
     "SELECT j.id, COALESCE((SELECT n.stage FROM jobs n WHERE n.repo = j.repo"
     " AND n.work_item = j.work_item AND n.id > j.id ORDER BY n.id LIMIT 1), w.stage)"
     " FROM jobs j JOIN work_items w ON w.repo = j.repo AND w.id = j.work_item"
-    " WHERE j.stage = :stage AND j.id BETWEEN :first AND :last"
+    " WHERE j.stage = :stage AND j.id > :after AND j.id <= :upto"
 )
 _JOB: Final = sa.text("SELECT * FROM jobs WHERE id = :id")
+#: No job has so small an id: the schema's are of 32 bits in PostgreSQL.
+_BEFORE_ALL: Final = -(2**63)
 
 
 @attrs.frozen
@@ -321,12 +323,12 @@ class SqlHostStore:
             statement = sa.text(f"UPDATE jobs SET metadata = {change} WHERE id = :id")  # noqa: S608  # one of two texts
             connection.execute(statement, values)
 
-    def went_to(self, stage: str, first: int, last: int) -> dict[int, str]:
-        """Return where the work items of the jobs of `stage` went, of ids from `first` to `last`.
+    def went_to(self, stage: str, after: int | None, upto: int) -> dict[int, str]:
+        """Return where the work items of the jobs of `stage` went, of ids after one, up to another.
 
         That is the stage of a work item's next job, or its own where there is none.
         """
-        values = {"stage": stage, "first": first, "last": last}
+        values = {"stage": stage, "after": _BEFORE_ALL if after is None else after, "upto": upto}
         with self.engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(_WENT_TO, values)}
 
