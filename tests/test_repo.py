@@ -48,7 +48,12 @@ HOMES = {
     "procrastinate": {"fleet/deliveries.py", "fleet/worker.py"},
     "psycopg": {"fleet/fence.py"},
     "psutil": {"effects/processes.py"},
-    "fcntl": {"effects/alerts.py", "effects/suite.py", "effects/shim.py"},
+    "fcntl": {
+        "effects/alerts.py",
+        "effects/run_folder.py",
+        "effects/shim.py",
+        "effects/suite.py",
+    },
     "apprise": {"effects/alerts.py"},
     "subprocess": {
         "effects/suite.py",

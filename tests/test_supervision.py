@@ -35,6 +35,7 @@ from staging_fsm.effects import limits, shim
 from staging_fsm.effects import suite as suite_module
 from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.processes import ProcessIdentity, start_ticks, wait_for_end
+from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.shim import BoundedLog
 from staging_fsm.effects.suite import LocalSuites
 
@@ -440,13 +441,13 @@ def test_run_that_was_said_to_be_lost_starts_no_more(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that was overtaken by a recovery before its supervisor starts none any more."""
-    write, said = suite_module._write_order, []
+    write, said = RunFolder.write_order, []
 
-    def be_overtaken(*arguments: Any) -> None:
-        write(*arguments)
+    def be_overtaken(folder: RunFolder, order: Order) -> None:
+        write(folder, order)
         said.append(stand.suites.condition(RUN))
 
-    monkeypatch.setattr(suite_module, "_write_order", be_overtaken)
+    monkeypatch.setattr(RunFolder, "write_order", be_overtaken)
     with pytest.raises(PreparationError, match="taken or closed"):
         stand.start("/usr/bin/touch", "it-ran")
 
@@ -1551,11 +1552,11 @@ def test_run_has_one_supervisor(stand: Stand) -> None:
     """While its supervisor lives, nobody else gets the lock of a run, and then anybody does."""
     stand.start(*program("closer"))
     stand.lifeline.await_members(1)
-    folder = stand.state.run(RUN)
-    with suite_module._run_lock(folder) as taken:
+    folder = RunFolder(stand.state, RUN)
+    with folder.lock() as taken:
         stand.let_go()
     stand.collect()
-    with suite_module._run_lock(folder) as free:
+    with folder.lock() as free:
         pass
 
     assert taken is None

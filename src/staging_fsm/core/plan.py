@@ -42,6 +42,10 @@ class Preset(StrEnum):
     PYTEST = "pytest"
 
 
+#: What every suite gets of the worker's environment; the rest is named in its plan.
+BASE_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "USER")
+
+
 @attrs.frozen
 class PresetFacts:
     """Exit codes that are tool errors, and how the suite can be told to leave a report."""

@@ -18,7 +18,8 @@ from staging_fsm.core.spec import State
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.engine import run_id_of
 from staging_fsm.effects.files import StateDir, open_regular
-from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.run_output import RunOutput
 
 REFRESH_SECONDS: Final = 0.25
 _LINE_CHARACTERS: Final = 60
@@ -50,7 +51,7 @@ class Progress:
     ) -> None:
         """Print on `console`; logs are looked up in `state`, and secrets in `variables`."""
         self._console, self._state, self._follow = console, state, follow
-        self._suites = LocalSuites(state, variables)
+        self._output = RunOutput(state, variables)
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -91,7 +92,7 @@ class Progress:
         run_id = run_id_of(snapshot)
         with Status("", console=self._console, refresh_per_second=1 / REFRESH_SECONDS) as status:
             while not ended.wait(REFRESH_SECONDS):
-                output = self._suites.log_tail(run_id, 1024)
+                output = self._output.tail(run_id, 1024)
                 lines = visible(output.decode("utf-8", "replace")).strip().split("\n")
                 status.update(
                     Text(
@@ -103,14 +104,14 @@ class Progress:
 
     def _copy_output(self, snapshot: Snapshot, ended: threading.Event) -> None:
         run_id = run_id_of(snapshot)
-        path = self._state.run(run_id) / "output.log"
+        path = RunFolder(self._state, run_id).log
         position, stream = 0, None
         while True:
             last = ended.wait(REFRESH_SECONDS)
             while block := _read_from(path, position):
                 position += len(block)
                 # What the suite was given is known from when it is there.
-                stream = stream or MaskedStream(self._suites.masker(run_id))
+                stream = stream or MaskedStream(self._output.masker(run_id))
                 self._show(stream.feed(block))
             if last:
                 self._show(stream.end() if stream else b"")

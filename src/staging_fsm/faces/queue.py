@@ -24,7 +24,7 @@ from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.effects.files import StateDir, state_dir
-from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.run_output import RunOutput
 from staging_fsm.faces.views import duration_words, sentence
 
 #: How many of the newest jobs are looked at for what ended.
@@ -265,7 +265,7 @@ def output_tail(snapshot: Snapshot, run: int, variables: Mapping[str, str], size
         return b""
     if folder.parent != runs:
         return b""
-    return LocalSuites(state, variables).log_tail(run_id, size)
+    return RunOutput(state, variables).tail(run_id, size)
 
 
 def _last_output(snapshot: Snapshot, variables: Mapping[str, str]) -> str | None:

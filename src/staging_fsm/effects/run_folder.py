@@ -1,0 +1,210 @@
+"""The control folder of one run: what worker and supervisor leave for each other.
+
+The supervisor (`shim.py`) outlives the worker, so everything that is needed to
+judge a run stands here before it starts:
+
+    order.json   what was ordered, by whom, and how things looked before
+    command      the argument vector, its words separated by NUL
+    lock         held by the supervisor for as long as it lives
+    closed       written by a recovery that found no supervisor: none may start now
+    shim, leader who they are
+    group        the control group that holds the suite, if there is one
+    output.log   what the suite printed
+    tail         its end without secrets; written once the run has ended
+    shown        sealed; the command without secrets, if there are any in it
+    result       sealed; written when nothing of the run is alive any more
+    tree         sealed; whether the tree moved, written before the checkout is removed
+
+A suite of the same user may write here as well. So what decides anything is sealed
+with the secret of the machine, and nothing but a regular file is ever read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from staging_fsm.core.errors import PreparationError
+from staging_fsm.effects import limits, shim
+from staging_fsm.effects.files import (
+    DIRECTORY_MODE,
+    FILE_MODE,
+    StateDir,
+    open_regular,
+    write_durably,
+    write_whole,
+)
+from staging_fsm.effects.processes import ProcessIdentity, this_scope
+
+_SMALL_FILE_BYTES: Final = 64 * 1024
+#: What a suite put in the place of its lock is held by nobody: a link, a folder, a socket.
+_NO_LOCK: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
+_NOBODYS_LOCK: Final = -1
+
+
+@attrs.frozen
+class Order:
+    """`order.json`: what was ordered, and how things looked before."""
+
+    scope: str
+    repository: str
+    tree: str
+    workspace: str
+    revision: str
+    #: By the wall clock, in seconds since the epoch.
+    started_at: float
+    timeout_seconds: float
+    kill_grace_seconds: float
+    #: How the tree differed from the commit, as `worktree.tracked_changes` says it.
+    changes: str
+    report: str | None
+    #: What was there before the run, as `shim.mark_of` says it.
+    report_before: str
+    #: Names of variables that the suite was given.
+    environment: tuple[str, ...]
+
+
+@attrs.frozen
+class RunFolder:
+    """The control folder of the run `run_id` of a machine."""
+
+    state: StateDir
+    run_id: str
+
+    @property
+    def path(self) -> Path:
+        """Return where it is."""
+        return self.state.run(self.run_id)
+
+    @property
+    def log(self) -> Path:
+        """Return where the output of the suite is."""
+        return self.path / "output.log"
+
+    def holds(self, name: str) -> bool:
+        """Say whether there is anything of that name."""
+        return os.path.lexists(self.path / name)
+
+    def write_order(self, order: Order) -> None:
+        """Store what was ordered. Raises OSError."""
+        # Not synced: after a power cut nothing of the run is left that it could tell of.
+        write_whole(self.path / "order.json", json.dumps(attrs.asdict(order)).encode())
+
+    def order(self) -> Order:
+        """Return what was ordered; raises PreparationError where that cannot be read."""
+        try:
+            facts = json.loads(self.read("order.json"))
+            facts["environment"] = tuple(facts["environment"])
+            return Order(**facts)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            message = f"the order of run {self.run_id} cannot be read: {error}"
+            raise PreparationError(message) from error
+
+    def order_if_any(self) -> Order | None:
+        """Return what was ordered, or None where that cannot be read."""
+        try:
+            return self.order()
+        except PreparationError:
+            return None
+
+    def command(self) -> tuple[str, ...]:
+        """Return the words of the command, as the supervisor was given them."""
+        return tuple(map(os.fsdecode, self.read("command").split(b"\0")))
+
+    def identity(self, name: str) -> ProcessIdentity | None:
+        """Return who wrote the file `name` of a process, or None."""
+        try:
+            facts = dict(line.split("=", 1) for line in self.read(name).decode().splitlines())
+            return ProcessIdentity(this_scope(), int(facts["pid"]), int(facts["start"]))
+        except (ValueError, KeyError):
+            return None
+
+    def kill_group(self) -> None:
+        """Kill and remove the control group that a supervisor which is gone has left."""
+        group = Path(os.fsdecode(self.read("group")))
+        # The suite may have written that file: only a group with the name of its own run counts.
+        if group.name == limits.GROUP_PREFIX + self.run_id:
+            limits.kill_group(str(group))
+            limits.remove_group(str(group))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[int | None]:
+        """Yield the run's lock, or None while its supervisor lives.
+
+        The lock is of the open file, not of the process: a supervisor that inherits it
+        has it for as long as it lives, whatever becomes of whoever took it.
+        """
+        self.path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.path / "lock", flags, FILE_MODE)
+        except OSError as error:
+            if error.errno not in _NO_LOCK:
+                raise
+            yield _NOBODYS_LOCK
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Let no supervisor start the suite from now on. The lock has to be held."""
+        write_durably(self.path / "closed", b"")
+
+    def seal(self, name: str, **facts: object) -> None:
+        """Write a file of facts that nobody but this machine's workers and supervisors can make.
+
+        Not synced: after a power cut its facts are found anew, or the run is tried again.
+        Raises OSError, and PreparationError where the secret cannot be read.
+        """
+        text = shim.lines_of(run=self.run_id, **facts)
+        write_whole(self.path / name, shim.sealed(self.state.secret(), text))
+
+    def sealed(self, name: str) -> dict[str, str] | None:
+        """Return the facts in a sealed file; none of them where nobody sealed it for this run.
+
+        Returns None where there is no such file at all.
+        """
+        if not self.holds(name):
+            return None
+        try:
+            secret = self.state.secret()
+        except (OSError, PreparationError):
+            return {}
+        text, _, tail = self.read(name).rpartition(b"\n")[0].rpartition(b"\n")
+        text += b"\n"
+        expected = hashlib.blake2b(text, key=secret, digest_size=shim.SEAL_BYTES).hexdigest()
+        if not hmac.compare_digest(expected.encode(), tail):
+            return {}
+        facts = dict(line.split("=", 1) for line in text.decode().split("\n")[:-1])
+        return facts if facts["run"] == self.run_id else {}
+
+    def read(self, name: str) -> bytes:
+        """Return what a small file holds, and nothing where there is none."""
+        file = open_regular(self.path / name)
+        if file is None:
+            return b""
+        with file:
+            return file.read(_SMALL_FILE_BYTES)
+
+    def tail(self, name: str, size: int) -> bytes:
+        """Return the last `size` bytes of a file, and nothing where there is none."""
+        file = open_regular(self.path / name)
+        if file is None:
+            return b""
+        with file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read(size)

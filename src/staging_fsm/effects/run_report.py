@@ -1,0 +1,134 @@
+"""What a run showed, collected once nothing of it is alive: the facts that are judged."""
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from staging_fsm.core.errors import PreparationError, ReportStaleError, ReportUnreadableError
+from staging_fsm.core.evidence import (
+    NO_EVIDENCE_REQUIRED,
+    Evidence,
+    EvidenceState,
+    RunWindow,
+    read_junit,
+)
+from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
+from staging_fsm.core.plan import UNVERSIONED, Workspace
+from staging_fsm.core.ports import RunReport
+from staging_fsm.effects import shim, worktree
+from staging_fsm.effects.files import open_regular, sha256_of_file
+from staging_fsm.effects.run_folder import Order, RunFolder
+
+#: So much of what a supervisor said at its end is told.
+_LAST_WORDS_BYTES: Final = 500
+
+
+def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) -> RunReport:
+    """Return the report on a run that has ended.
+
+    `result` is what its supervisor sealed; None where it left nothing, and empty where
+    what it left is not to be believed. Raises OSError, and PreparationError.
+    """
+    log = folder.log
+    if not result or result.get("foreign_result") == "1":
+        supervision = Supervision.LOST if result is None else Supervision.FORGED
+        words = folder.tail("shim.stderr", _LAST_WORDS_BYTES).decode("utf-8", "replace").strip()
+        name = str(log) if log.is_file() else None
+        return RunReport(RunFacts(supervision=supervision), detail=words or None, log=name)
+    # Only the file that the supervisor wrote: to read another could take for ever.
+    sha256 = sha256_of_file(log) if _log_identity(log) == result["log_file"] else None
+    facts = RunFacts(
+        exit_code=_optional_int(result["exit_code"]),
+        signal=_optional_int(result["signal"]),
+        spawn_error=SpawnError(result["spawn_error"]) if result["spawn_error"] else None,
+        stopped_by=Stop(result["stopped_by"]) if result["stopped_by"] else None,
+        out_of_memory=result["out_of_memory"] == "1",
+        tree_changed=_tree_changed(folder, order),
+        log_complete=result["log_complete"] == "1" and sha256 is not None,
+        processes_left=int(result["processes_left"]),
+        supervision=Supervision.SOUND,
+        evidence=_evidence(order, result.get("report", "")),
+    )
+    return RunReport(
+        facts,
+        duration_seconds=float(result["duration_seconds"]),
+        detail=_detail(result),
+        log=str(log) if sha256 else None,
+        log_sha256=sha256,
+        log_bytes=int(result["log_bytes"]),
+        log_dropped_bytes=int(result["log_dropped_bytes"]),
+    )
+
+
+def _log_identity(path: Path) -> str | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return f"{found.st_ino}:{found.st_size}"
+
+
+def _tree_changed(folder: RunFolder, order: Order) -> bool:
+    """Say whether the tree moved, as it was first seen: of a checkout nothing is left later."""
+    seen = (folder.sealed("tree") or {}).get("tree_changed")
+    if seen is None:
+        seen = str(int(_tree_moved(order)))
+        # On a full disk the run is at worst tried again.
+        with contextlib.suppress(OSError):
+            folder.seal("tree", tree_changed=seen)
+    return seen == "1"
+
+
+def _tree_moved(order: Order) -> bool:
+    if order.revision == UNVERSIONED:
+        return False
+    tree = Path(order.tree)
+    try:
+        moved = worktree.head_revision(tree) != order.revision
+        whole = order.workspace == Workspace.WORKTREE
+        return moved or (
+            worktree.tracked_changes(tree, filtered=False, whole=whole) != order.changes
+        )
+    except PreparationError:
+        # A tree that cannot be looked at any more is not the one that was checked out.
+        return True
+
+
+def _evidence(order: Order, left: str) -> Evidence:
+    """Return what the report shows, if it is the one that was there when the suite had ended."""
+    if order.report is None:
+        return NO_EVIDENCE_REQUIRED
+    if not left:
+        return Evidence(EvidenceState.MISSING)
+    path = Path(order.report)
+    if left == order.report_before or left != shim.mark_of(str(path)):
+        return Evidence(EvidenceState.STALE)
+    file = open_regular(path)
+    if file is None:
+        return Evidence(EvidenceState.UNREADABLE)
+    with file:
+        try:
+            return Evidence(EvidenceState.READ, read_junit(file, _window(order)))
+        except ReportStaleError:
+            state = EvidenceState.STALE
+        except (OSError, ReportUnreadableError):
+            state = EvidenceState.UNREADABLE
+    return Evidence(state)
+
+
+def _window(order: Order) -> RunWindow:
+    begin, now = datetime.fromtimestamp(order.started_at, UTC), datetime.now(UTC)
+    return RunWindow(begin, now, now.astimezone().tzinfo or UTC)
+
+
+def _detail(result: dict[str, str]) -> str | None:
+    if result["spawn_detail"]:
+        return result["spawn_detail"]
+    if result["survivors"] != "0":
+        return f"{result['survivors']} processes outlived the suite and were killed"
+    return None
+
+
+def _optional_int(text: str) -> int | None:
+    return int(text) if text else None
