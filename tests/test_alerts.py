@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,9 @@ import pytest
 
 from conftest import HostKit
 from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.times import format_time
 from staging_fsm.effects import alerts as alerting
-from staging_fsm.effects.alerts import FileAlerts
+from staging_fsm.effects.alerts import Alert, FileAlerts, Outbox
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.preflight import Health
@@ -217,6 +219,23 @@ def test_alert_outlives_its_worker(
     settled(second)
 
     assert webhook.text.count("it failed") == 1
+
+
+def test_alert_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but what is synced is left after a power cut: an alert's file, and then its name."""
+    box, sync = Outbox(tmp_path / "alerts"), os.fsync
+    synced = list[tuple[bool, list[str]]]()
+
+    def watched(descriptor: int) -> None:
+        names = sorted(path.name for path in box.folder.glob("*.json"))
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), names))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    box.put("key", Alert(format_time(datetime.now(UTC)), KIND, "7", "it failed"))
+
+    assert synced == [(False, []), (True, ["key.json"])]
+    assert {path.name for path in box.folder.iterdir()} == {"told", "key.json"}
 
 
 def test_hanging_address_keeps_nobody_waiting(

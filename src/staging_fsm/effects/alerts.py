@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from staging_fsm.core.errors import in_words
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.effects.clock import Clock
-from staging_fsm.effects.files import write_durably
+from staging_fsm.effects.files import create_durably, write_durably
 from staging_fsm.effects.forks import begin_anew_after_forks
 from staging_fsm.effects.journal import log_error
 
@@ -89,15 +88,9 @@ class Outbox:
         self._told.mkdir(parents=True, exist_ok=True)
         if self._was_told(key, alert):
             return False
-        temporary = self.folder / f".{key}.{os.getpid()}.{secrets.token_hex(4)}"
-        write_durably(temporary, _written(alert))
-        try:
-            # A link fails where the name is taken: of two workers one sends.
-            os.link(temporary, self.folder / f"{key}.json")
-        except FileExistsError:
+        if not create_durably(self.folder / f"{key}.json", _written(alert)):
+            # Of two workers one sends.
             return False
-        finally:
-            temporary.unlink()
         if self._was_told(key, alert):
             # Delivered between the first look and the link. No lock: a worker that is
             # stopped while it holds one would keep every other from moving.
