@@ -578,3 +578,12 @@ def test_setting_out_of_its_range_is_said(name: str, value: str, problem: str) -
     """A setting of the fleet that makes no sense is refused by name."""
     with pytest.raises(ConfigInvalidError, match=problem):
         load_fleet_settings({f"ORCH_FLEET_{name}": value})
+
+
+def test_shared_folder_is_in_the_home_that_the_settings_name() -> None:
+    """A `~` means the HOME that stands beside the setting, not that of whoever reads it."""
+    said = {"ORCH_FLEET_SHARED_DIR": " ~/papers", "HOME": "/home/fleet"}
+
+    assert load_fleet_settings(said).shared_dir == Path("/home/fleet/papers")
+    with pytest.raises(ConfigInvalidError, match="there is no HOME"):
+        load_fleet_settings({**said, "HOME": ""})

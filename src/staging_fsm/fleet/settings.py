@@ -7,6 +7,7 @@ from typing import Final
 
 import environ
 
+from staging_fsm.core.config import expand_home
 from staging_fsm.core.errors import ConfigInvalidError
 
 PREFIX: Final = "ORCH_FLEET"
@@ -16,7 +17,7 @@ _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 
 
 def _folder(text: str) -> Path | None:
-    return Path(text).expanduser().absolute() if text.strip() else None
+    return Path(text).absolute() if text else None
 
 
 @environ.config(prefix=PREFIX, frozen=True)
@@ -48,8 +49,10 @@ class FleetSettings:
 
 def load_fleet_settings(variables: Mapping[str, str]) -> FleetSettings:
     """Return the settings declared in `variables`; raises ConfigInvalidError."""
+    shared_dir = f"{PREFIX}_SHARED_DIR"
     try:
-        settings: FleetSettings = environ.to_config(FleetSettings, environ=dict(variables))
+        said = {shared_dir: expand_home(variables.get(shared_dir, "").strip(), variables)}
+        settings: FleetSettings = environ.to_config(FleetSettings, environ={**variables, **said})
     except ValueError as error:
         raise ConfigInvalidError([f"{PREFIX}_*: {error}"]) from error
     problems = []
