@@ -136,7 +136,8 @@ class _Tally:
             message = f"its root is <{name}>"
             raise ValueError(message)
         self._learn(tag, *attributes)
-        self.open_elements.append((name, {"skipped"} if _is_not_run(attributes) else set()))
+        is_skipped = name == "testcase" and _is_not_run(attributes)
+        self.open_elements.append((name, {"skipped"} if is_skipped else set()))
         if len(self.open_elements) > REPORT_MAX_DEPTH:
             message = f"it nests deeper than {REPORT_MAX_DEPTH} elements"
             raise ValueError(message)

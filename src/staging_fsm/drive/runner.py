@@ -403,15 +403,23 @@ class StagingRunner:
         if row.stage != self.stage:
             message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
             raise RunRefusedError(message)
-        snapshot = row.snapshot() or self._new_attempt(row)
-        if snapshot.state is State.RUNNING and self.liveness(snapshot.worker) is None:
+        snapshot = row.snapshot()
+        if snapshot and snapshot.state is State.RUNNING and self.liveness(snapshot.worker) is None:
             message = (
                 f"job {job_id} runs on another machine, under worker {snapshot.worker}, and its"
                 " suite cannot be stopped from here: cancel it there"
             )
             raise RunRefusedError(message)
+        return self.cancel_at(row, snapshot)
+
+    def cancel_at(self, row: JobRow, snapshot: Snapshot | None) -> Snapshot:
+        """Stop an attempt that stands as it was looked at, None for none yet.
+
+        Raises StaleSnapshotError if it has moved since, and TransitionRefusedError.
+        """
         step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
-        return self.engine.drive(row, self.engine.move(row, snapshot, step))
+        moved = self.engine.move(row, snapshot or self._new_attempt(row), step)
+        return self.engine.drive(row, moved)
 
     def take_name(self) -> None:
         """Go by the name of the process that this is now."""

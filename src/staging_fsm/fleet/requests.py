@@ -5,9 +5,8 @@ from typing import Final
 
 from staging_fsm.core.errors import RunRefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow
-from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
-from staging_fsm.core.spec import TERMINAL, Event, State
-from staging_fsm.drive.engine import Step
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.fleet.delivery import Fleet
 
@@ -55,11 +54,7 @@ def _cancel_here(
     fleet: Fleet, staging: StagingIntercept, row: JobRow, snapshot: Snapshot | None
 ) -> Snapshot:
     # The very snapshot that was looked at: had it moved since, the write is refused.
-    runner = staging.runner
-    engine = runner.engine
-    attempt = snapshot or fresh_snapshot(f"{row.id}-{runner.new_id()}", engine.worker)
-    step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
-    ended = engine.drive(row, engine.move(row, attempt, step))
+    ended = staging.runner.cancel_at(row, snapshot)
     with fleet.engine.begin() as tx:
         fleet.deliveries.abort(tx, row.id)
     return ended
