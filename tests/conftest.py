@@ -3,30 +3,30 @@
 import importlib
 import os
 import pkgutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol, cast
 
-import attrs
 import pytest
 from hypothesis import settings
 
 import postgres
 import staging_fsm
+from desk import AGENT, Desk, made_desk
+from hosts import REPO, HostKit, git
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.faces.diagrams import Diagram, svg
 from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import Host
 from staging_fsm.host.settings import load_host_settings
-from staging_fsm.host.store import SqlHostStore, WorkItem
+from staging_fsm.host.store import SqlHostStore
+from stand import Stand, made_stand
 
 PROCESSES_MAX: Final = 4
 NO_CHROMIUM = "no Chromium was found (Debian's package chromium)"
-REPO = "shop"
 #: What the transitions that tests recorded as fired are counted by.
 FIRED_BY: Final = ("stories", "simulation")
 # The same examples on every machine, and no judgement by the clock: a test says what is
@@ -45,27 +45,6 @@ GOLDEN = Path(__file__).parent / "golden"
 def pytest_xdist_auto_num_workers() -> int:
     """Return in how many processes the tests run: many of them wait, most of the time."""
     return min(PROCESSES_MAX, 1 + (os.cpu_count() or 1))
-
-
-@attrs.frozen
-class HostKit:
-    """A host over an embedded database, with one git repository named `shop`."""
-
-    host: Host
-    store: SqlHostStore
-    repository: Path
-
-    def add(self, stage: str, work_item: str = "WI-1", retries: int = 2) -> int:
-        """Queue a job for a new work item at `stage`; return the job's id."""
-        agents = {"deploy-staging": "deployer", "deploy": "deploy-finalizer"}
-        agent = agents.get(stage, "post-deploy-monitor" if stage == "post-deploy" else "agent")
-        item = WorkItem(REPO, work_item, stage, retries, None)
-        return self.store.add_work_item(item, agent, self.host.clock.now())
-
-    def item(self, work_item: str = "WI-1") -> WorkItem:
-        """Return the work item as stored."""
-        with self.store.transaction() as tx:
-            return self.store.work_item(tx, REPO, work_item)
 
 
 class Golden(Protocol):
@@ -161,16 +140,11 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return compare
 
 
-def git(repository: Path, *arguments: str) -> str:
-    """Run git in `repository` and return what it prints."""
-    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    ended = subprocess.run(
-        ["git", "-C", str(repository), *identity, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return ended.stdout.strip()
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    """Return a place for real runs."""
+    with made_stand(tmp_path) as stand:
+        yield stand
 
 
 @pytest.fixture
@@ -203,3 +177,9 @@ def make_host(tmp_path: Path, repository: Path) -> Callable[..., HostKit]:
         return HostKit(host, store, repository)
 
     return make
+
+
+@pytest.fixture
+def desk(make_host: Callable[..., HostKit], tmp_path: Path) -> Desk:
+    """Return a host whose runner is switched on, with an agent that writes a verdict of its own."""
+    return made_desk(make_host(AGENT), tmp_path)

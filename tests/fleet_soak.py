@@ -24,8 +24,8 @@ import psutil
 import sqlalchemy as sa
 
 import postgres
-from conftest import git
 from fleets import MARK, FleetStand, Machine
+from hosts import git
 from networks import Link, has_namespaces, namespaces, proxies
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State

@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 import sqlalchemy as sa
 
-from conftest import git
+from hosts import git
 from networks import Link
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Snapshot

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import yaml
 
-from conftest import REPO, git
+from hosts import REPO, git
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.suites import Suites, parse_suites

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from conftest import HostKit
+from hosts import HostKit
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.times import format_time
 from staging_fsm.effects import alerts as alerting

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from click.testing import CliRunner, Result
 
-from conftest import REPO, git
+from hosts import REPO, git
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Artifact
 from staging_fsm.core.spec import State

@@ -14,7 +14,7 @@ import attrs
 import click
 import pytest
 
-from conftest import git
+from hosts import git
 from staging_fsm.core.spec import State
 from staging_fsm.faces import commands
 from staging_fsm.faces.cli import COMMANDS, main

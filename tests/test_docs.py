@@ -33,7 +33,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 import test_anti_drift
 from benchmarks.report import BLOCKS
-from conftest import git
+from hosts import git
 from specification import test_functions
 from staging_fsm import Effect, Event, Ruling, State
 from staging_fsm.core.config import settings

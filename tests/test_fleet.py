@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conftest import git
 from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
+from hosts import git
 from staging_fsm.core.errors import ConfigInvalidError, TransitionRefusedError
 from staging_fsm.core.jobs import QUEUED
 from staging_fsm.core.outcome import Reason

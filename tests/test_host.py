@@ -17,7 +17,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
-from conftest import REPO, HostKit, git
+from hosts import REPO, HostKit, git
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import yaml
 
 import postgres
-from conftest import git
+from hosts import git
 from staging_fsm.core.spec import State
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.exits import ExitCode

@@ -15,7 +15,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from conftest import git
+from hosts import git
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.spec import State
 from staging_fsm.effects.processes import kill_marked

@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from conftest import git
+from hosts import git
 from staging_fsm.core.errors import PreparationError, StagingError
 from staging_fsm.effects.remote import PUSH_TRIES, Mirror
 

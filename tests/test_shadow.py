@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import pytest
 
-from conftest import REPO, HostKit, git
+from hosts import REPO, HostKit, git
 from staging_fsm.core.config import RunnerConfig
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.invariants import Sight, violations

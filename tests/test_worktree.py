@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 
-from conftest import git
+from hosts import git
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.outcome import RunFacts, Supervision
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
@@ -28,7 +28,7 @@ from staging_fsm.effects.worktree import (
     remove_worktree,
     tracked_changes,
 )
-from test_supervision import RUN, as_nobody
+from stand import RUN, as_nobody
 
 IN_PLACE = SuitePlan(("true",), workspace=Workspace.IN_PLACE)
 DIRTY = attrs.evolve(IN_PLACE, allow_dirty=True)

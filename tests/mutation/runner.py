@@ -45,14 +45,16 @@ SURVIVORS = Path(__file__).with_name("survivors.toml")
 PACKAGE = Path("src/staging_fsm")
 #: Besides the core and the drive: the compare-and-swap and the writer of artifacts.
 FURTHER_MODULES = ("effects/rows.py", "effects/metadata.py", "effects/files.py")
+#: What is held of launches, in parts.
+LAUNCHES = ("intercept", "take_up", "cancelling", "made_runner", "telling")
 #: Besides the test file of its own name: the tests that hold a module's promises.
 FURTHER_TESTS = {
     "core/outcome.py": ("stories",),
     "core/machine.py": ("spec",),
     "core/plan.py": ("config", "outcome"),
-    "core/config.py": ("plan", "intercept"),
-    "core/jobs.py": ("rows", "invariants", "intercept", "public"),
-    "core/suites.py": ("config", "plan", "intercept"),
+    "core/config.py": ("plan", *LAUNCHES),
+    "core/jobs.py": ("rows", "invariants", *LAUNCHES, "public"),
+    "core/suites.py": ("config", "plan", *LAUNCHES),
     "core/errors.py": ("spec", "snapshot", "config", "rows"),
     "core/ports.py": ("rows", "invariants", "stories", "engine"),
     "core/times.py": ("snapshot", "stories"),
@@ -60,14 +62,14 @@ FURTHER_TESTS = {
     "core/trail.py": ("snapshot", "invariants"),
     "core/snapshot.py": ("invariants", "stories"),
     "core/artifact.py": ("stories",),
-    "drive/recovery.py": ("stories", "faults", "intercept"),
-    "drive/engine.py": ("stories", "faults", "intercept", "alerts"),
-    "drive/intercept.py": ("stories", "faults", "public", "shadow"),
-    "drive/rulings.py": ("intercept", "engine"),
-    "drive/runner.py": ("intercept", "alerts", "stories", "faults", "shadow"),
+    "drive/recovery.py": ("stories", "faults", *LAUNCHES),
+    "drive/engine.py": ("stories", "faults", *LAUNCHES, "alerts"),
+    "drive/intercept.py": ("stories", "faults", *LAUNCHES, "public", "shadow"),
+    "drive/rulings.py": (*LAUNCHES, "engine"),
+    "drive/runner.py": (*LAUNCHES, "alerts", "stories", "faults", "shadow"),
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
     "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
-    "effects/files.py": ("artifact", "intercept", "processes"),
+    "effects/files.py": ("artifact", *LAUNCHES, "processes"),
 }
 #: The table, and the rules and reasons: each mutant of an entry has to be killed.
 UNEXPLAINABLE = ("core/spec.py", "core/outcome.py")

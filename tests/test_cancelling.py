@@ -1,0 +1,73 @@
+"""Cancelling: nothing is judged, nothing is left running, and nothing else is touched."""
+
+import attrs
+import pytest
+
+from desk import Desk, under_worker
+from staging_fsm.core.errors import (
+    RunRefusedError,
+    SnapshotRefusedError,
+    TransitionRefusedError,
+)
+from staging_fsm.core.spec import State
+from staging_fsm.effects.processes import this_process
+
+
+def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
+    """A run that cannot be stopped from here is not said to be cancelled."""
+    elsewhere = "elsewhere:boot:1/4711/1"
+    under_worker(desk, elsewhere)
+
+    with pytest.raises(RunRefusedError, match=elsewhere):
+        desk.staging.cancel(desk.job_id)
+    assert desk.state() is State.RUNNING
+
+
+def test_run_of_a_dead_worker_is_cancelled(desk: Desk) -> None:
+    """A run whose worker is gone is stopped from its own machine, without a recovery first."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+
+    assert desk.staging.cancel(desk.job_id).state is State.CANCELLED
+    assert desk.raw_row()["status"] == "cancelled"
+
+
+def test_job_that_never_ran_can_be_cancelled(desk: Desk) -> None:
+    """A queued job is cancelled before anything of it has started."""
+    snapshot = desk.staging.cancel(desk.job_id)
+
+    assert snapshot.state is State.CANCELLED
+    assert desk.raw_row()["status"] == "cancelled"
+    with pytest.raises(TransitionRefusedError):
+        desk.staging.cancel(desk.job_id)
+
+
+def test_only_staging_jobs_can_be_cancelled(desk: Desk) -> None:
+    """A job of another stage is not touched by a cancellation, which says so."""
+    desk.job_id = desk.kit.add("testing", "WI-2")
+    before = desk.raw_row()
+
+    with pytest.raises(RunRefusedError, match="only deploy-staging has attempts"):
+        desk.staging.cancel(desk.job_id)
+
+    assert desk.raw_row() == before
+
+
+def test_damaged_attempt_cannot_be_cancelled(desk: Desk) -> None:
+    """A person who cancels a damaged attempt is told what is wrong with it."""
+    desk.write_metadata('{"staging_runner": 17}')
+
+    with pytest.raises(SnapshotRefusedError, match="it is a int, not an object"):
+        desk.staging.cancel(desk.job_id)
+
+
+def test_cancellation_before_the_first_run_is_ended_by_recovery(desk: Desk) -> None:
+    """A job that was cancelled before its first run ends, also where its worker died over it."""
+    desk.claim()
+    desk.break_part("rows.cancel", OSError("boom"))
+    with pytest.raises(OSError, match="boom"):
+        desk.staging.cancel(desk.job_id)
+    desk.staging = desk.new_worker()
+    desk.staging.recover()
+
+    assert (desk.state(), desk.snapshot().runs) == (State.CANCELLED, ())
+    assert desk.raw_row()["status"] == "cancelled"

@@ -1,0 +1,317 @@
+"""Limits of silence, memory, processes and files, with the kernel's own means where they are."""
+
+import os
+import resource
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from staging_fsm.core.outcome import Reason, Stop, Verdict, judge
+from staging_fsm.core.plan import SuitePlan
+from staging_fsm.effects import limits, shim
+from stand import (
+    ATTEMPT,
+    MEBIBYTE,
+    PATIENCE_SECONDS,
+    PYTHON,
+    RUN,
+    Stand,
+    patch_supervisor,
+    program,
+    verdict,
+)
+
+CHATTY = "while :; do echo; sleep 0.02; done"
+#: Grows by a megabyte at a time, and never lets go of it.
+GLUTTON = "hoard = []\nwhile True: hoard.append(b'x' * (1 << 20))"
+
+
+def test_silence_is_a_reason_of_its_own(stand: Stand) -> None:
+    """A suite that prints nothing for too long is stopped, long before its deadline."""
+    facts = stand.facts("/bin/sleep", "600", idle_timeout_seconds=0.2)
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.IDLE, None)
+
+
+def test_suite_that_goes_on_printing_is_not_idle(stand: Stand) -> None:
+    """A suite that prints again and again ends at its deadline, not by its silence."""
+    facts = stand.facts("/bin/sh", "-c", CHATTY, idle_timeout_seconds=30, timeout_seconds=0.5)
+
+    assert facts.stopped_by == Stop.DEADLINE
+
+
+#: A supervisor that falls asleep when it first waits, and wakes when there is output, a minute
+#: later by its clock.
+SLEEPER = """
+clock, turn, late = shim.time.monotonic, shim.Watch.turn, [0.0]
+def sleep(watch, seconds):
+    if not seconds or late[0]:
+        return turn(watch, seconds)
+    output = shim.select.poll()
+    output.register(watch.suite.output, shim.select.POLLIN)
+    output.poll()
+    late[0] = 60.0
+shim.time.monotonic = lambda: clock() + late[0]
+shim.Watch.turn = sleep
+"""
+
+
+def test_supervisor_that_slept_does_not_take_its_own_sleep_for_silence(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was printed while the supervisor could not look is heard before silence is judged."""
+    patch_supervisor(monkeypatch, f"exec({SLEEPER!r});")
+    facts = stand.facts(
+        "/bin/sh", "-c", "echo; sleep 0.3; exit 3", idle_timeout_seconds=50, timeout_seconds=600
+    )
+
+    assert (facts.stopped_by, facts.exit_code) == (None, 3)
+
+
+def test_suite_beyond_its_memory_is_killed_at_once(stand: Stand) -> None:
+    """A suite that takes more memory than it may is killed without grace, for that reason."""
+    facts = stand.facts(
+        *PYTHON, "-c", GLUTTON, memory_max_bytes=64 * MEBIBYTE, kill_grace_seconds=600
+    )
+
+    assert (facts.stopped_by, facts.exit_code, facts.signal) == (Stop.MEMORY, None, None)
+
+
+#: Eight children that share what their parent holds, until their input ends.
+SHARING = """
+import os
+shared = b"x" * (24 << 20)
+for _ in range(8):
+    if os.fork() == 0:
+        break
+os.write(1, b".")
+os.read(0, 1)
+"""
+
+
+def test_memory_that_is_shared_is_counted_once() -> None:
+    """A suite whose processes share their memory is not charged for it by each of them."""
+    with subprocess.Popen(
+        [*PYTHON, "-c", SHARING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(9) == b"." * 9
+        family = [process.pid, *shim.direct_children(process.pid)]
+        shown = sum(map(limits.resident_bytes, family))
+        counted = sum(map(limits.proportional_bytes, family))
+        below = limits.Sampled(
+            shown - MEBIBYTE, 0, lambda pid: family if pid == os.getpid() else []
+        )
+        beyond = limits.Sampled(counted // 2, 0, lambda pid: family if pid == os.getpid() else [])
+
+        assert counted < shown // 2
+        assert (below.breach(), beyond.breach()) == (None, limits.MEMORY)
+        process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+
+
+def test_suite_with_too_many_processes_is_killed_at_once(stand: Stand) -> None:
+    """A suite that has more processes than it may is killed without grace, and nobody is left."""
+    facts = stand.facts(*program("tree", "crowd", "stay"), processes_max=100)
+
+    assert facts.stopped_by == Stop.PROCESSES
+    assert stand.lifeline.is_cut()
+
+
+def test_storm_of_forks_is_ended_by_its_limit(stand: Stand) -> None:
+    """A suite that forks without end is ended by its limit of processes, not by its deadline."""
+    code = "import os, signal\nfor _ in range(10): os.fork()\nsignal.pause()"
+    facts = stand.facts(*PYTHON, "-c", code, processes_max=200)
+
+    assert (facts.stopped_by, facts.processes_left) == (Stop.PROCESSES, 0)
+
+
+def test_suite_within_its_limits_ends_as_it_likes(stand: Stand) -> None:
+    """Limits that are not met change nothing."""
+    facts = stand.facts(
+        "/bin/sh", "-c", "exit 3",
+        idle_timeout_seconds=60, memory_max_bytes=MEBIBYTE * 1024,
+        processes_max=100, open_files_max=100, file_max_bytes=MEBIBYTE,
+    )  # fmt: skip
+
+    assert (facts.exit_code, facts.stopped_by) == (3, None)
+
+
+def test_file_beyond_its_limit_is_a_signal(stand: Stand) -> None:
+    """A suite that writes a larger file than it may is told by a signal, which is a reason."""
+    write = "exec head -c 2000000 /dev/zero > big"
+    facts = stand.facts("/bin/sh", "-c", write, file_max_bytes=MEBIBYTE)
+
+    assert facts.signal == signal.SIGXFSZ
+    assert judge(facts, SuitePlan(("suite",)).judging_policy()).reason == Reason.FILE_SIZE_LIMIT
+    assert (stand.root / "tree" / "big").stat().st_size == MEBIBYTE
+
+
+def test_open_files_are_limited(stand: Stand) -> None:
+    """A suite has as many files open as it may, and never more than its worker may."""
+    stand.run("/bin/sh", "-c", "ulimit -n; ulimit -Hn", open_files_max=50)
+    worker_may = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    assert stand.log() == b"50\n50\n"
+    stand.run("/bin/sh", "-c", "ulimit -Hn", open_files_max=2**30, run_id=f"{ATTEMPT}.2")
+    assert int(stand.file("output.log", f"{ATTEMPT}.2").read_text()) <= worker_may
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """Return a control group whose members may have 32 MiB together."""
+    for base, name in (("memory", "memory.limit_in_bytes"), (".", "memory.max")):
+        group = Path("/sys/fs/cgroup", base, f"staging-test-{os.getpid()}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / name).write_text(str(32 * MEBIBYTE))
+            yield group
+        except OSError:
+            continue
+        else:
+            return
+        finally:
+            group.rmdir()
+    pytest.skip("no control group of memory may be made here")
+
+
+def test_kill_for_want_of_memory_is_told_from_another(stand: Stand, memory_group: Path) -> None:
+    """A suite that the kernel killed for want of memory is known by it, and not by its signal."""
+    enter = f'echo $$ > {memory_group}/cgroup.procs; exec "$@"'
+    starved = stand.facts("/bin/sh", "-c", enter, "sh", *PYTHON, "-c", GLUTTON)
+    policy = SuitePlan(("suite",)).judging_policy()
+
+    assert (starved.signal, starved.out_of_memory) == (signal.SIGKILL, True)
+    assert judge(starved, policy).reason == Reason.OUT_OF_MEMORY
+
+
+#: A kernel that says afterwards that the suite met its limit.
+TELLTALE = """
+class Telltale:
+    seconds, events = 3600.0, ()
+    add = kill = end = lambda *_: None
+    breach = lambda _: "processes" if shim.os.path.exists("done") else None
+shim.hold_limits = lambda folder, *_: Telltale()
+shim.os.chdir(CWD)
+"""
+
+
+def test_limit_that_was_met_is_no_pass_though_the_suite_got_over_it(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite that met a limit, and exited 0 all the same, has not passed."""
+    tree = str(stand.root / "tree")
+    patch_supervisor(monkeypatch, f"exec({TELLTALE.replace('CWD', repr(tree))!r});")
+    facts = stand.facts("/bin/sh", "-c", "touch done")
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.PROCESSES, None)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+class KernelGroups:
+    """Control groups as files in a folder: what is written there is what a kernel would read."""
+
+    def __init__(self, root: Path) -> None:
+        """Make the folder of a group that may be divided."""
+        self.root, self.mkdir = root, os.mkdir
+        root.mkdir()
+        for name in ("cgroup.subtree_control", "cgroup.procs"):
+            (root / name).touch()
+
+    def make(self, path: str) -> None:
+        """Make a group with its files, as the kernel does."""
+        self.mkdir(path)
+        group = Path(path)
+        for name in ("memory.max", "memory.oom.group", "pids.max", "cgroup.procs", "cgroup.kill"):
+            (group / name).touch()
+        (group / "memory.events").write_text("low 0\noom 0\noom_kill 0\n")
+        (group / "pids.events").write_text("max 0\n")
+
+
+@pytest.mark.parametrize(
+    ("events", "text", "limit"),
+    [
+        ("memory.events", "low 0\noom 1\noom_kill 1\n", limits.MEMORY),
+        ("pids.events", "max 3\n", limits.PROCESSES),
+        ("memory.events", "low 9\noom 0\noom_kill 0\n", None),
+    ],
+)
+def test_control_group_holds_limits_and_says_which_was_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: str, text: str, limit: str | None
+) -> None:
+    """A group gets its limits and its suite, is killed as one, and tells which limit was met."""
+    kernel = KernelGroups(tmp_path / "delegated")
+    monkeypatch.setattr(limits, "delegated", lambda: [str(kernel.root)])
+    monkeypatch.setattr(os, "mkdir", kernel.make)
+    held = limits.hold(RUN, 1000, 20, lambda _: [])
+    assert isinstance(held, limits.Group)
+    group = Path(held.path)
+    held.add(4711)
+    before = held.breach()
+    (group / events).write_text(text)
+    held.kill()
+    written = {
+        name: (group / name).read_text()
+        for name in ("memory.max", "memory.oom.group", "pids.max", "cgroup.procs", "cgroup.kill")
+    }
+
+    assert (kernel.root / "cgroup.subtree_control").read_text() == "+memory +pids"
+    assert list(written.values()) == ["1000", "1", "20", "4711", "1"]
+    assert (before, held.breach()) == (None, limit)
+    shutil.rmtree(group)
+    held.end()
+
+
+def test_kernel_holds_a_group_to_its_limits(tmp_path: Path) -> None:
+    """Where control groups may be made, the kernel tells of a limit, and a kill leaves nobody."""
+    held = limits.hold(f"{os.getpid()}.1", 512 * MEBIBYTE, 8, lambda _: [])
+    if not isinstance(held, limits.Group):
+        pytest.skip("no cgroup v2 with memory and pids may be divided here")
+    crowd = "read go; for i in 1 2 3 4 5 6 7 8 9; do setsid sleep 600 & done; wait"
+    with subprocess.Popen(["/bin/sh", "-c", crowd], stdin=subprocess.PIPE, cwd=tmp_path) as suite:
+        held.add(suite.pid)
+        before = held.breach()
+        assert suite.stdin is not None
+        suite.stdin.write(b"\n")
+        suite.stdin.close()
+        told = select.poll()
+        for fd in held.events:
+            told.register(fd, select.POLLPRI)
+        assert told.poll(PATIENCE_SECONDS * 1000)
+        met = held.breach()
+        held.kill()
+    held.end()
+
+    assert (before, met) == (None, limits.PROCESSES)
+    assert suite.returncode == -signal.SIGKILL
+    assert not os.path.exists(held.path)  # noqa: PTH110  # the supervisor's paths are texts
+
+
+def test_group_without_its_controllers_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a group cannot hold the limit, somebody looks instead, and no group is left over."""
+    monkeypatch.setattr(limits, "delegated", lambda: [str(tmp_path)])
+    (tmp_path / "cgroup.procs").touch()
+
+    assert isinstance(limits.hold(RUN, 1000, 0, lambda _: []), limits.Sampled)
+    assert [path.name for path in tmp_path.iterdir()] == ["cgroup.procs"]
+
+
+def test_group_that_a_dead_supervisor_left_is_removed(stand: Stand) -> None:
+    """A sweep removes the group of its run, and no other one that a suite may have named."""
+    ours, other = stand.root / f"staging-{RUN}", stand.root / f"staging-{ATTEMPT}.2"
+    for group in (ours, other):
+        group.mkdir()
+        stand.file(".").mkdir(parents=True, exist_ok=True)
+        stand.file("group").write_text(str(group))
+        stand.suites.sweep(RUN)
+
+    assert (ours.exists(), other.exists()) == (False, True)

@@ -1,0 +1,177 @@
+"""The runner behind the intercept: made once, from the environment, or not at all."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import attrs
+import pytest
+import sqlalchemy as sa
+
+from desk import Desk, Failing, under_worker
+from hosts import REPO
+from staging_fsm.core.spec import State
+from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
+from staging_fsm.drive.rulings import Ruling
+from staging_fsm.drive.runner import StagingRunner
+from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.rows import SqlRows
+
+
+@pytest.mark.parametrize("metadata", [UNSEEN, None, "{}", '{"staging_runner": 1}'])
+def test_launch_without_a_runner_is_declined(
+    desk: Desk, metadata: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no runner can be made, a job that no run was counted for is the agent's."""
+    desk.claim()
+    desk.break_runner()
+    decision = desk.launch(metadata)
+
+    assert (decision.ruling, decision.reason) == (Ruling.DECLINED, "ImportError: gone")
+    assert desk.row().document is None
+    assert caplog.messages[-1].startswith('event="there is no runner"')
+
+
+def test_attempt_is_held_where_there_is_no_runner(desk: Desk) -> None:
+    """Where no runner can be made, an attempt is left for one that can, and no agent is started."""
+    desk.defer()
+    before = desk.row()
+    desk.break_runner()
+    decision = desk.launch()
+
+    assert (decision.ruling, decision.reason) == (Ruling.HELD, "ImportError: gone")
+    assert desk.row() == before
+
+
+@pytest.mark.parametrize(
+    ("metadata", "ruling"),
+    [(UNSEEN, Ruling.HELD), ("{}", Ruling.DECLINED)],
+    ids=["unseen", "without an attempt"],
+)
+def test_row_that_cannot_be_read_without_a_runner(
+    desk: Desk, metadata: object, ruling: Ruling, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With neither row nor runner, what the caller saw decides, and the log tells of both."""
+    desk.claim()
+    desk.use_rows(Failing(desk.engine.rows, "load", OSError("boom")))
+    desk.break_runner()
+    decision = desk.launch(metadata)
+
+    assert (decision.ruling, decision.reason) == (ruling, "OSError: boom")
+    assert caplog.messages[-1].startswith('event="there is no runner"')
+    assert "ImportError: gone" in caplog.text
+
+
+def test_end_of_an_agent_is_told_to_nobody_without_a_runner(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An agent's end breaks nothing where no runner can be made; the log tells of it."""
+    desk.break_runner()
+    desk.staging.agent_ended(desk.job_id, opened=True)
+
+    assert caplog.messages[0].startswith('event="an agent\'s end was not noted"')
+    assert "ImportError: gone" in caplog.text
+
+
+def test_recovery_without_a_runner_takes_up_nothing(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no runner can be made, recovery leaves every attempt as it is and stops no host."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    before = desk.row()
+    desk.break_runner()
+
+    assert desk.staging.recover() == []
+    assert desk.row() == before
+    assert caplog.messages[-1].startswith('event="there is no runner"')
+
+
+def test_one_runner_is_made_for_all_threads(desk: Desk) -> None:
+    """Threads that launch their first jobs at once work with one runner, made once."""
+    made: list[StagingRunner] = []
+    runner = desk.staging.runner
+    both = threading.Barrier(2)
+
+    def make() -> StagingRunner:
+        made.append(runner)
+        # Time enough for the other one to ask as well.
+        for _ in range(1000):
+            os.sched_yield()
+        return runner
+
+    staging = StagingIntercept(desk.staging.rows, make, desk.variables)
+
+    def first(_: int) -> StagingRunner:
+        both.wait(60)
+        return staging.runner
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [*pool.map(first, range(2))]
+
+    assert found == [runner, runner]
+    assert len(made) == 1
+
+
+def test_rows_that_do_not_fit_decline_every_first_launch(desk: Desk) -> None:
+    """A mapping that does not fit is told of at start, raises nothing, and leads to the LLM."""
+    with desk.kit.store.engine.begin() as connection:
+        due = sa.text("UPDATE jobs SET not_before = '2026-01-31 12:00:00'")
+        connection.execute(due)
+    desk.claim()
+
+    desk.staging = desk.new_worker()
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "say the form of yours with time_format" in decision.reason
+    assert desk.state() is State.LLM_FALLBACK
+    assert desk.alerts()[:2] == ["configuration_invalid", "configuration_invalid"]
+
+
+def test_rows_that_name_no_table_decline_a_launch_that_is_known_to_be_the_first(
+    desk: Desk,
+) -> None:
+    """With a table that is not there, only what the host knows of its row decides."""
+    rows = SqlRows(desk.kit.store.engine, "tasks")
+    engine = desk.engine
+    staging = StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables)
+
+    assert staging.launch(desk.job_id, "{}").ruling is Ruling.DECLINED
+    assert staging.launch(desk.job_id).ruling is Ruling.HELD
+    assert desk.alerts()[0] == "configuration_invalid"
+
+
+def test_store_that_is_away_at_start_is_asked_again_at_each_launch(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that cannot be looked at is no configuration error: the next launch finds it."""
+    rows = Failing(SqlRows(desk.kit.store.engine), "check", OSError("away"))
+    engine = desk.engine
+    staging = StagingIntercept.for_host(
+        rows,
+        engine.gate,
+        engine.place,
+        desk.variables,
+        suites=lambda _config: desk.read_suites(),
+    )
+    desk.claim()
+
+    assert caplog.messages[0].startswith('event="the rows could not be checked"')
+    assert "OSError: away" in caplog.text
+    assert staging.launch(desk.job_id).ruling is Ruling.TAKEN
+    assert desk.state() is State.ADVANCED
+
+
+def test_environment_of_the_process_is_what_counts(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without variables of its own an intercept goes by its process's, as they are at a launch."""
+    monkeypatch.delenv("ORCH_STAGING_RUNNER_ENABLED", raising=False)
+    engine = desk.engine
+    staging = StagingIntercept.for_host(engine.rows, engine.gate, engine.place)
+    desk.claim()
+
+    assert staging.launch(desk.job_id).reason == "the runner is switched off"
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_ENABLED", "1")
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_REPOS", "another")
+    assert staging.launch(desk.job_id).reason == f"repository {REPO} is not in scope"

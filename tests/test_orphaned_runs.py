@@ -1,0 +1,297 @@
+"""Runs whose worker is gone: adopted, collected, stopped, given up, and in the end removed."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from staging_fsm.core.errors import PreparationError
+from staging_fsm.core.outcome import Stop, Supervision
+from staging_fsm.core.plan import Workspace
+from staging_fsm.core.ports import RunCondition, RunReport
+from staging_fsm.effects import suite as suite_module
+from staging_fsm.effects.processes import ProcessIdentity, start_ticks, wait_for_end
+from staging_fsm.effects.run_folder import RunFolder
+from stand import PATIENCE_SECONDS, RUN, Stand, has_ended, patch_supervisor, program, worker_command
+
+# A worker that is gone.
+
+
+@pytest.fixture
+def orphaned(stand: Stand) -> Callable[..., Stand]:
+    """Return a starter of runs whose worker is killed as soon as the run has begun."""
+
+    def start(*command: str) -> Stand:
+        abandoning = subprocess.Popen(
+            worker_command(stand, "abandon", *command),
+            env={**os.environ, **stand.variables},
+            stdout=subprocess.PIPE,
+        )
+        with abandoning:
+            assert abandoning.stdout is not None
+            assert abandoning.stdout.readline() == b"started\n"
+            stand.pid("leader")
+            abandoning.kill()
+        return stand
+
+    return start
+
+
+def test_run_outlives_its_worker_and_is_collected_by_another(
+    orphaned: Callable[..., Stand],
+) -> None:
+    """A run goes on when its worker is killed; another worker adopts it and gets its result."""
+    stand = orphaned(*program("closer"))
+    stand.lifeline.await_members(1)
+
+    assert stand.suites.condition(RUN) == RunCondition.LIVE
+    stand.let_go()
+    assert (stand.collect().facts.exit_code, stand.log()) == (3, b"the last words\n")
+
+
+def test_run_that_ended_without_its_worker_is_finished(orphaned: Callable[..., Stand]) -> None:
+    """A run whose worker died is finished when its result is there, and has lost nothing."""
+    stand = orphaned("/bin/sh", "-c", "exit 4")
+    assert has_ended(stand.pid())
+
+    assert stand.suites.condition(RUN) == RunCondition.FINISHED
+    assert stand.collect().facts.exit_code == 4
+
+
+def test_live_run_of_another_worker_can_be_stopped(orphaned: Callable[..., Stand]) -> None:
+    """A run can be reaped by a worker that did not start it."""
+    stand = orphaned(*program("tree", "crowd", "stay"))
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert stand.lifeline.is_cut()
+    assert stand.suites.condition(RUN) == RunCondition.FINISHED
+
+
+def test_adopted_run_keeps_its_deadline(
+    orphaned: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adopted supervisor that hangs has the time left that it had, not its whole time again."""
+    waits: list[float] = []
+
+    def wait(identity: ProcessIdentity, seconds: float) -> bool:
+        waits.append(seconds)
+        return wait_for_end(identity, 0.0)
+
+    monkeypatch.setattr(suite_module, "wait_for_end", wait)
+    monkeypatch.setattr(suite_module, "age_seconds", lambda _: PATIENCE_SECONDS)
+    stand = orphaned(*program("tree", "plain", "stay"))
+    stand.lifeline.await_members(1)
+    stand.collect()
+
+    assert waits[0] == suite_module.SUPERVISOR_LATE_SECONDS
+
+
+def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:
+    """Once a run is said to be lost, nobody can start it."""
+    assert stand.suites.condition(RUN) == RunCondition.LOST
+
+    with pytest.raises(PreparationError):
+        stand.start("/usr/bin/touch", "it-ran")
+    assert not (stand.root / "tree" / "it-ran").exists()
+
+
+@pytest.fixture
+def asleep(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> "subprocess.Popen[bytes]":
+    """Return the supervisor of a run, stopped before it did anything."""
+    patch_supervisor(monkeypatch, "", before="import os; os.kill(os.getpid(), 19); ")
+    stand.start("/usr/bin/touch", "it-ran")
+    supervisor, _ = suite_module._CHILDREN[str(stand.state.run(RUN))]
+    os.waitid(os.P_PID, supervisor.pid, os.WSTOPPED | os.WNOWAIT)
+    return supervisor
+
+
+def test_supervisor_lives_from_its_first_moment(
+    stand: Stand, asleep: "subprocess.Popen[bytes]"
+) -> None:
+    """A run whose supervisor has only just been started is live, though nobody waits for it."""
+    assert stand.suites.condition(RUN) == RunCondition.LIVE
+    asleep.send_signal(signal.SIGCONT)
+
+    assert stand.collect().facts.exit_code == 0
+    assert (stand.root / "tree" / "it-ran").exists()
+
+
+def test_supervisor_that_never_begins_is_ended_by_another_worker(
+    stand: Stand, asleep: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that does not say who it is in time is found by its mark, and ended."""
+    monkeypatch.setattr(suite_module, "SUPERVISOR_START_SECONDS", 0.1)
+    monkeypatch.setattr(suite_module, "_CHILDREN", {})
+    stand.suites.reap(RUN)
+
+    assert asleep.wait() == -signal.SIGKILL
+    assert stand.suites.condition(RUN) == RunCondition.LOST
+    assert not (stand.root / "tree" / "it-ran").exists()
+
+
+def test_run_has_one_supervisor(stand: Stand) -> None:
+    """While its supervisor lives, nobody else gets the lock of a run, and then anybody does."""
+    stand.start(*program("closer"))
+    stand.lifeline.await_members(1)
+    folder = RunFolder(stand.state, RUN)
+    with folder.lock() as taken:
+        stand.let_go()
+    stand.collect()
+    with folder.lock() as free:
+        pass
+
+    assert taken is None
+    assert free is not None
+
+
+def test_who_waits_for_a_run_that_is_stopped_learns_of_it(stand: Stand) -> None:
+    """A worker that waits for a run which somebody else reaps is told that it was stopped."""
+    stand.start(*program("tree", "plain", "stay"))
+    stand.lifeline.await_members(1)
+    reports: list[RunReport] = []
+    waiting = threading.Thread(target=lambda: reports.append(stand.collect()))
+    waiting.start()
+    stand.suites.reap(RUN)
+    waiting.join()
+
+    assert [report.facts.stopped_by for report in reports] == [Stop.REQUEST]
+
+
+class BusyLock:
+    """A lock that another thread has, whoever asks for it first."""
+
+    def __init__(self) -> None:
+        """Make the lock."""
+        self.lock, self.asked = threading.Lock(), 0
+
+    def acquire(self, *how: Any) -> bool:
+        """Take the lock, if this is not the first time that it is asked for."""
+        self.asked += 1
+        return self.asked > 1 and self.lock.acquire(*how)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self.lock.release()
+
+
+def test_two_that_wait_for_a_supervisor_both_learn_how_it_ended(stand: Stand) -> None:
+    """A thread that asks how a supervisor ended while another does waits for the answer."""
+    stand.start("true")
+    child, _ = suite_module._CHILDREN[str(stand.state.run(RUN))]
+    busy = BusyLock()
+    child._waitpid_lock = busy  # type: ignore[attr-defined]  # the standard library's own
+
+    assert stand.collect().facts.supervision == Supervision.SOUND
+    assert busy.asked > 1
+
+
+def test_run_is_started_once(stand: Stand) -> None:
+    """A run that was started once is not started again: it is one execution."""
+    stand.run("true")
+
+    with pytest.raises(PreparationError, match="exists"):
+        stand.start("/usr/bin/touch", "it-ran")
+    assert not (stand.root / "tree" / "it-ran").exists()
+
+
+def test_run_of_another_machine_is_left_alone(stand: Stand) -> None:
+    """A run that another machine started is neither judged nor touched."""
+    stand.run("true")
+    order = json.loads(stand.file("order.json").read_bytes())
+    order |= {"scope": "elsewhere:boot:1", "workspace": Workspace.WORKTREE}
+    stand.file("order.json").write_text(json.dumps(order))
+    stand.file("result").unlink()
+    stand.state.worktree(RUN).mkdir(parents=True)
+    stand.suites.reap(RUN)
+
+    assert stand.suites.condition(RUN) == RunCondition.FOREIGN
+    assert not stand.file("closed").exists()
+    assert stand.state.worktree(RUN).exists()
+
+
+def test_bystander_with_the_number_of_a_supervisor_is_never_signalled(stand: Stand) -> None:
+    """A process that was given the number of a supervisor that is gone survives its reaping."""
+    stand.run("true")
+    stand.file("result").unlink()
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as bystander,
+        stand.file("lock").open("rb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        start = start_ticks(bystander.pid)
+        assert start is not None
+        for name in ("shim", "leader"):
+            stand.file(name).write_text(f"pid={bystander.pid}\nstart={start - 1}\n")
+        assert stand.suites.condition(RUN) == RunCondition.LIVE
+        stand.suites.reap(RUN)
+        answer, _ = bystander.communicate(b"alive")
+
+    assert (answer, bystander.returncode) == (b"alive", 0)
+
+
+def test_bystander_with_another_mark_survives_the_sweep(stand: Stand) -> None:
+    """A sweep kills whoever carries the mark of its run, to the letter, and nobody else."""
+    environment = {"STAGING_ATTEMPT": RUN + "0", "PATH": os.environ["PATH"]}
+    with subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as bystander:
+        left = stand.suites.sweep(RUN)
+        answer, _ = bystander.communicate(b"alive")
+
+    assert (left, answer) == (0, b"alive")
+
+
+# What is kept.
+
+
+def test_old_runs_are_removed_and_none_that_is_needed(stand: Stand) -> None:
+    """What ended long ago is removed, but for unfinished attempts, live runs and other machines."""
+    for run in ("old.1", "unfinished.1", "foreign.1", "young.1"):
+        stand.run("true", run_id=run)
+    stand.start(*program("closer"), run_id="live.1")
+    stand.lifeline.await_members(1)
+    order = json.loads(stand.file("order.json", "foreign.1").read_bytes())
+    foreign = order | {"scope": "elsewhere:boot:1"}
+    stand.file("order.json", "foreign.1").write_text(json.dumps(foreign))
+    runs = stand.state.root / "runs"
+    for run in ("old.1", "unfinished.1", "foreign.1", "live.1"):
+        os.utime(runs / run, (0, 0))
+    stand.suites.prune(0, lambda: {"unfinished"})
+    before = sorted(stand.state.run_ids())
+    stand.suites.prune(1, lambda: {"unfinished"})
+    left = sorted(stand.state.run_ids())
+    stand.let_go()
+
+    assert before == ["foreign.1", "live.1", "old.1", "unfinished.1", "young.1"]
+    assert left == ["foreign.1", "live.1", "unfinished.1", "young.1"]
+    assert not stand.state.reports("old.1").exists()
+    assert stand.collect("live.1").facts.exit_code == 3
+
+
+def test_nobody_is_asked_while_nothing_is_old(stand: Stand) -> None:
+    """As long as there is nothing to remove, the database is left alone."""
+    stand.suites.prune(1, lambda: pytest.fail("asked"))
+    stand.run("true")
+
+    stand.suites.prune(1, lambda: pytest.fail("asked"))
+
+
+def test_old_runs_are_not_looked_for_at_each_launch(stand: Stand) -> None:
+    """All run folders are looked at once in a while, however many launches there are."""
+    of_one_worker = stand.suites
+    of_one_worker.prune(1, lambda: pytest.fail("asked"))
+    stand.run("true", run_id="old.1")
+    os.utime(stand.state.root / "runs" / "old.1", (0, 0))
+    of_one_worker.prune(1, frozenset)
+    left = stand.state.run_ids()
+    stand.suites.prune(1, frozenset)
+
+    assert left == ["old.1"]
+    assert stand.state.run_ids() == []

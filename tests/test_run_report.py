@@ -1,0 +1,190 @@
+"""What a run showed: whose report it is, how it looked when the suite had ended."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from staging_fsm.core.errors import PreparationError
+from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
+from staging_fsm.core.outcome import Supervision
+from staging_fsm.effects.suite import LocalSuites
+from stand import ATTEMPT, RUN, Stand
+
+JUNIT = '<testsuite><testcase name="a"/></testsuite>'
+OVERSIZE = f"""
+    exec > $STAGING_REPORT_DIR/junit.xml
+    echo '<testsuite>'; head -c {REPORT_MAX_BYTES} /dev/zero | tr '\\0' ' '; echo '</testsuite>'
+"""
+
+
+def evidence(stand: Stand, script: str, report: str = "junit.xml") -> EvidenceState:
+    """Return what became of the report of a suite that is a shell script."""
+    return stand.facts("/bin/sh", "-c", script, report=report).evidence.state
+
+
+@pytest.mark.parametrize(
+    ("script", "state"),
+    [
+        (f"echo '{JUNIT}' > $STAGING_REPORT_DIR/junit.xml", EvidenceState.READ),
+        ("true", EvidenceState.MISSING),
+        ("echo '<testsuite>' > $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
+        ("mkfifo $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
+        ("mkdir $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
+        ("ln -s /dev/zero $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
+        (
+            f"echo '{JUNIT}' > real.xml; ln -s $PWD/real.xml $STAGING_REPORT_DIR/junit.xml",
+            EvidenceState.UNREADABLE,
+        ),
+        (OVERSIZE, EvidenceState.UNREADABLE),
+    ],
+)
+def test_report_is_a_readable_file_of_this_run(
+    stand: Stand, script: str, state: EvidenceState
+) -> None:
+    """Only a complete report, in a regular file of bounded size, is evidence."""
+    assert evidence(stand, script) == state
+
+
+@pytest.mark.parametrize(
+    ("script", "state"),
+    [
+        ("true", EvidenceState.STALE),
+        ("cat report.xml > copy.xml; mv copy.xml report.xml", EvidenceState.READ),
+        ("cp -p report.xml copy.xml; mv copy.xml report.xml", EvidenceState.READ),
+        (
+            "touch -r report.xml t; cp report.xml x; cat x >report.xml; touch -r t report.xml",
+            EvidenceState.READ,
+        ),
+        ("rm report.xml", EvidenceState.MISSING),
+    ],
+)
+def test_report_outside_the_runs_folder_must_be_of_this_run(
+    stand: Stand, script: str, state: EvidenceState
+) -> None:
+    """A report that was there before is stale unless it was written, whatever time it carries."""
+    report = stand.root / "tree" / "report.xml"
+    report.write_text(JUNIT)
+
+    assert evidence(stand, script, str(report)) == state
+
+
+@pytest.mark.parametrize(
+    ("stamp", "state", "dated"),
+    [
+        ("$(date -u -d '3 hours ago' +%FT%TZ)", EvidenceState.STALE, None),
+        ("$(date -u +%FT%T)", EvidenceState.READ, True),
+        ("$(date +%FT%T)", EvidenceState.READ, True),
+        ("", EvidenceState.READ, False),
+    ],
+)
+def test_report_out_of_a_cache_is_found_out(
+    stand: Stand, stamp: str, state: EvidenceState, *, dated: bool | None
+) -> None:
+    """A report that is new as a file, and says itself that it is old, is stale."""
+    report = f'<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>'
+    script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
+    found = stand.facts("/bin/sh", "-c", script, report="junit.xml").evidence
+
+    assert found.state == state
+    assert (found.counts and found.counts.dated) == dated
+
+
+def test_report_outside_the_runs_folder_has_one_writer(stand: Stand) -> None:
+    """Two runs that would write the same report are never under way at once."""
+    report = str(stand.root / "tree" / "report.xml")
+    another = f"{ATTEMPT}.2"
+    stand.start("/bin/sh", "-c", "until test -e go; do sleep 0.01; done", report=report)
+    with pytest.raises(PreparationError, match="another run that writes the report"):
+        stand.start("true", run_id=another, report=report)
+    stand.start("true", run_id=f"{ATTEMPT}.3", report="report.xml")
+    stand.suites.await_report(f"{ATTEMPT}.3")
+    (stand.root / "tree" / "go").touch()
+    stand.collect()
+
+    stand.start("true", run_id=f"{ATTEMPT}.4", report=report)
+    stand.suites.await_report(f"{ATTEMPT}.4")
+
+
+def test_report_counts_as_it_was_when_its_run_ended(stand: Stand) -> None:
+    """What is written between the end of a run and its verdict is another run's report."""
+    report = stand.root / "tree" / "report.xml"
+    stand.start("true", report=str(report))
+    stand.await_result()
+    report.write_text(JUNIT)
+
+    assert stand.collect().facts.evidence.state == EvidenceState.MISSING
+
+
+@pytest.mark.parametrize("change", ["rm secret; mkfifo secret", "echo short > secret"])
+def test_worker_does_not_wait_for_a_secret_that_is_none(stand: Stand, change: str) -> None:
+    """A suite that replaces what results are sealed with loses its verdict, and stops nobody."""
+    report = stand.run("/bin/sh", "-c", f"cd {stand.state.root} && {change}")
+
+    assert report.facts.supervision == Supervision.FORGED
+    with pytest.raises(PreparationError, match="is not the secret"):
+        stand.start("true", run_id=f"{ATTEMPT}.2")
+
+
+def test_start_that_fails_keeps_nothing_open(stand: Stand) -> None:
+    """However often a run cannot be started, the worker holds no descriptor more for it."""
+    stand.run("true")
+    (stand.state.root / "secret").write_text("none")
+    opened = len([*Path("/proc/self/fd").iterdir()])
+    for number in range(2, 6):
+        with pytest.raises(PreparationError):
+            stand.start("true", run_id=f"{ATTEMPT}.{number}", report=str(stand.root / "r.xml"))
+
+    assert len([*Path("/proc/self/fd").iterdir()]) == opened
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/St_Johns"])
+def test_time_stamp_without_a_zone_may_be_a_local_one(
+    stand: Stand, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report of a suite that writes the time of its own zone is of this run."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        stamp = "$(date +%FT%T)"
+        script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+        command = ("/bin/sh", "-c", f"TZ={zone}; export TZ; {script} > $STAGING_REPORT_DIR/j.xml")
+        found = stand.facts(*command, report="j.xml").evidence
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert (found.state, found.counts and found.counts.dated) == (EvidenceState.READ, True)
+
+
+def test_what_is_left_is_killed_before_its_checkout_goes(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody who could write into a checkout is left when it is removed."""
+    done: list[str] = []
+    for name in ("sweep", "_remove_checkout"):
+        whole = getattr(LocalSuites, name)
+
+        def noted(*what: Any, name: str = name, whole: Any = whole) -> Any:
+            done.append(name)
+            return whole(*what)
+
+        monkeypatch.setattr(LocalSuites, name, noted)
+    stand.start("/bin/sleep", "600")
+    stand.suites.reap(RUN)
+
+    assert done == ["sweep", "_remove_checkout"]
+
+
+def test_command_is_told_where_its_report_goes(stand: Stand) -> None:
+    """The placeholder in a command stands for the run's report folder."""
+    report = stand.run("/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml")
+
+    assert report.facts.exit_code == 1
+    assert str(stand.state.reports(RUN)).encode() not in stand.log()
+    (stand.root / "tree" / "junit.xml").write_text(JUNIT)
+    again = stand.facts(
+        "/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml", run_id=f"{ATTEMPT}.2"
+    )
+    assert again.evidence.state == EvidenceState.READ

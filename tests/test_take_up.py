@@ -1,0 +1,524 @@
+"""Attempts that exist already: the next run, the kill switch, two workers, forks, recovery."""
+
+import contextlib
+import os
+import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import pytest
+
+from desk import (
+    FAILING,
+    OFF,
+    PASSING,
+    TOOL_ERROR,
+    Desk,
+    Failing,
+    fill_the_disk,
+    under_worker,
+)
+from staging_fsm.core.errors import (
+    StaleSnapshotError,
+)
+from staging_fsm.core.jobs import JobRow, Place
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.ports import RunCondition
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import Event, State
+from staging_fsm.core.times import format_time, parse_time
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.processes import ProcessIdentity, this_process
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_kill_switch_between_two_runs_leads_to_the_llm(desk: Desk, name: str) -> None:
+    """A deferred attempt goes to the LLM when it is launched switched off or out of scope."""
+    desk.defer()
+    for setting, value in OFF[name].items():
+        desk.set(setting, value)
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert desk.snapshot().history[-1].id == "T10"
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.alerts() == []
+
+
+def test_invalid_configuration_between_two_runs_is_a_counted_tool_error(desk: Desk) -> None:
+    """A deferred attempt never goes to the LLM by a broken configuration: it costs a run."""
+    desk.defer()
+    desk.set("INFRA_RETRIES", "many")
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    snapshot = desk.snapshot()
+    assert snapshot.state is State.FAILED_CLOSED
+    assert snapshot.reasons == (Reason.TOOL_EXIT_CODE, Reason.CONFIGURATION_INVALID)
+    assert desk.alerts() == ["configuration_invalid", "failed_closed"]
+
+
+def test_machine_that_becomes_unfit_between_two_runs_costs_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deferred attempt does not wait for ever for a better machine: it costs a run, loudly."""
+    desk.defer()
+    fill_the_disk(monkeypatch)
+
+    desk.launch()
+
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.MACHINE_UNFIT)
+    assert desk.state() is State.FAILED_CLOSED
+    assert desk.alerts() == ["machine_unfit", "failed_closed"]
+
+
+def test_machine_that_cannot_be_looked_at_between_two_runs_costs_one(desk: Desk) -> None:
+    """A machine that cannot even be looked at costs a run: nothing is tried for ever, uncounted."""
+    desk.defer()
+
+    def broken(*_: object) -> str | None:
+        message = "no such share"
+        raise OSError(message)
+
+    desk.staging.runner.preflight = broken
+
+    desk.launch()
+
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.MACHINE_UNFIT)
+    assert "no such share" in str(desk.snapshot().last_run.detail)
+    assert desk.state() is State.FAILED_CLOSED
+
+
+#: Where a save that fails leaves an attempt, and the suite that leads there.
+ON_THE_WAY: Final = {
+    "T03": (State.RUNNING, PASSING),
+    "T04": (State.RUNNING, FAILING),
+    "T05": (State.RUNNING, TOOL_ERROR),
+    "T07": (State.TOOL_ERROR, TOOL_ERROR),
+    "T11": (State.VERDICT_PASSED, PASSING),
+    "T13": (State.VERDICT_FAILED, FAILING),
+}
+
+
+@pytest.mark.parametrize("id_", ON_THE_WAY)
+def test_attempt_under_way_never_goes_to_the_llm(desk: Desk, id_: str) -> None:
+    """Between its first run and its end nothing leads to the LLM but a deferral, switch or not."""
+    state, desk.suites_file = ON_THE_WAY[id_]
+    desk.claim()
+    rows = desk.engine.rows
+    desk.use_rows(
+        Failing(rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == id_)
+    )
+    assert desk.launch().ruling is Ruling.HELD
+    assert desk.state() is state
+    assert desk.alerts() == ["internal_error"]
+    desk.use_rows(rows)
+    desk.set("ENABLED", "0")
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    assert desk.snapshot().state not in (state, State.LLM_FALLBACK)
+    assert desk.agent_calls() == []
+
+
+def test_finished_attempt_is_taken_and_left_alone(desk: Desk) -> None:
+    """A launch that is delivered again after its end starts nothing and writes nothing."""
+    desk.claim()
+    desk.launch()
+    before = desk.raw_row()
+
+    decision = desk.launch()
+
+    assert (decision.ruling, desk.raw_row()) == (Ruling.TAKEN, before)
+    assert "ADVANCED" in decision.reason
+
+
+def test_recovery_waits_for_a_store_that_is_away(desk: Desk) -> None:
+    """Where the rows cannot be read nothing is recovered, somebody is told, and nothing raised."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    rows = desk.engine.rows
+    desk.break_part("rows.unfinished", OSError("boom"))
+
+    assert desk.staging.recover() == []
+    assert desk.alerts() == ["internal_error", "internal_error"]
+
+    desk.use_rows(rows)
+    assert [row.id for row in desk.staging.recover()] == [desk.job_id]
+
+
+def test_switch_that_cannot_be_stored_between_two_runs_holds_the_launch(desk: Desk) -> None:
+    """Without its row T10 a deferred attempt must not have an agent beside it."""
+    desk.defer()
+    desk.set("ENABLED", "0")
+    desk.break_part("rows.save", OSError("boom"))
+
+    assert desk.launch().ruling is Ruling.HELD
+    assert desk.state() is State.DEFERRED
+
+
+def test_switch_that_comes_too_late_between_two_runs_starts_no_agent(desk: Desk) -> None:
+    """Who steps aside from an attempt that another worker has moved on leaves it to that one."""
+    desk.defer()
+    rows, load = desk.engine.rows, desk.engine.rows.load
+    other = desk.new_worker()
+
+    class Overtaken:
+        """Rows of a worker that another one overtakes once it has read its job."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(rows, name)
+
+        def load(self, job_id: Any) -> JobRow:
+            """Read the job, and have the other one launch it."""
+            row = load(job_id)
+            desk.set("ENABLED", "1")
+            other.launch(job_id)
+            desk.set("ENABLED", "0")
+            return row
+
+    desk.use_rows(Overtaken())
+    decision = desk.launch()
+    desk.use_rows(rows)
+
+    assert decision.ruling is Ruling.TAKEN
+    assert len(desk.snapshot().runs) == 2
+
+
+def test_early_launch_with_the_switch_thrown_leads_to_the_llm(desk: Desk) -> None:
+    """The kill switch is heard before the wait is: an attempt that waits is let go at once."""
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.set("RETRY_BACKOFF_MAX_SECONDS", "900")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    desk.set("ENABLED", "0")
+
+    assert desk.state() is State.DEFERRED
+    assert desk.launch().reason == "the runner was switched off between two runs"
+    assert desk.state() is State.LLM_FALLBACK
+
+
+def test_early_launch_on_a_machine_that_cannot_costs_no_run(desk: Desk) -> None:
+    """An attempt that still has to wait is not asked whether it could run now."""
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    before = desk.snapshot()
+    desk.staging.runner.preflight = lambda *_: "there is no room"
+    desk.launch()
+
+    assert desk.snapshot() == before
+
+
+class SlowClock(SystemClock):
+    """A clock by which a microsecond passes each time that it is looked at."""
+
+    def now(self) -> datetime:
+        """Return the time of day."""
+        self.looks = getattr(self, "looks", 0) + 1
+        return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.looks)
+
+
+def test_wait_is_counted_from_when_it_is_decided(desk: Desk) -> None:
+    """A wait is the budget's for this attempt and run, to the microsecond, from its decision on."""
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.suites_file = TOOL_ERROR
+    desk.engine.clock = SlowClock()
+    desk.claim()
+    desk.launch()
+    snapshot = desk.snapshot()
+    seconds = snapshot.bound_plan.budget.delay_seconds(snapshot.attempt_id, 1)
+    due = parse_time(str(snapshot.next_run_at)) - timedelta(seconds=seconds)
+    deferred, ended = snapshot.history[-1].time, snapshot.history[-2].time
+
+    assert parse_time(ended) < due < parse_time(deferred)
+
+
+def test_row_that_is_due_too_late_is_queued_again(desk: Desk) -> None:
+    """What a row says of its due time counts, also where the attempt says another."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    wanted = desk.snapshot().next_run_at
+    with desk.kit.store.transaction() as tx:
+        tx.exec_driver_sql("UPDATE jobs SET not_before = '2100-01-01T00:00:00.000000Z'")
+    desk.staging.recover()
+    due = desk.row().not_before
+
+    assert due is not None
+    assert format_time(due) == wanted
+
+
+def test_claim_that_is_lost_at_the_gate_is_left_to_the_other(desk: Desk) -> None:
+    """A worker whose claim another took before its gate asks once, and alerts nobody."""
+    desk.claim()
+    asked: list[bool] = []
+    gate, rows = desk.engine.gate, desk.engine.rows
+
+    def watched(row: JobRow, tx: Any) -> bool:
+        asked.append(gate(row, tx))
+        return asked[-1]
+
+    desk.engine.gate = watched
+    lost = StaleSnapshotError(desk.job_id, 3)
+    desk.use_rows(Failing(rows, "save", lost, lambda _id, saved, *_: len(saved.history) == 3))
+    decision = desk.launch()
+
+    assert (decision.ruling, asked, desk.alerts()) == (Ruling.TAKEN, [True], [])
+
+
+def test_recovery_holds_the_job_that_it_takes_up(desk: Desk) -> None:
+    """A job that recovery has in hand is launched by nobody else of this process."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    answers: list[Decision] = []
+    suites = desk.engine.suites
+
+    class Asked:
+        """Suites at which the job is launched while recovery asks of its run."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(suites, name)
+
+        @staticmethod
+        def condition(run_id: str) -> RunCondition:
+            """Launch the job, and answer."""
+            answers.append(desk.launch())
+            return suites.condition(run_id)
+
+    asked: Any = Asked()
+    desk.engine.suites = asked
+    desk.staging.recover()
+
+    assert [answer.reason for answer in answers] == ["this process is already working on it"]
+
+
+@pytest.mark.parametrize("living", [True, None])
+def test_attempt_of_a_worker_that_may_live_is_left_to_it(
+    desk: Desk,
+    living: bool | None,  # noqa: FBT001  # pytest passes it by name
+) -> None:
+    """An attempt whose worker lives, or might, is taken by it alone, at launch and at recovery."""
+    here = this_process()
+    scope = here.scope if living else "elsewhere:boot:1"
+    under_worker(desk, str(ProcessIdentity(scope, 1 if living else 7, here.start)))
+    desk.staging.runner.liveness = lambda _worker: living
+    before = desk.raw_row()
+
+    decision = desk.launch()
+    recovered = desk.staging.recover()
+
+    assert (decision.ruling, recovered) == (Ruling.TAKEN, [])
+    assert desk.raw_row() == before
+
+
+def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:
+    """What its parent worked on when it was forked is nothing that a process works on itself."""
+    told, tell = os.pipe()
+    with desk.staging._hold(desk.job_id):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with desk.staging._hold(desk.job_id) as ours:
+                    os.write(tell, str(ours).encode())
+            finally:
+                os._exit(0)
+    os.close(tell)
+    with os.fdopen(told) as reading:
+        answer = reading.read()
+    os.waitpid(pid, 0)
+
+    assert answer == "True"
+
+
+@pytest.mark.parametrize("use", ["launch", "cancel"])
+def test_forked_worker_has_its_own_name(desk: Desk, use: str) -> None:
+    """After a fork an intercept drives under the name of who uses it, and waits for nobody."""
+    told, tell = os.pipe()
+    engine = desk.engine
+    desk.break_part("rows.load", OSError("boom"))
+    desk.staging._lock.acquire()
+    # As by another thread, which the new process does not have.
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            with contextlib.suppress(OSError):
+                getattr(desk.staging, use)(desk.job_id)
+            os.write(tell, engine.worker.encode())
+        finally:
+            os._exit(0)
+    desk.staging._lock.release()
+    os.close(tell)
+    with os.fdopen(told) as reading:
+        name = reading.read()
+    os.waitpid(pid, 0)
+
+    assert ProcessIdentity.parse(name).pid == pid
+    assert ProcessIdentity.parse(desk.engine.worker).pid == os.getpid()
+
+
+def test_old_runs_are_looked_for_after_each_launch_and_recovery(desk: Desk) -> None:
+    """What is kept is looked at after a launch and a recovery, with the attempts that need it."""
+    asked: list[tuple[float, object]] = []
+    desk.staging.runner.prune = lambda days, unfinished: asked.append((days, unfinished()))
+    desk.set("RUN_RETENTION_DAYS", "7")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    desk.staging.recover()
+
+    assert asked == [(7.0, frozenset({desk.snapshot().attempt_id}))] * 2
+
+
+def test_recovery_comes_before_the_tidying_up(desk: Desk) -> None:
+    """What recovery has brought to its end is no longer kept for an attempt that has not ended."""
+    desk.set("INFRA_RETRIES", "0")
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    kept: list[object] = []
+    desk.staging.runner.prune = lambda _days, unfinished: kept.append(unfinished())
+    desk.staging.recover()
+
+    assert desk.snapshot().is_terminal
+    assert kept == [frozenset()]
+
+
+def test_job_in_hand_is_not_even_read(desk: Desk) -> None:
+    """A second launch of a job that this process has in hand is taken, whatever can be read."""
+    desk.claim()
+    desk.use_rows(Failing(desk.engine.rows, "load", OSError("boom")))
+    with desk.staging._hold(desk.job_id):
+        decision = desk.launch("{}")
+
+    assert decision.ruling is Ruling.TAKEN
+
+
+def test_nothing_is_removed_while_a_row_is_refused(desk: Desk) -> None:
+    """While a row cannot be read, nobody knows what it needs, and nothing is removed."""
+    removed: list[object] = []
+    desk.staging.runner.prune = lambda _days, unfinished: removed.append(unfinished())
+    desk.claim()
+    desk.write_metadata('{"staging_runner": {"format": 1}}')
+    desk.staging.recover()
+
+    assert removed == []
+
+
+def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
+    """An attempt whose worker is dead is taken up by the next launch, and its run is lost."""
+    here = this_process()
+    dead = str(ProcessIdentity(here.scope, here.pid, here.start + 1))
+    under_worker(desk, dead)
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    assert [move.row.event for move in desk.snapshot().history] == [
+        Event.JOB_CLAIMED,
+        Event.WORKER_LOST,
+        Event.BUDGET_LEFT,
+    ]
+    assert desk.snapshot().last_run.detail == f"worker {dead} is gone"
+
+
+def test_deferral_that_is_claimed_again_is_its_claimants(desk: Desk) -> None:
+    """Recovery leaves a deferred job alone that was queued again and claimed: a launch may follow.
+
+    Queued once more it would be claimed twice, and switched off both claims start an agent.
+    """
+    desk.defer()
+    before = desk.raw_row()
+    other = desk.new_worker(liveness=lambda _worker: False)
+    other.runner.engine.worker = "another"
+
+    assert other.recover() == []
+    assert desk.raw_row() == before
+
+
+def test_run_of_another_machine_is_left_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on another machine is neither adopted nor reaped, also where its worker is dead."""
+    here = this_process()
+    under_worker(desk, str(ProcessIdentity(here.scope, here.pid, here.start + 1)))
+    before = desk.raw_row()
+    monkeypatch.setattr(desk.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN)
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.raw_row() == before
+
+
+def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None:
+    """A second launch or recovery of a job that this very process works on does nothing."""
+    desk.claim()
+    inner: list[Any] = []
+
+    def watch(_row: JobRow, snapshot: Snapshot) -> None:
+        if snapshot.state is State.RUNNING:
+            inner.append(desk.launch())
+            inner.append(desk.staging.recover())
+
+    desk.engine.watch = watch
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert [inner[0].ruling, inner[1]] == [Ruling.TAKEN, []]
+    assert "this process is already working on it" in inner[0].reason
+    assert desk.state() is State.ADVANCED
+
+
+def test_of_two_workers_at_a_first_launch_one_runs_the_suite(desk: Desk) -> None:
+    """A worker that is overtaken while it binds the attempt leaves it alone, and nobody is told."""
+    desk.claim()
+    other = desk.new_worker()
+
+    def bind(_repository: Path, _suite: object) -> str:
+        other.launch(desk.job_id)
+        return "unversioned"
+
+    desk.staging.runner.bind = bind
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert [move.id for move in desk.snapshot().history] == ["T01", "T03", "T11"]
+    assert desk.alerts() == []
+
+
+def test_recovery_goes_on_behind_a_row_that_cannot_be_driven(desk: Desk) -> None:
+    """A row that recovery cannot drive is told of, and every other row is driven all the same."""
+    desk.claim()
+    desk.break_part("suites.await_report", KeyboardInterrupt())  # type: ignore[arg-type]  # as a worker that is stopped
+    with pytest.raises(KeyboardInterrupt):
+        desk.launch()
+    broken, desk.job_id = desk.job_id, desk.kit.add("deploy-staging", "WI-2")
+    desk.claim()
+    with pytest.raises(KeyboardInterrupt):
+        desk.launch()
+    desk.staging = desk.new_worker()
+    engine = desk.engine
+    place = engine.place
+
+    def no_place(row: JobRow) -> Place:
+        if row.id == broken:
+            message = "boom"
+            raise LookupError(message)
+        return place(row)
+
+    engine.place = no_place
+
+    recovered = desk.staging.recover()
+
+    assert [row.id for row in recovered] == [desk.job_id]
+    assert desk.state() is State.ADVANCED
+    assert desk.alerts() == ["internal_error"]
+
+
+def test_recovery_says_nothing_of_rows_of_other_stages(desk: Desk) -> None:
+    """A row of another stage is not the runner's to complain of, however broken."""
+    desk.job_id = desk.kit.add("testing", "WI-2")
+    desk.write_metadata("certainly not")
+
+    assert desk.staging.recover() == []
+    assert desk.alerts() == []

@@ -1,0 +1,285 @@
+"""A suite against its supervisor: whatever it kills, forges or replaces, there is no pass."""
+
+import os
+import signal
+import socket
+import subprocess
+from typing import Any
+
+import pytest
+
+from staging_fsm.core.errors import PreparationError
+from staging_fsm.core.outcome import Stop, Supervision, Verdict
+from staging_fsm.effects import shim
+from staging_fsm.effects import suite as suite_module
+from stand import ATTEMPT, RUN, Stand, has_ended, patch_supervisor, program, verdict
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGUSR1])
+def test_suite_that_kills_its_supervisor_gets_no_verdict(
+    stand: Stand, number: signal.Signals
+) -> None:
+    """A suite whose supervisor died has no verdict, and nobody of it is left."""
+    facts = stand.facts(*program("parricide", str(number.value), "once"))
+
+    assert (facts.supervision, verdict(facts)) == (Supervision.LOST, Verdict.NOT_EXECUTED)
+    assert stand.lifeline.is_cut()
+
+
+def test_suite_that_terminates_its_supervisor_is_stopped(stand: Stand) -> None:
+    """A suite that sends TERM to its supervisor has asked to be stopped."""
+    facts = stand.facts(*program("parricide", str(signal.SIGTERM.value), "once"))
+
+    assert facts.stopped_by == Stop.REQUEST
+    assert stand.lifeline.is_cut()
+
+
+def test_supervisor_that_was_stopped_is_woken_at_the_deadline(stand: Stand) -> None:
+    """A suite that stops its supervisor ends at its deadline all the same."""
+    facts = stand.facts(
+        *program("parricide", str(signal.SIGSTOP.value), "once"), timeout_seconds=0.3
+    )
+
+    assert (facts.supervision, facts.stopped_by) == (Supervision.SOUND, Stop.DEADLINE)
+    assert stand.lifeline.is_cut()
+
+
+def test_suite_that_ended_unseen_has_not_ended_in_time(stand: Stand) -> None:
+    """A suite that ended while its supervisor was stopped, until after the deadline, is late."""
+    facts = stand.facts(
+        *program("parricide", str(signal.SIGSTOP.value), "leave"), timeout_seconds=0.3
+    )
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
+
+
+#: A supervisor that is held up between the suite's first moment and its own first look.
+LATECOMER = """
+clock, opened, late = shim.time.monotonic, shim.Watch.open_output, [0.0]
+def open_late(watch):
+    late[0] = 60.0
+    opened(watch)
+shim.time.monotonic = lambda: clock() + late[0]
+shim.Watch.open_output = open_late
+"""
+
+
+def test_deadline_counts_from_the_first_moment_of_a_suite(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite that stops its supervisor at once gains no time by it."""
+    patch_supervisor(monkeypatch, f"exec({LATECOMER!r});")
+    facts = stand.facts("true", timeout_seconds=30)
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
+
+
+#: A supervisor that is held up, by its clock for an hour, before it sees that the suite has ended.
+OVERSLEEPER = """
+clock, look, late = shim.time.monotonic, shim.Suite.look, [0.0]
+def see(suite):
+    look(suite)
+    late[0] = 3600.0 * suite.ended
+shim.time.monotonic = lambda: clock() + late[0]
+shim.Suite.look = see
+"""
+
+
+def test_end_that_is_seen_after_the_deadline_is_late(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit code of 0 that is found after the deadline is none: nobody saw it come in time."""
+    patch_supervisor(monkeypatch, f"exec({OVERSLEEPER!r});")
+    facts = stand.facts("true")
+
+    assert (facts.stopped_by, facts.exit_code) == (Stop.DEADLINE, None)
+
+
+def test_supervisor_that_was_stopped_can_be_told_to_stop(stand: Stand) -> None:
+    """A run whose supervisor is stopped can be reaped."""
+    stand.start(*program("parricide", str(signal.SIGSTOP.value), "once"))
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert stand.lifeline.is_cut()
+
+
+def test_suite_that_never_lets_its_supervisor_go_gets_no_verdict(stand: Stand) -> None:
+    """A suite that stops its supervisor again and again is killed over its head."""
+    facts = stand.facts(
+        *program("parricide", str(signal.SIGSTOP.value), "again"), timeout_seconds=0.3
+    )
+
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+    assert stand.lifeline.is_cut()
+
+
+@pytest.mark.parametrize("kind", ["crowd", "daemon"])
+def test_supervisor_that_hangs_is_ended_with_all_that_is_below_it(
+    stand: Stand, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that does not do its work in time loses it, and nobody gets away."""
+    monkeypatch.setattr(suite_module, "SUPERVISOR_MARGIN_SECONDS", 0.1)
+    patch_supervisor(monkeypatch, "shim.supervise = lambda *_: shim.select.poll().poll();")
+    stand.start(*program("tree", kind, "stay"), timeout_seconds=0.1)
+    stand.lifeline.await_members(1)
+    facts = stand.collect().facts
+
+    assert facts.supervision == Supervision.LOST
+    assert stand.lifeline.is_cut()
+
+
+@pytest.mark.parametrize(
+    "deed", ["success", "unsealed", "garbage", "empty", "pipe", "link", "folder", "huge"]
+)
+def test_result_that_the_suite_wrote_is_found_out(stand: Stand, deed: str) -> None:
+    """Whatever a suite puts in the place of its result, it is no result and nobody waits for it."""
+    facts = stand.facts(*program("forger", "result", deed))
+
+    assert (facts.supervision, facts.exit_code) == (Supervision.FORGED, None)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+def test_sealed_result_of_another_run_is_found_out(stand: Stand) -> None:
+    """A result is of one run: sealed as it is, it proves nothing in another."""
+    assert stand.facts("true", run_id=f"{ATTEMPT}.0").supervision == Supervision.SOUND
+
+    assert stand.facts(*program("forger", "result", "replay")).supervision == Supervision.FORGED
+
+
+@pytest.mark.parametrize("deed", ["success", "empty", "pipe", "link", "folder", "huge", "nothing"])
+def test_no_file_of_the_control_folder_makes_a_pass(stand: Stand, deed: str) -> None:
+    """A suite that tampers with what its result is made from gets no result."""
+    facts = stand.facts(*program("forger", "result.new", deed))
+
+    assert facts.supervision != Supervision.SOUND
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+@pytest.mark.parametrize("name", ["shim", "leader", "shim.stderr", "lock", "closed", "command"])
+@pytest.mark.parametrize("deed", ["garbage", "pipe", "link", "huge", "nothing"])
+def test_tampering_elsewhere_never_hangs(stand: Stand, name: str, deed: str) -> None:
+    """Whatever else a suite does to its control folder, its run ends and is judged by its end."""
+    facts = stand.facts(*program("forger", name, deed))
+
+    assert (facts.supervision, facts.exit_code) == (Supervision.SOUND, 0)
+
+
+@pytest.mark.parametrize("deed", ["garbage", "pipe", "link", "huge", "nothing"])
+def test_log_that_was_replaced_is_incomplete(stand: Stand, deed: str) -> None:
+    """A suite that replaces its own log has not passed, and nobody waits for what it put there."""
+    facts = stand.facts(*program("forger", "output.log", deed))
+
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+    assert len(stand.suites.log_tail(RUN, 100)) <= 100
+
+
+@pytest.mark.parametrize("deed", ["cut short", "longer"])
+def test_log_of_another_length_is_incomplete(stand: Stand, deed: str) -> None:
+    """A suite that makes its own log longer or shorter than what it printed has not passed."""
+    facts = stand.facts(*program("forger", "output.log", deed))
+
+    assert (facts.exit_code, facts.log_complete) == (0, False)
+    assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+@pytest.mark.parametrize("deed", ["cut short", "longer", "another of its size"])
+def test_log_that_changes_after_the_end_is_incomplete(stand: Stand, deed: str) -> None:
+    """Between the end of a run and its report nobody can put another log in its place."""
+    stand.start("/bin/sh", "-c", "echo hello")
+    stand.await_result()
+    log = stand.file("output.log")
+    if deed == "another of its size":
+        log.with_name("another").write_bytes(b"HELLO\n")
+        log.with_name("another").replace(log)
+    else:
+        os.truncate(log, 3 if deed == "cut short" else 30)
+
+    assert not stand.collect().facts.log_complete
+
+
+@pytest.mark.parametrize("deed", ["garbage", "deep", "pipe", "link", "folder", "huge", "nothing"])
+def test_order_that_was_replaced_ends_the_run(stand: Stand, deed: str) -> None:
+    """A run whose order cannot be read any more has no verdict, and nobody of it is left."""
+    forger = " ".join(program("forger", "order.json", deed))
+    stand.start("/bin/sh", "-c", f"{forger}; echo > $LIFELINE; exec sleep 600")
+    stand.lifeline.await_members(1)
+
+    with pytest.raises(PreparationError, match="order"):
+        stand.collect()
+    assert has_ended(stand.pid("leader"))
+
+
+def test_forger_that_killed_its_supervisor_leaves_nobody(stand: Stand) -> None:
+    """A forged result does not keep what the dead supervisor left from being killed."""
+    stand.start(*program("tree", "crowd", "stay"))
+    stand.lifeline.await_members(1)
+    os.kill(stand.pid(), signal.SIGKILL)
+    stand.file("result").write_text(f"run={RUN}\nexit_code=0\n" + "0" * 64 + "\n")
+
+    assert stand.collect().facts.supervision == Supervision.FORGED
+    assert stand.lifeline.is_cut()
+
+
+@pytest.mark.parametrize("killed", ["supervisor killed", "supervisor alive"])
+def test_result_sealed_with_a_stolen_secret_is_none(stand: Stand, *, killed: str) -> None:
+    """A suite that takes the secret and seals a result of its own has no verdict by it."""
+    stand.start("/bin/sh", "-c", "until test -e go; do sleep 0.01; done; exit 1")
+    supervisor = stand.pid()
+    facts = {"run": RUN, "exit_code": 0, "signal": "", "spawn_error": "", "stopped_by": ""}
+    facts |= {"out_of_memory": 0, "spawn_detail": "", "duration_seconds": 1, "survivors": 0}
+    facts |= {"processes_left": 0, "log_bytes": 0, "log_dropped_bytes": 0, "log_complete": 1}
+    found = stand.file("output.log").stat()
+    facts |= {"log_file": f"{found.st_ino}:{found.st_size}", "report": "", "foreign_result": 0}
+    forged = shim.sealed(stand.state.secret(), shim.lines_of(**facts))
+    stand.file("result").write_bytes(forged)
+    if killed == "supervisor killed":
+        os.kill(supervisor, signal.SIGKILL)
+    (stand.root / "tree" / "go").touch()
+
+    assert stand.collect().facts.supervision == Supervision.FORGED
+
+
+def test_command_of_another_suite_is_not_run(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes what a run was ordered to do, before it begins, makes it a tool error."""
+    start = subprocess.Popen
+
+    def meddled(*arguments: Any, **how: Any) -> Any:
+        stand.file("command").write_bytes(b"/bin/true")
+        return start(*arguments, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", meddled)
+    report = stand.run("/bin/false")
+
+    assert report.facts.supervision == Supervision.LOST
+    assert report.detail == "the command is not the one that was ordered"
+
+
+@pytest.mark.parametrize("how", [Stop.REQUEST, Stop.FENCE_LOST])
+def test_stop_that_is_heard_of_after_the_end_is_one(stand: Stand, how: Stop) -> None:
+    """A suite that ends because everything is ended, its supervisor too, has not passed."""
+    ours, theirs = socket.socketpair()
+    waiting = "until test -e go; do sleep 0.01; done"
+    with ours, theirs:
+        stand.start("/bin/sh", "-c", waiting, inherited=[ours.fileno()])
+        leader, supervisor = stand.pid("leader"), stand.pid()
+        os.kill(supervisor, signal.SIGSTOP)
+        if how is Stop.REQUEST:
+            os.kill(supervisor, signal.SIGTERM)
+        else:
+            theirs.close()
+        (stand.root / "tree" / "go").touch()
+        assert has_ended(leader)
+        os.kill(supervisor, signal.SIGCONT)
+
+        assert stand.collect().facts.stopped_by == how
+
+
+def test_result_that_was_altered_after_the_run_is_found_out(stand: Stand) -> None:
+    """A sealed result in which one character is changed is no result any more."""
+    stand.start("/bin/sh", "-c", "exit 1")
+    assert has_ended(stand.pid())
+    result = stand.file("result")
+    result.write_text(result.read_text().replace("exit_code=1", "exit_code=0"))
+
+    assert stand.collect().facts.supervision == Supervision.FORGED

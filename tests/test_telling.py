@@ -1,0 +1,260 @@
+"""What is kept and told of an attempt: its row, its artifact, the log, alerts."""
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+
+from desk import FAILING, PASSING, TOOL_ERROR, Desk, Failing
+from hosts import REPO
+from staging_fsm.core.errors import (
+    TransitionRefusedError,
+)
+from staging_fsm.core.evidence import Counts, Evidence, EvidenceState
+from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.outcome import REASONS, Reason, RunFacts, Supervision, judge
+from staging_fsm.core.ports import AlertKind, RunReport
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import Effect, Event, State
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from staging_fsm.host.launcher import launch_job
+
+
+def test_artifact_shows_no_secret_of_the_command(desk: Desk) -> None:
+    """What the command says after a name that looks secret is not in what everybody may read."""
+    desk.suites_file = PASSING.replace('["true"]', '["true", "--token=a-very-secret-word"]')
+    desk.claim()
+    desk.launch()
+    text = (desk.engine.place(desk.row()).artifact_dir / ARTIFACT_NAME).read_text()
+
+    assert "a-very-secret-word" not in text
+    assert "--token=" in text
+
+
+def test_runner_and_agent_leave_the_same_traces_of_a_pass(desk: Desk) -> None:
+    """After a pass the host's tables look as they do after an agent's SUCCESS."""
+    launch_job(attrs.evolve(desk.kit.host, staging=desk.staging), desk.claim())
+    other = desk.kit.add("deploy-staging", "WI-2")
+    job = desk.kit.store.claim_next(desk.kit.host.clock.now(), "w", other)
+    assert job is not None
+    launch_job(desk.kit.host, job)
+
+    ours, theirs = desk.kit.item("WI-1"), desk.kit.item("WI-2")
+    assert attrs.evolve(ours, id="") == attrs.evolve(theirs, id="")
+    assert desk.kit.store.job(desk.job_id).status == desk.kit.store.job(other).status == "done"
+    for item in ("WI-1", "WI-2"):
+        text = (desk.kit.repository / "docs/work-items" / item / ARTIFACT_NAME).read_text()
+        assert text.startswith("---\nstaging_status: SUCCESS\n")
+
+
+def test_each_move_is_logged_and_watched_once_it_is_durable(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every move is one line of the log and one call of who watches, in the order of the trail."""
+    watched: list[str] = []
+
+    def watch(_row: JobRow, snapshot: Snapshot) -> None:
+        assert desk.snapshot() == snapshot
+        watched.append(snapshot.history[-1].id)
+
+    caplog.set_level("INFO", "staging_fsm")
+    desk.engine.watch = watch
+    desk.defer()
+    desk.launch()
+    moves = desk.snapshot().history
+    lines = [line for line in caplog.messages if line.startswith("event=transition ")]
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert watched == [move.id for move in moves]
+    for move, line in zip(moves, lines, strict=True):
+        row, attempt = move.row, desk.snapshot().attempt_id
+        assert f" id={row.id} job={desk.job_id} attempt={attempt} source={row.source}" in line
+        assert f" on={row.event} target={row.target} effect={row.effect} reason=" in line
+
+
+class Reporting:
+    """Suites that run nothing and report what they are told."""
+
+    def __init__(self, whole: Any, report: RunReport) -> None:
+        """Stand for `whole`."""
+        self._whole, self._report = whole, report
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is not about a run from the real suites."""
+        return getattr(self._whole, name)
+
+    def start(self, _order: Any) -> None:
+        """Do nothing."""
+
+    def await_report(self, _run_id: str) -> RunReport:
+        """Return the report."""
+        return self._report
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        RunFacts(
+            exit_code=1,
+            log_complete=True,
+            supervision=Supervision.SOUND,
+            evidence=Evidence(EvidenceState.READ, Counts(9, 1, 2, 3, dated=True)),
+        ),
+        RunFacts(signal=11, log_complete=True, supervision=Supervision.SOUND),
+    ],
+    ids=["failed", "crashed"],
+)
+def test_run_keeps_what_its_report_said(desk: Desk, facts: RunFacts) -> None:
+    """Everything that a report says is stored with its run, and by which rule it was judged."""
+    report = RunReport(facts, 1.5, "a detail", "/its/log", "0" * 64, 40, 2)
+    desk.engine.suites = Reporting(desk.engine.suites, report)
+    desk.claim()
+    desk.launch()
+    attempt = desk.snapshot()
+    run, suite = attempt.runs[0], attempt.bound_plan.suite
+    outcome = judge(facts, suite.judging_policy())
+
+    assert (run.reason, run.rule) == (outcome.reason, outcome.rule)
+    assert (run.exit_code, run.signal) == (facts.exit_code, facts.signal)
+    assert (run.evidence, run.counts) == (facts.evidence.state, facts.evidence.counts)
+    assert (run.duration_seconds, run.detail) == (1.5, "a detail")
+    kept = (run.log, run.log_sha256, run.log_bytes, run.log_dropped_bytes)
+    assert kept == ("/its/log", "0" * 64, 40, 2)
+
+
+@pytest.mark.parametrize("suites", [PASSING, FAILING, TOOL_ERROR])
+def test_run_says_when_it_began_and_ended(desk: Desk, suites: str) -> None:
+    """However a run ends: it starts before the move that begins it, and ends before the next."""
+    desk.suites_file = suites
+    desk.claim()
+    desk.launch()
+    attempt = desk.snapshot()
+    run, (began, ended, *_) = attempt.runs[0], attempt.history
+
+    assert run.ended_at is not None
+    times = [run.started_at, began.time, run.ended_at, ended.time]
+    assert times == sorted(times)
+
+
+def test_attempt_that_failed_closed_is_told_in_words(desk: Desk) -> None:
+    """The alert of an attempt that failed closed names work item, run, reason and whose fault."""
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    told = json.loads((desk.folder / "state" / "alerts.jsonl").read_text())
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert told["text"] == (
+        f"WI-1 in {REPO} failed closed in run 1: {REASONS[Reason.TOOL_EXIT_CODE].sentence}"
+        f" ({Reason.TOOL_EXIT_CODE}) This is an infrastructure fault, not a verdict on the code."
+    )
+
+
+def test_alert_that_fails_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """What an alert that fails was about stands in the log, and the attempt goes on."""
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = TOOL_ERROR
+    desk.break_part("alerts.send", OSError("boom"))
+    desk.claim()
+    desk.launch()
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert caplog.messages == [
+        (
+            f'event="an alert was lost" alert={AlertKind.FAILED_CLOSED} job={desk.job_id}'
+            ' error="OSError: boom"'
+        )
+    ]
+
+
+def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a move is told of, alerts that are owed are tried again, come what may."""
+    heard: list[object] = []
+
+    def is_tried() -> bool:
+        heard.append("delivery")
+        return True
+
+    engine = desk.engine
+    engine.watch = lambda _row, snapshot: heard.append(snapshot.state)
+    engine.alerts = Failing(engine.alerts, "deliver", OSError("boom"), is_tried)
+    desk.claim()
+    desk.launch()
+
+    assert heard == [
+        State.RUNNING,
+        "delivery",
+        State.VERDICT_PASSED,
+        "delivery",
+        State.ADVANCED,
+        "delivery",
+    ]
+    assert caplog.messages == ['event="alerts were not delivered" error="OSError: boom"'] * 3
+
+
+@pytest.mark.parametrize(
+    ("suites", "told"),
+    [
+        (
+            FAILING,
+            "the gate opened against the verdict: "
+            + str(
+                TransitionRefusedError(
+                    State.VERDICT_FAILED, Event.GATE_OPENED, [Event.GATE_REFUSED]
+                )
+            ),
+        ),
+        (PASSING, "the gate opened, but the artifact it read is not the one that was written"),
+    ],
+    ids=["of a failed suite", "of another artifact"],
+)
+def test_gate_that_contradicts_the_verdict_is_told_in_words(
+    desk: Desk, suites: str, told: str
+) -> None:
+    """An attempt that its gate contradicts stays where it is, and the alert says how."""
+
+    def gate(row: JobRow, tx: Any) -> bool:  # noqa: ARG001  # the host would move the item by it
+        if suites == PASSING:
+            artifact = desk.engine.place(row).artifact_dir / ARTIFACT_NAME
+            artifact.write_text("---\nstaging_status: SUCCESS\n---\n")
+        return True
+
+    desk.suites_file = suites
+    desk.engine.gate = gate
+    desk.claim()
+    desk.launch()
+    alerts = (desk.folder / "state" / "alerts.jsonl").read_text().splitlines()
+
+    assert desk.snapshot().history[-1].row.effect is Effect.HAND_OVER
+    assert [(json.loads(line)["kind"], json.loads(line)["text"]) for line in alerts] == [
+        (AlertKind.GATE_CONTRADICTED_VERDICT, told)
+    ]
+
+
+def test_run_of_too_few_tests_says_how_many_are_missing(desk: Desk) -> None:
+    """The detail of a run that executed too few tests says how many it did, and should have."""
+    desk.suites_file = """
+        [default]
+        command = ["sh", "-c", 'echo "<testsuite><testcase/></testsuite>" > $STAGING_REPORT_DIR/r']
+        workspace = "in-place"
+        report = "r"
+        min_tests = 3
+    """
+    desk.claim()
+    desk.launch()
+    run, plan = desk.snapshot().last_run, desk.snapshot().bound_plan
+
+    assert run.reason is Reason.TOO_FEW_TESTS
+    assert run.detail == plan.suite.shortfall(1)
+
+
+def test_launch_answers_with_what_became_of_the_attempt(desk: Desk) -> None:
+    """The answer to a launch names the state that the attempt came to, and why."""
+    desk.claim()
+
+    assert desk.launch() == Decision(Ruling.TAKEN, f"{State.ADVANCED}: the gate opened")
