@@ -565,6 +565,7 @@ def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreig
         SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where=f"tenant = {n} AND '%:x' <> ''")
         for n in (1, 2)
     )
+    either = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where="tenant = 9 OR tenant = 2")
     first.check()
     first.save("j-1", attempt(1))
     second.save("j-1", attempt(1))
@@ -573,6 +574,11 @@ def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreig
             assert len(found) == 1
 
     second.save("j-1", attempt(2))
+    # An OR in it opens no way past the id and the version.
+    with pytest.raises(StaleSnapshotError):
+        either.save("j-1", attempt(2))
+    with pytest.raises(JobNotFoundError):
+        either.load("j-2")
     second.cancel("j-1", 2)
 
     assert (first.load("j-1").snapshot(), first.load("j-1").status) == (attempt(1), "running")

@@ -552,10 +552,12 @@ def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:
             " UPDATE jobs SET metadata = '{}' WHERE id = NEW.id; END"
         )
     desk.claim()
-    decision = desk.launch()
+    # However often: who was found out once is not believed the next time.
+    decisions = [desk.launch(), desk.launch()]
 
-    assert decision.ruling is Ruling.DECLINED
-    assert "does not keep the key staging_runner" in decision.reason
+    assert {decision.ruling for decision in decisions} == {Ruling.DECLINED}
+    for decision in decisions:
+        assert "does not keep the key staging_runner" in decision.reason
     assert not (desk.folder / "state" / "runs").exists()
     assert desk.row().document is None
 
