@@ -565,8 +565,11 @@ def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreig
         SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where=f"tenant = {n} AND '%:x' <> ''")
         for n in (1, 2)
     )
+    # A due time of theirs is none of ours to judge.
+    foreign.set("\"run after\" = 'tomorrow' WHERE tenant = 2")
     either = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where="tenant = 9 OR tenant = 2")
     first.check()
+    assert "holds 'tomorrow'" in problems_of(second)[0]
     first.save("j-1", attempt(1))
     second.save("j-1", attempt(1))
     for rows in (first, second):
