@@ -1,6 +1,7 @@
 """`docs/specification.md`: each invariant, and what holds it. Generated; run `pytest --rewrite`."""
 
 import ast
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -226,7 +227,8 @@ HELD_BY: Final[Mapping[str, Holds]] = MappingProxyType(
 )
 
 
-def test_functions() -> dict[str, str]:
+@functools.cache
+def test_functions() -> Mapping[str, str]:
     """Return the file of every test function."""
     return {
         node.name: path.name

@@ -4,6 +4,7 @@ What may start a process or speak to the network stands in `docs/llm-call-sites.
 """
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ NETWORK_CLIENTS = {
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
 
+@functools.cache
 def tree(module: str) -> ast.Module:
     """Return the syntax tree of a module."""
     return ast.parse((SOURCE / module).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """The style of the repository, as rules that a machine checks."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
@@ -77,14 +78,16 @@ def layer_of(module: str) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def imports(module: str) -> Iterator[str]:
-    """Yield the dotted names that a module imports anywhere in it."""
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Return the dotted names that a module imports anywhere in it."""
+    names = set[str]()
     for node in ast.walk(ast.parse((SOURCE / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names.update([node.module or "", *(f"{node.module}.{a.name}" for a in node.names)])
+    return frozenset(names)
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
