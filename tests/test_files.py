@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hosts import no_descriptors_left
 from staging_fsm.effects.files import (
     ARTIFACT_MODE,
     DIRECTORY_MODE,
@@ -18,6 +19,7 @@ from staging_fsm.effects.files import (
     create_durably,
     open_regular,
     read_small,
+    remove_folder,
     set_aside,
     sha256_of_file,
     state_dir,
@@ -273,6 +275,23 @@ def test_file_is_read_to_its_end_whatever_size_it_tells() -> None:
     assert read_small(path, 2**20) == path.read_bytes()
     assert sha256_of_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert read_small(path, len(path.read_bytes()) - 1) is None
+
+
+def test_without_a_descriptor_to_look_no_file_is_missing(tmp_path: Path) -> None:
+    """Where no descriptor is left a file that is there passes neither for gone nor for another."""
+    path, folder = tmp_path / "file", tmp_path / "folder"
+    path.write_bytes(b"seven\n")
+    folder.mkdir()
+    with no_descriptors_left():
+        for read in (open_regular, sha256_of_file, lambda path: read_small(path, 9)):
+            with pytest.raises(OSError, match="Too many open files"):
+                read(path)
+        remove_folder(folder)
+
+    # What may be mounted in it nobody could tell.
+    assert folder.is_dir()
+    remove_folder(folder)
+    assert not folder.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no such file")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hosts import no_descriptors_left
 from staging_fsm.effects import processes
 from staging_fsm.effects.processes import (
     ProcessIdentity,
@@ -142,6 +143,36 @@ def test_process_of_an_earlier_boot_is_dead_and_one_of_another_machine_unknown()
     assert is_alive(ProcessIdentity(f"{host}:another-boot:{namespace}", os.getpid(), 1)) is False
     assert is_alive(ProcessIdentity(f"another:{boot}:{namespace}", os.getpid(), 1)) is None
     assert is_alive(ProcessIdentity(f"{host}:{boot}:0", os.getpid(), 1)) is None
+
+
+@pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
+def test_without_a_descriptor_to_look_nobody_is_dead(bystanders: Bystanders) -> None:
+    """Where no descriptor is left nothing is known of a process: none passes for dead or gone."""
+    living = identity_of(bystanders.start("cat", **{MARK: "ours"}))
+    questions = (
+        lambda: is_alive(living),
+        lambda: identify(living.pid),
+        lambda: is_stopped(living),
+        lambda: wait_for_end(living, 0),
+        lambda: send_signal(living, signal.SIGTERM),
+        lambda: kill_descendants(living),
+        lambda: kill_marked(MARK, "ours"),
+    )
+    for question in questions:
+        with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+            question()
+
+    assert is_alive(living) is True
+
+
+@pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
+def test_marked_process_that_cannot_be_looked_at_is_not_overlooked(bystanders: Bystanders) -> None:
+    """A sweep that has a descriptor for a process and none for its environment says so."""
+    living = identity_of(bystanders.start("cat", **{MARK: "ours"}))
+    mark = f"{MARK}=ours".encode()
+
+    with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+        processes._is_marked(living.pid, mark)
 
 
 def test_signal_reaches_its_process_and_never_another(system: str, bystanders: Bystanders) -> None:

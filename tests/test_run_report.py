@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from hosts import no_descriptors_left
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
 from staging_fsm.core.outcome import Supervision
+from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from stand import ATTEMPT, RUN, Stand
 
@@ -188,3 +190,14 @@ def test_command_is_told_where_its_report_goes(stand: Stand) -> None:
         "/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml", run_id=f"{ATTEMPT}.2"
     )
     assert again.evidence.state == EvidenceState.READ
+
+
+def test_worker_without_descriptors_accuses_nobody(stand: Stand) -> None:
+    """A result that a worker has no descriptor left to read is none of a forger's."""
+    stand.start("true")
+    stand.await_result()
+    folder = RunFolder(stand.state, RUN)
+
+    with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+        folder.sealed("result")
+    assert stand.collect().facts.supervision is Supervision.SOUND

@@ -1,6 +1,7 @@
 """Attempts that exist already: the next run, the kill switch, two workers, forks, recovery."""
 
 import contextlib
+import errno
 import os
 import signal
 from datetime import UTC, datetime, timedelta
@@ -316,6 +317,25 @@ def test_attempt_of_a_worker_that_may_live_is_left_to_it(
 
     assert (decision.ruling, recovered) == (Ruling.TAKEN, [])
     assert desk.raw_row() == before
+
+
+def test_attempt_of_a_worker_that_cannot_be_looked_at_is_left_to_it(desk: Desk) -> None:
+    """Where nobody can look whether a worker lives it passes for no dead one: nothing is moved."""
+
+    def look(_worker: str) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    here = this_process()
+    under_worker(desk, str(ProcessIdentity(here.scope, 1, here.start)))
+    desk.staging.runner.liveness = look
+    before = desk.raw_row()
+
+    decision = desk.launch()
+    recovered = desk.staging.recover()
+
+    assert (decision.ruling, recovered) == (Ruling.HELD, [])
+    assert desk.raw_row() == before
+    assert {*desk.alerts()} == {"internal_error"}
 
 
 def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:

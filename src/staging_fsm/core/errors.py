@@ -1,6 +1,11 @@
 """One family of errors. Facts are attributes; the sentence is made from them."""
 
+import errno
 from collections.abc import Sequence
+from typing import Final
+
+#: What a system answers that has no room left to look.
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class StagingError(Exception):
@@ -13,6 +18,11 @@ def in_words(error: Exception) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  # whatever it raises, it is told of an error, and raises none
         return type(error).__name__
+
+
+def is_shortage(error: OSError) -> bool:
+    """Say whether the system had no room to look: of what was asked for nothing is known then."""
+    return error.errno in _SHORTAGES
 
 
 class TransitionRefusedError(StagingError):

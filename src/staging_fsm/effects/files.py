@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 import attrs
 
 from staging_fsm.core.config import expand_home, variable_name
-from staging_fsm.core.errors import PreparationError
+from staging_fsm.core.errors import PreparationError, is_shortage
 
 DIRECTORY_MODE: Final = 0o700
 SECRET_BYTES: Final = 64
@@ -99,14 +99,22 @@ def is_all_ours(folder: Path) -> bool:
     To remove a folder with a mount in it would empty what is mounted there: the real
     files of somebody else.
     """
-    mounts = _mounts_in(folder)
-    if mounts:
-        import ctypes  # noqa: PLC0415  # only where a suite has mounted something
+    try:
+        mounts = _mounts_in(folder)
+        if mounts:
+            _unmount(mounts)
+        return not mounts or not _mounts_in(folder)
+    except OSError:
+        # Nobody can tell.
+        return False
 
-        unmount = ctypes.CDLL(None).umount2
-        for mount in reversed(mounts):
-            unmount(os.fsencode(mount), _MNT_DETACH | _UMOUNT_NOFOLLOW)
-    return not mounts or not _mounts_in(folder)
+
+def _unmount(mounts: list[str]) -> None:
+    import ctypes  # noqa: PLC0415  # only where a suite has mounted something
+
+    unmount = ctypes.CDLL(None).umount2
+    for mount in reversed(mounts):
+        unmount(os.fsencode(mount), _MNT_DETACH | _UMOUNT_NOFOLLOW)
 
 
 def remove_folder(folder: Path) -> None:
@@ -135,10 +143,13 @@ def _flatten(folder: Path) -> None:
 
 
 def _mounts_in(folder: Path) -> list[str]:
-    """Return what is mounted at a folder or below, in order; empty where nobody can tell."""
+    """Return what is mounted at a folder or below, in order; nothing on a system without Linux's.
+
+    Raises OSError.
+    """
     try:
         lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:
+    except FileNotFoundError:
         return []
     top = os.path.join(os.path.realpath(folder.parent), folder.name)  # noqa: PTH118  # no link at its end is followed
     points = [
@@ -160,10 +171,16 @@ def set_aside(path: Path, suffix: str) -> Path | None:
 
 
 def open_regular(path: Path) -> BinaryIO | None:
-    """Open a file that somebody else may have replaced by a pipe, a link or a folder."""
+    """Open a file that somebody else may have replaced by a pipe, a link or a folder.
+
+    Returns None for anything but a regular file. Raises OSError where there is no
+    descriptor left to look: a file that is there must not pass for none.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return None
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from staging_fsm.core.errors import is_shortage
+
 if TYPE_CHECKING:
     import psutil
 
@@ -107,7 +109,10 @@ class _Stat:
 def _stat(pid: int) -> _Stat | None:
     try:
         text = (_PROC / str(pid) / "stat").read_bytes().decode("ascii", "replace")
-    except OSError:
+    except OSError as error:
+        # Out of descriptors nothing is known: that must not pass for dead.
+        if is_shortage(error):
+            raise
         return None
     # The name, in parentheses, may itself hold spaces and parentheses.
     fields = text.rpartition(")")[2].split()
@@ -138,7 +143,8 @@ def is_alive(identity: ProcessIdentity) -> bool | None:
     """Say whether the process lives; None where this machine cannot know.
 
     Another boot of this machine means dead. Another machine, or another process
-    namespace of this one, is not ours to judge.
+    namespace of this one, is not ours to judge. Raises OSError where there is no
+    descriptor left to look.
     """
     if identity.scope == this_scope():
         return start_ticks(identity.pid) == identity.start
@@ -169,7 +175,7 @@ def _held(pid: int) -> Iterator[int | None]:
     try:
         descriptor = os.pidfd_open(pid)
     except OSError as error:
-        # Out of descriptors, say, nothing is known: that must not pass for dead.
+        # Out of descriptors, say, nobody knows whether there is one.
         if error.errno not in _NOBODY:
             raise
         yield None
@@ -263,7 +269,9 @@ def _kill_if(pid: int, mark: bytes, leader: ProcessIdentity | None) -> bool:
 def _is_marked(pid: int, mark: bytes) -> bool:
     try:
         return mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return False
 
 

@@ -32,7 +32,7 @@ from typing import Final
 
 import attrs
 
-from staging_fsm.core.errors import PreparationError
+from staging_fsm.core.errors import PreparationError, is_shortage
 from staging_fsm.effects import limits, shim
 from staging_fsm.effects.files import (
     DIRECTORY_MODE,
@@ -176,13 +176,19 @@ class RunFolder:
     def sealed(self, name: str) -> dict[str, str] | None:
         """Return the facts in a sealed file; none of them where nobody sealed it for this run.
 
-        Returns None where there is no such file at all.
+        Returns None where there is no such file at all. Raises OSError where there is no
+        descriptor left to look.
         """
         if not self.holds(name):
             return None
         try:
             secret = self.state.secret()
-        except (OSError, PreparationError):
+        except PreparationError:
+            return {}
+        except OSError as error:
+            # Nobody is accused of a forgery where nobody could look.
+            if is_shortage(error):
+                raise
             return {}
         text, _, tail = self.read(name).rpartition(b"\n")[0].rpartition(b"\n")
         text += b"\n"
