@@ -1,5 +1,6 @@
 """What `launch_job` may rely on: the intercept's promises, over real rows and real suites."""
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -22,6 +23,7 @@ from desk import (
     fill_the_disk,
     first,
 )
+from hosts import no_descriptors_left
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.outcome import Reason
@@ -542,6 +544,26 @@ def test_artifact_that_somebody_was_at_is_written_again(
     desk.launch()
 
     assert desk.state() is state
+
+
+def test_gate_without_a_descriptor_to_look_costs_no_pass(desk: Desk) -> None:
+    """A gate that cannot open the artifact says no to everything: the verdict is kept from it."""
+    desk.claim()
+    gate, shortage = desk.engine.gate, contextlib.ExitStack()
+
+    def starved(row: JobRow, tx: Any) -> bool:
+        shortage.enter_context(no_descriptors_left())
+        return gate(row, tx)
+
+    desk.engine.gate = starved
+    with shortage:
+        decision = desk.launch()
+    kept = desk.state()
+    desk.engine.gate = gate
+    desk.staging.recover()
+
+    assert (decision.ruling, kept) == (Ruling.HELD, State.VERDICT_PASSED)
+    assert desk.state() is State.ADVANCED
 
 
 def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 import re
+import sys
 
 import pytest
 
 from staging_fsm.core.spec import TRANSITIONS, Transition
+from staging_fsm.effects import journal
 from staging_fsm.effects.journal import log_error, log_transition
 
 HOSTILE = [
@@ -48,3 +50,38 @@ def test_no_text_breaks_a_line_or_moves_a_cursor(
     assert len(caplog.messages) == 1
     assert caplog.messages[0].isprintable()
     assert caplog.messages[0].endswith(" number=7")
+
+
+class Broken(logging.Handler):
+    """A host's handler with a fault of its own."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Fail."""
+        raise RuntimeError(record.getMessage())
+
+
+def test_handler_that_raises_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """What a handler of the host's raises is not passed on to what is told of."""
+    caplog.set_level(logging.INFO, "staging_fsm")
+    handler, log = Broken(), logging.getLogger("staging_fsm")
+    log.addHandler(handler)
+    try:
+        log_error("it failed")
+        log_transition(7, "7-a", TRANSITIONS[0], "why", "5e1f")
+    finally:
+        log.removeHandler(handler)
+
+
+def test_line_is_logged_where_nothing_can_be_loaded_any_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of descriptors no module can be loaded: a line is plainer then, and is there."""
+    monkeypatch.setitem(sys.modules, "structlog", None)
+    journal._renderer.cache_clear()
+    log_error("it failed", job="7\n8")
+    journal._renderer.cache_clear()
+
+    (line,) = caplog.messages
+    assert "it failed" in line
+    assert "7\\n8" in line
+    assert line.isprintable()

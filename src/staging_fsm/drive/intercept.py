@@ -281,6 +281,8 @@ def _is_without_attempt(metadata: object) -> bool:
 
 
 def _log(text: str, error: Exception) -> None:
-    from staging_fsm.effects.journal import log_error  # noqa: PLC0415  # seldom needed
+    # Out of descriptors, say, nothing can be loaded any more: the answer is given all the same.
+    with contextlib.suppress(Exception):
+        from staging_fsm.effects.journal import log_error  # noqa: PLC0415  # seldom needed
 
-    log_error(text, error=in_words(error))
+        log_error(text, error=in_words(error))
