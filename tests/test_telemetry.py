@@ -1,7 +1,7 @@
 """Traces of real attempts, in a real SDK's in-memory exporter."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -34,13 +34,13 @@ Carry = Callable[..., Sequence[ReadableSpan]]
 
 
 @pytest.fixture(scope="module")
-def exporter() -> Iterator[InMemorySpanExporter]:
+def exporter() -> InMemorySpanExporter:
     """Return where the process's spans end up."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # Once for a process, and never shut down: of that each later attempt would be told.
     trace.set_tracer_provider(provider)
-    yield exporter
-    provider.shutdown()
+    return exporter
 
 
 @pytest.fixture
