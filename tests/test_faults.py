@@ -7,7 +7,8 @@ import attrs
 import pytest
 
 from staging_fsm.core.ports import AlertKind
-from staging_fsm.core.spec import State
+from staging_fsm.core.snapshot import ADOPTIONS_MAX, Snapshot
+from staging_fsm.core.spec import Event, State
 from staging_fsm.core.times import format_time
 from staging_fsm.drive import engine
 from world import Damage, Doing, Fate, Shape, Task, Worker, World, simulation
@@ -83,6 +84,12 @@ class Teller:
         self.go_on()
         self.world.settle(ending)
         return self.state
+
+    def snapshot(self) -> Snapshot:
+        """Return the attempt."""
+        snapshot = self.world.facts[1].snapshot
+        assert snapshot is not None
+        return snapshot
 
     @property
     def state(self) -> State | None:
@@ -448,11 +455,32 @@ def test_attempts_without_end_of_adoption_are_bounded() -> None:
     story = Teller()
     story.launch(until="await")
     for _ in range(40):
-        story.world.kill(story.worker())
-        story.world.replace(story.world.workers[0])
-        story.recover(until="await")
+        change_hands(story)
 
-    facts = story.world.facts[1]
-    assert facts.snapshot is not None
-    assert facts.snapshot.state is State.DEFERRED
-    assert format_time(story.world.time) <= str(facts.snapshot.next_run_at)
+    deferred = story.snapshot()
+    assert deferred.state is State.DEFERRED
+    assert format_time(story.world.time) <= str(deferred.next_run_at)
+
+
+def test_adoptions_are_those_of_the_whole_attempt() -> None:
+    """What the first run of an attempt used up of its adoptions its next run does not get anew."""
+    story = Teller()
+    story.launch(until="await")
+    while story.state is State.RUNNING:
+        change_hands(story)
+    story.wait()
+    story.launch(until="await")
+    begun = story.snapshot()
+    change_hands(story)
+
+    events = [move.row.event for move in story.snapshot().history]
+    assert (begun.state, begun.last_run.number) == (State.RUNNING, 2)
+    assert events.count(Event.RUN_ADOPTED) == ADOPTIONS_MAX
+    assert story.state is State.FAILED_CLOSED
+
+
+def change_hands(story: Teller) -> None:
+    """Kill the worker of a run, and have another one recover."""
+    story.world.kill(story.worker())
+    story.world.replace(story.world.workers[0])
+    story.recover(until="await")
