@@ -14,7 +14,7 @@ from hosts import REPO, HostKit
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.core.suites import Suites, parse_suites
+from staging_fsm.core.suites import SuitesConfig, parse_suites
 from staging_fsm.drive.engine import Engine
 from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Decision
@@ -121,7 +121,7 @@ class Desk:
 
         self.staging = StagingIntercept(self.staging.rows, gone, self.variables)
 
-    def read_suites(self) -> Suites:
+    def read_suites(self) -> SuitesConfig:
         """Return the suites file."""
         return parse_suites(self.suites_file)
 

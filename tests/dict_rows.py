@@ -15,7 +15,7 @@ import attrs
 
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
-from staging_fsm.core.snapshot import Snapshot, plain
+from staging_fsm.core.snapshot import Snapshot, as_json
 
 
 @attrs.define
@@ -88,7 +88,7 @@ class DictRows:
             with self.transaction() as own:
                 self.save(job_id, snapshot, own)
             return
-        self.fenced(tx, job_id, snapshot.version - 1 or None).metadata[SNAPSHOT_KEY] = plain(
+        self.fenced(tx, job_id, snapshot.version - 1 or None).metadata[SNAPSHOT_KEY] = as_json(
             snapshot
         )
 

@@ -21,7 +21,7 @@ import yaml
 from hosts import REPO, git
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.suites import Suites, parse_suites
+from staging_fsm.core.suites import SuitesConfig, parse_suites
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.shadow import Shadow
 from staging_fsm.effects.processes import this_process
@@ -160,7 +160,7 @@ class Script:
         engine.gate = recorded_gate
         return staging
 
-    def read_suites(self) -> Suites:
+    def read_suites(self) -> SuitesConfig:
         """Return the configured suites; a story may replace this by something that breaks."""
         return self.suites
 

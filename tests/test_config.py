@@ -24,7 +24,7 @@ from staging_fsm.core.config import (
 )
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.plan import PRESETS, Budget, Preset, SuitePlan, Workspace
-from staging_fsm.core.suites import SuiteEntry, Suites, budget_of, parse_suites
+from staging_fsm.core.suites import SuiteEntry, SuitesConfig, budget_of, parse_suites
 
 #: The load of the machine must not decide.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -361,7 +361,7 @@ def test_suites_file_names_suites() -> None:
 def test_repository_without_a_suite_has_none(text: str) -> None:
     """Without a default, a repository that the file does not name has no suite."""
     assert parse_suites(text).entry("shop") is None
-    assert parse_suites("") == Suites()
+    assert parse_suites("") == SuitesConfig()
 
 
 SHOP = "the suites file: repos.shop"

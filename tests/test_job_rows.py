@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from dict_rows import DictBench, DictRows, Document, Documents
 from staging_fsm.core.errors import StaleSnapshotError
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
-from staging_fsm.core.snapshot import Snapshot, plain
+from staging_fsm.core.snapshot import Snapshot, as_json
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import open_database
 from staging_fsm.testing import Bench, JobRowsContract
@@ -172,7 +172,7 @@ class LosesOtherKeys(DictRows):
         """Replace the whole document."""
         super().save(job_id, snapshot, tx)
         where = self.documents if tx is None else tx
-        where[job_id].metadata = {SNAPSHOT_KEY: plain(snapshot)}
+        where[job_id].metadata = {SNAPSHOT_KEY: as_json(snapshot)}
 
 
 class RemembersOtherKeys(DictRows):
@@ -195,7 +195,7 @@ class RemembersOtherKeys(DictRows):
         if tx is None:
             document = self.documents[job_id]
             document.metadata = {**self.seen.pop(job_id, document.metadata)}
-            document.metadata[SNAPSHOT_KEY] = plain(snapshot)
+            document.metadata[SNAPSHOT_KEY] = as_json(snapshot)
 
 
 class NotAtomic(DictRows):

@@ -12,7 +12,7 @@ from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
-from staging_fsm.core.suites import Suites
+from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.drive.intercept import STAGE
 from staging_fsm.drive.runner import RECENT_ROWS, StagingRunner, read_suites
 from test_invariants import FAILED, PASSED, TEXT, artifact, attempt
@@ -20,7 +20,7 @@ from test_invariants import FAILED, PASSED, TEXT, artifact, attempt
 SUITES = '[default]\ncommand = ["make", "check"]\n'
 
 
-def suites_file(path: Path | None) -> Suites:
+def suites_file(path: Path | None) -> SuitesConfig:
     """Return the suites that a configuration with this file has."""
     said = {} if path is None else {variable_name("suites_file"): str(path)}
     return read_suites(load_config(said))
@@ -34,7 +34,7 @@ def test_suites_are_read_out_of_the_configured_file(tmp_path: Path) -> None:
 
     assert entry is not None
     assert entry.command == ("make", "check")
-    assert suites_file(None) == Suites()
+    assert suites_file(None) == SuitesConfig()
 
 
 @pytest.mark.parametrize("deed", ["nothing there", "a folder", "no text"])

@@ -26,7 +26,7 @@ from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import fresh_snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.core.suites import Suites, parse_suites
+from staging_fsm.core.suites import SuitesConfig, parse_suites
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import IN_SHADOW
 from staging_fsm.drive.shadow import PAUSE_SECONDS, Shadow
@@ -505,7 +505,7 @@ def test_shadow_that_is_switched_off_makes_no_further_attempt(begin: Begin) -> N
         beside.launch(item)
     suites = beside.shadow.suites
 
-    def switch_off(config: RunnerConfig) -> Suites:
+    def switch_off(config: RunnerConfig) -> SuitesConfig:
         beside.variables["ORCH_STAGING_RUNNER_SHADOW"] = "0"
         return suites(config)
 

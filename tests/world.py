@@ -56,7 +56,7 @@ from staging_fsm.core.plan import SuitePlan
 from staging_fsm.core.ports import AlertKind, RunCondition, RunOrder, RunReport
 from staging_fsm.core.snapshot import FORMAT, Snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.core.suites import Suites, parse_suites
+from staging_fsm.core.suites import SuitesConfig, parse_suites
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine
 from staging_fsm.drive.intercept import STAGE, UNSEEN, StagingIntercept
@@ -593,7 +593,7 @@ class World:
             return None
         return any(str(who) == worker.identity and worker.alive for worker in self.workers)
 
-    def read_suites(self, _config: RunnerConfig) -> Suites:
+    def read_suites(self, _config: RunnerConfig) -> SuitesConfig:
         """Return the suites file."""
         return SUITES[self.shape.policy]
 

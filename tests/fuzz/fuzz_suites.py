@@ -8,7 +8,7 @@ from staging_fsm.core.config import load_config
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.plan import Plan, Preset, Workspace
 from staging_fsm.core.snapshot import dump_snapshot, fresh_snapshot, load_snapshot
-from staging_fsm.core.suites import SuiteEntry, Suites, budget_of, parse_suites
+from staging_fsm.core.suites import SuiteEntry, SuitesConfig, budget_of, parse_suites
 
 WORDS = (
     *("[default]\n", "[repos.shop]\n", '[repos."a b"]\n', 'command = ["make"]\n', '"""', "'''"),
@@ -28,7 +28,7 @@ def fuzz(data: bytes) -> bool:
         if not error.problems:
             raise
         return False
-    assert isinstance(suites, Suites)
+    assert isinstance(suites, SuitesConfig)
     for entry in filter(None, (suites.default, *suites.repos.values())):
         try:
             suite = entry.plan(_CONFIG)

@@ -206,14 +206,14 @@ def _check_form(form: _Form, where: str, value: object) -> None:
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
-def plain(value: object) -> Any:
+def as_json(value: object) -> Any:
     """Return a part of a snapshot as the JSON value that stands for it in a row."""
     return msgspec.to_builtins(value)
 
 
 def dump_snapshot(snapshot: Snapshot) -> str:
     """Return the snapshot as one line of JSON."""
-    return _ENCODER.encode(plain(snapshot))
+    return _ENCODER.encode(as_json(snapshot))
 
 
 def load_snapshot(document: object) -> Snapshot:

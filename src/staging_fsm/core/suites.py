@@ -92,7 +92,7 @@ class SuiteEntry:
 
 
 @attrs.frozen
-class Suites:
+class SuitesConfig:
     """The suites file: a suite for each repository, and one for all others if `default` is set."""
 
     default: SuiteEntry | None = None
@@ -104,7 +104,7 @@ class Suites:
 
 
 @functools.lru_cache(maxsize=8)
-def parse_suites(text: str) -> Suites:
+def parse_suites(text: str) -> SuitesConfig:
     """Return the suites that the TOML `text` names; raises ConfigInvalidError with every problem.
 
     The same text is only parsed once.
@@ -121,8 +121,8 @@ def parse_suites(text: str) -> Suites:
     return suites
 
 
-def _read_suites(document: dict[str, Any], problems: list[str]) -> Suites:
-    fields = [field.name for field in attrs.fields(Suites)]
+def _read_suites(document: dict[str, Any], problems: list[str]) -> SuitesConfig:
+    fields = [field.name for field in attrs.fields(SuitesConfig)]
     problems += [f"unknown key {name}" for name in document if name not in fields]
     default = (
         _read_entry("default", document["default"], problems) if "default" in document else None
@@ -133,7 +133,7 @@ def _read_suites(document: dict[str, Any], problems: list[str]) -> Suites:
         repos = {}
     entries = {repo: _read_entry(f"repos.{repo}", said, problems) for repo, said in repos.items()}
     known = {repo: entry for repo, entry in entries.items() if entry is not None}
-    return Suites(default, MappingProxyType(known))
+    return SuitesConfig(default, MappingProxyType(known))
 
 
 def _read_entry(where: str, said: object, problems: list[str]) -> SuiteEntry | None:

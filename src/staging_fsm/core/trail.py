@@ -29,7 +29,7 @@ import attrs
 import msgspec
 
 from staging_fsm.core.plan import Plan
-from staging_fsm.core.snapshot import Move, Run, Snapshot, fractions_of, plain
+from staging_fsm.core.snapshot import Move, Run, Snapshot, as_json, fractions_of
 from staging_fsm.core.spec import TRANSITIONS, Event, Transition
 
 #: The link before the first move.
@@ -87,10 +87,10 @@ def _canonical(payload: Mapping[str, Any], parts: Iterable[object]) -> bytes:
         try:
             text = msgspec.json.encode(payload, order="sorted")
         except UnicodeEncodeError:  # half a character
-            return _ENCODER.encode(plain(payload)).encode()
+            return _ENCODER.encode(as_json(payload)).encode()
         if text.isascii() and _DELETE not in text:
             return text
-    return _ENCODER.encode(plain(payload)).encode()
+    return _ENCODER.encode(as_json(payload)).encode()
 
 
 def _is_plainly_written(part: object) -> bool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from staging_fsm.core.config import RunnerConfig
     from staging_fsm.core.plan import SuitePlan
     from staging_fsm.core.snapshot import Snapshot
-    from staging_fsm.core.suites import Suites
+    from staging_fsm.core.suites import SuitesConfig
     from staging_fsm.drive.recovery import Liveness
     from staging_fsm.drive.runner import StagingRunner
     from staging_fsm.effects.clock import Clock
@@ -51,7 +51,7 @@ class Replaced(TypedDict, total=False):
     watch: "Callable[[JobRow, Snapshot], None]"
     clock: "Clock"
     #: The suites, where they do not come out of the suites file.
-    suites: "Callable[[RunnerConfig], Suites]"
+    suites: "Callable[[RunnerConfig], SuitesConfig]"
     #: Returns the revision that an attempt is bound to.
     bind: "Callable[[Path, SuitePlan], str]"
     #: Returns why this machine cannot run a suite now, or None.

@@ -36,7 +36,7 @@ from staging_fsm.core.plan import Plan, SuitePlan
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import Event, State
-from staging_fsm.core.suites import AUTO, Suites, budget_of, parse_suites
+from staging_fsm.core.suites import AUTO, SuitesConfig, budget_of, parse_suites
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine, Step
 from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
@@ -70,10 +70,10 @@ _REASONS: Final[Mapping[type[Exception], Reason]] = {
 }
 
 
-def read_suites(config: RunnerConfig) -> Suites:
+def read_suites(config: RunnerConfig) -> SuitesConfig:
     """Return the suites that the configured file names; raises ConfigInvalidError."""
     if config.suites_file is None:
-        return Suites()
+        return SuitesConfig()
     try:
         text = config.suites_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +89,7 @@ class StagingRunner:
     variables: Mapping[str, str]
     #: The host's word for the stage that is ours.
     stage: str
-    suites: Callable[[RunnerConfig], Suites] = read_suites
+    suites: Callable[[RunnerConfig], SuitesConfig] = read_suites
     bind: Callable[[Path, SuitePlan], str] = bind_revision
     #: Returns why this machine cannot run a suite now, or None.
     preflight: Callable[[Place, SuitePlan], str | None] = lambda _place, _suite: None

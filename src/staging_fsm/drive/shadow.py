@@ -20,7 +20,7 @@ from staging_fsm.core.errors import ConfigInvalidError, RunRefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import AlertKind
-from staging_fsm.core.suites import Suites
+from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.rulings import Ruling
@@ -54,7 +54,7 @@ class Shadow:
 
     variables: Mapping[str, str]
     clock: Clock = attrs.field(factory=SystemClock)
-    suites: Callable[[RunnerConfig], Suites] = read_suites
+    suites: Callable[[RunnerConfig], SuitesConfig] = read_suites
     stopping: bool = False
 
     @property

@@ -36,7 +36,7 @@ class Health(StrEnum):
 
 
 @attrs.frozen
-class Finding:
+class Check:
     """One thing that was looked at, and what was seen, in words."""
 
     name: str
@@ -55,7 +55,7 @@ def unfit(state: StateDir, suite: SuitePlan, repository: Path, artifact_dir: Pat
     return "; ".join(failed) or None
 
 
-def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Finding]:
+def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Check]:
     """Yield what runs of any suite need: a state folder that takes files, and room in it."""
     found = _state_finding(state)
     yield found
@@ -63,50 +63,50 @@ def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Finding]:
         yield disk_finding(state.root, log_max_bytes + FREE_BYTES_MIN)
 
 
-def _state_finding(state: StateDir) -> Finding:
+def _state_finding(state: StateDir) -> Check:
     try:
         state.ensure()
         # Without a name where the system can: many threads look at one folder at once.
         tempfile.TemporaryFile(dir=state.root).close()
     except OSError as error:
         words = f"{state.root} cannot be written: {error}"
-        return Finding("state folder", Health.FAILED, words)
-    return Finding("state folder", Health.OK, str(state.root))
+        return Check("state folder", Health.FAILED, words)
+    return Check("state folder", Health.OK, str(state.root))
 
 
-def disk_finding(folder: Path, free_bytes_min: int) -> Finding:
+def disk_finding(folder: Path, free_bytes_min: int) -> Check:
     """Return whether there are blocks and inodes left where `folder` is."""
     try:
         found = os.statvfs(folder)
     except OSError as error:
-        return Finding("disk", Health.FAILED, f"{folder} cannot be looked at: {error}")
+        return Check("disk", Health.FAILED, f"{folder} cannot be looked at: {error}")
     free = found.f_bavail * found.f_frsize
     words = f"{free // 2**20} MiB and {found.f_favail} inodes free at {folder}"
     # A file system without a table of inodes, such as btrfs, has a number of 0.
     few_inodes = found.f_files > 0 and found.f_favail < FREE_INODES_MIN
     if free < free_bytes_min or few_inodes:
         needed = f"at least {free_bytes_min // 2**20} MiB and {FREE_INODES_MIN} inodes are needed"
-        return Finding("disk", Health.FAILED, f"{words}, and {needed}")
-    return Finding("disk", Health.OK, words)
+        return Check("disk", Health.FAILED, f"{words}, and {needed}")
+    return Check("disk", Health.OK, words)
 
 
-def folder_finding(name: str, folder: Path, access: int) -> Finding:
+def folder_finding(name: str, folder: Path, access: int) -> Check:
     """Return whether `folder` is there and may be used as `access` says."""
     if not folder.is_dir():
-        return Finding(name, Health.FAILED, f"{folder} is no folder")
+        return Check(name, Health.FAILED, f"{folder} is no folder")
     if not os.access(folder, access):
-        return Finding(name, Health.FAILED, f"{folder} may not be used by this user")
-    return Finding(name, Health.OK, str(folder))
+        return Check(name, Health.FAILED, f"{folder} may not be used by this user")
+    return Check(name, Health.OK, str(folder))
 
 
-def command_finding(repo: str, command: tuple[str, ...], variables: Mapping[str, str]) -> Finding:
+def command_finding(repo: str, command: tuple[str, ...], variables: Mapping[str, str]) -> Check:
     """Return whether the program of a suite is found, unless it stands in the tree under test."""
     program = command[0]
     in_tree = "/" in program and not program.startswith("/")
     if not in_tree and shutil.which(program, path=variables.get("PATH", os.defpath)) is None:
-        return Finding("suite", Health.FAILED, f"{repo}: {program} is not to be found or executed")
+        return Check("suite", Health.FAILED, f"{repo}: {program} is not to be found or executed")
     shown = Masker.of(variables, (), command).mask_words(command)
-    return Finding("suite", Health.OK, f"{repo}: {' '.join(shown)}")
+    return Check("suite", Health.OK, f"{repo}: {' '.join(shown)}")
 
 
 def _existing(folder: Path) -> Path:

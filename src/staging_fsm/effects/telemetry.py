@@ -40,10 +40,10 @@ _TASK_RESULTS: Final = {
     Verdict.NOT_EXECUTED: "error",
 }
 _NANOSECONDS: Final = 1_000_000_000
-Watch = Callable[[JobRow, Snapshot], None]
+Watcher = Callable[[JobRow, Snapshot], None]
 
 
-def traced(watch: Watch) -> Watch:
+def traced(watch: Watcher) -> Watcher:
     """Return `watch` as one that also traces each attempt that has ended. A trace never raises."""
 
     def watch_and_trace(row: JobRow, snapshot: Snapshot) -> None:

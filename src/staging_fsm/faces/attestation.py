@@ -22,7 +22,7 @@ import attrs
 from staging_fsm.core.errors import AttestationRefusedError, in_words
 from staging_fsm.core.outcome import Verdict
 from staging_fsm.core.plan import UNVERSIONED
-from staging_fsm.core.snapshot import Snapshot, plain
+from staging_fsm.core.snapshot import Snapshot, as_json
 from staging_fsm.core.spec import State
 from staging_fsm.effects.files import write_durably
 
@@ -47,7 +47,7 @@ def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str
     plan, run = snapshot.bound_plan, snapshot.last_run
     if plan.revision == UNVERSIONED:
         raise AttestationRefusedError(job_id, "it ran on no commit: there is no subject")
-    suite = json.dumps(plain(plan), sort_keys=True, separators=(",", ":"))
+    suite = json.dumps(as_json(plan), sort_keys=True, separators=(",", ":"))
     attempt = {
         "attempt_id": snapshot.attempt_id,
         "job": str(job_id),
@@ -77,7 +77,7 @@ def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str
                 {
                     "name": "plan",
                     "digest": {"sha256": hashlib.sha256(suite.encode()).hexdigest()},
-                    "annotations": plain(plan),
+                    "annotations": as_json(plan),
                 },
                 {"name": _FOLDER, "digest": {"sha256": last.link}, "annotations": attempt},
             ],

@@ -22,7 +22,7 @@ from staging_fsm.core.errors import (
 )
 from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.suites import SuiteEntry, Suites
+from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
@@ -217,9 +217,9 @@ def place_in(session: Session, folder: Path) -> Callable[[JobRow], Place]:
     return place
 
 
-def one_suite(entry: SuiteEntry) -> Callable[[RunnerConfig], Suites]:
+def one_suite(entry: SuiteEntry) -> Callable[[RunnerConfig], SuitesConfig]:
     """Return the suites of an orchestrator that knows one command for everything."""
-    return lambda _config: Suites(default=entry)
+    return lambda _config: SuitesConfig(default=entry)
 
 
 def switched_on(variables: Mapping[str, str], **changes: object) -> dict[str, str]:

@@ -282,7 +282,7 @@ class Delivery:
             self._later(error)
             return
         try:
-            self._launch(row, fence, Setting(mirror, publisher, root, revision))
+            self._launch(row, fence, Workplace(mirror, publisher, root, revision))
         finally:
             publisher.close(row)
 
@@ -297,20 +297,20 @@ class Delivery:
         seconds = REMOTE_BACKOFF.delay_seconds(f"delivery-{self.job_id}", number)
         self._again(seconds, tries=self.tries + 1)
 
-    def _launch(self, row: JobRow, fence: Fence, setting: "Setting") -> None:
+    def _launch(self, row: JobRow, fence: Fence, workplace: "Workplace") -> None:
         fleet = self.fleet
         job = self._claim(row)
         if job is None:
             return
-        store = FleetStore(fleet.engine, fleet.deliveries, setting.root)
+        store = FleetStore(fleet.engine, fleet.deliveries, workplace.root)
         if row.stage == STAGE:
-            self._staging = self._intercept(row, fence, setting, store)
+            self._staging = self._intercept(row, fence, workplace, store)
         host = Host(
             store,
             fleet.host_settings,
             fleet.clock,
             self._staging,
-            lambda _job: self._publish_agents(row, fence, setting),
+            lambda _job: self._publish_agents(row, fence, workplace),
         )
         try:
             launch_job(host, job)
@@ -334,11 +334,11 @@ class Delivery:
         return job
 
     def _intercept(
-        self, row: JobRow, fence: Fence, setting: "Setting", store: SqlHostStore
+        self, row: JobRow, fence: Fence, workplace: "Workplace", store: SqlHostStore
     ) -> StagingIntercept:
         fleet = self.fleet
-        place = Place(setting.mirror.path, work_item_dir(setting.root, row.work_item))
-        rows, suites = fleet.rows, FleetSuites(fleet, setting.mirror, fence, place.artifact_dir)
+        place = Place(workplace.mirror.path, work_item_dir(workplace.root, row.work_item))
+        rows, suites = fleet.rows, FleetSuites(fleet, workplace.mirror, fence, place.artifact_dir)
 
         def gate(row: JobRow, tx: Any) -> bool:
             return initiate_gate(store, tx, row, 0, place.artifact_dir, fleet.clock.now()).opened
@@ -350,7 +350,9 @@ class Delivery:
         engine = Engine(
             rows=rows,
             suites=suites,
-            artifacts=PublishedArtifacts(setting.publisher, row, setting.root, log, fence.check),
+            artifacts=PublishedArtifacts(
+                workplace.publisher, row, workplace.root, log, fence.check
+            ),
             alerts=self._alerts(),
             clock=fleet.clock,
             gate=gate,
@@ -361,24 +363,24 @@ class Delivery:
             engine,
             fleet.variables,
             STAGE,
-            bind=lambda _repository, suite: _bound(suite, setting.revision),
+            bind=lambda _repository, suite: _bound(suite, workplace.revision),
             liveness=_lives_beside_us,
         )
         return StagingIntercept.of(runner)
 
-    def _publish_agents(self, row: JobRow, fence: Fence, setting: "Setting") -> None:
+    def _publish_agents(self, row: JobRow, fence: Fence, workplace: "Workplace") -> None:
         """Publish what an LLM agent left in the checkout: it is the producer of this launch."""
-        if is_versioned(setting.root):
-            setting.mirror.push_work(setting.root, self.fleet.branch(row), fence.check)
-            setting.mirror.push_tag(f"deployed/{row.work_item}")
-        folder = work_item_dir(setting.root, row.work_item)
+        if is_versioned(workplace.root):
+            workplace.mirror.push_work(workplace.root, self.fleet.branch(row), fence.check)
+            workplace.mirror.push_tag(f"deployed/{row.work_item}")
+        folder = work_item_dir(workplace.root, row.work_item)
         papers = {
-            str(path.relative_to(setting.root)): path.read_bytes()
+            str(path.relative_to(workplace.root)): path.read_bytes()
             for path in sorted(folder.glob("*"))
             if path.is_file() and not path.is_symlink()
         }
         if papers:
-            setting.publisher.publish(row, papers, fence.check)
+            workplace.publisher.publish(row, papers, fence.check)
 
     def _alerts(self) -> FileAlerts:
         fleet = self.fleet
@@ -402,7 +404,7 @@ class Delivery:
 
 
 @attrs.frozen
-class Setting:
+class Workplace:
     """What a job is worked on with: its mirror, its publisher, its folder, the branch's commit."""
 
     mirror: Mirror
