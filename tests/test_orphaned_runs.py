@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -62,6 +63,25 @@ def test_run_that_ended_without_its_worker_is_finished(orphaned: Callable[..., S
 
     assert stand.suites.condition(RUN) == RunCondition.FINISHED
     assert stand.collect().facts.exit_code == 4
+
+
+def test_run_that_ends_while_it_is_looked_at_is_finished(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor lets go of its lock after its result is there: so that is looked for last."""
+    stand.start("true")
+    stand.await_result()
+    assert has_ended(stand.pid())
+    result, elsewhere, lock = stand.file("result"), stand.file("elsewhere"), RunFolder.lock
+    result.rename(elsewhere)
+
+    def end_meanwhile(folder: RunFolder) -> AbstractContextManager[int | None]:
+        elsewhere.rename(result)
+        return lock(folder)
+
+    monkeypatch.setattr(RunFolder, "lock", end_meanwhile)
+
+    assert stand.suites.condition(RUN) == RunCondition.FINISHED
 
 
 def test_live_run_of_another_worker_can_be_stopped(orphaned: Callable[..., Stand]) -> None:
