@@ -1,5 +1,8 @@
 """Cancelling: nothing is judged, nothing is left running, and nothing else is touched."""
 
+from collections.abc import Callable
+from typing import Any
+
 import attrs
 import pytest
 
@@ -7,9 +10,12 @@ from desk import Desk, under_worker
 from staging_fsm.core.errors import (
     RunRefusedError,
     SnapshotRefusedError,
+    StaleSnapshotError,
     TransitionRefusedError,
 )
-from staging_fsm.core.spec import State
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import Event, State
+from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
 from staging_fsm.effects.processes import this_process
 
 
@@ -71,3 +77,62 @@ def test_cancellation_before_the_first_run_is_ended_by_recovery(desk: Desk) -> N
 
     assert (desk.state(), desk.snapshot().runs) == (State.CANCELLED, ())
     assert desk.raw_row()["status"] == "cancelled"
+
+
+@pytest.fixture
+def answer_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
+    """Return what has a cancellation fail so often before it works, and tells of its waits."""
+    cancel = StagingRunner.cancel
+
+    def ask(*errors: Exception) -> list[float]:
+        waits, left = list[float](), [*errors]
+
+        def fail_first(runner: StagingRunner, job_id: Any) -> Snapshot:
+            if left:
+                raise left.pop(0)
+            return cancel(runner, job_id)
+
+        monkeypatch.setattr(StagingRunner, "cancel", fail_first)
+        desk.staging.runner.cancel_in_the_end(desk.job_id, waits.append)
+        return waits
+
+    return ask
+
+
+def test_cancellation_is_asked_for_again_while_the_attempt_moves(
+    desk: Desk, answer_first: Callable[..., list[float]]
+) -> None:
+    """Who asks while an attempt moves asks again, and waits where it is on its way to its end."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    moved = StaleSnapshotError(desk.job_id, 1)
+    judged = TransitionRefusedError(State.VERDICT_PASSED, Event.CANCEL_REQUESTED, ())
+    waits = answer_first(moved, judged, moved)
+
+    assert waits == [CANCEL_PAUSE_SECONDS]
+    assert desk.state() is State.CANCELLED
+
+
+@pytest.mark.parametrize("key", [True, False], ids=["ended", "no attempt"])
+def test_cancellation_that_is_too_late_is_given_up(
+    desk: Desk, answer_first: Callable[..., list[float]], *, key: bool
+) -> None:
+    """There is nothing to wait for once an attempt has ended, or where there is none."""
+    if key:
+        desk.claim()
+        desk.launch()
+    refused = TransitionRefusedError(State.ADVANCED, Event.CANCEL_REQUESTED, ())
+
+    assert answer_first(refused, RuntimeError("asked again")) == []
+
+
+def test_cancellation_is_not_asked_for_without_end(
+    desk: Desk, answer_first: Callable[..., list[float]]
+) -> None:
+    """An attempt that neither ends nor lets itself be cancelled is given up in the end."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    refused = TransitionRefusedError(State.VERDICT_PASSED, Event.CANCEL_REQUESTED, ())
+
+    waits = answer_first(*[refused] * CANCEL_TRIES)
+
+    assert waits == [CANCEL_PAUSE_SECONDS] * CANCEL_TRIES
+    assert desk.state() is State.RUNNING

@@ -28,6 +28,7 @@ from staging_fsm.core.errors import (
     SnapshotRefusedError,
     StagingError,
     StaleSnapshotError,
+    TransitionRefusedError,
     in_words,
 )
 from staging_fsm.core.jobs import QUEUED, Gate, JobRow, JobRows, Place
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from staging_fsm.drive.intercept import Replaced
 
 _ID_CHARACTERS_MAX: Final = 64
+#: How often a cancellation is asked for while the attempt moves, and the pause between two.
+CANCEL_TRIES: Final = 200
+CANCEL_PAUSE_SECONDS: Final = 0.05
 #: How many of the newest rows are searched for the last passed run of a repository.
 RECENT_ROWS: Final = 500
 IN_SHADOW: Final = "shadow mode: the LLM agent is the producer, the runner only records"
@@ -420,6 +424,28 @@ class StagingRunner:
         step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
         moved = self.engine.move(row, snapshot or self._new_attempt(row), step)
         return self.engine.drive(row, moved)
+
+    def cancel_in_the_end(self, job_id: Any, wait: Callable[[float], object]) -> None:
+        """Stop an attempt, asking again while it moves; it is too late once it is judged.
+
+        Gives up after CANCEL_TRIES. `wait` waits for so many seconds.
+        """
+        for _ in range(CANCEL_TRIES):
+            try:
+                self.cancel(job_id)
+            except StaleSnapshotError:
+                continue
+            except TransitionRefusedError:
+                # Either it is on its way to the gate, from where an end is not far, or there.
+                if self._has_ended(job_id):
+                    return
+                wait(CANCEL_PAUSE_SECONDS)
+            else:
+                return
+
+    def _has_ended(self, job_id: Any) -> bool:
+        snapshot = self.engine.rows.load(job_id).snapshot()
+        return snapshot is None or snapshot.is_terminal
 
     def take_name(self) -> None:
         """Go by the name of the process that this is now."""

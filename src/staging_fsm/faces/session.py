@@ -17,8 +17,6 @@ from staging_fsm.core.config import PREFIX, RunnerConfig
 from staging_fsm.core.errors import (
     JobNotFoundError,
     RunRefusedError,
-    StaleSnapshotError,
-    TransitionRefusedError,
 )
 from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
@@ -38,8 +36,6 @@ from staging_fsm.host.store import SqlHostStore, WorkItem
 
 WORK_ITEM_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOOK_AGAIN_SECONDS: Final = 0.5
-CANCEL_TRIES: Final = 200
-CANCEL_PAUSE_SECONDS: Final = 0.05
 
 
 @attrs.define
@@ -191,20 +187,8 @@ class AttemptDriver:
                 signal.signal(number, handler)
 
     def cancel(self) -> None:
-        """Cancel the attempt, trying again while it moves; give up once it is judged."""
-        pause = threading.Event()
-        for _ in range(CANCEL_TRIES):
-            try:
-                self.staging.cancel(self.job_id)
-            except StaleSnapshotError:
-                continue
-            except TransitionRefusedError:
-                snapshot = self.session.rows.load(self.job_id).snapshot()
-                if snapshot is None or snapshot.is_terminal:
-                    break
-                pause.wait(CANCEL_PAUSE_SECONDS)
-            else:
-                break
+        """Cancel the attempt, unless it is too late, and have whoever waits look again."""
+        self.staging.runner.cancel_in_the_end(self.job_id, threading.Event().wait)
         self.session.clock.wake()
 
 

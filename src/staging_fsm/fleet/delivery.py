@@ -20,8 +20,6 @@ from staging_fsm.core.errors import (
     ConfigInvalidError,
     PreparationError,
     SnapshotRefusedError,
-    StaleSnapshotError,
-    TransitionRefusedError,
 )
 from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.plan import Budget, SuitePlan, Workspace
@@ -31,7 +29,7 @@ from staging_fsm.core.spec import TRANSITIONS, Effect, State
 from staging_fsm.drive.engine import Engine, run_id_of
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.drive.recovery import worker_is_alive
-from staging_fsm.drive.runner import StagingRunner
+from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import StateDir
@@ -65,8 +63,6 @@ _OF_ONE_MACHINE: Final = frozenset(
 )
 #: How often an agent that a dead worker left is killed; one of another user cannot be.
 AGENT_KILLS: Final = 20
-_CANCEL_TRIES: Final = 200
-_CANCEL_PAUSE_SECONDS: Final = 0.05
 
 
 def machine_of(worker: str) -> str | None:
@@ -387,20 +383,13 @@ class Delivery:
         return FileAlerts(fleet.state.alerts, fleet.clock, lambda: alert_urls(fleet.variables))
 
     def cancel(self) -> None:
-        """Stop the attempt, trying again while it moves; too late once it is judged."""
-        for _ in range(_CANCEL_TRIES):
-            staging = self._staging
-            try:
-                if staging is not None:
-                    staging.cancel(self.job_id)
-                    return
-            except StaleSnapshotError:
-                continue
-            except TransitionRefusedError:
-                snapshot = _readable(self.fleet.rows.load(self.job_id))
-                if snapshot is None or snapshot.is_terminal:
-                    return
-            self.fleet.clock.wait(_CANCEL_PAUSE_SECONDS)
+        """Stop the attempt, once it is in hand, unless it is too late."""
+        wait = self.fleet.clock.wait
+        for _ in range(CANCEL_TRIES):
+            if self._staging is not None:
+                self._staging.runner.cancel_in_the_end(self.job_id, wait)
+                return
+            wait(CANCEL_PAUSE_SECONDS)
 
 
 @attrs.frozen
