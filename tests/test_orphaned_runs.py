@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
@@ -154,6 +154,31 @@ def test_supervisor_that_never_begins_is_ended_by_another_worker(
     assert asleep.wait() == -signal.SIGKILL
     assert stand.suites.condition(RUN) == RunCondition.LOST
     assert not (stand.root / "tree" / "it-ran").exists()
+
+
+def test_session_of_a_lost_runs_leader_is_swept(stand: Stand) -> None:
+    """Who is still in the session of a lost run's leader is killed, though it carries no mark."""
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as leader, ExitStack() as stack:
+        stack.callback(leader.kill)
+        stand.file("leader").parent.mkdir(parents=True)
+        stand.file("leader").write_text(f"pid={leader.pid}\nstart={start_ticks(leader.pid)}\n")
+        stand.suites.sweep(RUN)
+
+        assert leader.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
+
+def test_supervisor_of_ours_that_died_leaves_no_zombie(stand: Stand) -> None:
+    """A supervisor that came to no end is waited for by the worker that started it, once reaped."""
+    stand.start(*program("tree", "plain", "stay"))
+    stand.lifeline.await_members(1)
+    supervisor = stand.pid()
+    os.kill(supervisor, signal.SIGKILL)
+    assert has_ended(supervisor)
+    stand.suites.reap(RUN)
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(supervisor, 0)
+    assert stand.lifeline.is_cut()
 
 
 def test_run_has_one_supervisor(stand: Stand) -> None:
