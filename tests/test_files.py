@@ -119,18 +119,19 @@ def test_artifact_that_is_there_is_synced_all_the_same(
     assert len(synced) == 2
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_artifact_that_cannot_be_synced_is_not_written(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """Where the disk refuses, the old artifact stays, and nothing is left beside it."""
+    """Where the disk refuses, or a person breaks off, nothing is written or left beside it."""
 
     def refuse(_descriptor: int) -> None:
         message = "boom"
-        raise OSError(message)
+        raise error(message)
 
     monkeypatch.setattr(os, "fsync", refuse)
 
-    with pytest.raises(OSError, match="boom"):
+    with pytest.raises(error, match="boom"):
         ArtifactFiles().write(artifact.parent, NEW)
 
     assert artifact.read_text() == OLD
@@ -189,6 +190,16 @@ def test_each_older_artifact_is_kept_out_of_sight(artifact: Path) -> None:
         f"{artifact.stem}.before-1.1{artifact.suffix}": OLD,
         f"{artifact.stem}.before-1.2{artifact.suffix}": NEW,
     }
+
+
+def test_what_was_set_aside_is_never_replaced(artifact: Path) -> None:
+    """A name is free where nothing is: a link to nowhere has its name as well."""
+    taken = artifact.with_name(f"{artifact.stem}.before-1.1{artifact.suffix}")
+    taken.symlink_to("nowhere")
+    moved = set_aside(artifact, "before-1")
+
+    assert moved == artifact.with_name(f"{artifact.stem}.before-1.2{artifact.suffix}")
+    assert taken.is_symlink()
 
 
 def test_older_artifact_stays_out_of_sight_after_a_power_cut(

@@ -188,6 +188,26 @@ def test_signal_reaches_its_process_and_never_another(system: str, bystanders: B
     assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
 
+@pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
+def test_nobody_is_signalled_by_number(
+    bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the look a number may be another process: the very one that was looked at is signalled."""
+    asked = bystanders.start()
+    marked = bystanders.start("cat", **{MARK: "ours"})
+
+    def refuse(pid: int, number: int) -> None:
+        message = f"{number} was sent to {pid}, whoever that is"
+        raise AssertionError(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", refuse)
+        send_signal(identity_of(asked), signal.SIGTERM)
+        kill_marked(MARK, "ours")
+
+    assert (asked.wait(), marked.wait()) == (-signal.SIGTERM, -signal.SIGKILL)
+
+
 def test_signal_to_a_dead_process_is_nothing(system: str, bystanders: Bystanders) -> None:
     """Who is gone is signalled without a complaint."""
     process = bystanders.start()

@@ -96,6 +96,13 @@ def test_tail_is_without_secrets_and_stays_as_it_was(stand: Stand) -> None:
     assert stand.log() == b"a given value, never given\n"
 
 
+def test_tail_that_the_suite_left_is_not_its_output(stand: Stand) -> None:
+    """What is shown of a run is the end of its log, whatever its suite put in that place."""
+    stand.run("/bin/sh", "-c", f"echo seven; echo eight > {stand.file('tail')}")
+
+    assert stand.suites.log_tail(RUN, 100) == b"seven\n"
+
+
 def test_command_is_shown_without_secrets_and_stays_as_it_was(stand: Stand) -> None:
     """A secret among the arguments is masked in command and output, as it was when it started."""
     command = ("/bin/echo", "--token=hunter22", "swordfish")

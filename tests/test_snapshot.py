@@ -508,6 +508,22 @@ def test_reason_of_a_run_is_the_one_that_ended_it(event: Event, run: Run, reason
         assert error.problem == f"run 1 ended by {event}, but its reason is {reason}"
 
 
+def test_reason_of_an_earlier_run_is_the_one_that_ended_it_too() -> None:
+    """Not only the last run is looked at: an earlier one may not have failed and be run again."""
+    events = (Event.JOB_CLAIMED, Event.SUITE_NOT_EXECUTED, Event.BUDGET_LEFT)
+    second = attrs.evolve(PASSED, number=2)
+    stored = document(
+        attempt(*events, Event.JOB_CLAIMED, Event.SUITE_PASSED, runs=(FULL_RUN, second))
+    )
+    assert refused_or_the_same(stored) is None
+    stored["runs"][0]["reason"] = "exit_code"
+
+    error = refused_or_the_same(stored)
+
+    assert error is not None
+    assert error.problem == "run 1 ended by SUITE_NOT_EXECUTED, but its reason is exit_code"
+
+
 @pytest.mark.parametrize("exit_code", [None, 1, -1, 255])
 def test_pass_without_exit_code_0_is_refused(exit_code: int | None) -> None:
     """A stored pass whose exit code is not 0 is refused: it would advance without a suite."""
