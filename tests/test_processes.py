@@ -192,7 +192,7 @@ def test_signal_reaches_its_process_and_never_another(system: str, bystanders: B
 def test_nobody_is_signalled_by_number(
     bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the look a number may be another process: the very one that was looked at is signalled."""
+    """After the look a number may be another process: the one that was looked at is signalled."""
     asked = bystanders.start()
     marked = bystanders.start("cat", **{MARK: "ours"})
 
