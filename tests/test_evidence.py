@@ -371,6 +371,9 @@ def test_names_in_a_report_are_bounded(form: str) -> None:
     assert read(report(room, 10)) == Counts(0, 0, 0, 0)
     with pytest.raises(ReportUnreadableError, match=f"more than {REPORT_MAX_NAME_CHARACTERS} "):
         read(report(2 * room + 3, 1))
+    # Also where the last of them is the one that is too much.
+    with pytest.raises(ReportUnreadableError, match=f"more than {REPORT_MAX_NAME_CHARACTERS} "):
+        read(f"<testsuite>{form.format('n' * (REPORT_MAX_NAME_CHARACTERS + 1))}</testsuite>")
 
 
 class Endless(io.BytesIO):

@@ -399,9 +399,11 @@ def test_not_before_is_written_in_the_hosts_own_kind(
         rows.save("j-1", attempt(1))
 
         rows.requeue("j-1", LATER, 1)
-
         rows.check()
         assert rows.load("j-1").not_before == expected
+
+        rows.requeue("j-1", WHOLE_SECOND, 1)
+        assert rows.load("j-1").not_before == WHOLE_SECOND
     finally:
         monkeypatch.undo()
         time.tzset()

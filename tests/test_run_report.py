@@ -94,12 +94,15 @@ def test_report_out_of_a_cache_is_found_out(
 
 
 def test_report_outside_the_runs_folder_has_one_writer(stand: Stand) -> None:
-    """Two runs that would write the same report are never under way at once."""
+    """Two runs that would write the same report are never under way at once, by whatever name."""
     report = str(stand.root / "tree" / "report.xml")
     another = f"{ATTEMPT}.2"
     stand.start("/bin/sh", "-c", "until test -e go; do sleep 0.01; done", report=report)
     with pytest.raises(PreparationError, match="another run that writes the report"):
         stand.start("true", run_id=another, report=report)
+    (stand.root / "link").symlink_to(stand.root / "tree")
+    with pytest.raises(PreparationError, match="another run that writes the report"):
+        stand.start("true", run_id=f"{ATTEMPT}.5", report=f"{stand.root}/link/report.xml")
     stand.start("true", run_id=f"{ATTEMPT}.3", report="report.xml")
     stand.suites.await_report(f"{ATTEMPT}.3")
     (stand.root / "tree" / "go").touch()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -262,17 +263,30 @@ def test_request_to_stop_that_comes_before_the_suite_keeps_it_from_running(
     assert not (stand.root / "tree" / "it-ran").exists()
 
 
+@pytest.mark.parametrize("moment", ["before the order", "after the order", "before the lock"])
 def test_run_that_was_said_to_be_lost_starts_no_more(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """A worker that was overtaken by a recovery before its supervisor starts none any more."""
-    write, said = RunFolder.write_order, []
+    write, lock, said = RunFolder.write_order, RunFolder.lock, list[RunCondition]()
 
-    def be_overtaken(folder: RunFolder, order: Order) -> None:
+    def be_overtaken(at: str) -> None:
+        if at == moment and not said:
+            with monkeypatch.context() as patch:
+                patch.setattr(RunFolder, "lock", lock)
+                said.append(stand.suites.condition(RUN))
+
+    def write_late(folder: RunFolder, order: Order) -> None:
+        be_overtaken("before the order")
         write(folder, order)
-        said.append(stand.suites.condition(RUN))
+        be_overtaken("after the order")
 
-    monkeypatch.setattr(RunFolder, "write_order", be_overtaken)
+    def lock_late(folder: RunFolder) -> AbstractContextManager[int | None]:
+        be_overtaken("before the lock")
+        return lock(folder)
+
+    monkeypatch.setattr(RunFolder, "write_order", write_late)
+    monkeypatch.setattr(RunFolder, "lock", lock_late)
     with pytest.raises(PreparationError, match="taken or closed"):
         stand.start("/usr/bin/touch", "it-ran")
 
