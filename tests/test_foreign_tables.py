@@ -331,6 +331,15 @@ def test_key_that_cannot_be_one_names_no_job(
         rows.load("WI-1")
 
 
+@pytest.mark.parametrize("number", [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**40])
+def test_number_that_is_no_key_names_no_job(foreign: Foreign, number: int) -> None:
+    """A number beyond every integer of a database is no job, and no error of the database."""
+    rows = foreign.create(uid="bigint PRIMARY KEY", job=7)
+
+    with pytest.raises(JobNotFoundError, match=f"there is no job {number}"):
+        rows.load(number)
+
+
 def test_status_may_be_an_enumeration_or_a_number(make_foreign: Callable[[str], Foreign]) -> None:
     """Native enumerations and status numbers are read and written as what they are."""
     foreign = make_foreign(POSTGRESQL)
