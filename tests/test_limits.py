@@ -38,6 +38,15 @@ def test_silence_is_a_reason_of_its_own(stand: Stand) -> None:
     assert (facts.stopped_by, facts.exit_code) == (Stop.IDLE, None)
 
 
+def test_silent_suite_that_ignores_its_end_has_no_more_than_its_grace(stand: Stand) -> None:
+    """The grace begins when a suite is told to end, and not with its deadline."""
+    report = stand.run(*program("tree", "stubborn", "stay"), idle_timeout_seconds=0.2)
+
+    assert report.facts.stopped_by == Stop.IDLE
+    assert report.duration_seconds is not None
+    assert report.duration_seconds < PATIENCE_SECONDS
+
+
 def test_suite_that_goes_on_printing_is_not_idle(stand: Stand) -> None:
     """A suite that prints again and again ends at its deadline, not by its silence."""
     facts = stand.facts("/bin/sh", "-c", CHATTY, idle_timeout_seconds=30, timeout_seconds=0.5)

@@ -122,6 +122,16 @@ def test_report_counts_as_it_was_when_its_run_ended(stand: Stand) -> None:
     assert stand.collect().facts.evidence.state == EvidenceState.MISSING
 
 
+def test_report_that_changed_after_the_end_is_stale(stand: Stand) -> None:
+    """A report that its suite left, and somebody wrote again before the verdict, is nobody's."""
+    report = stand.root / "tree" / "report.xml"
+    stand.start("/bin/sh", "-c", f"echo '<testsuite/>' > {report}", report=str(report))
+    stand.await_result()
+    report.write_text(JUNIT)
+
+    assert stand.collect().facts.evidence.state == EvidenceState.STALE
+
+
 @pytest.mark.parametrize("change", ["rm secret; mkfifo secret", "echo short > secret"])
 def test_worker_does_not_wait_for_a_secret_that_is_none(stand: Stand, change: str) -> None:
     """A suite that replaces what results are sealed with loses its verdict, and stops nobody."""

@@ -1,6 +1,7 @@
 """A suite against its supervisor: whatever it kills, forges or replaces, there is no pass."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision, Verdict
 from staging_fsm.effects import shim
 from staging_fsm.effects import suite as suite_module
+from staging_fsm.effects.run_folder import RunFolder
 from stand import ATTEMPT, RUN, Stand, has_ended, patch_supervisor, program, verdict
 
 
@@ -26,9 +28,12 @@ def test_suite_that_kills_its_supervisor_gets_no_verdict(
     assert stand.lifeline.is_cut()
 
 
-def test_suite_that_terminates_its_supervisor_is_stopped(stand: Stand) -> None:
-    """A suite that sends TERM to its supervisor has asked to be stopped."""
-    facts = stand.facts(*program("parricide", str(signal.SIGTERM.value), "once"))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_suite_that_terminates_its_supervisor_is_stopped(
+    stand: Stand, number: signal.Signals
+) -> None:
+    """A suite whose supervisor is told to end, interrupted or hung up has asked to be stopped."""
+    facts = stand.facts(*program("parricide", str(number.value), "once"))
 
     assert facts.stopped_by == Stop.REQUEST
     assert stand.lifeline.is_cut()
@@ -145,6 +150,18 @@ def test_sealed_result_of_another_run_is_found_out(stand: Stand) -> None:
     assert stand.facts("true", run_id=f"{ATTEMPT}.0").supervision == Supervision.SOUND
 
     assert stand.facts(*program("forger", "result", "replay")).supervision == Supervision.FORGED
+
+
+def test_seal_is_of_one_run_of_one_attempt(stand: Stand) -> None:
+    """What is sealed for a run holds in its own folder, and not in that of the attempt's next."""
+    earlier = RunFolder(stand.state, f"{ATTEMPT}.0")
+    stand.run("true", run_id=earlier.run_id)
+    later = RunFolder(stand.state, RUN)
+    later.path.mkdir()
+    shutil.copy(earlier.path / "result", later.path)
+
+    assert earlier.sealed("result")
+    assert later.sealed("result") == {}
 
 
 @pytest.mark.parametrize("deed", ["success", "empty", "pipe", "link", "folder", "huge", "nothing"])

@@ -79,6 +79,7 @@ def site(repository: Path, tmp_path: Path) -> Iterator[Site]:
     """Return a repository with two commits and a place for runs; nothing runs afterwards."""
     (repository / "docs" / "work-items" / "WI-1").mkdir(parents=True)
     (repository / "docs" / "work-items" / "WI-1" / "log.md").write_text("old\n")
+    (repository / "docs" / "prices.md").write_text("Prices\n")
     commit(repository, "shop.py", "PRICE = 4\n")
     site = Site(repository, StateDir(tmp_path / "state"))
     yield site
@@ -610,6 +611,7 @@ MOVES = {
     "nothing": ("true", False),
     "touched": ("touch shop.py", False),
     "untracked": ("touch new; mkdir -p build; touch build/made", False),
+    "document": ("echo new > docs/prices.md", True),
     "work item": ("echo new > docs/work-items/WI-1/log.md", False),
     "undone": ("cp shop.py kept; echo > shop.py; mv kept shop.py", False),
 }
@@ -637,6 +639,17 @@ def test_allowed_dirt_is_no_movement_and_more_of_it_is(site: Site) -> None:
 
     assert not unmoved.tree_changed
     assert moved.tree_changed
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_whether_the_tree_moved_stays_as_it_was_seen_first(site: Site, *, moves: bool) -> None:
+    """Whoever takes the run up after a crash judges it by what was seen when it had ended."""
+    script = "echo 'PRICE = 6' > shop.py" if moves else "true"
+    first = site.run(script, workspace=Workspace.IN_PLACE)
+    (site.repository / "shop.py").write_text("PRICE = 4\n" if moves else "PRICE = 7\n")
+    again = site.suites.await_report(RUN).facts
+
+    assert (first.tree_changed, again.tree_changed) == (moves, moves)
 
 
 def test_tree_that_became_dirty_before_its_run_has_no_verdict(site: Site) -> None:
