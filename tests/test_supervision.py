@@ -221,6 +221,17 @@ def test_suite_that_stops_itself_ends_at_its_deadline(stand: Stand) -> None:
     assert facts.stopped_by == Stop.DEADLINE
 
 
+def test_suite_that_stopped_itself_hears_that_it_has_to_end(stand: Stand) -> None:
+    """A suite that is held is let go with the signal that ends it: its grace is its own."""
+    script = "trap 'touch heard; exit 0' TERM; kill -STOP $$; sleep 600"
+    facts = stand.facts(
+        "/bin/sh", "-c", script, timeout_seconds=0.2, kill_grace_seconds=PATIENCE_SECONDS
+    )
+
+    assert facts.stopped_by == Stop.DEADLINE
+    assert (stand.root / "tree" / "heard").exists()
+
+
 def test_success_after_our_signal_is_none(stand: Stand) -> None:
     """A suite that traps TERM, cleans up and exits 0 has no exit code, and has not passed."""
     stand.start(*program("polite"), kill_grace_seconds=PATIENCE_SECONDS)
