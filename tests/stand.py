@@ -10,7 +10,7 @@ import select
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,14 @@ def is_ready(fd: int, seconds: float = PATIENCE_SECONDS) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(max(0.0, seconds) * 1000))
+
+
+def await_that(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline
+        os.sched_yield()
 
 
 def has_ended(pid: int, seconds: float = PATIENCE_SECONDS) -> bool:
@@ -128,10 +136,7 @@ class Stand:
 
     def await_result(self) -> None:
         """Wait until the supervisor has said how the run ended."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.file("result").exists():
-            assert time.monotonic() < deadline
-            os.sched_yield()
+        await_that(self.file("result").exists)
 
     def collect(self, run_id: str = RUN) -> RunReport:
         """Wait for a run's end."""
@@ -152,10 +157,7 @@ class Stand:
 
     def pid(self, name: str = "shim", run_id: str = RUN) -> int:
         """Return the process id of a run's supervisor, or of its leader."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.file(name, run_id).exists():
-            assert time.monotonic() < deadline
-            os.sched_yield()
+        await_that(self.file(name, run_id).exists)
         return int(self.file(name, run_id).read_text().splitlines()[0].removeprefix("pid="))
 
     def log(self) -> bytes:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from staging_fsm.core.outcome import Stop
-from stand import PATIENCE_SECONDS, RUN, Stand, is_ready, patch_supervisor, program
+from staging_fsm.effects.processes import identify, is_stopped, send_signal
+from stand import PATIENCE_SECONDS, RUN, Stand, await_that, is_ready, patch_supervisor, program
 
 
 @pytest.fixture
@@ -71,6 +72,22 @@ def test_suite_that_lost_its_fence_is_killed_at_once(
     assert stand.file("signals").read_text().split() == [str(signal.SIGKILL.value)]
 
 
+def test_suite_that_lost_its_fence_has_no_more_grace(
+    stand: Stand, fence: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite that is being stopped is killed at once where the fence breaks meanwhile."""
+    patch_supervisor(monkeypatch, f"exec({SIGNALLER!r});")
+    grace, signals = 100 * PATIENCE_SECONDS, stand.file("signals")
+    stubborn = program("tree", "stubborn", "stay")
+    inherited = [fence[0].fileno()]
+    stand.start(*stubborn, inherited=inherited, timeout_seconds=0.2, kill_grace_seconds=grace)
+    await_that(lambda: signals.exists() and str(signal.SIGTERM.value) in signals.read_text())
+    fence[1].close()
+
+    assert stand.lifeline.is_cut()
+    assert stand.collect().facts.stopped_by == Stop.DEADLINE
+
+
 def test_suite_does_not_start_behind_a_broken_fence(
     stand: Stand, fence: tuple[socket.socket, socket.socket]
 ) -> None:
@@ -80,3 +97,24 @@ def test_suite_does_not_start_behind_a_broken_fence(
 
     assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
     assert not (stand.root / "tree" / "it-ran").exists()
+
+
+def test_fence_that_falls_while_what_is_left_is_killed_counts(
+    stand: Stand,
+    fence: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Up to its result a run is behind its fence: another may have begun before it was written."""
+    stop = (
+        "import os; sweep = shim.sweep;"
+        "shim.sweep = lambda *a: (os.kill(os.getpid(), 19), sweep(*a))[1];"
+    )
+    patch_supervisor(monkeypatch, stop)
+    stand.start("true", inherited=[fence[0].fileno()])
+    supervisor = identify(stand.pid())
+    assert supervisor is not None
+    await_that(lambda: is_stopped(supervisor))
+    fence[1].close()
+    send_signal(supervisor, signal.SIGCONT)
+
+    assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
