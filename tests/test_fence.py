@@ -1,5 +1,6 @@
 """A connection that keeps others off: who holds it, and what follows when it breaks."""
 
+import os
 import signal
 import socket
 import sys
@@ -79,13 +80,14 @@ def test_suite_that_lost_its_fence_has_no_more_grace(
     patch_supervisor(monkeypatch, f"exec({SIGNALLER!r});")
     grace, signals = 100 * PATIENCE_SECONDS, stand.file("signals")
     stubborn = program("tree", "stubborn", "stay")
-    inherited = [fence[0].fileno()]
-    stand.start(*stubborn, inherited=inherited, timeout_seconds=0.2, kill_grace_seconds=grace)
+    stand.start(*stubborn, inherited=[fence[0].fileno()], kill_grace_seconds=grace)
+    stand.lifeline.await_members(1)
+    os.kill(stand.pid(), signal.SIGTERM)
     await_that(lambda: signals.exists() and str(signal.SIGTERM.value) in signals.read_text())
     fence[1].close()
 
     assert stand.lifeline.is_cut()
-    assert stand.collect().facts.stopped_by == Stop.DEADLINE
+    assert stand.collect().facts.stopped_by == Stop.REQUEST
 
 
 def test_suite_does_not_start_behind_a_broken_fence(
