@@ -1,6 +1,5 @@
 """A connection that keeps others off: who holds it, and what follows when it breaks."""
 
-import os
 import signal
 import socket
 import sys
@@ -79,10 +78,8 @@ def test_suite_that_lost_its_fence_has_no_more_grace(
     """A suite that is being stopped is killed at once where the fence breaks meanwhile."""
     patch_supervisor(monkeypatch, f"exec({SIGNALLER!r});")
     grace, signals = 100 * PATIENCE_SECONDS, stand.file("signals")
-    stubborn = program("tree", "stubborn", "stay")
+    stubborn = program("parricide", str(signal.SIGTERM.value), "once")
     stand.start(*stubborn, inherited=[fence[0].fileno()], kill_grace_seconds=grace)
-    stand.lifeline.await_members(1)
-    os.kill(stand.pid(), signal.SIGTERM)
     await_that(lambda: signals.exists() and str(signal.SIGTERM.value) in signals.read_text())
     fence[1].close()
 

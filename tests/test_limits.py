@@ -40,7 +40,8 @@ def test_silence_is_a_reason_of_its_own(stand: Stand) -> None:
 
 def test_silent_suite_that_ignores_its_end_has_no_more_than_its_grace(stand: Stand) -> None:
     """The grace begins when a suite is told to end, and not with its deadline."""
-    report = stand.run(*program("tree", "stubborn", "stay"), idle_timeout_seconds=0.2)
+    script = "trap '' TERM; exec sleep 600"
+    report = stand.run("/bin/sh", "-c", script, idle_timeout_seconds=0.2)
 
     assert report.facts.stopped_by == Stop.IDLE
     assert report.duration_seconds is not None
