@@ -15,6 +15,7 @@ from staging_fsm.core.errors import (
 )
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.drive.engine import Step
 from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
 from staging_fsm.effects.processes import this_process
 
@@ -25,6 +26,18 @@ def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
     under_worker(desk, elsewhere)
 
     with pytest.raises(RunRefusedError, match=elsewhere):
+        desk.staging.cancel(desk.job_id)
+    assert desk.state() is State.RUNNING
+
+
+def test_adopted_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
+    """Whoever adopted a run has it, and only on its machine it can be stopped."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    desk.engine.worker = "elsewhere:boot:1/4711/1"
+    adopt = Step(Event.RUN_ADOPTED, "it lives")
+    desk.engine.move(desk.row(), desk.snapshot(), adopt)
+
+    with pytest.raises(RunRefusedError, match=desk.engine.worker):
         desk.staging.cancel(desk.job_id)
     assert desk.state() is State.RUNNING
 

@@ -77,7 +77,7 @@ def test_suite_that_lost_its_fence_has_no_more_grace(
 ) -> None:
     """A suite that is being stopped is killed at once where the fence breaks meanwhile."""
     patch_supervisor(monkeypatch, f"exec({SIGNALLER!r});")
-    grace, signals = 100 * PATIENCE_SECONDS, stand.file("signals")
+    grace, signals = 2 * PATIENCE_SECONDS, stand.file("signals")
     stubborn = program("parricide", str(signal.SIGTERM.value), "once")
     stand.start(*stubborn, inherited=[fence[0].fileno()], kill_grace_seconds=grace)
     await_that(lambda: signals.exists() and str(signal.SIGTERM.value) in signals.read_text())

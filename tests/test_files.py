@@ -376,3 +376,10 @@ def test_relative_state_folder_is_taken_from_here(
 
     assert state_dir({"ORCH_STAGING_RUNNER_STATE_DIR": "s"}) == tmp_path / "s"
     assert state_dir({"ORCH_STAGING_RUNNER_STATE_DIR": "~/s"}) == tmp_path / "~/s"
+
+
+def test_secret_outlives_a_power_cut(tmp_path: Path, synced: list[list[str]]) -> None:
+    """The secret is in its folder for ever before anything is sealed with it."""
+    StateDir(tmp_path).secret()
+
+    assert synced == [["secret"]]

@@ -546,6 +546,16 @@ def test_artifact_that_somebody_was_at_is_written_again(
     assert desk.state() is state
 
 
+def test_artifact_that_cannot_be_written_holds_the_launch(desk: Desk) -> None:
+    """Where no artifact can be written no gate is asked, and none is accused of anything."""
+    desk.break_part("artifacts.write", OSError("boom"))
+    desk.claim()
+    decision = desk.launch()
+
+    assert (decision.ruling, desk.state()) == (Ruling.HELD, State.VERDICT_PASSED)
+    assert desk.alerts() == ["internal_error"]
+
+
 def test_gate_without_a_descriptor_to_look_costs_no_pass(desk: Desk) -> None:
     """A gate that cannot open the artifact says no to everything: the verdict is kept from it."""
     desk.claim()

@@ -12,7 +12,7 @@ from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
 from staging_fsm.core.outcome import Supervision
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
-from stand import ATTEMPT, RUN, Stand
+from stand import ATTEMPT, RUN, Stand, patch_supervisor
 
 JUNIT = '<testsuite><testcase name="a"/></testsuite>'
 OVERSIZE = f"""
@@ -120,6 +120,19 @@ def test_report_counts_as_it_was_when_its_run_ended(stand: Stand) -> None:
     report.write_text(JUNIT)
 
     assert stand.collect().facts.evidence.state == EvidenceState.MISSING
+
+
+def test_report_counts_as_it_was_when_nothing_of_its_run_was_left(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process that outlives its suite still writes is of its run, until it is killed."""
+    report = stand.root / "tree" / "report.xml"
+    late = f"open({str(report)!r}, 'w').write({JUNIT!r})"
+    patch_supervisor(
+        monkeypatch, f"sweep = shim.sweep; shim.sweep = lambda *a: ({late}, sweep(*a))[1];"
+    )
+
+    assert stand.facts("true", report=str(report)).evidence.state == EvidenceState.READ
 
 
 def test_report_that_changed_after_the_end_is_stale(stand: Stand) -> None:

@@ -357,6 +357,18 @@ def test_nobody_outlives_a_suite_that_ends(stand: Stand, kind: str) -> None:
     assert (facts.exit_code, facts.stopped_by, facts.processes_left) == (0, None, 0)
 
 
+@pytest.mark.parametrize("kind", ["session", "chain"])
+def test_who_is_below_others_is_not_killed_by_number(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Only our own children cannot be mistaken: of all others the one that was looked at is hit."""
+    patch_supervisor(monkeypatch, "import os; os.kill = None;")
+    facts = stand.facts(*program("tree", kind, "exit"))
+
+    assert facts.supervision == Supervision.SOUND
+    assert stand.lifeline.is_cut()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nobody_outlives_a_suite_that_is_stopped(stand: Stand, kind: str) -> None:
     """Whoever a suite has started is dead when it has been stopped."""

@@ -338,6 +338,27 @@ def test_attempt_of_a_worker_that_cannot_be_looked_at_is_left_to_it(desk: Desk) 
     assert {*desk.alerts()} == {"internal_error"}
 
 
+def test_deferral_that_is_queued_is_left_to_its_claimant(desk: Desk) -> None:
+    """A deferred job that is queued, due or not, is none of recovery's: any worker may claim it."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    before = desk.raw_row()
+    assert before["status"] == "queued"
+
+    assert desk.staging.recover() == []
+    assert desk.raw_row() == before
+
+
+def test_recovery_that_was_overtaken_touched_nothing(desk: Desk) -> None:
+    """An attempt that somebody moves while it is taken up is not among what was recovered."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    desk.break_part("rows.requeue", StaleSnapshotError(desk.job_id, 1))
+
+    assert desk.staging.recover() == []
+    assert desk.state() is State.DEFERRED
+
+
 def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:
     """What its parent worked on when it was forked is nothing that a process works on itself."""
     told, tell = os.pipe()

@@ -20,6 +20,7 @@ from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunOrder
 from staging_fsm.effects import worktree
 from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import (
     add_worktree,
@@ -639,6 +640,21 @@ def test_allowed_dirt_is_no_movement_and_more_of_it_is(site: Site) -> None:
 
     assert not unmoved.tree_changed
     assert moved.tree_changed
+
+
+def test_order_stands_before_there_is_a_checkout(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies while it checks out leaves behind whose checkout it was."""
+
+    def die(*_arguments: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(worktree, "add_worktree", die)
+    with pytest.raises(SystemExit):
+        site.start("true")
+
+    assert RunFolder(site.state, RUN).order().repository == str(site.repository)
 
 
 @pytest.mark.parametrize("moves", [True, False])
