@@ -746,9 +746,7 @@ def supervise(suite: Suite, watch: Watch, order: dict[str, float], deadline: flo
         # Stopped or suspended ourselves, we cannot say that it ended in time: then it did not.
         in_time = time.monotonic() <= deadline
         watch.until(lambda: not watch.output_open, time.monotonic() + LATE_OUTPUT_SECONDS)
-        # What had come for us by then came first, though we heard of it only now. And a
-        # limit that was met is one, even if the suite got over it.
-        watch.turn(0)
+        # A limit that was met is one, even if the suite got over it.
         return watch.stop_reason() or (None if in_time else "deadline")
     if stopped_by not in AT_ONCE:
         suite.signal_group(signal.SIGTERM, signal.SIGCONT)
@@ -847,11 +845,12 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
     if suite.pid:
         left = sweep(suite, limits)
         watch.until(lambda: not watch.output_open, time.monotonic() + DRAIN_SECONDS)
+    # Whoever ends everything at once reaches the suite a moment before us: what has come for
+    # us by now came in time, though we hear of it only now.
     watch.turn(0)
     if limits:
         limits.end()
     log.finish()
-    # Whoever ends everything at once reaches the suite a moment before us.
     stopped_by = stopped_by or watch.asked_to_stop()
     text = lines_of(
         run=os.path.basename(folder),
