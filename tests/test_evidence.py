@@ -296,6 +296,31 @@ def test_time_stamps_say_whether_a_report_is_of_its_run(stamp: str) -> None:
     assert read(text).dated is False
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        'status="notrun"',
+        'status="not_run"',
+        'status="disabled"',
+        'status="skipped"',
+        'status="ignored"',
+        'status=" NotRun "',
+        'result="suppressed"',
+        'result="skipped"',
+        'result="Suppressed" status="run"',
+    ],
+)
+def test_case_that_says_that_it_did_not_run_did_not(words: str) -> None:
+    """A test that GoogleTest, CTest or another runner lists without running it is not executed."""
+    assert read(f'<testsuite><testcase name="a" {words}/></testsuite>').executed == 0
+
+
+@pytest.mark.parametrize("words", ['status="run"', 'result="completed"', 'classname="notrun"', ""])
+def test_case_that_says_nothing_of_the_kind_ran(words: str) -> None:
+    """Only the words for it, in their own attributes, say that a test did not run."""
+    assert read(f'<testsuite><testcase name="a" {words}/></testsuite>').executed == 1
+
+
 def test_one_old_suite_makes_a_report_stale() -> None:
     """A report of many suites is as old as its oldest: what came out of a cache did not run."""
     of_now, of_then = '<testsuite timestamp="2030-06-01T12:01:00Z">', '<testsuite timestamp="2030">'
@@ -374,6 +399,19 @@ def test_names_in_a_report_are_bounded(form: str) -> None:
     # Also where the last of them is the one that is too much.
     with pytest.raises(ReportUnreadableError, match=f"more than {REPORT_MAX_NAME_CHARACTERS} "):
         read(f"<testsuite>{form.format('n' * (REPORT_MAX_NAME_CHARACTERS + 1))}</testsuite>")
+
+
+@pytest.mark.parametrize("too_many", [0, 1])
+def test_room_for_names_is_used_to_its_last_character(too_many: int) -> None:
+    """Names of exactly so many characters in all are read, and one more is refused."""
+    name = "n" * (REPORT_MAX_NAME_CHARACTERS - len("testsuite") + too_many)
+    text = f"<testsuite><{name}/></testsuite>"
+
+    if too_many:
+        with pytest.raises(ReportUnreadableError, match="more than"):
+            read(text)
+    else:
+        assert read(text) == Counts(0, 0, 0, 0)
 
 
 class Endless(io.BytesIO):
