@@ -6,7 +6,6 @@ the snapshot alone a good part of every promise can be judged, and the rest as
 far as somebody looked: None stands for "nobody looked".
 """
 
-import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum, unique
@@ -88,10 +87,11 @@ class Sight:
     raised: tuple[str, ...] | None = None
     #: What a person was alerted to.
     alerts: tuple[AlertKind, ...] | None = None
+    #: The rows of the table that the attempt walked.
+    walked: tuple[Transition, ...] = attrs.field(init=False)
 
-    @functools.cached_property
-    def walked(self) -> tuple[Transition, ...]:
-        """Return the rows of the table that the attempt walked."""
+    @walked.default
+    def _walked_rows(self) -> tuple[Transition, ...]:
         # An unknown id is for history_is_a_path to tell.
         return tuple(_ROWS[move.id] for move in self.snapshot.history if move.id in _ROWS)
 

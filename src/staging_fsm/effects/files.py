@@ -176,6 +176,11 @@ def open_regular(path: Path) -> BinaryIO | None:
     Returns None for anything but a regular file. Raises OSError where there is no
     descriptor left to look: a file that is there must not pass for none.
     """
+    descriptor = _descriptor_of(path)
+    return None if descriptor is None else os.fdopen(descriptor, "rb")
+
+
+def _descriptor_of(path: Path | str) -> int | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -183,14 +188,14 @@ def open_regular(path: Path) -> BinaryIO | None:
             raise
         return None
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return os.fdopen(descriptor, "rb")
+        return descriptor
     os.close(descriptor)
     return None
 
 
-def _buffer_bytes(file: BinaryIO, size_max: int) -> int:
+def _buffer_bytes(descriptor: int, size_max: int) -> int:
     """Return how much to read at once: most files are small, and a buffer is not for nothing."""
-    return min(size_max, os.fstat(file.fileno()).st_size) + 1
+    return min(size_max, os.fstat(descriptor).st_size) + 1
 
 
 def sha256_of_file(path: Path) -> str | None:
@@ -201,7 +206,7 @@ def sha256_of_file(path: Path) -> str | None:
     digest = hashlib.sha256()
     with file:
         try:
-            size = _buffer_bytes(file, _BLOCK_BYTES)
+            size = _buffer_bytes(file.fileno(), _BLOCK_BYTES)
             while block := file.read(size):
                 digest.update(block)
         except OSError:
@@ -209,19 +214,24 @@ def sha256_of_file(path: Path) -> str | None:
     return digest.hexdigest()
 
 
-def read_small(path: Path, size_max: int) -> bytes | None:
-    """Return what a regular file holds; None if there is none, or it holds more than `size_max`."""
-    file = open_regular(path)
-    if file is None:
+def read_small(path: Path | str, size_max: int) -> bytes | None:
+    """Return what a regular file holds; None if there is none, or it holds more than `size_max`.
+
+    Raises OSError as `open_regular` does.
+    """
+    descriptor = _descriptor_of(path)
+    if descriptor is None:
         return None
     data = b""
-    with file:
-        try:
-            size = _buffer_bytes(file, size_max)
-            while len(data) <= size_max and (block := file.read(size)):
-                data += block
-        except OSError:
-            return None
+    try:
+        # By the descriptor itself: a file object takes as long as all the rest.
+        size = _buffer_bytes(descriptor, size_max)
+        while len(data) <= size_max and (block := os.read(descriptor, size)):
+            data += block
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
     return data if len(data) <= size_max else None
 
 

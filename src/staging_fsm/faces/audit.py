@@ -191,11 +191,13 @@ def _audited(
         if any(finding.severity is Severity.DEVIATION for finding in found):
             snapshot, found = _looked_at_again(rows, store, row)
         seen.rows += 1
-        seen.findings += found
-        seen.counts.update(finding.severity for finding in found)
+        for finding in found:
+            seen.findings.append(finding)
+            seen.counts[finding.severity] += 1
         if snapshot is not None:
             seen.states[snapshot.state] += 1
-            seen.walked.update(move.id for move in snapshot.history)
+            for move in snapshot.history:
+                seen.walked[move.id] += 1
     return seen
 
 
@@ -270,10 +272,9 @@ def _artifact(row: JobRow, snapshot: Snapshot) -> tuple[str | None, list[_Proble
     """Return the artifact's text if it is the one that was written, and what is wrong with it."""
     if snapshot.artifact is None or snapshot.state not in _ENDED_BY_GATE:
         return None, []
-    path = Path(snapshot.artifact.path)
-    raw = read_small(path, ARTIFACT_BYTES_MAX)
+    raw = read_small(snapshot.artifact.path, ARTIFACT_BYTES_MAX)
     if raw is None or hashlib.sha256(raw).hexdigest() != snapshot.artifact.sha256:
-        raw, problem = _artifact_set_aside(path, snapshot)
+        raw, problem = _artifact_set_aside(Path(snapshot.artifact.path), snapshot)
         if raw is None:
             return None, [problem]
     text = raw.decode("utf-8", "replace")
