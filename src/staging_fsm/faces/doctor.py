@@ -52,7 +52,7 @@ def _python() -> Check:
 def _git() -> Check:
     path = shutil.which("git")
     if path is None:
-        words = "not found: repositories count as unversioned, and runs happen in place"
+        words = "not found: no run in a repository, only in folders that are in none"
         return Check("git", Health.WARNING, words)
     return Check("git", Health.OK, path)
 
