@@ -511,6 +511,36 @@ def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None
     assert desk.state() is State.ADVANCED
 
 
+def test_claim_that_was_turned_away_is_not_lost(desk: Desk) -> None:
+    """Who claims what this process has deferred, while it has it in hand, gives it back."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    with desk.staging._hold(desk.job_id):
+        desk.claim()
+        decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    # Recovery would leave it to its claimant, who has gone.
+    assert desk.raw_row()["status"] == "queued"
+    desk.claim()
+    desk.launch()
+    assert desk.state() is State.FAILED_CLOSED
+
+
+def test_job_that_cannot_be_put_back_breaks_no_launch(desk: Desk) -> None:
+    """A store that is away when somebody is turned away changes nothing of the answer."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    desk.claim()
+    desk.break_part("rows.load", OSError("boom"))
+    with desk.staging._hold(desk.job_id):
+        assert desk.launch().ruling is Ruling.TAKEN
+
+    assert desk.raw_row()["status"] == "running"
+
+
 def test_of_two_workers_at_a_first_launch_one_runs_the_suite(desk: Desk) -> None:
     """A worker that is overtaken while it binds the attempt leaves it alone, and nobody is told."""
     desk.claim()

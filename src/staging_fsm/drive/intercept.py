@@ -158,6 +158,7 @@ class StagingIntercept:
         try:
             with self._hold(job_id) as ours:
                 if not ours:
+                    self._put_back(job_id)
                     return Decision(Ruling.TAKEN, "this process is already working on it")
                 row = self.rows.load(job_id)
                 if row.id != job_id:
@@ -253,6 +254,13 @@ class StagingIntercept:
         self._lock, self._driving = threading.Lock(), set()
         if self._runner is not None:
             self._runner.take_name()
+
+    def _put_back(self, job_id: Any) -> None:
+        """Let somebody claim a job again whose launch was turned away, if it may wait for one."""
+        try:
+            self.runner.put_back(job_id)
+        except Exception as error:  # noqa: BLE001  # a launch must not break the host
+            _log("a job that was turned away was not queued again", error)
 
     @contextlib.contextmanager
     def _hold(self, job_id: Any) -> Iterator[bool]:

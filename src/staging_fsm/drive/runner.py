@@ -357,6 +357,18 @@ class StagingRunner:
             self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
         return False
 
+    def put_back(self, job_id: Any) -> None:
+        """Queue a deferred attempt's job again whose claimant does not go on with it.
+
+        He claimed what this process had just queued, and still has in hand. To recovery it
+        looks as if he were about to launch it. A job that is in work may be queued.
+        """
+        row = self.engine.rows.load(job_id)
+        snapshot = row.snapshot()
+        if snapshot and snapshot.state is State.DEFERRED and row.status != QUEUED:
+            with contextlib.suppress(StaleSnapshotError):
+                self.engine.drive(row, snapshot)
+
     def unfinished(self) -> list[JobRow]:
         """Return every row that may be abandoned; none, and an alert, where nobody can know."""
         try:
