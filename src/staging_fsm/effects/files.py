@@ -199,7 +199,7 @@ def _buffer_bytes(descriptor: int, size_max: int) -> int:
 
 
 def sha256_of_file(path: Path) -> str | None:
-    """Return the digest of a regular file, or None if there is none."""
+    """Return the digest of a regular file, or None if there is none; raises as `open_regular`."""
     file = open_regular(path)
     if file is None:
         return None
