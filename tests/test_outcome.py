@@ -103,6 +103,7 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J07", {"exit_code": 137}, Reason.KILLED_BY_SIGNAL),
     ("J07", {"exit_code": 143, "out_of_memory": True}, Reason.KILLED_BY_SIGNAL),
     ("J07", {"exit_code": 130, "out_of_memory": True}, Reason.KILLED_BY_SIGNAL),
+    ("J07", {"exit_code": 134, "out_of_memory": True}, Reason.CRASHED),
     ("J07", {"exit_code": 137, "out_of_memory": True}, Reason.OUT_OF_MEMORY),
     (
         "J07",
@@ -135,6 +136,21 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J12", {"evidence": counted(2)}, Reason.PASSED),
     ("J12", {"evidence": counted(4, skipped=2)}, Reason.PASSED),
 ]
+#: Which facts each rule looks at; to the others it is blind.
+LOOKS_AT = {
+    "J01": {"supervision"},
+    "J02": {"tree_changed"},
+    "J03": {"spawn_error"},
+    "J04": {"evidence"},
+    "J05": {"stopped_by"},
+    "J06": {"exit_code", "signal"},
+    "J07": {"exit_code", "signal", "out_of_memory"},
+    "J08": {"exit_code"},
+    "J09": {"evidence"},
+    "J10": {"processes_left", "log_complete"},
+    "J11": {"exit_code"},
+    "J12": set(),
+}
 CASE_IDS = [f"{rule}-{reason}-{number}" for number, (rule, _, reason) in enumerate(CASES)]
 
 counts = st.builds(Counts, *(st.just(0) | st.integers(0, 9) for _ in attrs.fields(Counts)))
@@ -281,6 +297,19 @@ def test_rules_stand_in_the_order_of_the_design() -> None:
     assert found == [reason for _, reason in better]
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_rule_is_blind_to_all_but_its_own_facts(rule: Rule) -> None:
+    """Whatever else is known of a run, a rule says what it says of its own facts alone."""
+    differences_ = [changes for _, changes, _ in CASES]
+    for one, other in product(differences_, differences_):
+        merged = {**one, **other}
+        own = {name: value for name, value in merged.items() if name in LOOKS_AT[rule.id]}
+        for policy in (PYTEST, EXIT_CODE_ONLY):
+            said = rule.judge(attrs.evolve(CLEAN, **merged), policy)
+
+            assert said == rule.judge(attrs.evolve(CLEAN, **own), policy), merged
+
+
 @pytest.mark.parametrize("number", SIGNAL_NUMBERS)
 def test_signal_and_its_shell_code_mean_the_same(number: int) -> None:
     """A crash of the suite's own is FAILED, any other signal a tool error, also as 128 + n."""
@@ -301,6 +330,10 @@ def test_signal_and_its_shell_code_mean_the_same(number: int) -> None:
     assert (number in CRASH_SIGNALS) is own
     for policy in (PYTEST, EXIT_CODE_ONLY):
         assert judge(killed, policy) == judge(shell, policy) == expected
+    if number != signal.SIGKILL:
+        # Somebody else was killed for want of memory.
+        starved = attrs.evolve(killed, out_of_memory=True)
+        assert judge(starved, PYTEST) == expected
 
 
 @pytest.mark.parametrize("code", [number for number in range(256) if number != 0])

@@ -306,6 +306,10 @@ REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
         put((*RUNS, "duration_seconds"), 2**53 + 1),
         f"{2**53 + 1} is no finite number that is kept exactly - at runs.duration_seconds",
     ),
+    "number that would be rounded up": (
+        put((*RUNS, "duration_seconds"), 2**53 + 3),
+        f"{2**53 + 3} is no finite number that is kept exactly - at runs.duration_seconds",
+    ),
     "number beyond all fractions": (put((*RUNS, "duration_seconds"), 10**400), "OverflowError"),
     "text as list": (put(("runs",), "none"), "Expected `array`, got `str` - at `$.runs`"),
     "object as list": (
@@ -358,6 +362,7 @@ REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
         "its history starts 1 runs, but it holds 2",
     ),
     "run with another number": (put((*RUNS, "number"), 2), "its runs are not numbered from 1"),
+    "run numbered from 0": (put((*RUNS, "number"), 0), "its runs are not numbered from 1"),
     "run without a plan": (put(("plan",), None), "it ran without a plan"),
     "run without a reason": (
         put((*RUNS, "reason"), None),

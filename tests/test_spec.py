@@ -157,6 +157,30 @@ def test_machine_and_table_that_disagree_make_no_step(
         step(INITIAL, Event.JOB_CLAIMED)
 
 
+def test_steps_that_meet_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that another thread takes in the middle of ours changes nothing of ours."""
+    opened = MACHINE.events[Event.GATE_OPENED.value]
+    trigger = opened.trigger
+
+    def overtaken(position: _Position) -> None:
+        step(INITIAL, Event.JOB_CLAIMED)
+        trigger(position)
+
+    monkeypatch.setattr(opened, "trigger", overtaken)
+    row = ROWS[State.VERDICT_PASSED, Event.GATE_OPENED]
+
+    assert step(row.source, row.event) is row
+
+
+@each_row
+def test_row_cannot_be_changed(row: Transition) -> None:
+    """Nobody can change a row once the table has been checked, nor put another in its place."""
+    for field in attrs.fields(Transition):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(row, field.name, getattr(row, field.name))
+    assert type(TRANSITIONS) is tuple
+
+
 def test_nothing_that_is_moved_shadows_an_event() -> None:
     """What the machine moves has no attribute of an event's name, which would disable the event."""
     assert not set(dir(_Position(INITIAL))) & {event.value for event in Event}

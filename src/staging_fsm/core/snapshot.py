@@ -184,7 +184,7 @@ def fractions_of(kind: type) -> tuple[str, ...]:
 def _check_form(form: _Form, where: str, value: object) -> None:
     """Refuse what would not come back as it is: a key too many or too few, a rounded number."""
     if type(value) is not dict:
-        return  # the conversion says what it should be
+        return  # nothing, or the conversion says what it should be
     if value.keys() != form.keys:
         message = f"{where} has keys {sorted(form.keys)}, not {sorted(value)}"
         raise TypeError(message)
@@ -198,7 +198,7 @@ def _check_form(form: _Form, where: str, value: object) -> None:
         if type(inner) is list:
             for item in inner:
                 _check_form(part, name, item)
-        elif inner is not None:
+        else:
             _check_form(part, name, inner)
 
 
