@@ -28,7 +28,7 @@ from staging_fsm.core.artifact import (
 )
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
-from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
+from staging_fsm.core.plan import INFRA_RETRIES_MAX, Budget, Plan, Preset, SuitePlan
 from staging_fsm.core.snapshot import Move, Run, Snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.trail import NO_LINK
@@ -341,6 +341,8 @@ def test_artifact_is_of_the_run_that_its_front_matter_names() -> None:
     assert not is_of_run(text, "another", 2)
     assert not is_of_run(text, "another", 7)
     assert not is_of_run("", snapshot.attempt_id, 2)
+    twelfth = attrs.evolve(snapshot, runs=(KILLED, attrs.evolve(LOST, number=12)))
+    assert not is_of_run(render(twelfth, log(twelfth)), snapshot.attempt_id, 1)
     # What stands below the front matter may have been written by anybody.
     below = text.partition("\n---\n")[0]
     assert not is_of_run(f"---\n---\n{below}\n", snapshot.attempt_id, 2)
@@ -377,6 +379,34 @@ def test_report_without_counts_is_said_in_words(state: EvidenceState | None) -> 
     became = ", and nothing is known of it" if unknown else f" and is {state}"
 
     assert line == f"Evidence: the JUnit report `junit.xml` was asked for{became}."
+
+
+def test_command_stands_in_an_artifact_as_it_may_be_shown() -> None:
+    """A command with a secret stands in an artifact as it was masked, and nowhere as it was run."""
+    snapshot = judged(PASSED, suite=attrs.evolve(SUITE, command=("deploy", "--token=hunter22")))
+    text = render(snapshot, attrs.evolve(log(snapshot), command=("deploy", "--token=***")))
+
+    assert '\n    command: ["deploy", "--token=***"]\n' in text
+    assert "hunter22" not in text
+
+
+def test_signal_and_exit_code_stand_apart() -> None:
+    """A suite that died of a signal has no exit code in its artifact: `exit 139` is another end."""
+    keys = front_matter(judged(KILLED, LOST), log(judged(KILLED, LOST)))
+    died = attrs.evolve(KILLED, reason=Reason.CRASHED, signal=11)
+    of_the_dead = front_matter(judged(died), log(judged(died)))
+
+    assert (keys["exit_code"], keys["signal"]) == (None, None)
+    assert (of_the_dead["exit_code"], of_the_dead["signal"]) == (None, 11)
+
+
+def test_every_run_stands_in_the_artifact() -> None:
+    """An artifact lists each run of the attempt, as many as a budget allows, in their order."""
+    runs = [attrs.evolve(KILLED, number=number) for number in range(1, INFRA_RETRIES_MAX + 1)]
+    snapshot = judged(*runs)
+    listed = re.findall(r"^\| (\d+) \|", render(snapshot, log(snapshot)), re.MULTILINE)
+
+    assert listed == [str(run.number) for run in runs]
 
 
 def test_detail_is_one_line() -> None:

@@ -321,10 +321,13 @@ def test_case_that_says_nothing_of_the_kind_ran(words: str) -> None:
     assert read(f'<testsuite><testcase name="a" {words}/></testsuite>').executed == 1
 
 
-def test_one_old_suite_makes_a_report_stale() -> None:
-    """A report of many suites is as old as its oldest: what came out of a cache did not run."""
-    of_now, of_then = '<testsuite timestamp="2030-06-01T12:01:00Z">', '<testsuite timestamp="2030">'
-    old = of_then.replace("2030", "2030-06-01T09:00:00Z")
+@pytest.mark.parametrize(
+    "claim", ["", 'tests="0"', 'tests="1"', 'skipped="1"', 'disabled="1"', 'time="0"', 'errors="0"']
+)
+def test_one_old_suite_makes_a_report_stale(claim: str) -> None:
+    """A report of many suites is as old as its oldest, whatever that one claims to hold."""
+    of_now = '<testsuite timestamp="2030-06-01T12:01:00Z">'
+    old = f'<testsuite {claim} timestamp="2030-06-01T09:00:00Z">'
     report = f"<testsuites>{of_now}{CASE}</testsuite>{old}{CASE}</testsuite></testsuites>"
 
     with pytest.raises(ReportStaleError):

@@ -151,6 +151,15 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "no_silent_advance",
         Sight(passed_with(duration_seconds=62.0)),
     ),
+    "run 1 passed after 1801.5 s, past": (
+        "no_silent_advance",
+        Sight(
+            attrs.evolve(
+                passed_with(duration_seconds=1801.5),
+                plan=attrs.evolve(PLAN, suite=attrs.evolve(PLAN.suite, timeout_seconds=1800.0)),
+            )
+        ),
+    ),
     "run 1 passed after None s, past": (
         "no_silent_advance",
         Sight(passed_with(duration_seconds=None)),

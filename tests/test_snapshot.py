@@ -100,6 +100,11 @@ LOST = attrs.evolve(FULL_RUN, reason=Reason.WORKER_LOST)
 TOOL_ERROR = (Event.JOB_CLAIMED, Event.SUITE_NOT_EXECUTED)
 DEFERRED = attempt(*TOOL_ERROR, Event.BUDGET_LEFT, runs=(FULL_RUN,))
 RUNNING = attempt(Event.JOB_CLAIMED, runs=(Run(1, "2030-01-01T00:00:00.000000Z"),))
+#: After a tool error, a second run passed.
+TWICE = attempt(
+    *(*TOOL_ERROR, Event.BUDGET_LEFT, Event.JOB_CLAIMED, Event.SUITE_PASSED),
+    runs=(FULL_RUN, attrs.evolve(PASSED, number=2)),
+)
 JUDGED = attempt(Event.JOB_CLAIMED, Event.SUITE_PASSED, runs=(PASSED,))
 STORED = {"deferred": DEFERRED, "running": RUNNING, "judged": JUDGED}
 
@@ -457,6 +462,55 @@ def test_runs_beyond_the_budget_are_refused() -> None:
     )
 
     assert refusal(document(more)) == "it holds 2 runs, but its budget is 1"
+
+
+def test_run_under_way_counts_against_the_budget() -> None:
+    """A run counts from its claim on: one that is under way beyond the budget is refused."""
+    more = attempt(
+        *(*TOOL_ERROR, Event.BUDGET_LEFT, Event.JOB_CLAIMED),
+        runs=(FULL_RUN, Run(2, "2030-01-01T00:00:00.000000Z")),
+        plan=attrs.evolve(PLAN, budget=Budget(0)),
+    )
+
+    assert refusal(document(more)) == "it holds 2 runs, but its budget is 1"
+
+
+def test_runs_stand_in_their_order() -> None:
+    """Runs that were exchanged are refused: the last one would be taken for the one in hand."""
+    stored = document(TWICE)
+    stored["runs"].reverse()
+
+    assert refusal(stored) == "its runs are not numbered from 1"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("name", ["started_at", "ended_at", "due_at"])
+def test_times_of_every_run_are_times(name: str, number: int) -> None:
+    """Each time of each run is looked at, of an earlier one as of the last."""
+    stored = document(TWICE)
+    stored["runs"][number][name] = "soon"
+
+    assert refusal(stored) == f"{name}: 'soon' is no time like 1970-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (Event.SUITE_NOT_EXECUTED,),
+        (Event.SUITE_NOT_EXECUTED, Event.BUDGET_SPENT),
+        (Event.SUITE_PASSED,),
+        (Event.SUITE_PASSED, Event.GATE_OPENED),
+        (Event.SUITE_FAILED, Event.GATE_REFUSED),
+    ],
+    ids="-".join,
+)
+def test_run_that_was_judged_has_a_reason(events: tuple[Event, ...]) -> None:
+    """In whatever state an attempt is, a run that ended has its reason, or the row is refused."""
+    stored = document(
+        attempt(Event.JOB_CLAIMED, *events, runs=(attrs.evolve(PASSED, reason=None),))
+    )
+
+    assert refusal(stored) == "run 1 has no reason although it ended"
 
 
 def test_run_that_ended_is_not_running() -> None:
