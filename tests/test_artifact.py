@@ -26,9 +26,10 @@ from staging_fsm.core.artifact import (
     visible,
     written,
 )
+from staging_fsm.core.config import INFRA_RETRIES_MAX
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
-from staging_fsm.core.plan import INFRA_RETRIES_MAX, Budget, Plan, Preset, SuitePlan
+from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
 from staging_fsm.core.snapshot import Move, Run, Snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.trail import NO_LINK
