@@ -1,8 +1,12 @@
 """Alerts: at least once, never in a storm, and never in the way, at a real HTTP server."""
 
+import errno
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,7 +23,7 @@ from staging_fsm.core.times import format_time
 from staging_fsm.effects import alerts as alerting
 from staging_fsm.effects.alerts import Alert, FileAlerts, Outbox
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.files import StateDir, create_durably
 from staging_fsm.effects.preflight import Health
 from staging_fsm.faces.doctor import examine
 from staging_fsm.host.launcher import staging_intercept
@@ -397,6 +401,104 @@ def test_two_workers_do_not_deliver_the_same(
         settled(worker)
 
     assert (webhook.asked, len(webhook.messages)) == (2, 1)
+
+
+def test_only_one_worker_leases_at_a_time(
+    make: Callable[..., FileAlerts], clock: Calendar, webhook: Webhook
+) -> None:
+    """While one worker leases what is owed, there is nothing to lease for any other."""
+    webhook.refuses = True
+    one, other = make(webhook), make(webhook)
+    one.send(KIND, 7, "it failed", "7-a")
+    settled(one)
+    clock.wait(alerting.BACKOFF_MAX_SECONDS)
+
+    with one.outbox._locked() as ours:
+        assert (ours, other.outbox.lease(clock.now())) == (True, [])
+    assert [alert.text for _, alert in other.outbox.lease(clock.now())] == ["it failed"]
+
+
+def test_alert_that_another_has_delivered_meanwhile_is_not_sent_again(
+    make: Callable[..., FileAlerts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two workers that meet one cause the second sends nothing, however late it is."""
+    first, second = make(), make()
+    create = create_durably
+
+    def overtaken(path: Path, data: bytes) -> bool:
+        monkeypatch.setattr(alerting, "create_durably", create)
+        first.send(KIND, 7, "it failed", "7-a")
+        settled(first)
+        return create(path, data)
+
+    monkeypatch.setattr(alerting, "create_durably", overtaken)
+    second.send(KIND, 7, "it failed", "7-a")
+    settled(second)
+
+    assert kept(tmp_path) == ["it failed"]
+    assert second.outbox.is_empty()
+
+
+def test_forked_worker_waits_for_no_delivery_of_its_parent(
+    make: Callable[..., FileAlerts],
+) -> None:
+    """A process that is forked while its parent delivers alerts at once all the same."""
+    alerts = make()
+    told, tell = os.pipe()
+    alerts._lock.acquire()
+    # As by a thread, which the new process does not have.
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(int(PATIENCE_SECONDS))
+        try:
+            alerts.send(KIND, 7, "it failed", "7-a")
+            os.write(tell, b"alerted")
+        finally:
+            os._exit(0)
+    alerts._lock.release()
+    os.close(tell)
+    with os.fdopen(told, "rb") as reading:
+        answer = reading.read()
+    os.waitpid(pid, 0)
+
+    assert answer == b"alerted"
+
+
+#: Alerts somebody and has nothing else to do.
+LAST_WORDS = """
+import pathlib, sys
+from staging_fsm.core.ports import AlertKind
+from staging_fsm.effects import alerts
+from staging_fsm.effects.clock import SystemClock
+alerts.FAREWELL_SECONDS = 120.0
+path, url = sys.argv[1:]
+alerts.FileAlerts(pathlib.Path(path), SystemClock(), lambda: (url,)).send(
+    AlertKind.FAILED_CLOSED, 7, "it failed", "7-a"
+)
+"""
+
+
+def test_process_that_ends_waits_for_its_last_delivery(tmp_path: Path, webhook: Webhook) -> None:
+    """A command that alerts somebody and ends at once has its alert delivered before."""
+    path = StateDir(tmp_path).alerts
+    subprocess.run([sys.executable, "-c", LAST_WORDS, str(path), webhook.url], check=True)
+
+    assert "it failed" in webhook.text
+
+
+def test_alert_that_cannot_be_linked_goes_out_all_the_same(
+    make: Callable[..., FileAlerts], webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a name that is taken says that another sends: a file system without links says none."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    make(webhook).send(KIND, 7, "it failed", "7-a")
+    webhook.wait_for(lambda: bool(webhook.messages))
+
+    assert "it failed" in webhook.text
 
 
 def test_alert_that_cannot_be_kept_goes_out_from_memory(tmp_path: Path, webhook: Webhook) -> None:

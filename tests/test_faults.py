@@ -462,6 +462,20 @@ def test_attempts_without_end_of_adoption_are_bounded() -> None:
     assert format_time(story.world.time) <= str(deferred.next_run_at)
 
 
+def test_finished_run_is_adopted_no_more_often_than_a_live_one() -> None:
+    """A result that is never collected, whoever tries, is given up like a run that never ends."""
+    story = Teller()
+    story.launch(until="await")
+    (run,) = story.world.live_runs()
+    story.world.end_run(run, "passed")
+    for _ in range(ADOPTIONS_MAX + 1):
+        change_hands(story)
+    events = [move.row.event for move in story.snapshot().history]
+
+    assert events.count(Event.RUN_ADOPTED) == ADOPTIONS_MAX
+    assert Event.WORKER_LOST in events
+
+
 def test_adoptions_are_those_of_the_whole_attempt() -> None:
     """What the first run of an attempt used up of its adoptions its next run does not get anew."""
     story = Teller()

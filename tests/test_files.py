@@ -1,5 +1,6 @@
 """Files: whole or not at all, for ever once it was promised, and never through somebody's link."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -16,6 +17,7 @@ from staging_fsm.effects.files import (
     FILE_MODE,
     ArtifactFiles,
     StateDir,
+    _mounts_in,
     create_durably,
     open_regular,
     read_small,
@@ -138,6 +140,23 @@ def test_artifact_that_cannot_be_synced_is_not_written(
     assert list(artifact.parent.iterdir()) == [artifact]
 
 
+def test_artifact_whose_folder_cannot_be_synced_is_not_written(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that a power cut could undo counts for nothing, even if the bytes are on the disk."""
+    sync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        ArtifactFiles().write(artifact.parent, NEW)
+
+
 def test_artifact_can_be_read_by_the_host(tmp_path: Path) -> None:
     """The artifact is a file that everybody may read, in a folder that is made for it."""
     folder = tmp_path / "work" / "items"
@@ -202,6 +221,15 @@ def test_what_was_set_aside_is_never_replaced(artifact: Path) -> None:
     assert taken.is_symlink()
 
 
+def test_name_that_became_free_is_used_again(artifact: Path) -> None:
+    """However many names are free, what stands under one that is taken is never replaced."""
+    names = [artifact.with_name(f"{artifact.stem}.before-1.{number}.md") for number in (1, 2)]
+    names[1].write_text("kept")
+
+    assert set_aside(artifact, "before-1") == names[0]
+    assert [name.read_text() for name in names] == [OLD, "kept"]
+
+
 def test_older_artifact_stays_out_of_sight_after_a_power_cut(
     artifact: Path, synced: list[list[str]]
 ) -> None:
@@ -230,6 +258,18 @@ def test_artifact_is_written_if_it_is_the_very_text(artifact: Path) -> None:
     artifact.rmdir()
     os.mkfifo(artifact)
     assert not files.is_written(folder, "")
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [OLD.replace("\n", "\r\n"), OLD.replace("\n", "\r"), f"\ufeff{OLD}", f"{OLD} ", f"{OLD}\0"],
+    ids=["CRLF", "CR", "byte order mark", "blank", "NUL"],
+)
+def test_artifact_is_written_if_it_is_those_very_bytes(artifact: Path, altered: str) -> None:
+    """Line ends, marks and blanks that a reader would overlook make another artifact."""
+    artifact.write_bytes(altered.encode())
+
+    assert not ArtifactFiles().is_written(artifact.parent, OLD)
 
 
 def test_file_that_is_there_is_never_replaced_by_a_new_one(
@@ -347,6 +387,34 @@ def made(folder: Path) -> Path:
     """Make a folder and return it."""
     folder.mkdir(parents=True)
     return folder
+
+
+def test_new_file_that_cannot_be_made_is_no_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a name that is taken is answered with False; a file system without links is an error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+    with pytest.raises(PermissionError):
+        create_durably(tmp_path / "new", b"mine")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_is_mounted_beside_a_folder_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder whose name only begins like another's keeps what is mounted in it."""
+    read, mounts = Path.read_bytes, [tmp_path / "7-a.10", tmp_path / "7-a.1" / "in"]
+    told = "".join(f"36 25 0:32 / {mount} rw - tmpfs tmpfs rw\n" for mount in mounts)
+    mine = {"/proc/self/mountinfo": told.encode()}
+    monkeypatch.setattr(Path, "read_bytes", lambda path: mine.get(str(path)) or read(path))
+
+    assert _mounts_in(tmp_path / "7-a.1") == [str(mounts[1])]
+    assert _mounts_in(tmp_path / "7-a.10") == [str(mounts[0])]
 
 
 @pytest.mark.parametrize(

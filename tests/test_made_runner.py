@@ -8,14 +8,16 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
-from desk import Desk, Failing, under_worker
+from desk import FAILING, PASSING, Desk, Failing, under_worker
 from hosts import REPO
 from staging_fsm.core.spec import State
-from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
+from staging_fsm.drive.intercept import STAGE, UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import StagingRunner
+from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.host.launcher import staging_intercept
 
 
 @pytest.mark.parametrize("metadata", [UNSEEN, None, "{}", '{"staging_runner": 1}'])
@@ -160,6 +162,60 @@ def test_store_that_is_away_at_start_is_asked_again_at_each_launch(
     assert "OSError: away" in caplog.text
     assert staging.launch(desk.job_id).ruling is Ruling.TAKEN
     assert desk.state() is State.ADVANCED
+
+
+def test_suites_file_is_read_at_each_launch(desk: Desk) -> None:
+    """What an operator writes into the suites file counts from the next launch on."""
+    path = desk.folder / "suites.toml"
+    desk.set("SUITES_FILE", str(path))
+    staging = staging_intercept(desk.kit.store, desk.kit.host.clock, desk.variables)
+    seen = []
+    for number, text in enumerate((PASSING, FAILING, PASSING), 1):
+        path.write_text(text)
+        desk.job_id = desk.kit.add("deploy-staging", f"WI-{number}0")
+        desk.claim()
+        staging.launch(desk.job_id)
+        seen.append(desk.state())
+
+    assert seen == [State.ADVANCED, State.ROLLED_BACK, State.ADVANCED]
+
+
+def test_every_attempt_of_a_worker_has_a_word_of_its_own(desk: Desk) -> None:
+    """Two attempts of one process share no name, and so no folder, whatever their jobs' keys."""
+    runner = StagingRunner.for_host(
+        desk.engine.rows, desk.engine.gate, desk.engine.place, desk.variables, STAGE
+    )
+
+    assert len({runner.new_id() for _ in range(3)}) == 3
+
+
+def test_address_of_alerts_is_the_one_of_today(desk: Desk) -> None:
+    """An address that is put right in the settings of a running host is the one that is used."""
+    runner = StagingRunner.for_host(
+        desk.engine.rows, desk.engine.gate, desk.engine.place, desk.variables, STAGE
+    )
+    assert isinstance(runner.engine.alerts, FileAlerts)
+    seen = []
+    for address in ("json://old", "json://new"):
+        desk.set("ALERT_URLS", address)
+        seen.append(runner.engine.alerts._urls())
+
+    assert seen == [("json://old",), ("json://new",)]
+
+
+def test_no_variables_are_not_those_of_the_process(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapping that holds nothing, as yet, switches the runner off, whatever the environment."""
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_ENABLED", "1")
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_REPOS", REPO)
+    engine, variables = desk.engine, dict[str, str]()
+    staging = StagingIntercept.for_host(engine.rows, engine.gate, engine.place, variables)
+    desk.claim()
+
+    assert staging.launch(desk.job_id).reason == "the runner is switched off"
+    variables |= desk.variables | {"ORCH_STAGING_RUNNER_REPOS": "another"}
+    assert staging.launch(desk.job_id).reason == f"repository {REPO} is not in scope"
 
 
 def test_environment_of_the_process_is_what_counts(

@@ -78,6 +78,17 @@ def test_disk_without_inodes_is_full(disk: Path) -> None:
     assert (before, disk_finding(disk, MEBIBYTE).health) == (Health.OK, Health.FAILED)
 
 
+def test_room_that_only_root_may_use_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that the file system keeps for root are no room for a suite of anybody else."""
+    found = os.statvfs(tmp_path)
+    kept_back = os.statvfs_result((*found[:3], 2**40, 0, *found[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: kept_back)
+
+    assert disk_finding(tmp_path, 1).health is Health.FAILED
+
+
 def test_disk_that_counts_no_inodes_has_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

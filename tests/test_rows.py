@@ -439,6 +439,19 @@ def test_unfinished_are_the_queued_and_running_rows_with_our_key(kit: Kit) -> No
     assert [row.id for row in kit.rows.unfinished()] == [JOB, others[3]]
 
 
+def test_unfinished_are_all_there_are(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recovery sees the last of the attempts that wait, however many there are before it."""
+    monkeypatch.setattr(rows_module, "BATCH_ROWS", 2)
+    kit.add("{}")
+    with kit.store.transaction() as tx:
+        item = kit.store.work_item(tx, "shop", "WI-1")
+        jobs = [JOB, *(kit.store.enqueue(tx, item, "deployer", NOW) for _ in range(4))]
+    for job in jobs:
+        kit.rows.save(job, attempt(1))
+
+    assert [row.id for row in kit.rows.unfinished()] == jobs
+
+
 def test_recent_are_the_rows_with_the_greatest_ids(kit: Kit) -> None:
     """The newest rows are found by id, newest first, with and without an attempt."""
     kit.add("{}")

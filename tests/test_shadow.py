@@ -8,6 +8,7 @@ import select
 import shlex
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -312,9 +313,9 @@ class Later(SystemClock):
 
 
 def test_runner_looks_at_what_the_agent_saw(begin: Begin) -> None:
-    """The runner's attempt is on the commit of the launch, whatever was committed since."""
+    """The runner is on the commit of the launch, whatever the agent or others committed since."""
     beside = begin()
-    beside.launch()
+    job = beside.launch()
     wanted = git(beside.kit.repository, "rev-parse", "HEAD")
     later = {"GIT_COMMITTER_DATE": "2098-01-01T00:00:00Z"}
     subprocess.run(
@@ -323,6 +324,9 @@ def test_runner_looks_at_what_the_agent_saw(begin: Begin) -> None:
         cwd=beside.kit.repository, env=os.environ | later, check=True,
     )  # fmt: skip
     beside.shadow.clock = Later()
+    beside.shadow.records.agent_ended(
+        job, beside.kit.repository, Later().now(), opened=True, log=None
+    )
     beside.shadow.run_once()
 
     assert beside.view()["runner"]["revision"] == wanted
@@ -439,6 +443,38 @@ def test_of_two_shadows_one_writes(tmp_path: Path) -> None:
         records.load("other")
     assert records.folder(row.id).parent == records.root
     assert records.load(row.id).snapshot() == first
+
+
+def test_version_of_an_attempt_in_the_shadow_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that the shadow counted stays counted: bytes and name are synced before `save` ends."""
+    records = ShadowRecords(tmp_path)
+    row = JobRow(7, REPO, "WI-1", "deploy-staging", "running", None, None)
+    records.launched(row, tmp_path, datetime.now(UTC))
+    sync, synced = os.fsync, list[tuple[bool, bool]]()
+    path = records.folder(7) / "attempt.1.json"
+
+    def watched(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    records.save(7, attrs.evolve(fresh_snapshot("a-1", "w"), version=1))
+
+    assert synced == [(False, False), (True, True)]
+
+
+def test_recent_records_are_the_newest(tmp_path: Path) -> None:
+    """Of many records those of the latest launches are looked at, the very latest first."""
+    records = ShadowRecords(tmp_path)
+    for day in (2, 4, 1, 3):
+        row = JobRow(day, REPO, f"WI-{day}", "deploy-staging", "running", None, None)
+        records.launched(row, tmp_path, datetime(2026, 1, day, tzinfo=UTC))
+
+    assert [row.work_item for row in records.recent(2)] == ["WI-4", "WI-3"]
+    assert [row.work_item for row in records.recent(9, REPO)] == ["WI-4", "WI-3", "WI-2", "WI-1"]
+    assert records.recent(9, "another") == []
 
 
 def test_job_launched_again_keeps_its_first_launch(tmp_path: Path) -> None:

@@ -21,18 +21,18 @@ from desk import (
     fill_the_disk,
     under_worker,
 )
-from staging_fsm.core.errors import (
-    StaleSnapshotError,
-)
+from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import RunCondition
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, this_process
+from staging_fsm.host.launcher import staging_intercept
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -555,6 +555,24 @@ def test_of_two_workers_at_a_first_launch_one_runs_the_suite(desk: Desk) -> None
     assert desk.launch().ruling is Ruling.TAKEN
     assert [move.id for move in desk.snapshot().history] == ["T01", "T03", "T11"]
     assert desk.alerts() == []
+
+
+def test_worker_with_a_broken_configuration_leaves_a_job_that_another_took(desk: Desk) -> None:
+    """Who would decline a job is overtaken like anybody: the other's suite runs, and no agent."""
+    desk.claim()
+    sound = {**desk.variables}
+    other = staging_intercept(
+        desk.kit.store, desk.kit.host.clock, sound, suites=lambda _config: desk.read_suites()
+    )
+
+    def overtaken(_config: object) -> SuitesConfig:
+        other.launch(desk.job_id)
+        raise ConfigInvalidError(["no suite"])
+
+    desk.staging.runner.suites = overtaken
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.state() is State.ADVANCED
 
 
 def test_recovery_goes_on_behind_a_row_that_cannot_be_driven(desk: Desk) -> None:

@@ -197,6 +197,41 @@ def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
     assert caplog.messages == ['event="alerts were not delivered" error="OSError: boom"'] * 3
 
 
+def test_what_is_owed_is_delivered_whatever_a_watcher_does(desk: Desk) -> None:
+    """A watcher that cannot look on keeps no alert that is owed from being tried again."""
+    heard: list[object] = []
+    engine = desk.engine
+
+    def is_tried() -> bool:
+        heard.append("delivery")
+        return True
+
+    def broken(_row: JobRow, _snapshot: Snapshot) -> None:
+        message = "the terminal is closed"
+        raise OSError(message)
+
+    engine.watch = broken
+    engine.alerts = Failing(engine.alerts, "deliver", OSError(), is_tried)
+    desk.claim()
+    desk.launch()
+
+    assert len(heard) == len(desk.snapshot().history)
+
+
+def test_artifact_shows_the_output_of_the_run_that_was_judged(desk: Desk) -> None:
+    """After a deferral the artifact ends with what the last run printed, and not the first one."""
+    been = desk.folder / "been"
+    told = f"test -e {been} && echo of the second && exit; echo of the first; touch {been}; "
+    desk.suites_file = TOOL_ERROR.replace("exit 126", f"{told}exit 126")
+    for _ in range(2):
+        desk.claim()
+        desk.launch()
+    text = (desk.engine.place(desk.row()).artifact_dir / ARTIFACT_NAME).read_text()
+
+    assert "\n    of the second\n" in text
+    assert "\n    of the first\n" not in text
+
+
 @pytest.mark.parametrize(
     ("suites", "told"),
     [

@@ -231,6 +231,9 @@ class FileAlerts:
             if self._thread is not None and time.monotonic() - self._started < HANGING_SECONDS:
                 return
             if not self._started:
+                # Apprise needs it, and in a process that ends nobody can import it any more.
+                import concurrent.futures.thread  # noqa: F401, PLC0415  # seldom needed
+
                 atexit.register(self._farewell)
             self._thread = threading.Thread(target=self._deliver, daemon=True)
             self._started = time.monotonic()
@@ -297,7 +300,8 @@ def _notify(url: str, alerts: list[Alert]) -> bool:
     """Send alerts as one message; Apprise waits no longer than four seconds for each answer."""
     import apprise  # noqa: PLC0415  # optional: the extra "alerts"
 
-    service = apprise.Apprise()
+    # One address after the other: a process that ends starts no threads any more.
+    service = apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, service_timeout=0))
     if not service.add(url):
         # Without the address: it may hold a secret.
         log_error("an address of ORCH_STAGING_RUNNER_ALERT_URLS is none that Apprise knows")
