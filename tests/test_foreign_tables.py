@@ -465,6 +465,7 @@ def test_not_before_that_is_no_moment_is_taken_for_none(
         ("2026-03-29T01:44:59", None),
         ("2026-03-29 01:44:59.900000+00:00", "%Y-%m-%d %H:%M:%S.%f+00:00"),
         ("20260329014459", "%Y%m%d%H%M%S"),
+        ("2026.03.29 01:44:59", "%Y.%m.%d %H:%M:%S"),
     ],
 )
 def test_text_due_times_sort_among_the_hosts_own(
@@ -612,6 +613,17 @@ def test_id_that_is_no_key_is_refused(foreign: Foreign) -> None:
 
     assert problem == f"column 'uid' of {TABLE!r} is no key: two rows may have the same"
     assert [row.document for row in rows.recent(2)] == [None, None]
+
+
+def test_half_of_a_key_is_no_key(foreign: Foreign) -> None:
+    """An id that is a key together with another column only may stand there twice."""
+    rows = foreign.create(uid="TEXT")
+    foreign.run(f'CREATE UNIQUE INDEX pair ON "{TABLE}" (tenant, uid)')
+    foreign.insert("j-1", tenant=2)
+
+    assert problems_of(rows) == (
+        f"column 'uid' of {TABLE!r} is no key: two rows may have the same",
+    )
 
 
 def test_table_in_another_schema_is_found_by_its_full_name(

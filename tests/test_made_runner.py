@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import attrs
 import pytest
@@ -178,6 +179,26 @@ def test_suites_file_is_read_at_each_launch(desk: Desk) -> None:
         seen.append(desk.state())
 
     assert seen == [State.ADVANCED, State.ROLLED_BACK, State.ADVANCED]
+
+
+def test_suite_gets_a_variable_as_it_is_today(desk: Desk) -> None:
+    """A key that is exchanged in a running host is handed on, and masked, in its new value."""
+    desk.suites_file = (
+        '[default]\ncommand = ["sh", "-c", "echo $API_KEY"]\nenvironment = ["API_KEY"]\n'
+        'workspace = "in-place"\n'
+    )
+    desk.variables["API_KEY"] = "the-old-value"
+    desk.staging = desk.new_worker()
+    desk.variables["API_KEY"] = "the-new-value"
+    desk.claim()
+    desk.launch()
+    (log,) = (desk.folder / "state" / "runs").glob("*/output.log")
+    artifact = desk.snapshot().artifact
+    assert artifact is not None
+    text = Path(artifact.path).read_text()
+
+    assert log.read_text() == "the-new-value\n"
+    assert "-value" not in text
 
 
 def test_every_attempt_of_a_worker_has_a_word_of_its_own(desk: Desk) -> None:

@@ -1,0 +1,118 @@
+"""Job rows in a Django model's table: in its own database, over its own connection."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import django
+import psycopg
+import pytest
+import sqlalchemy as sa
+from django.conf import settings
+from django.db import OperationalError, connections
+
+from staging_fsm.core.machine import step
+from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
+from staging_fsm.core.spec import INITIAL, Event
+from staging_fsm.core.times import format_time
+from staging_fsm.core.trail import walk
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.django_rows import DjangoRows
+from staging_fsm.host.database import open_database
+from staging_fsm.host.store import SqlHostStore, WorkItem
+
+#: A host with two databases, whose jobs are not in the default one.
+USING = "jobs"
+
+
+@pytest.fixture
+def databases(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Return Django's settings of databases, of which "default" is an empty one."""
+    if not settings.configured:
+        settings.configure(DATABASES={}, USE_TZ=True)
+        django.setup()
+    before = dict(connections.settings)
+    connections.settings |= configured("default", f"sqlite:///{tmp_path}/other.db")
+    yield connections.settings
+    connections.close_all()
+    for alias in ("default", USING):
+        if hasattr(connections._connections, alias):
+            del connections[alias]
+    connections.settings.clear()
+    connections.settings |= before
+
+
+def configured(alias: str, url: str) -> dict[str, Any]:
+    """Return Django's settings of the database at `url`."""
+    address = sa.make_url(url)
+    is_sqlite = address.get_backend_name() == "sqlite"
+    told = {
+        "ENGINE": f"django.db.backends.{'sqlite3' if is_sqlite else 'postgresql'}",
+        "NAME": address.database,
+        "USER": address.username or "",
+        "HOST": address.query.get("host", address.host or ""),
+    }
+    known: dict[str, Any] = connections.configure_settings({"default": {}, alias: told})
+    return {alias: known[alias]}
+
+
+def rows_at(url: str, databases: dict[str, Any], schema: str | None = None) -> DjangoRows:
+    """Return rows over a host's table with one job, as Django sees it."""
+    store = SqlHostStore(open_database(url))
+    store.create_schema()
+    store.add_repository("shop", Path())
+    store.add_work_item(
+        WorkItem("shop", "WI-1", "deploy-staging", 1, None), "deployer", SystemClock().now()
+    )
+    store.engine.dispose()
+    databases |= configured(USING, url)
+    model = SimpleNamespace(_meta=SimpleNamespace(db_table="jobs"))
+    return DjangoRows(model, using=USING, schema=schema)
+
+
+def first() -> Snapshot:
+    """Return an attempt as it is first stored."""
+    row = step(INITIAL, Event.RUNNER_DECLINED)
+    return walk(fresh_snapshot("1-a", "w"), row, format_time(SystemClock().now()), "why", "w", {})
+
+
+def test_transaction_is_one_of_the_models_own_database(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """What a transaction that raises has stored is undone, in whatever database the jobs are."""
+    rows = rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+
+    def stores_and_raises() -> None:
+        with rows.transaction() as tx:
+            rows.save(1, first(), tx)
+            message = "the gate contradicts the verdict"
+            raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="contradicts"):
+        stores_and_raises()
+
+    assert rows.load(1).document is None
+    saved = first()
+    rows.save(1, saved)
+    assert rows.load(1).snapshot() == saved
+
+
+@pytest.mark.parametrize("lasts_seconds", [0, None], ids=["one use", "for ever"])
+def test_worker_outlives_a_restart_of_its_database(
+    databases: dict[str, Any], postgres_url: str, lasts_seconds: float | None
+) -> None:
+    """A connection that the server has dropped fails at most once: then there is a new one."""
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
+        schema = beside.execute("SELECT current_schema()").fetchone()
+        assert schema is not None
+        rows = rows_at(postgres_url, databases, schema[0])
+        databases[USING]["CONN_MAX_AGE"] = lasts_seconds
+        rows.load(1)
+        pid = connections[USING].connection.info.backend_pid
+        beside.execute("SELECT pg_terminate_backend(%s, 60000)", (pid,))
+    with contextlib.suppress(OperationalError):
+        rows.load(1)
+
+    assert rows.load(1).id == 1
