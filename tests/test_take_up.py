@@ -418,6 +418,23 @@ def test_old_runs_are_looked_for_after_each_launch_and_recovery(desk: Desk) -> N
     assert asked == [(7.0, frozenset({desk.snapshot().attempt_id}))] * 2
 
 
+def test_job_is_let_go_of_before_the_tidying_up(desk: Desk) -> None:
+    """Whoever claims a job again that was just deferred need not wait for old runs to be gone."""
+    answers: list[Ruling] = []
+
+    def launch_again(_days: float, _unfinished: object) -> None:
+        desk.claim()
+        answers.append(desk.launch().ruling)
+
+    desk.staging.runner.prune = launch_again
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+
+    assert answers == [Ruling.TAKEN]
+    assert desk.state() is State.FAILED_CLOSED
+
+
 def test_recovery_comes_before_the_tidying_up(desk: Desk) -> None:
     """What recovery has brought to its end is no longer kept for an attempt that has not ended."""
     desk.set("INFRA_RETRIES", "0")

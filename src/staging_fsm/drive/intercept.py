@@ -168,11 +168,15 @@ class StagingIntercept:
                 reason = self._reason_to_decline(row)
                 if reason is not None:
                     return Decision(Ruling.DECLINED, reason)
-                return self._hand_on(row)
+                decision = self._hand_on(row)
         except StaleSnapshotError as error:
             return Decision(Ruling.TAKEN, str(error))
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             return self._after_failure(job_id, error, first_launch=first_launch)
+        if row.document is None and decision.ruling is Ruling.TAKEN:
+            # Not in hand any more: whoever claims a deferred job again need not wait for this.
+            self.runner.prune_runs()
+        return decision
 
     def _hand_on(self, row: JobRow) -> Decision:
         try:

@@ -176,14 +176,12 @@ class StagingRunner:
             {"plan": plan, "runs": (self._new_run(1),)},
         )
         try:
-            decision = self._drive(row, self.engine.move(row, attempt, claim))
+            return self._drive(row, self.engine.move(row, attempt, claim))
         except StaleSnapshotError:
             raise
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             # A run may have been counted, so what the caller knew of the row is void.
             return self.after_failure(row.id, error, first_launch=False)
-        self._prune()
-        return decision
 
     def _stay_in_shadow(self, row: JobRow) -> Decision:
         """Decline at once, and note for the shadow that the agent was launched."""
@@ -380,10 +378,10 @@ class StagingRunner:
 
     def tidy_up(self) -> None:
         """Remove what old runs left behind, and deliver the alerts that are owed."""
-        self._prune()
+        self.prune_runs()
         self.engine.deliver_alerts()
 
-    def _prune(self) -> None:
+    def prune_runs(self) -> None:
         """Remove what old runs left behind, but nothing of an attempt that has not ended."""
         try:
             self.prune(load_config(self.variables).run_retention_days, self._unfinished_attempts)
