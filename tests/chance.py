@@ -6,7 +6,8 @@ from typing import Final
 
 import attrs
 
-from world import ENDINGS, FORGERIES, Damage, Doing, Fate, Shape, Task, World
+from simulated import ENDINGS, FORGERIES, Doing, Fate, Task
+from world import Damage, Shape, World
 
 #: How likely it is that something goes wrong at a point; chosen once for each world.
 STORMS: Final = (0.0, 0.0, 0.02, 0.08, 0.2)

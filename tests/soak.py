@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 from chance import Tally, play
+from simulated import ViolationError, simulation
 from staging_fsm.core.spec import TRANSITIONS
-from world import ViolationError, simulation
 
 #: How many worlds one process plays before it reports.
 CHUNK = 200

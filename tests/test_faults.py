@@ -6,12 +6,13 @@ from typing import Final
 import attrs
 import pytest
 
+from simulated import Doing, Fate, Task, Worker, simulation
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.times import format_time
 from staging_fsm.drive import engine
-from world import Damage, Doing, Fate, Shape, Task, Worker, World, simulation
+from world import Damage, Shape, World
 
 Fates = Callable[[int, str], Fate]
 NO_FAULT: Final[Fates] = lambda _number, _point: Fate.GO  # noqa: E731  # a fate, not a function

@@ -16,22 +16,20 @@ from hypothesis.stateful import (
 
 import soak
 from chance import Tally, play
-from staging_fsm.core.invariants import Movement
-from staging_fsm.core.spec import TRANSITIONS, State
-from world import (
+from simulated import (
     ENDINGS,
     FORGERIES,
-    Damage,
     Doing,
     Fate,
-    Shape,
     SimulatedArtifacts,
     Task,
     ViolationError,
     Worker,
-    World,
     simulation,
 )
+from staging_fsm.core.invariants import Movement
+from staging_fsm.core.spec import TRANSITIONS, State
+from world import Damage, Shape, World
 
 WORLDS = 900
 MACHINES = (("m:boot:1",), ("m:boot:1", "m:boot:1"), ("m:boot:1", "n:boot:1"))
