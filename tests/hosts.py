@@ -22,17 +22,17 @@ class HostKit:
     store: SqlHostStore
     repository: Path
 
-    def add(self, stage: str, work_item: str = "WI-1", retries: int = 2) -> int:
+    def add(self, stage: str, work_item: str = "WI-1", retries: int = 2, repo: str = REPO) -> int:
         """Queue a job for a new work item at `stage`; return the job's id."""
         agents = {"deploy-staging": "deployer", "deploy": "deploy-finalizer"}
         agent = agents.get(stage, "post-deploy-monitor" if stage == "post-deploy" else "agent")
-        item = WorkItem(REPO, work_item, stage, retries, None)
+        item = WorkItem(repo, work_item, stage, retries, None)
         return self.store.add_work_item(item, agent, self.host.clock.now())
 
-    def item(self, work_item: str = "WI-1") -> WorkItem:
+    def item(self, work_item: str = "WI-1", repo: str = REPO) -> WorkItem:
         """Return the work item as stored."""
         with self.store.transaction() as tx:
-            return self.store.work_item(tx, REPO, work_item)
+            return self.store.work_item(tx, repo, work_item)
 
 
 def git(repository: Path, *arguments: str) -> str:

@@ -219,6 +219,29 @@ def test_gate_of_a_job_is_initiated_once(make_host: Maker) -> None:
     assert kit.item().stage == "deploy"
 
 
+def set_status(kit: HostKit, job_id: int, status: str) -> None:
+    """Write the status of a job by hand."""
+    with kit.store.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE jobs SET status = :status WHERE id = :id"),
+            {"status": status, "id": job_id},
+        )
+
+
+@pytest.mark.parametrize("status", ["cancelled", "done"])
+def test_gate_of_an_ended_job_is_not_initiated(make_host: Maker, status: str) -> None:
+    """An agent that comes late to a job that was ended meanwhile moves nothing."""
+    kit = make_host()
+    job_id = kit.add("development")
+    kit.store.claim_next(kit.host.clock.now(), "late", job_id)
+    set_status(kit, job_id, status)
+
+    with pytest.raises(JobAlreadyEndedError, match=f"job {job_id} is not running"):
+        finish_job(kit.host, kit.store.job(job_id), 0)
+
+    assert (kit.item().stage, kit.store.job(job_id).status) == ("development", status)
+
+
 def test_finalizer_tags_the_staged_revision_and_records_it(make_host: Maker) -> None:
     """The deploy-finalizer tags the revision that was staged, and its job says which."""
     kit = make_host()
@@ -267,6 +290,71 @@ def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
     requeued = worker(kit).requeue_abandoned()
 
     assert [job.work_item for job in requeued] == ["dead"]
+
+
+def claimed_by_another(kit: HostKit, job: Job) -> None:
+    """Have another recovery take the claim back first, and a live worker claim the job."""
+    assert kit.store.requeue_abandoned(job, kit.host.clock.now())
+    assert kit.store.claim_next(kit.host.clock.now(), "alive", job.id) is not None
+
+
+def ended(kit: HostKit, job: Job) -> None:
+    """Have the job's gate be asked."""
+    finish_job(kit.host, job, 0)
+
+
+def cancelled(kit: HostKit, job: Job) -> None:
+    """Have the job be cancelled."""
+    set_status(kit, job.id, "cancelled")
+
+
+@pytest.mark.parametrize("meanwhile", [claimed_by_another, ended, cancelled])
+def test_claim_that_has_changed_is_not_taken_back(
+    make_host: Maker, meanwhile: Callable[[HostKit, Job], None]
+) -> None:
+    """A recovery that comes late leaves a job that was ended, or claimed anew, as it is."""
+    kit = make_host()
+    job_id = kit.add("development")
+    kit.store.claim_next(kit.host.clock.now(), "dead", job_id)
+    [seen] = kit.store.running_jobs()
+    meanwhile(kit, seen)
+    before = kit.store.job(job_id)
+
+    assert not kit.store.requeue_abandoned(seen, kit.host.clock.now())
+    assert kit.store.job(job_id) == before
+
+
+def test_work_item_is_known_by_repository_and_name(make_host: Maker) -> None:
+    """A gate moves the work item of its own repository, and none of the same name elsewhere."""
+    kit = make_host()
+    kit.store.add_repository("bank", kit.repository)
+    job_id = kit.add("development")
+    others = kit.add("development", repo="bank")
+    before = kit.item(repo="bank")
+    finish_job(kit.host, kit.store.job(job_id), 0)
+
+    assert (kit.item().stage, kit.item(repo="bank")) == ("review", before)
+    at_development = functools.partial(kit.store.job_at, agent="a", now=kit.host.clock.now())
+    assert at_development(before) == others
+    assert at_development(WorkItem(REPO, "WI-1", "development", 2, None)) not in (job_id, others)
+
+
+def test_where_a_work_item_went_is_told_by_its_own_next_job(make_host: Maker) -> None:
+    """Neither what came later nor a work item of another repository tells where one went."""
+    kit = make_host()
+    kit.store.add_repository("bank", kit.repository)
+    staged = kit.add("deploy-staging")
+    item, now = kit.item(), kit.host.clock.now()
+    with kit.store.transaction() as tx:
+        kit.store.move_work_item(tx, attrs.evolve(item, stage="done"), now)
+    kit.add("review", repo="bank")
+    alone = kit.store.went_to("deploy-staging", None, staged)
+    with kit.store.transaction() as tx:
+        for stage in ("development", "deploy"):
+            kit.store.enqueue(tx, attrs.evolve(item, stage=stage), "agent", now)
+
+    assert alone == {staged: "done"}
+    assert kit.store.went_to("deploy-staging", None, staged) == {staged: "development"}
 
 
 def test_job_that_cannot_be_launched_does_not_stop_the_worker(make_host: Maker) -> None:
