@@ -179,6 +179,10 @@ CUT_OFF = (
     " '$.staging_runner.state', 'VERDICT_PASSED', '$.staging_runner.version', 2,"
     " '$.staging_runner.artifact', NULL) WHERE id = :id"
 )
+LONGER_NUMBER = (
+    "UPDATE jobs SET metadata = json_set(metadata, '$.staging_runner.attempt_id', id || '0-f')"
+    " WHERE id = :id"
+)
 ROW: dict[str, tuple[State, str, str]] = {
     "a job that is queued again": (
         State.ADVANCED,
@@ -204,6 +208,11 @@ ROW: dict[str, tuple[State, str, str]] = {
         State.ROLLED_BACK,
         OTHERS,
         "row: it holds attempt",
+    ),
+    "an attempt of a job whose number begins alike": (
+        State.ADVANCED,
+        LONGER_NUMBER,
+        "0-f, which is of job",
     ),
     "broken metadata": (
         State.ADVANCED,
@@ -238,6 +247,19 @@ def test_altered_row_is_told(archive: Archive, state: State, statement: str, exp
     assert any(expected in finding.sentence for finding in found), found
     assert all(finding.sentence.startswith(f"job {job_id} ({REPO} WI-") for finding in found)
     assert all(finding.to_do for finding in found)
+
+
+def test_cancelled_attempt_whose_job_was_ended_otherwise_is_told(archive: Archive) -> None:
+    """The job of a cancelled attempt is cancelled: one that is done has had a gate or an agent."""
+    job_id = staging_job(archive.session, REPO, "WI-4")
+    archive.session.staging(suites=one_suite(SuiteEntry(("true",)))).cancel(job_id)
+    sound = archive.deviations()
+    archive.sql("UPDATE jobs SET status = 'done' WHERE id = ?", job_id)
+    [finding] = archive.deviations()
+
+    assert sound == []
+    assert (finding.job_id, finding.check) == (job_id, "job_status")
+    assert finding.problem == "the attempt is CANCELLED, and the job is done"
 
 
 def _swap(old: str, new: str) -> Callable[[Path], object]:
@@ -278,6 +300,12 @@ FILES: dict[str, tuple[str, State, Callable[[Path], object], str]] = {
         "was altered",
     ),
     "an altered log": ("log", State.ADVANCED, _swap("out", "all well"), "was altered"),
+    "an altered log of an earlier run": (
+        "log",
+        State.FAILED_CLOSED,
+        _swap("out", "all well"),
+        "was altered",
+    ),
     "a log that is a link": (
         "log",
         State.ADVANCED,
@@ -323,16 +351,36 @@ def test_artifact_that_a_later_attempt_set_aside_is_found(archive: Archive) -> N
     assert archive.audit().findings == []
 
 
-def test_artifact_with_another_word_than_the_gate_is_told(archive: Archive) -> None:
+def _say_otherwise(text: str) -> str:
+    """Have the front matter say FAILED, and the quoted output what it said."""
+    said = "staging_status: SUCCESS"
+    return f"{text.replace(said, 'staging_status: FAILED')}{said}\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "change", "broken"),
+    [
+        (
+            State.ROLLED_BACK,
+            lambda text: text.replace("staging_status: FAILED", "staging_status: SUCCESS"),
+            {"tool_error_is_nobodys_fault"},
+        ),
+        (State.ADVANCED, _say_otherwise, set()),
+    ],
+    ids=["no to yes", "yes to no"],
+)
+def test_artifact_with_another_word_than_the_gate_is_told(
+    archive: Archive, state: State, change: Callable[[str], str], broken: set[str]
+) -> None:
     """An artifact whose word is not the one that the gate's answer needs is told, digest or not."""
-    job_id = jobs(archive)[State.ROLLED_BACK]
+    job_id = jobs(archive)[state]
     path = archive.artifact(job_id)
-    _swap("staging_status: FAILED", "staging_status: SUCCESS")(path)
+    path.write_text(change(path.read_text()))
     forged = Artifact(str(path), sha256_of_text(path.read_text()))
     archive.set(job_id, "artifact", attrs.asdict(forged))
     told = {finding.check for finding in archive.deviations()}
 
-    assert told == {"trail_is_unbroken", "artifact", "tool_error_is_nobodys_fault"}
+    assert told == {"trail_is_unbroken", "artifact", *broken}
 
 
 def test_row_that_moves_while_it_is_read_is_no_deviation(archive: Archive) -> None:

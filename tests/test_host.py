@@ -325,7 +325,7 @@ def test_claim_that_has_changed_is_not_taken_back(
 
 
 def test_work_item_is_known_by_repository_and_name(make_host: Maker) -> None:
-    """A gate moves the work item of its own repository, and none of the same name elsewhere."""
+    """A work item of the same name in another repository is neither moved nor run for it."""
     kit = make_host()
     kit.store.add_repository("bank", kit.repository)
     job_id = kit.add("development")
