@@ -42,6 +42,13 @@ secrets = st.text(
         ("SENTRY_DSN", True),
         ("NPM_AUTH", True),
         ("ORCH_STAGING_RUNNER_ALERT_URLS", True),
+        ("SESSION_COOKIE", True),
+        ("COOKIE_JAR", True),
+        ("GPG_PASSPHRASE", True),
+        ("SSH_PASSCODE", True),
+        ("API_KEY2", True),
+        ("SIGNING_KEY1", True),
+        ("JWT_KEYS", True),
         ("PATH", False),
         ("PWD", False),
         ("OLDPWD", False),
@@ -69,7 +76,13 @@ def test_names_tell_secrets(name: str, secret: bool) -> None:  # noqa: FBT001  #
         (("sh", "-c", "t --token 'hunter22'; u"), ("sh", "-c", "t --token '***'; u")),
         (("t", "--token=hunter22", "hunter22"), ("t", "--token=***", "***")),
         (("t", "pg://me:hunter22@host/db"), ("t", "pg://me:***@host/db")),
+        (("t", "redis://:hunter22@cache"), ("t", "redis://:***@cache")),
         (("t", "--api-key=hunter22"), ("t", "--api-key=***")),
+        (("t", "--access-key=hunter22"), ("t", "--access-key=***")),
+        (("t", "--auth-key=hunter22"), ("t", "--auth-key=***")),
+        (("t", "--private-key=hunter22"), ("t", "--private-key=***")),
+        (("t", "--signing-key=hunter22"), ("t", "--signing-key=***")),
+        (("t", "--encryption-key", "hunter22"), ("t", "--encryption-key", "***")),
         (("t", "--auth-token=hunter22", "hunter-23"), ("t", "--auth-token=***", "hunter-23")),
         (("curl", "-H", "Authorization:", "hunter22"), ("curl", "-H", "Authorization:", "***")),
         (("t", "--token", "basic", "hunter22"), ("t", "--token", "basic", "***")),
@@ -194,6 +207,7 @@ def test_password_in_an_address_is_a_secret_whatever_its_variable() -> None:
     assert masker.mask(b"hunt%2Fer2 hunt/er2 db.example") == b"*** *** db.example"
     # As it is, and not only as we would write it.
     assert Masker.of({"URL": "pg://me:hunt%2fer2@db"}).mask(b"hunt%2fer2") == MASK
+    assert Masker.of({"URL": "redis://:hunter22@cache"}).mask(b"hunter22") == MASK
 
 
 def test_named_variables_are_secret_and_others_are_not() -> None:
@@ -261,6 +275,15 @@ def test_stream_shows_what_the_whole_would(secret: str, around: bytes, sizes: li
 def test_output_without_secrets_is_left_as_it_is(output: bytes) -> None:
     """Where nothing is secret, nothing is changed."""
     assert Masker.of({"HOME": "/home", "EDITOR": "emacs-nox"}).mask(output) == output
+
+
+@pytest.mark.parametrize("cut", range(CUT_MIN_BYTES, len(SECRET.encode())))
+def test_stream_that_ends_inside_a_secret_does_not_show_its_beginning(cut: int) -> None:
+    """Of a secret that the end of the output cut off, what was held back is masked."""
+    stream = MaskedStream(MASKER)
+    shown = stream.feed(b"seen: " + SECRET.encode()[:cut])
+
+    assert (shown, stream.end()) == (b"seen: ", MASK)
 
 
 def test_stream_without_secrets_holds_nothing_back() -> None:

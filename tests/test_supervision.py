@@ -101,7 +101,9 @@ def test_suite_sees_three_descriptors_and_no_input(stand: Stand) -> None:
 
 def test_suite_environment_is_declared(stand: Stand) -> None:
     """A suite gets the base variables, those its plan names and its own three, and no other."""
-    offered = {**stand.variables, "HOME": "/nowhere", "NAMED": "yes", "DATABASE_PASSWORD": "secret"}
+    kept = ("DATABASE_PASSWORD", "SSH_AUTH_SOCK", "DOCKER_HOST", "XDG_RUNTIME_DIR", "PYTHONPATH")
+    offered = {**dict.fromkeys(kept, "/worker"), **stand.variables}
+    offered |= {"HOME": "/nowhere", "NAMED": "yes"}
     plan = SuitePlan(("/usr/bin/env",), environment=("NAMED", "ABSENT"))
     suites = LocalSuites(stand.state, offered)
     suites.start(RunOrder(RUN, stand.root, UNVERSIONED, plan))
