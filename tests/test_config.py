@@ -357,6 +357,12 @@ def test_suites_file_names_suites() -> None:
     )
 
 
+@pytest.mark.parametrize("repo", ["bank/shop", "shop/till", "Shop", "shop.git", "sho", ""])
+def test_suite_is_that_of_the_exact_name(repo: str) -> None:
+    """A repository whose name is only like one that the file names has the default suite."""
+    assert parse_suites(FULL).entry(repo) == SuiteEntry(("make", "check"))
+
+
 @pytest.mark.parametrize("text", ["", "[repos]", '[repos.till]\ncommand = ["make"]'])
 def test_repository_without_a_suite_has_none(text: str) -> None:
     """Without a default, a repository that the file does not name has no suite."""
@@ -553,6 +559,18 @@ def test_plan_takes_what_is_said_from_the_suite() -> None:
 
     assert {name: plan[name] for name in said} == said
     assert plan["log_max_bytes"] == OF_EVERY_SUITE["log_max_bytes"]
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*suites.OF_EVERY_SUITE} - {"timeout_seconds", "log_max_bytes"})
+)
+def test_suite_may_say_that_it_has_no_limit(name: str) -> None:
+    """A suite that says 0 of a limit or of its grace has none, whatever the settings say."""
+    entry = parse_suites(f"[default]\ncommand = ['make']\n{name} = 0").entry("shop")
+    assert entry is not None
+
+    expected = attrs.evolve(SuiteEntry(("make",)).plan(CONFIG), **{name: 0})
+    assert expected == entry.plan(CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,11 @@ def test_policy_asks_what_the_plan_says() -> None:
     assert not SuitePlan(("make",)).judging_policy().report_required
 
 
+def test_report_with_an_empty_name_is_asked_for() -> None:
+    """A report whose name came out empty is asked for all the same, and not silently waived."""
+    assert SuitePlan(("make",), report="").judging_policy().report_required
+
+
 @pytest.mark.parametrize("preset", Preset)
 def test_preset_knows_better_than_a_configured_code(preset: Preset) -> None:
     """An exit code that the preset knows keeps the preset's reason."""
