@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
+from psycopg.errors import LockNotAvailable
 
 from staging_fsm.core.errors import RunRefusedError
 from staging_fsm.effects.clock import SystemClock
@@ -67,6 +68,38 @@ def test_every_row_arrives_as_it_was(stores: tuple[SqlHostStore, SqlHostStore]) 
             assert store.enqueue(tx, store.work_item(tx, "shop", "Wi-1"), "reviewer", NOW) == 5
 
 
+def test_who_wants_to_write_meanwhile_waits(stores: tuple[SqlHostStore, SqlHostStore]) -> None:
+    """While rows are read out of PostgreSQL nobody queues a job there that the copy would miss."""
+    old, new = stores
+    move_rows(old.engine, new.engine)
+    for table in [*TABLES][::-1]:
+        change(old, f"DELETE FROM {table}")  # noqa: S608  # a name of ours
+    item = WorkItem("shop", "Wi-1", "review", 2, None)
+    came_to = set[object]()
+
+    def write(*_: object) -> None:
+        try:
+            with new.transaction() as tx:
+                tx.exec_driver_sql("SET LOCAL lock_timeout = 10")
+                came_to.add(new.enqueue(tx, item, "reviewer", NOW))
+        except sa.exc.OperationalError as error:
+            came_to.add(type(error.orig))
+
+    sa.event.listen(old.engine, "before_cursor_execute", write)
+    move_rows(new.engine, old.engine)
+    sa.event.remove(old.engine, "before_cursor_execute", write)
+
+    assert came_to == {LockNotAvailable}
+    assert content(new) == content(old)
+
+
+#: A database that keeps only the beginning of a text, as one does whose columns are too short.
+CUT: Final = (
+    "CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS"
+    " 'BEGIN NEW.metadata = left(NEW.metadata, 9); RETURN NEW; END';"
+    " CREATE TRIGGER cut BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION cut()"
+)
+
 Spoil = Callable[[SqlHostStore, SqlHostStore], None]
 
 
@@ -79,8 +112,9 @@ Spoil = Callable[[SqlHostStore, SqlHostStore], None]
             lambda old, _: change(old, "UPDATE jobs SET claimed_by = :text", text="a\0b"),
             "cannot hold a row of jobs",
         ),
+        (lambda _, new: change(new, CUT), "changed rows of jobs as they were written"),
     ],
-    ids=["in work", "not empty", "unfit"],
+    ids=["in work", "not empty", "unfit", "altered"],
 )
 def test_what_cannot_be_moved_whole_is_not_moved(
     stores: tuple[SqlHostStore, SqlHostStore], spoil: Spoil, words: str
