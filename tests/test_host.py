@@ -4,10 +4,10 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import subprocess
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -19,8 +19,10 @@ import sqlalchemy as sa
 
 from hosts import REPO, HostKit, git
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
+from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
 from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import JobAlreadyEndedError
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
@@ -65,15 +67,49 @@ def test_failed_verdict_of_the_llm_costs_one_developer_retry(make_host: Maker) -
     assert (kit.item().stage, kit.item().developer_retries) == ("development", 1)
 
 
+@pytest.mark.parametrize("stage", sorted(STAGE_AGENTS))
+def test_failure_of_any_stage_costs_one_developer_retry(make_host: Maker, stage: str) -> None:
+    """Whichever gate refuses, it costs one developer retry, or a work item went round for ever."""
+    kit = make_host()
+    job_id = kit.add(stage, retries=2)
+    finish_job(kit.host, kit.store.job(job_id), 1)
+
+    assert kit.item().stage == STAGE_TRANSITIONS[stage, "failure"]
+    assert kit.item().developer_retries == 1
+
+
 def test_work_item_without_developer_retries_is_blocked_for_a_person(make_host: Maker) -> None:
-    """A work item whose developer retries are spent is blocked, and no job is queued for it."""
+    """A work item whose developer retries are spent is blocked where its gate sends it."""
     kit = make_host(AGENT.replace("{status}", "FAILED"))
     kit.add("deploy-staging", retries=0)
 
     launched = worker(kit).run_until_idle()
 
-    assert launched == 1
+    assert (launched, kit.item().stage) == (1, "development")
     assert "no developer retry left" in str(kit.item().blocked_reason)
+
+
+def test_work_item_that_moves_on_is_blocked_no_more(make_host: Maker) -> None:
+    """A blocked work item whose job a person queued is free once its gate has opened."""
+    kit = make_host()
+    finish_job(kit.host, kit.store.job(kit.add("review", retries=0)), 1)
+    blocked = kit.item()
+    with kit.store.transaction() as tx:
+        job_id = kit.store.enqueue(tx, blocked, "developer", kit.host.clock.now())
+    finish_job(kit.host, kit.store.job(job_id), 0)
+
+    assert blocked.blocked_reason is not None
+    assert kit.item() == attrs.evolve(blocked, stage="review", blocked_reason=None)
+
+
+def test_work_item_that_is_run_again_keeps_what_is_left_of_its_retries(make_host: Maker) -> None:
+    """Bringing a known work item to a stage frees it, and gives it no developer retries anew."""
+    kit = make_host()
+    finish_job(kit.host, kit.store.job(kit.add("review", retries=0)), 1)
+    anew = WorkItem(REPO, "WI-1", "deploy-staging", 3, None)
+    kit.store.job_at(anew, "deployer", kit.host.clock.now())
+
+    assert kit.item() == attrs.evolve(anew, developer_retries=0)
 
 
 def test_agent_that_writes_nothing_is_not_judged_by_an_older_artifact(make_host: Maker) -> None:
@@ -167,6 +203,24 @@ def test_agent_finds_no_older_artifact_at_its_start(
     assert seen == [False]
 
 
+def test_agent_is_told_of_its_own_job(make_host: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent is told its own job, also by a worker that is itself the work of an agent."""
+    told = {"ORCH_AGENT": "deployer", "ORCH_STAGE": "deploy-staging", "ORCH_WORK_ITEM": "WI-1"}
+    for name in (*told, "ORCH_WORK_ITEM_DIR"):
+        monkeypatch.setenv(name, "/the/outer/one")
+    kit = make_host("import json, os; print(json.dumps(dict(os.environ)))")
+    job_id = kit.add("deploy-staging")
+
+    worker(kit).run_one()
+
+    seen = json.loads((kit.host.settings.log_dir / f"job-{job_id}.log").read_text())
+    folder = str(kit.repository / "docs" / "work-items" / "WI-1")
+    assert {name: seen[name] for name in (*told, "ORCH_WORK_ITEM_DIR")} == {
+        **told,
+        "ORCH_WORK_ITEM_DIR": folder,
+    }
+
+
 def test_exit_code_says_nothing_where_an_artifact_speaks(make_host: Maker) -> None:
     """A deployer's artifact is its verdict, whatever its agent's exit code."""
     kit = make_host(AGENT.replace("{status}", "SUCCESS") + "raise SystemExit(3)\n")
@@ -195,6 +249,20 @@ def test_place_is_that_of_the_threads_own_row() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert [*pool.map(ask, range(2))] == [[f"the place of {n}"] * 2 for n in range(2)]
+
+
+def test_place_is_asked_anew_for_a_row_that_was_loaded_anew(make_host: Maker) -> None:
+    """A row that was loaded later has a place of its own, though it looks like the one before."""
+    kit = make_host()
+    job_id = kit.add("deploy-staging")
+    rows = SqlRows(kit.store.engine)
+    first, later = rows.load(job_id), rows.load(job_id)
+    places: Iterator[Any] = iter(["before the move", "after the move"])
+    found = once_for_each_row(lambda _: next(places))
+    answers: list[Any] = [found(row) for row in (first, first, later)]
+
+    assert first == later
+    assert answers == ["before the move"] * 2 + ["after the move"]
 
 
 def test_agent_that_writes_nothing_has_not_said_yes(make_host: Maker) -> None:
@@ -260,18 +328,72 @@ def test_finalizer_tags_the_staged_revision_and_records_it(make_host: Maker) -> 
     assert json.loads(kit.store.job(job_id).metadata) == {"deployed_revision": revision}
 
 
-@pytest.mark.parametrize(("code", "stage"), [(0, "done"), (3, "development")])
-def test_monitor_probes_and_records(make_host: Maker, code: int, stage: str) -> None:
+def test_finalizer_takes_no_revision_from_what_an_artifact_quotes(make_host: Maker) -> None:
+    """Only an artifact's front matter names what was staged: its quoted output says nothing."""
+    kit = make_host()
+    other = git(kit.repository, "rev-parse", "HEAD")
+    git(kit.repository, "commit", "--quiet", "--allow-empty", "-m", "This is what was staged.")
+    folder = kit.repository / "docs" / "work-items" / "WI-1"
+    folder.mkdir(parents=True)
+    quoted = f"---\nstaging_status: SUCCESS\n---\nIt printed:\nrevision: {other}\n"
+    (folder / ARTIFACT_NAME).write_text(quoted)
+    kit.add("deploy")
+
+    worker(kit).run_one()
+
+    assert git(kit.repository, "rev-parse", "deployed/WI-1") != other
+
+
+def test_finalizer_moves_the_tag_of_an_earlier_deployment(make_host: Maker) -> None:
+    """A work item that is deployed a second time has its tag where it was deployed last."""
+    kit = make_host()
+    git(kit.repository, "tag", "deployed/WI-1")
+    git(kit.repository, "commit", "--quiet", "--allow-empty", "-m", "It is mended.")
+    kit.add("deploy")
+
+    worker(kit).run_one()
+
+    head = git(kit.repository, "rev-parse", "HEAD")
+    assert (kit.item().stage, git(kit.repository, "rev-parse", "deployed/WI-1")) == (
+        "post-deploy",
+        head,
+    )
+
+
+@pytest.mark.parametrize(
+    ("probe", "stage", "failed"),
+    [
+        ("true", "done", 0),
+        ("exit 3", "development", 3),
+        ("test -e seen || { touch seen; exit 3; }", "development", 1),
+    ],
+)
+def test_monitor_probes_and_records(
+    make_host: Maker, tmp_path: Path, probe: str, stage: str, failed: int
+) -> None:
     """The post-deploy-monitor passes only if every probe was healthy, and records what it saw."""
-    probe = f"{sys.executable} -c 'raise SystemExit({code})'"
-    kit = make_host(monitor_command=probe, monitor_interval_seconds="0")
+    command = shlex.join(["sh", "-c", f"cd {tmp_path}; {probe}"])
+    kit = make_host(monitor_command=command, monitor_interval_seconds="0")
     job_id = kit.add("post-deploy")
 
     worker(kit).run_one()
 
     assert kit.item().stage == stage
     seen = json.loads(json.loads(kit.store.job(job_id).metadata)["monitor"])
-    assert (seen["probes"], seen["failed"]) == (3, 3 if code else 0)
+    assert (seen["probes"], seen["failed"]) == (3, failed)
+
+
+def test_probe_that_does_not_answer_is_an_unhealthy_one(
+    make_host: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that is not done in time is ended, and sends the work item back to development."""
+    monkeypatch.setattr(launcher, "PROBE_TIMEOUT_SECONDS", 0.01)
+    kit = make_host(monitor_command="sleep 600", monitor_probes="1")
+    job_id = kit.add("post-deploy")
+
+    worker(kit).run_one()
+
+    assert (kit.item().stage, kit.store.job(job_id).status) == ("development", "done")
 
 
 def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
@@ -476,6 +598,31 @@ def test_claim_whose_answer_was_lost_is_queued_again(make_host: Maker) -> None:
     broken.run_one(other)
 
     assert [job.id for job in broken.requeue_abandoned()] == [job_id]
+
+
+def test_worker_recovers_before_it_looks_for_work(make_host: Maker) -> None:
+    """What a dead worker left is taken up at the start, before any job is claimed."""
+    kit = make_host(recovery_seconds="3600")
+    done: list[str] = []
+
+    class Store(SqlHostStore):
+        """Tells what it was asked, and stops the worker at its first claim."""
+
+        def running_jobs(self) -> list[Job]:
+            """Say that somebody recovers."""
+            done.append("recover")
+            return super().running_jobs()
+
+        def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
+            """Say that somebody looks for work, who need not look again."""
+            done.append("claim")
+            starting.stop()
+            return super().claim_next(now, claimed_by, only)
+
+    starting = Worker(attrs.evolve(kit.host, store=Store(kit.store.engine)), str(this_process()))
+    starting.run_forever()
+
+    assert done == ["recover", "claim"]
 
 
 def test_idle_worker_recovers_again_and_outlives_its_store(make_host: Maker) -> None:
