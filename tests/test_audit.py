@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hosts import REPO, git
-from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Artifact
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuiteEntry
+from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces import audit as auditing
@@ -32,7 +33,7 @@ from staging_fsm.faces.session import (
 )
 from staging_fsm.host.move import move_rows
 from test_snapshot import at, leaves
-from test_trail import altered
+from test_trail import ATTEMPTS, altered, document
 
 #: What each job's suite does, and where that leads.
 SUITES = {
@@ -260,6 +261,18 @@ def test_cancelled_attempt_whose_job_was_ended_otherwise_is_told(archive: Archiv
     assert sound == []
     assert (finding.job_id, finding.check) == (job_id, "job_status")
     assert finding.problem == "the attempt is CANCELLED, and the job is done"
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_work_item_that_moved_forwards_is_told_of_all_that_did_not_advance(name: str) -> None:
+    """A work item that moved forwards is told, unless its attempt advanced or an agent judged."""
+    snapshot = ATTEMPTS[name]
+    row = JobRow(7, REPO, "WI-1", STAGE, QUEUED, None, document(snapshot))
+    _, found = auditing.examine(row, "deploy")
+    told = [finding.check for finding in found if "moved forwards" in finding.problem]
+    sound = snapshot.state in (State.ADVANCED, State.LLM_FALLBACK)
+
+    assert told == ([] if sound else ["no_silent_advance"])
 
 
 def _swap(old: str, new: str) -> Callable[[Path], object]:
