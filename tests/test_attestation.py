@@ -13,22 +13,43 @@ import attrs
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_pem_public_key,
+)
 from google.protobuf.json_format import ParseDict
 from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
 from staging_fsm.core.errors import AttestationRefusedError
+from staging_fsm.core.machine import step
+from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import UNVERSIONED
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import State
-from staging_fsm.faces.attestation import contradiction, statement_of
+from staging_fsm.core.spec import Event, State
+from staging_fsm.core.trail import walk
+from staging_fsm.faces.attestation import PAYLOAD_TYPE, contradiction, sign, statement_of
 from staging_fsm.faces.cli import main
 from staging_fsm.faces.exits import ExitCode
 from test_audit import Archive, archive, jobs, ran
-from test_trail import ATTEMPTS
+from test_trail import (
+    ATTEMPTS,
+    BROKEN,
+    CLAIM,
+    CLAIM_AGAIN,
+    ERROR,
+    LATER,
+    SECOND,
+    SEEN,
+    WAIT,
+    WRITTEN,
+    walked,
+)
 
 __all__ = ["archive", "ran"]
 KEY = "ORCH_STAGING_RUNNER_ATTEST_KEY"
@@ -157,6 +178,46 @@ def test_another_key_is_not_believed(
     assert {by_another.exit_code, no_envelope.exit_code} == {int(ExitCode.DECLINED)}
 
 
+def _signed_as(envelope: str, private_key: Path, payload_type: str, **changes: str) -> str:
+    """Return the envelope with a changed statement of that type, signed anew by the same key."""
+    found = json.loads(envelope)
+    key = load_pem_private_key(private_key.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    payload = json.dumps(json.loads(base64.b64decode(found["payload"])) | changes).encode()
+    [signature] = found["signatures"]
+    signature["sig"] = base64.b64encode(key.sign(pae(payload_type, payload))).decode()
+    found["payload"] = base64.b64encode(payload).decode()
+    return json.dumps({**found, "payloadType": payload_type})
+
+
+@pytest.mark.parametrize(
+    ("payload_type", "changes"),
+    [
+        ("application/json", {}),
+        (PAYLOAD_TYPE, {"_type": "https://in-toto.io/Statement/v0.1"}),
+        (PAYLOAD_TYPE, {"predicateType": "https://slsa.dev/provenance/v1"}),
+    ],
+    ids=["no statement", "a statement of another version", "a statement of something else"],
+)
+def test_only_a_test_result_is_believed(
+    attest: Attest,
+    archive: Archive,
+    keys: tuple[Path, Path],
+    tmp_path: Path,
+    payload_type: str,
+    changes: dict[str, str],
+) -> None:
+    """What the key signed as anything but a statement of a test result attests no verdict."""
+    signed = attest(jobs(archive)[State.ADVANCED]).output
+    envelope = tmp_path / "envelope.json"
+    envelope.write_text(_signed_as(signed, keys[0], payload_type, **changes))
+    opened_by_others(envelope.read_text(), keys[1])
+    ended = attest("--verify", envelope, "--public-key", keys[1])
+
+    assert ended.exit_code == ExitCode.DECLINED
+    assert "is no statement of a test result" in ended.output
+
+
 NO_VERDICT = {
     "declined": "the LLM agent was its producer",
     "running": "it has not ended: it is RUNNING",
@@ -176,6 +237,20 @@ def test_without_a_verdict_nothing_is_attested(name: str, words: str) -> None:
 def _advanced(**plan: Any) -> Snapshot:
     snapshot = ATTEMPTS["advanced"]
     return attrs.evolve(snapshot, plan=attrs.evolve(snapshot.bound_plan, **plan))
+
+
+def test_run_that_was_judged_is_attested() -> None:
+    """What is attested of an attempt is its last run and its end, whatever came before them."""
+    run = attrs.evolve(SECOND, **SEEN | {"reason": Reason.PASSED, "exit_code": 0, "log": "/2"})
+    run = attrs.evolve(run, log_sha256="70c1", rule="J99")
+    passed = (Event.SUITE_PASSED, {"runs": (BROKEN, run)})
+    judged = walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN, passed)
+    opened = step(judged.state, Event.GATE_OPENED)
+    ended = walk(judged, opened, LATER, "the gate opened", "w", {"artifact": WRITTEN})
+    told = statement_of(7, "WI-1", ended)["predicate"]["configuration"][1]["annotations"]
+
+    assert (told["runs"], told["reason"], told["rule"]) == (2, Reason.PASSED, "J99")
+    assert (told["exit_code"], told["log_sha256"], told["ended_at"]) == (0, "70c1", LATER)
 
 
 def test_verdict_on_no_commit_is_not_attested() -> None:
@@ -226,6 +301,15 @@ def test_key_must_be_a_secret(attest: Attest, archive: Archive, keys: tuple[Path
     assert {ended.exit_code for ended in ends} == {int(ExitCode.DECLINED)}
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o620, 0o610, 0o604, 0o602, 0o601])
+def test_key_that_others_may_use_signs_nothing(keys: tuple[Path, Path], mode: int) -> None:
+    """A key that somebody else may read, replace or run, of its group or not, signs nothing."""
+    keys[0].chmod(mode)
+
+    with pytest.raises(AttestationRefusedError, match="others may use the key"):
+        sign({}, keys[0])
+
+
 def test_new_key_is_its_owners_alone(keys: tuple[Path, Path]) -> None:
     """A generated key is readable by its owner only, and never written over another."""
     again = CliRunner().invoke(main, ["attest", "--generate-key", str(keys[0])])
@@ -233,3 +317,14 @@ def test_new_key_is_its_owners_alone(keys: tuple[Path, Path]) -> None:
     assert [path.stat().st_mode & 0o777 for path in keys] == [0o600, 0o644]
     assert again.exit_code == ExitCode.DECLINED
     assert "exists, and is not overwritten" in again.output
+
+
+def test_public_half_of_an_older_key_is_kept(keys: tuple[Path, Path]) -> None:
+    """No new key takes the place of the public half by which older attestations are verified."""
+    before = keys[1].read_bytes()
+    keys[0].rename(keys[0].with_name("moved.pem"))
+    ended = CliRunner().invoke(main, ["attest", "--generate-key", str(keys[0])])
+
+    assert ended.exit_code == ExitCode.DECLINED
+    assert keys[1].read_bytes() == before
+    assert not keys[0].exists()
