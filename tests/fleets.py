@@ -7,6 +7,7 @@ that does not get it writes `overlap`, which no test ever wants to see.
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -22,8 +23,8 @@ import sqlalchemy as sa
 
 from hosts import git
 from networks import Link
-from staging_fsm.core.jobs import JobRow
-from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.rows import SqlRows
@@ -250,6 +251,24 @@ class FleetStand:
         query = f"SELECT id FROM {self.schema}.procrastinate_jobs WHERE task_name = :task"  # noqa: S608  # a name of ours
         with self.engine.connect() as connection:
             return list(connection.execute(sa.text(query), {"task": TASK}).scalars())
+
+    def take_delivery(self) -> int:
+        """Take the one delivery there is, as a worker would; return how often it was tried."""
+        query = (
+            "DELETE FROM procrastinate_jobs WHERE task_name = :task"
+            " RETURNING CAST(args ->> 'tries' AS integer)"
+        )
+        with self.engine.begin() as connection:
+            # Its triggers find the engine's tables by that.
+            connection.execute(sa.text(f"SET LOCAL search_path TO {self.schema}"))
+            return int(connection.execute(sa.text(query), {"task": TASK}).scalar_one())
+
+    def set_attempt(self, job_id: int, snapshot: Snapshot) -> None:
+        """Put an attempt into a job's row, as if it had come so far."""
+        metadata = json.dumps({SNAPSHOT_KEY: json.loads(dump_snapshot(snapshot))})
+        query = sa.text("UPDATE jobs SET metadata = :metadata WHERE id = :id")
+        with self.engine.begin() as connection:
+            connection.execute(query, {"metadata": metadata, "id": job_id})
 
     def await_refusals(self) -> None:
         """Wait until a job was given to workers that stood before its fence, again and again."""

@@ -8,25 +8,45 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import sqlalchemy as sa
 
 from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
 from hosts import git
+from staging_fsm.core.artifact import written
 from staging_fsm.core.errors import ConfigInvalidError, TransitionRefusedError
-from staging_fsm.core.jobs import QUEUED
+from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.outcome import Reason
+from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.drive.engine import run_id_of
+from staging_fsm.drive.intercept import STAGE
+from staging_fsm.effects.files import ARTIFACT_MODE
+from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
-from staging_fsm.fleet.delivery import Delivery, Fleet
+from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery, Fleet, FleetRows, FleetSuites
 from staging_fsm.fleet.fence import Fence, FenceLostError
-from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts
+from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts, SharedFolder
 from staging_fsm.fleet.settings import load_fleet_settings
 from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.pipeline import work_item_dir
 from staging_fsm.host.store import SqlHostStore, WorkItem
+from test_trail import (
+    BROKEN,
+    BROKEN_AGAIN,
+    CLAIM,
+    CLAIM_AGAIN,
+    ERROR,
+    FAILED,
+    PASSED,
+    WAIT,
+    Walked,
+    walked,
+)
 
 
 @pytest.fixture
@@ -43,6 +63,14 @@ def patient_fleet(tmp_path: Path, postgres_url: str) -> Iterator[FleetStand]:
     settings = {f"ORCH_STAGING_RUNNER_RETRY_{name}_SECONDS": it for name, it in hour.items()}
     with fleet_stand(tmp_path, postgres_url, **settings) as stand:
         yield stand
+
+
+BROKEN_DOWN: Walked = (Event.SUITE_NOT_EXECUTED, {"runs": (BROKEN, BROKEN_AGAIN)})
+JUDGED = {
+    State.VERDICT_PASSED: walked(CLAIM, (Event.SUITE_PASSED, {"runs": (PASSED,)})),
+    State.VERDICT_FAILED: walked(CLAIM, (Event.SUITE_FAILED, {"runs": (FAILED,)})),
+    State.EXHAUSTED: walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN, BROKEN_DOWN, (Event.BUDGET_SPENT, {})),
+}
 
 
 def events(fleet: FleetStand, job_id: int) -> list[Event]:
@@ -228,6 +256,20 @@ def test_attempt_is_cancelled_from_anywhere(fleet: FleetStand) -> None:
         fleet.cancel(running)
 
 
+@pytest.mark.parametrize("state", [State.VERDICT_PASSED, State.VERDICT_FAILED, State.EXHAUSTED])
+def test_cancellation_that_comes_too_late_is_refused_at_once(
+    fleet: FleetStand, state: State
+) -> None:
+    """Of an attempt that is judged no worker is asked to stop, and whoever asks is told so."""
+    job = fleet.submit("shop", "WI-1")
+    store = SqlHostStore(fleet.engine)
+    assert store.claim_next(fleet.desk.clock.now(), "one-0a1b/of:a:boot/1/2", job) is not None
+    fleet.set_attempt(job, JUDGED[state])
+
+    with pytest.raises(TransitionRefusedError, match=f"not allowed in {state}"):
+        fleet.cancel(job)
+
+
 # One delivery at a time, in this process.
 
 
@@ -302,6 +344,25 @@ def test_job_whose_worker_and_delivery_are_both_lost_is_delivered(
     assert redeliver(fleet.desk) == []
 
 
+def test_job_of_a_stranger_is_taken_once_his_worker_is_known_to_be_dead(
+    fleet: FleetStand,
+) -> None:
+    """A job that no worker of the fleet has claimed stays whose it is, unless he is surely dead."""
+    job = fleet.submit("shop", "WI-1")
+    store, now = SqlHostStore(fleet.engine), fleet.desk.clock.now()
+    strangers = [str(this_process()), "elsewhere:boot:1/4711/1", "a worker"]
+    holders = []
+    for stranger in (*strangers, str(attrs.evolve(this_process(), start=1))):
+        assert store.claim_next(now, stranger, job) is not None
+        there = deliver(fleet, job)
+        held = store.job(job)
+        holders.append(held.claimed_by)
+        store.requeue_abandoned(held, now)
+
+    assert holders == [*strangers, there.worker]
+    assert fleet.attempt(job).state == State.ADVANCED
+
+
 @pytest.mark.parametrize("command", [["worker", "--once"], ["run", "--repo", "/", "--", "true"]])
 def test_nobody_works_beside_a_fleet(fleet: FleetStand, command: list[str]) -> None:
     """A command that would run suites without a fence refuses a fleet's database."""
@@ -336,6 +397,31 @@ def test_papers_reach_a_shared_folder(tmp_path: Path, postgres_url: str) -> None
         assert sorted(path.name for path in folder.iterdir()) == [ARTIFACT_NAME, LOG_NAME]
 
 
+@pytest.mark.parametrize(
+    ("lost_after", "left"), [(0, []), (1, [LOG_NAME]), (2, [ARTIFACT_NAME, LOG_NAME])]
+)
+def test_right_to_write_is_asked_before_each_paper(
+    tmp_path: Path, lost_after: int, left: list[str]
+) -> None:
+    """Whoever loses its hold while it writes to a shared folder leaves a log without a verdict."""
+    row = JobRow(7, "shop", "WI-1", STAGE, "running", None, None)
+    publisher, times = SharedFolder(tmp_path), iter(range(lost_after))
+    folder = work_item_dir(publisher.open(row), "WI-1")
+    folder.mkdir(parents=True)
+
+    def permitted() -> None:
+        if next(times, None) is None:
+            raise FenceLostError
+
+    artifacts = PublishedArtifacts(publisher, row, publisher.open(row), lambda _: b"", permitted)
+    lost = pytest.raises(FenceLostError) if len(left) < 2 else contextlib.nullcontext()
+    with lost:
+        artifacts.write(folder, "SUCCESS")
+
+    assert sorted(path.name for path in folder.iterdir()) == left
+    assert all(path.stat().st_mode & 0o777 == ARTIFACT_MODE for path in folder.iterdir())
+
+
 def test_remote_that_does_not_answer_is_waited_for(fleet: FleetStand) -> None:
     """Without its remote a job is neither judged nor given to an agent: it waits, and goes on."""
     job = fleet.submit("shop", "WI-1")
@@ -351,6 +437,22 @@ def test_remote_that_does_not_answer_is_waited_for(fleet: FleetStand) -> None:
     deliver(fleet, job)
 
     assert fleet.attempt(job).state == State.ADVANCED
+
+
+def test_remote_that_stays_away_is_told_of_once(fleet: FleetStand) -> None:
+    """Each look at a remote that does not answer is counted, and after a few a person is told."""
+    job = fleet.submit("shop", "WI-1")
+    remote = fleet.remote("shop")
+    remote.rename(remote.with_suffix(".away"))
+    there, told = fleet.seen_from("one"), []
+    looks = REMOTE_BACKOFF.runs_max + 1
+    for _ in range(looks):
+        Delivery(there, job, "shop", fleet.take_delivery()).run()
+        alerts = there.state.alerts
+        told.append(alerts.read_text().count("waiting: ") if alerts.exists() else 0)
+
+    assert fleet.take_delivery() == looks
+    assert told == [*[0] * REMOTE_BACKOFF.infra_retries, 1, 1]
 
 
 def test_commit_that_vanished_is_a_tool_error(fleet: FleetStand) -> None:
@@ -372,6 +474,44 @@ def due(fleet: FleetStand, job_id: int) -> datetime:
     found = fleet.row(job_id).not_before
     assert found is not None
     return found
+
+
+def test_result_of_an_earlier_container_counts(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run showed that ended in another container of the same machine is not run again."""
+    job, save = fleet.submit("shop", "WI-1"), FleetRows.save
+
+    def fail_at_the_verdict(rows: FleetRows, job_id: Any, snapshot: Snapshot, tx: Any) -> None:
+        if snapshot.state is State.VERDICT_PASSED:
+            message = "the container ends"
+            raise OSError(message)
+        save(rows, job_id, snapshot, tx)
+
+    monkeypatch.setattr(FleetRows, "save", fail_at_the_verdict)
+    there = deliver(fleet, job)
+    run = RunFolder(there.state, run_id_of(fleet.attempt(job)))
+    run.write_order(attrs.evolve(run.order(), scope="an-earlier-one:boot:1"))
+    monkeypatch.undo()
+    deliver(fleet, job)
+
+    assert len(fleet.ledger("start")) == 1
+    assert events(fleet, job) == [
+        *(Event.JOB_CLAIMED, Event.RUN_ADOPTED, Event.SUITE_PASSED, Event.GATE_OPENED)
+    ]
+
+
+def test_end_of_a_published_log_is_quoted(fleet: FleetStand, tmp_path: Path) -> None:
+    """A machine without the output quotes the end of it, as it was published by another."""
+    there = fleet.seen_from("one")
+    row = fleet.row(fleet.submit("shop", "WI-1"))
+    whose = f"{written('attempt', '7-3f')}\n{written('run', 2)}"
+    (tmp_path / ARTIFACT_NAME).write_text(f"---\n{whose}\n---\n")
+    (tmp_path / LOG_NAME).write_text("it began\nit failed\n")
+    suites = FleetSuites(there, there.mirror(row), Fence(there.server, "shop"), tmp_path)
+
+    assert suites.log_tail("7-3f.2", 10) == b"it failed\n"
+    assert suites.log_tail("7-3f.1", 10) == b""
 
 
 def test_suite_in_place_has_no_place_in_a_fleet(fleet: FleetStand) -> None:
@@ -405,6 +545,21 @@ def test_agent_takes_over_where_the_runner_is_off(tmp_path: Path, postgres_url: 
 
         assert fleet.row(job).status == "done"
         assert fleet.published("shop", "WI-1") == "---\nstaging_status: SUCCESS\n---"
+
+
+def test_what_an_agent_links_to_is_not_published(tmp_path: Path, postgres_url: str) -> None:
+    """Of what an agent leaves only its files are published, and nothing that lies elsewhere."""
+    secret = tmp_path / "secret"
+    secret.write_text("a key of the worker")
+    leaves = f'cd "$ORCH_WORK_ITEM_DIR"; echo all well >notes.md; ln -s "{secret}" more.md'
+    off = {"ORCH_STAGING_RUNNER_ENABLED": "0", **with_agent(tmp_path, leaves)}
+    with fleet_stand(tmp_path, postgres_url, **off) as fleet:
+        job = fleet.submit("shop", "WI-1")
+        deliver(fleet, job)
+        listed = git(fleet.remote("shop"), "ls-tree", "-r", "--name-only", "WI-1", "docs")
+
+        assert fleet.row(job).status == "done"
+        assert listed == "docs/work-items/WI-1/notes.md"
 
 
 #: An agent for every stage: the developer mends what staging found, the others have no objection.
@@ -526,21 +681,27 @@ def test_work_that_cannot_be_pushed_moves_nothing(tmp_path: Path, postgres_url: 
 
 
 def test_nothing_is_published_behind_a_fallen_fence(fleet: FleetStand) -> None:
-    """Whoever lost its hold on the repository is stopped before it writes a verdict."""
+    """Whoever lost its hold on the repository writes no verdict and moves nobody else's away."""
     row = fleet.row(fleet.submit("shop", "WI-1"))
     there = fleet.seen_from("one")
     mirror = there.mirror(row)
     publisher = there.publisher(mirror)
     root = publisher.open(row)
     before = mirror.head("WI-1")
+    folder = work_item_dir(root, "WI-1")
+    folder.mkdir(parents=True)
+    (folder / ARTIFACT_NAME).write_text("a successor's")
     with Fence(there.server, "shop") as fence:
         fence.check()
         artifacts = PublishedArtifacts(publisher, row, root, lambda _size: b"", fence.check)
         end_sessions(fleet)
         with pytest.raises(FenceLostError):
-            artifacts.write(work_item_dir(root, "WI-1"), "SUCCESS")
+            artifacts.write(folder, "SUCCESS")
+        with pytest.raises(FenceLostError):
+            artifacts.set_aside(folder, "before-7-3f")
 
     assert mirror.head("WI-1") == before
+    assert (folder / ARTIFACT_NAME).read_text() == "a successor's"
 
 
 def end_sessions(fleet: FleetStand) -> None:
@@ -571,6 +732,9 @@ def test_fence_lets_in_one_of_the_whole_fleet(fleet: FleetStand) -> None:
         ("SCHEMA", "Robert'); DROP", "no plain lower-case name"),
         ("SWEEP_SECONDS", "60", "not from 1 to 59"),
         ("HEARTBEAT_SECONDS", "31", "3rd"),
+        ("HEARTBEAT_SECONDS", "0", "not above 0"),
+        ("HEARTBEAT_SECONDS", "-1", "not above 0"),
+        ("HEARTBEAT_SECONDS", "nan", "not above 0"),
         ("STALLED_SECONDS", "soon", "could not convert"),
     ],
 )
