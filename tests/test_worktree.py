@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from staging_fsm.effects.worktree import (
     bind_revision,
     head_revision,
     remove_worktree,
+    revision_at,
     tracked_changes,
 )
 from stand import RUN, as_nobody
@@ -163,6 +165,24 @@ def test_name_of_a_repository_may_hold_any_sign(site: Site, sign: str) -> None:
     assert head_revision(moved) == head
 
 
+@pytest.mark.parametrize("zone", ["HERE+5", "THERE-5"])
+def test_commit_of_a_moment_is_what_was_checked_out_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    """Which commit was checked out at a moment does not depend on branches or time zones."""
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    heads = []
+    for hour, branch in ((12, "main"), (13, "other"), (14, "main")):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"2026-01-01T{hour}:00:00Z")
+        git(tmp_path, "checkout", "--quiet", "-B", branch)
+        git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", f"It is {hour}.")
+        heads.append(git(tmp_path, "rev-parse", "HEAD"))
+    monkeypatch.setenv("TZ", zone)
+    moments = [datetime(2026, 1, 1, hour, 30, tzinfo=UTC) for hour in (12, 13, 14)]
+
+    assert heads == [revision_at(tmp_path, moment) for moment in moments]
+
+
 def test_hostile_variables_do_not_lead_git_astray(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,22 +203,47 @@ def test_dirty_tree_is_refused_in_place(site: Site) -> None:
         bind_revision(site.repository, IN_PLACE)
 
 
-@pytest.mark.parametrize("mark", ["--assume-unchanged", "--skip-worktree"])
-def test_change_that_git_was_told_not_to_see_is_a_change(site: Site, mark: str) -> None:
+#: How git is told not to look at a file: by one mark, by the other, or by both.
+UNSEEN = [["--assume-unchanged"], ["--skip-worktree"], ["--assume-unchanged", "--skip-worktree"]]
+
+
+@pytest.mark.parametrize("marks", UNSEEN, ids="-".join)
+def test_change_that_git_was_told_not_to_see_is_a_change(site: Site, marks: list[str]) -> None:
     """A file that git does not compare any more is compared all the same."""
-    git(site.repository, "update-index", mark, "shop.py")
+    for mark in marks:
+        git(site.repository, "update-index", mark, "shop.py")
     assert tracked_changes(site.repository, filtered=True) == ""
     (site.repository / "shop.py").write_text("PRICE = 5\n")
+    hidden = "".join(f"git update-index {mark} shop.py; " for mark in marks)
 
     with pytest.raises(RunRefusedError, match="uncommitted"):
         bind_revision(site.repository, IN_PLACE)
-    assert site.run(f"git update-index {mark} shop.py; echo >> shop.py").tree_changed
+    assert site.run(f"{hidden} echo >> shop.py").tree_changed
 
 
-@pytest.mark.parametrize("mark", ["--assume-unchanged", "--skip-worktree"])
-def test_file_that_git_was_told_not_to_miss_is_missed(site: Site, mark: str) -> None:
+@pytest.mark.parametrize("marks", UNSEEN, ids="-".join)
+def test_file_that_git_was_told_not_to_miss_is_missed(site: Site, marks: list[str]) -> None:
     """A file that a suite removes is missed, though it tells git not to look for it."""
-    assert site.run(f"git update-index {mark} shop.py; rm shop.py").tree_changed
+    hidden = "".join(f"git update-index {mark} shop.py; " for mark in marks)
+
+    assert site.run(f"{hidden} rm shop.py").tree_changed
+
+
+def test_each_of_many_hidden_files_is_compared(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files git was told not to look at, a change of any of them is seen."""
+    names = ["a.py", "b.py", "c.py"]
+    for name in names:
+        commit(site.repository, name, "PRICE = 4\n")
+    git(site.repository, "update-index", "--assume-unchanged", *names)
+    monkeypatch.setattr(worktree, "_PATHS_AT_ONCE", 2)
+    seen = []
+    for name in names:
+        (site.repository / name).write_text("PRICE = 5\n")
+        seen.append(tracked_changes(site.repository, filtered=True) != "")
+        (site.repository / name).write_text("PRICE = 4\n")
+
+    assert seen == [True] * len(names)
+    assert tracked_changes(site.repository, filtered=True) == ""
 
 
 @pytest.mark.parametrize("kind", ["clean", "process"])
@@ -295,17 +340,38 @@ def test_file_made_to_look_unchanged_is_compared(site: Site) -> None:
     assert site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
 
 
-def test_filter_of_the_repository_itself_changes_nothing(site: Site) -> None:
-    """A repository whose files are stored in another form has its verdict as any other."""
+@pytest.fixture
+def in_capitals(site: Site) -> Path:
+    """Return a file that the repository stores in another form than it is checked out in."""
     git(site.repository, "config", "filter.upper.clean", "tr a-z A-Z")
     git(site.repository, "config", "filter.upper.smudge", "tr A-Z a-z")
     commit(site.repository, ".gitattributes", "*.py filter=upper\n")
-    (site.repository / "lower.py").write_text("price = 3\n")
-    git(site.repository, "add", ".")
-    git(site.repository, "commit", "--quiet", "-m", "A file that is stored in capitals.")
+    commit(site.repository, "lower.py", "price = 3\n")
+    return site.repository / "lower.py"
 
+
+@pytest.mark.usefixtures("in_capitals")
+def test_filter_of_the_repository_itself_changes_nothing(site: Site) -> None:
+    """A repository whose files are stored in another form has its verdict as any other."""
     assert tracked_changes(site.repository, filtered=True) == ""
     assert not site.run("true").tree_changed
+
+
+def test_clean_repository_with_a_filter_is_bound_in_place(site: Site, in_capitals: Path) -> None:
+    """Files that are as they were committed are clean, in whatever form they are stored."""
+    os.utime(in_capitals, (0, 0))
+
+    assert bind_revision(site.repository, IN_PLACE) == git(site.repository, "rev-parse", "HEAD")
+
+
+def test_allowed_dirt_is_compared_without_the_filters(site: Site, in_capitals: Path) -> None:
+    """A dirty tree that stays as it was has not moved, and its filters are no part of that."""
+    in_capitals.write_text("price = 4\n")
+    ran = site.repository.parent / "ran"
+    git(site.repository, "config", "filter.upper.clean", f"touch {ran}; tr a-z A-Z")
+
+    assert not site.run("true", workspace=Workspace.IN_PLACE, allow_dirty=True).tree_changed
+    assert not ran.exists()
 
 
 def test_sparse_checkout_is_clean(site: Site) -> None:
@@ -314,6 +380,15 @@ def test_sparse_checkout_is_clean(site: Site) -> None:
 
     assert not (site.repository / "shop.py").exists()
     assert tracked_changes(site.repository, filtered=True) == ""
+
+
+def test_suite_runs_on_all_of_the_commit(site: Site) -> None:
+    """A suite sees every file of its commit, though the repository's own checkout is sparse."""
+    git(site.repository, "sparse-checkout", "set", "--no-cone", "/other/")
+    facts = site.run("cat shop.py docs/prices.md")
+
+    assert facts.exit_code == 0
+    assert not facts.tree_changed
 
 
 def test_staged_change_is_a_change(site: Site) -> None:
