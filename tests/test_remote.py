@@ -1,7 +1,9 @@
 """A repository that lies elsewhere: real remotes, real pushes, nothing overwritten."""
 
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import attrs
@@ -90,6 +92,74 @@ def test_missing_branch_and_missing_remote_are_said(site: Site, tmp_path: Path) 
     assert "secret" not in str(refused.value)
 
 
+def test_branch_is_the_one_of_exactly_that_name(site: Site) -> None:
+    """A branch whose name only ends like the wanted one is another branch."""
+    wanted = site.remote_head()
+    (site.clone / "shop.py").write_text("PRICE = 9\n")
+    git(site.clone, "commit", "--quiet", "--all", "-m", "On another branch.")
+    # Listed before the wanted one.
+    other = f"HEAD:refs/heads/A/refs/heads/{BRANCH}"
+    git(site.clone, "push", "--quiet", str(site.remote), other)
+
+    assert site.mirror.head(BRANCH) == wanted
+
+
+#: A program that stands for ssh: it reaches the remote by the path in its last argument.
+SSH = """\
+#!/bin/sh
+[ "$1" != -G ] || exit 1
+for command; do :; done
+eval "exec $command"
+"""
+
+
+@pytest.mark.parametrize("variable", ["GIT_SSH", "GIT_SSH_COMMAND"])
+def test_operator_says_how_a_remote_is_reached(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A remote is reached by the program that the operator names for it, key or jump host."""
+    program = tmp_path / "reach"
+    program.write_text(SSH)
+    program.chmod(0o755)
+    monkeypatch.setenv(variable, str(program))
+    mirror = Mirror.below(tmp_path / "mirrors", "shop", f"ssh://nowhere.invalid{site.remote}")
+
+    assert mirror.head(BRANCH) == site.remote_head()
+
+
+@pytest.fixture
+def closed_remote() -> Iterator[str]:
+    """Return the address of a remote that asks for a password."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="shop"')
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/shop.git"
+        server.shutdown()
+        thread.join()
+
+
+def test_nobody_is_asked_for_a_password(
+    tmp_path: Path, closed_remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A remote that wants a password is an error at once: nobody sits at the worker's terminal."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for variable in ("GIT_ASKPASS", "SSH_ASKPASS"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(PreparationError, match="terminal prompts disabled"):
+        Mirror.below(tmp_path, "shop", closed_remote).head(BRANCH)
+
+
 def test_fetch_that_was_killed_does_not_stand_in_the_way(site: Site) -> None:
     """What a killed git has left locked is unlocked by the next one."""
     bound = site.mirror.head(BRANCH)
@@ -118,6 +188,35 @@ def test_publishing_twice_is_publishing_once(site: Site) -> None:
     site.mirror.checkout(BRANCH, site.tree)
 
     assert site.publish() == site.publish()
+
+
+def test_papers_are_published_though_the_repository_ignores_them(site: Site) -> None:
+    """What the repository has git ignore is published all the same."""
+    (site.clone / ".gitignore").write_text("docs/\n*.md\n")
+    git(site.clone, "add", ".gitignore")
+    site.develop("PRICE = 5\n")
+    site.mirror.checkout(BRANCH, site.tree)
+    site.publish()
+    (path,) = PAPERS
+
+    assert git(site.remote, "show", f"{BRANCH}:{path}") == PAPERS[path].decode().strip()
+
+
+def test_link_in_the_place_of_a_paper_is_replaced(site: Site, tmp_path: Path) -> None:
+    """Where the repository has a link in the place of a paper, what it leads to is not written."""
+    (path,) = PAPERS
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious\n")
+    (site.clone / path).parent.mkdir(parents=True)
+    (site.clone / path).symlink_to(elsewhere)
+    git(site.clone, "add", path)
+    site.develop("PRICE = 5\n")
+    site.mirror.checkout(BRANCH, site.tree)
+    site.publish()
+
+    assert elsewhere.read_text() == "precious\n"
+    assert git(site.remote, "ls-tree", BRANCH, path).startswith("100644 ")
+    assert git(site.remote, "show", f"{BRANCH}:{path}") == PAPERS[path].decode().strip()
 
 
 def test_push_of_somebody_else_is_never_overwritten(site: Site) -> None:
@@ -158,6 +257,32 @@ def test_publisher_that_is_forbidden_pushes_nothing(site: Site) -> None:
     with pytest.raises(StagingError, match="overtaken"):
         site.publish(forbid)
     assert site.remote_head() == base
+
+
+def test_work_beside_a_branch_that_moved_is_not_pushed(site: Site) -> None:
+    """What was committed beside somebody else's push overwrites nothing of theirs, and is told."""
+    site.mirror.checkout(BRANCH, site.tree)
+    git(site.tree, "commit", "--quiet", "--allow-empty", "-m", "Work.")
+    theirs = site.develop("PRICE = 6\n")
+
+    with pytest.raises(PreparationError, match="moved beside what was committed"):
+        site.mirror.push_work(site.tree, BRANCH, nothing_forbidden)
+    assert site.remote_head() == theirs
+
+
+def test_work_of_the_overtaken_is_not_pushed(site: Site) -> None:
+    """Whoever is overtaken between reading the branch and writing it pushes on top of nobody."""
+    site.mirror.checkout(BRANCH, site.tree)
+    git(site.tree, "commit", "--quiet", "--allow-empty", "-m", "Work.")
+    first = git(site.tree, "rev-parse", "HEAD")
+    git(site.tree, "commit", "--quiet", "--allow-empty", "-m", "More work.")
+
+    def somebody_pushes_the_first() -> None:
+        git(site.tree, "push", "--quiet", str(site.remote), f"{first}:refs/heads/{BRANCH}")
+
+    with pytest.raises(PreparationError, match="moved beside what was committed"):
+        site.mirror.push_work(site.tree, BRANCH, somebody_pushes_the_first)
+    assert site.remote_head() == first
 
 
 def test_remote_that_refuses_is_a_tool_error(site: Site) -> None:
