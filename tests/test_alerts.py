@@ -354,6 +354,37 @@ def test_problem_that_lasts_is_told_again_the_next_day(
     assert len(kept(tmp_path)) == 2
 
 
+def test_problems_that_alternate_are_told_once_each(
+    make: Callable[..., FileAlerts], clock: Calendar, tmp_path: Path
+) -> None:
+    """A problem that was told is not told again the same day because another one came between."""
+    alerts = make()
+    for job_id in (7, 8, 7, 8):
+        alerts.send(AlertKind.ROW_REFUSED, job_id, f"no JSON in {job_id}")
+        settled(alerts)
+        clock.wait(60)
+
+    assert kept(tmp_path) == ["no JSON in 7", "no JSON in 8"]
+
+
+def test_wait_by_a_clock_that_was_ahead_is_none(
+    make: Callable[..., FileAlerts], webhook: Webhook, clock: Calendar
+) -> None:
+    """An alert that was put off by a clock that was ahead is tried as soon as that is set right."""
+    webhook.refuses = True
+    ahead = 2 * alerting.BACKOFF_MAX_SECONDS
+    clock.wait(ahead)
+    alerts = make(webhook)
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+    webhook.refuses = False
+    clock.wait(-ahead)
+    alerts.deliver()
+    settled(alerts)
+
+    assert webhook.text.count("it failed") == 1
+
+
 def test_alert_of_a_time_to_come_silences_nothing(
     make: Callable[..., FileAlerts], clock: Calendar, tmp_path: Path
 ) -> None:
