@@ -15,9 +15,9 @@ from attempts import attempts, words
 from memory import MemoryRows, Record, SureHands, Tables
 from served import GONE, NOW, WAYS, attempt
 from staging_fsm.core.config import variable_name
-from staging_fsm.core.jobs import SNAPSHOT_KEY
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
-from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.spec import TERMINAL, Event, State
 from staging_fsm.core.times import format_time
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.queue import (
@@ -28,9 +28,10 @@ from staging_fsm.faces.queue import (
     StagingRunnerBlock,
     staging_runner_block,
 )
-from staging_fsm.faces.views import duration_words
+from staging_fsm.faces.views import attempt_view, duration_words, sentence
 from staging_fsm.host.database import open_database
 from staging_fsm.host.store import SqlHostStore
+from test_trail import BROKEN, CLAIM, CLAIM_AGAIN, ERROR, FAILED, WAIT, walked
 
 
 def block_of(
@@ -241,6 +242,24 @@ def test_no_name_in_a_row_leaves_the_folder_of_runs(
 def test_spans_are_said_in_two_units(seconds: float, expected: str) -> None:
     """A span of time is said as a person would, in two units at most."""
     assert duration_words(seconds) == expected
+
+
+@pytest.mark.parametrize("event", [Event.CANCEL_REQUESTED, Event.RUNNER_DECLINED])
+def test_attempt_that_was_stopped_says_by_whom(event: Event) -> None:
+    """Where no run was judged any more the reason is that, and not why an earlier run had ended."""
+    stopped = walked(CLAIM, ERROR, WAIT, (event, {}))
+
+    assert sentence(stopped) == stopped.history[-1].reason
+
+
+def test_log_of_an_attempt_is_that_of_its_last_run() -> None:
+    """The log that is named for an attempt is that of the run which decided."""
+    first, last = (f"/runs/{number}/output.log" for number in (1, 2))
+    runs = (attrs.evolve(BROKEN, log=first), attrs.evolve(FAILED, number=2, log=last))
+    failed = walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN, (Event.SUITE_FAILED, {"runs": runs}))
+    row = JobRow(7, "shop", "WI-1", "deploy-staging", "running", None, None)
+
+    assert attempt_view(row, failed, None)["log"] == last
 
 
 @pytest.fixture
