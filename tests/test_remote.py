@@ -219,6 +219,25 @@ def test_link_in_the_place_of_a_paper_is_replaced(site: Site, tmp_path: Path) ->
     assert git(site.remote, "show", f"{BRANCH}:{path}") == PAPERS[path].decode().strip()
 
 
+@pytest.mark.parametrize("place", ["docs", "docs/work-items/WI-1"])
+def test_link_on_the_way_to_a_paper_is_not_followed(site: Site, tmp_path: Path, place: str) -> None:
+    """Where the repository has a link for a folder of papers, nothing is written behind it."""
+    (path,) = PAPERS
+    elsewhere = tmp_path / "elsewhere"
+    below = elsewhere / Path(path).relative_to(place)
+    below.parent.mkdir(parents=True)
+    below.write_text("precious\n")
+    (site.clone / place).parent.mkdir(parents=True, exist_ok=True)
+    (site.clone / place).symlink_to(elsewhere)
+    git(site.clone, "add", place)
+    site.develop("PRICE = 5\n")
+    site.mirror.checkout(BRANCH, site.tree)
+
+    with pytest.raises(PreparationError, match=f"{place} is a link"):
+        site.publish()
+    assert below.read_text() == "precious\n"
+
+
 def test_push_of_somebody_else_is_never_overwritten(site: Site) -> None:
     """Where the branch moves while papers are published, they go on top of what moved it."""
     site.mirror.checkout(BRANCH, site.tree)

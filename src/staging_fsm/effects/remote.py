@@ -127,6 +127,7 @@ class Mirror:
     def _commit(self, tree: Path, base: str, files: Mapping[str, bytes], words: str) -> str:
         self._in(tree, "checkout", "--quiet", "--force", "--detach", base)
         for name, content in files.items():
+            self._refuse_links(tree, name)
             path = tree / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
@@ -135,6 +136,13 @@ class Mirror:
         if run_git(tree, "diff", "--cached", "--quiet").returncode:
             self._in(tree, *_AUTHOR, "commit", "--quiet", "--no-verify", "--message", words)
         return self._in(tree, "rev-parse", "HEAD").strip()
+
+    def _refuse_links(self, tree: Path, name: str) -> None:
+        """Raise PreparationError where a folder on the way to a file is a link."""
+        for folder in Path(name).parents:
+            if (tree / folder).is_symlink():
+                message = _sentence(f"{folder} is a link, and nothing is put behind it", self.url)
+                raise PreparationError(message)
 
     def _push(self, branch: str, base: str, commit: str) -> bool:
         """Push a child of `base` if the branch still is at `base`; False if it moved."""
