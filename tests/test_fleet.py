@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts, SharedFold
 from staging_fsm.fleet.settings import load_fleet_settings
 from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
+from staging_fsm.host.launcher import AGENT_MARK
 from staging_fsm.host.pipeline import work_item_dir
 from staging_fsm.host.store import SqlHostStore, WorkItem
 from test_trail import (
@@ -361,6 +363,23 @@ def test_job_of_a_stranger_is_taken_once_his_worker_is_known_to_be_dead(
 
     assert holders == [*strangers, there.worker]
     assert fleet.attempt(job).state == State.ADVANCED
+
+
+def test_agent_of_a_stranger_is_left_alone(tmp_path: Path, postgres_url: str) -> None:
+    """What a living stranger's agent does in the shared folder is not ended: the job is his."""
+    shared = tmp_path / "shared"
+    settings = {"ORCH_FLEET_SHARED_DIR": str(shared), **with_agent(tmp_path)}
+    with fleet_stand(tmp_path, postgres_url, **settings) as fleet:
+        job = fleet.submit("shop", "WI-1")
+        claimed = SqlHostStore(fleet.engine).claim_next(fleet.desk.clock.now(), str(this_process()))
+        mark = {AGENT_MARK: str(work_item_dir(shared / "shop", "WI-1"))}
+        with subprocess.Popen(["sleep", "600"], env={**os.environ, **mark}) as agent:
+            deliver(fleet, job)
+            is_at_it = agent.poll() is None
+            agent.kill()
+
+        assert claimed is not None
+        assert (claimed.id, is_at_it) == (job, True)
 
 
 @pytest.mark.parametrize("command", [["worker", "--once"], ["run", "--repo", "/", "--", "true"]])

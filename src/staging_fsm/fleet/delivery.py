@@ -205,12 +205,19 @@ class Delivery:
         with Fence(self.fleet.server, self.repo) as fence:
             taken = fence.take()
             row = self.fleet.rows.load(self.job_id)
-            if row.status not in (QUEUED, "running") or self._wants_for_an_agent(row):
+            if row.status not in (QUEUED, "running"):
+                return
+            # Before anything of the job is touched, such as an agent that is at it.
+            if self._is_a_strangers(row) or self._wants_for_an_agent(row):
                 return
             if not taken and not self._is_orphan_of_ours(row):
                 self._again(BUSY_SECONDS)
             elif not self._pass_on(row):
                 self._work(row, fence)
+
+    def _is_a_strangers(self, row: JobRow) -> bool:
+        """Say whether somebody has claimed the job who is none of the fleet, and may be alive."""
+        return row.status != QUEUED and _has_a_stranger(self.fleet.store.job(self.job_id))
 
     def _wants_for_an_agent(self, row: JobRow) -> bool:
         """Tell a person of a job that only an LLM agent can do, where none is configured.
@@ -320,8 +327,7 @@ class Delivery:
         fleet, store = self.fleet, self.fleet.store
         if row.status != QUEUED:
             held = store.job(self.job_id)
-            of_fleet = machine_of(held.claimed_by or "") is not None
-            if not of_fleet and worker_is_alive(held.claimed_by or "") is not False:
+            if _has_a_stranger(held):
                 return None
             store.requeue_abandoned(held, fleet.clock.now())
         job = store.claim_next(fleet.clock.now(), fleet.worker, self.job_id)
@@ -400,6 +406,12 @@ class Workplace:
     publisher: Publisher
     root: Path
     revision: str
+
+
+def _has_a_stranger(job: Job) -> bool:
+    """Say whether a job is claimed by somebody of no fleet who is not known to be dead."""
+    holder = job.claimed_by or ""
+    return machine_of(holder) is None and worker_is_alive(holder) is not False
 
 
 def _readable(row: JobRow) -> Snapshot | None:
