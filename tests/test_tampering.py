@@ -11,9 +11,12 @@ import pytest
 
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision, Verdict
+from staging_fsm.core.plan import UNVERSIONED, SuitePlan
+from staging_fsm.core.ports import RunOrder
 from staging_fsm.effects import shim
 from staging_fsm.effects import suite as suite_module
 from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.suite import LocalSuites
 from stand import ATTEMPT, RUN, Stand, has_ended, patch_supervisor, program, verdict
 
 
@@ -135,7 +138,8 @@ def test_supervisor_that_hangs_is_ended_with_all_that_is_below_it(
 
 
 @pytest.mark.parametrize(
-    "deed", ["success", "unsealed", "garbage", "empty", "pipe", "link", "folder", "huge"]
+    "deed",
+    ["success", "unsealed", "garbage", "empty", "pipe", "link", "folder", "huge", "immovable"],
 )
 def test_result_that_the_suite_wrote_is_found_out(stand: Stand, deed: str) -> None:
     """Whatever a suite puts in the place of its result, it is no result and nobody waits for it."""
@@ -270,6 +274,26 @@ def test_command_of_another_suite_is_not_run(stand: Stand, monkeypatch: pytest.M
 
     assert report.facts.supervision == Supervision.LOST
     assert report.detail == "the command is not the one that was ordered"
+
+
+@pytest.mark.parametrize("way", ["the folder of its worker", "a variable of its plan"])
+def test_code_under_test_does_not_become_its_supervisor(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A supervisor imports nothing from the tree, wherever its worker stands."""
+    tree = stand.root / "tree"
+    for name in ("shim", "select"):
+        (tree / f"{name}.py").write_text("raise SystemExit('the tree was imported')\n")
+    variables, named = stand.variables, ("LIFELINE",)
+    if way == "the folder of its worker":
+        monkeypatch.chdir(tree)
+    else:
+        variables["PYTHONPATH"], named = str(tree), ("PYTHONPATH",)
+    suites = LocalSuites(stand.state, variables)
+    suites.start(RunOrder(RUN, tree, UNVERSIONED, SuitePlan(("true",), environment=named)))
+    report = suites.await_report(RUN)
+
+    assert (report.facts.supervision, report.detail) == (Supervision.SOUND, None)
 
 
 @pytest.mark.parametrize("how", [Stop.REQUEST, Stop.FENCE_LOST])

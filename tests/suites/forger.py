@@ -37,6 +37,12 @@ def huge() -> None:
     os.truncate(TARGET, 1 << 42)
 
 
+def immovable() -> None:
+    """Put a file there that cannot be set aside, because its place is taken."""
+    write(b"")
+    (TARGET.with_name(f"{NAME}.foreign") / "taken").mkdir(parents=True)
+
+
 DEEDS: dict[str, Callable[[], object]] = {
     "success": lambda: write(SUCCESS.encode() + b"0" * 64 + b"\n"),
     "unsealed": lambda: write(SUCCESS.encode()),
@@ -48,6 +54,7 @@ DEEDS: dict[str, Callable[[], object]] = {
     "link": lambda: TARGET.symlink_to("/dev/zero"),
     "folder": TARGET.mkdir,
     "huge": huge,
+    "immovable": immovable,
     "nothing": lambda: None,
 }
 #: What is done to the file itself, once something is in it.
