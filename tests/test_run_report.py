@@ -1,5 +1,6 @@
 """What a run showed: whose report it is, how it looked when the suite had ended."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
 from staging_fsm.core.outcome import Supervision
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
-from stand import ATTEMPT, RUN, Stand, patch_supervisor
+from stand import ATTEMPT, RUN, Stand, await_that, patch_supervisor
 
 JUNIT = '<testsuite><testcase name="a"/></testsuite>'
 OVERSIZE = f"""
@@ -142,6 +143,26 @@ def test_report_that_changed_after_the_end_is_stale(stand: Stand) -> None:
     stand.await_result()
     report.write_text(JUNIT)
 
+    assert stand.collect().facts.evidence.state == EvidenceState.STALE
+
+
+def test_report_that_is_rewritten_at_its_old_time_after_the_end_is_stale(stand: Stand) -> None:
+    """A report rewritten in place before the verdict is nobody's, whatever its size and time say."""
+    report = stand.root / "tree" / "report.xml"
+    stand.start("/bin/sh", "-c", f"echo '{JUNIT}' > {report}", report=str(report))
+    stand.await_result()
+    before = report.stat()
+
+    def rewritten() -> bool:
+        report.write_text(JUNIT.replace('"a"', '"b"') + "\n")
+        os.utime(report, ns=(before.st_atime_ns, before.st_mtime_ns))
+        # The kernel's clock of files may stand still for some milliseconds.
+        return report.stat().st_ctime_ns != before.st_ctime_ns
+
+    await_that(rewritten)
+    after = report.stat()
+
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert stand.collect().facts.evidence.state == EvidenceState.STALE
 
 
