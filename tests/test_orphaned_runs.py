@@ -1,5 +1,6 @@
 """Runs whose worker is gone: adopted, collected, stopped, given up, and in the end removed."""
 
+import errno
 import fcntl
 import json
 import os
@@ -54,6 +55,29 @@ def test_run_outlives_its_worker_and_is_collected_by_another(
     assert stand.suites.condition(RUN) == RunCondition.LIVE
     stand.let_go()
     assert (stand.collect().facts.exit_code, stand.log()) == (3, b"the last words\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_terminal_that_ends_a_worker_does_not_end_its_run(
+    stand: Stand, number: signal.Signals
+) -> None:
+    """What a terminal sends to its worker and to all of its group does not reach a run."""
+    waiting = "echo > $LIFELINE; until test -e go; do sleep 0.01; done; exit 3"
+    with subprocess.Popen(
+        worker_command(stand, "abandon", "/bin/sh", "-c", waiting),
+        env={**os.environ, **stand.variables},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"started\n"
+        stand.lifeline.await_members(1)
+        os.killpg(worker.pid, number)
+    (stand.root / "go").touch()
+    facts = stand.collect().facts
+
+    assert worker.returncode == -number
+    assert (facts.stopped_by, facts.exit_code) == (None, 3)
 
 
 def test_run_that_ended_without_its_worker_is_finished(orphaned: Callable[..., Stand]) -> None:
@@ -120,6 +144,48 @@ def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:
     with pytest.raises(PreparationError):
         stand.start("/usr/bin/touch", "it-ran")
     assert not (stand.root / "tree" / "it-ran").exists()
+
+
+def test_run_is_closed_before_anybody_else_gets_its_lock(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that asks for the lock of a run while it is given up does not get it."""
+    close, taken = RunFolder.close, list[int | None]()
+
+    def ask_meanwhile(folder: RunFolder) -> None:
+        with folder.lock() as lock:
+            taken.append(lock)
+        close(folder)
+
+    monkeypatch.setattr(RunFolder, "close", ask_meanwhile)
+
+    assert stand.suites.condition(RUN) == RunCondition.LOST
+    assert taken == [None]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_run_whose_lock_cannot_be_looked_at_is_left_alone(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Where a lock cannot be opened nobody knows whose it is: its run is neither lost nor ended."""
+    stand.start(*program("closer"))
+    stand.lifeline.await_members(1)
+    lock, real = stand.file("lock"), os.open
+
+    def refuse(path: Any, *how: Any, **where: Any) -> int:
+        if path == lock:
+            raise OSError(number, os.strerror(number))
+        return real(path, *how, **where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        for look in (stand.suites.condition, stand.suites.reap):
+            with pytest.raises(OSError, match=os.strerror(number)):
+                look(RUN)
+    stand.let_go()
+
+    assert not stand.file("closed").exists()
+    assert stand.collect().facts.exit_code == 3
 
 
 @pytest.fixture
