@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -324,6 +325,31 @@ def test_session_of_a_leader_that_can_still_be_seen_is_swept(tmp_path: Path) -> 
     assert poll.poll(PATIENCE_SECONDS * 1000)
     assert os.read(output, 1) == b""
     os.close(output)
+
+
+def test_session_that_was_given_the_number_of_a_leader_meanwhile_survives(
+    bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that gets the number of a dead leader between two looks at it is not swept."""
+    stranger = bystanders.start("setsid", "sh", "-c", "echo; exec cat")
+    assert stranger.stdout is not None
+    assert stranger.stdout.read(1) == b"\n"
+    dead = another(identity_of(stranger))
+    look, looks = processes._stat, list[int]()
+
+    def look_once_in_time(pid: int) -> processes._Stat | None:
+        found = look(pid)
+        if pid == stranger.pid and not looks:
+            looks.append(pid)
+            return found and attrs.evolve(found, start=dead.start)
+        return found
+
+    monkeypatch.setattr(processes, "_stat", look_once_in_time)
+    monkeypatch.setattr(psutil, "pids", lambda: [stranger.pid])
+
+    assert kill_marked(MARK, "run.1", dead) == 0
+    assert looks == [stranger.pid]
+    assert answers(stranger)
 
 
 def test_everything_below_a_process_is_killed_and_it_is_not(bystanders: Bystanders) -> None:
