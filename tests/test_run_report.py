@@ -1,6 +1,7 @@
 """What a run showed: whose report it is, how it looked when the suite had ended."""
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from hosts import no_descriptors_left
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
 from staging_fsm.core.outcome import Supervision
+from staging_fsm.core.plan import UNVERSIONED, Preset, SuitePlan
+from staging_fsm.core.ports import RunOrder
+from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from stand import ATTEMPT, RUN, Stand, await_that, patch_supervisor
@@ -147,7 +151,7 @@ def test_report_that_changed_after_the_end_is_stale(stand: Stand) -> None:
 
 
 def test_report_that_is_rewritten_at_its_old_time_after_the_end_is_stale(stand: Stand) -> None:
-    """A report rewritten in place before the verdict is nobody's, whatever its size and time say."""
+    """A report rewritten in place before the verdict is nobody's, whatever its size and time."""
     report = stand.root / "tree" / "report.xml"
     stand.start("/bin/sh", "-c", f"echo '{JUNIT}' > {report}", report=str(report))
     stand.await_result()
@@ -237,6 +241,21 @@ def test_command_is_told_where_its_report_goes(stand: Stand) -> None:
         "/bin/cp", "junit.xml", "{report_dir}/junit.xml", report="junit.xml", run_id=f"{ATTEMPT}.2"
     )
     assert again.evidence.state == EvidenceState.READ
+
+
+@pytest.mark.parametrize("name", ["a state", 'a "state"', "it's $HOME"])
+def test_preset_finds_its_report_wherever_the_state_folder_lies(stand: Stand, name: str) -> None:
+    """The option that a preset adds is one word to its program, after those that were there."""
+    state = StateDir(stand.root / name)
+    suites = LocalSuites(state, {**stand.variables, "PYTEST_ADDOPTS": "-q"})
+    command = ("/bin/sh", "-c", 'printf %s "$PYTEST_ADDOPTS"')
+    given = ("PYTEST_ADDOPTS",)
+    plan = SuitePlan(command, preset=Preset.PYTEST, report="junit.xml", environment=given)
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, plan))
+    suites.await_report(RUN)
+    words = shlex.split((state.run(RUN) / "output.log").read_text())
+
+    assert words == ["-q", f"--junit-xml={state.reports(RUN)}/junit.xml"]
 
 
 def test_worker_without_descriptors_accuses_nobody(stand: Stand) -> None:
