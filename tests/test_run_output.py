@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from staging_fsm.core.outcome import Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
+from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.shim import BoundedLog
 from staging_fsm.effects.suite import LocalSuites
 from stand import MEBIBYTE, RUN, Stand, has_ended, program, verdict
@@ -94,6 +95,23 @@ def test_tail_is_without_secrets_and_stays_as_it_was(stand: Stand) -> None:
     assert live == suites.log_tail(RUN, 100) == changed.log_tail(RUN, 100) == b"***, ***\n"
     assert suites.log_tail(RUN, 5) == b" ***\n"
     assert stand.log() == b"a given value, never given\n"
+
+
+@pytest.mark.parametrize("size", range(1, 39, 6))
+def test_tail_of_a_run_that_has_not_ended_is_its_newest_output(tmp_path: Path, size: int) -> None:
+    """The end of a log whose parts are not joined yet, or never will be, is in its order."""
+    state = StateDir(tmp_path)
+    state.run(RUN).mkdir(parents=True)
+    log = BoundedLog(str(state.run(RUN)), 40)
+    # A head of twenty, one segment of ten that is set aside, and eight.
+    written = bytes(range(ord("A"), ord("A") + 38))
+    log.write(written)
+    tail = LocalSuites(state, {}).log_tail(RUN, size)
+    for fd in (log.fd, log.segment_fd):
+        assert fd is not None
+        os.close(fd)
+
+    assert tail == written[-size:]
 
 
 def test_tail_that_the_suite_left_is_not_its_output(stand: Stand) -> None:
