@@ -1,7 +1,9 @@
 """Process identities: a number alone is nobody, and nobody else is ever signalled."""
 
+import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +148,26 @@ def test_process_of_an_earlier_boot_is_dead_and_one_of_another_machine_unknown()
     assert is_alive(ProcessIdentity(f"{host}:{boot}:0", os.getpid(), 1)) is None
 
 
+@pytest.mark.parametrize(
+    ("apart", "is_ours"), [(("--mount",), True), (("--pid", "--fork"), False)], ids=str
+)
+def test_scope_is_where_numbers_of_processes_mean_the_same(
+    apart: tuple[str, ...], *, is_ours: bool
+) -> None:
+    """Whoever has other mounts has the same processes, and another process namespace has others."""
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", *apart, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("no namespace may be made here")
+    code = "from staging_fsm.effects.processes import this_scope; print(this_scope(), end='')"
+    asked = ["unshare", *apart, sys.executable, "-c", code]
+    scope = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+
+    assert (scope == this_scope()) == is_ours
+    assert scope.rpartition(":")[0] == this_scope().rpartition(":")[0]
+
+
 @pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
 def test_without_a_descriptor_to_look_nobody_is_dead(bystanders: Bystanders) -> None:
     """Where no descriptor is left nothing is known of a process: none passes for dead or gone."""
@@ -239,6 +261,20 @@ def test_end_of_another_is_not_waited_for(system: str, bystanders: Bystanders) -
     assert answers(process)
 
 
+@pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
+def test_end_of_a_process_that_is_hidden_is_waited_for(
+    bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the system shows nobody another's process, its descriptor tells of its end."""
+    process = bystanders.start()
+    identity = identity_of(process)
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+
+    assert not wait_for_end(identity, 0.05)
+    assert answers(process)
+    assert wait_for_end(identity, PATIENCE_SECONDS)
+
+
 def test_wait_longer_than_a_system_call_can_is_made_of_several(
     system: str, bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +297,23 @@ def test_age_is_counted_from_the_start(system: str, bystanders: Bystanders) -> N
     assert age_seconds(attrs.evolve(identity, start=identity.start + 100 * 3600)) == 0
 
 
+@pytest.mark.skipif(not processes._HAS_PROC, reason="starts are told in the time of day")
+def test_sleep_of_the_machine_counts_as_age(
+    bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that started before the machine was suspended is older by that time, too."""
+    identity = identity_of(bystanders.start())
+    earlier = attrs.evolve(identity, start=identity.start - 7200 * os.sysconf("SC_CLK_TCK"))
+    clock = time.clock_gettime
+
+    def as_after_an_hour_of_sleep(which: int) -> float:
+        return clock(which) - 3600 * (which == time.CLOCK_MONOTONIC)
+
+    monkeypatch.setattr(time, "clock_gettime", as_after_an_hour_of_sleep)
+
+    assert 7200 - 1 < age_seconds(earlier) < 7200 + PATIENCE_SECONDS
+
+
 def test_stopped_process_is_seen(bystanders: Bystanders) -> None:
     """A process that was stopped says so, until it goes on."""
     process = bystanders.start()
@@ -272,6 +325,25 @@ def test_stopped_process_is_seen(bystanders: Bystanders) -> None:
     assert is_stopped(identity)
     assert not is_stopped(another(identity))
     assert is_alive(identity)
+
+
+PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+
+
+def test_process_that_a_tracer_holds_is_stopped(bystanders: Bystanders) -> None:
+    """A process that is held by a tracer goes on as little as one that was stopped."""
+    process = bystanders.start()
+    identity = identity_of(process)
+    ptrace = ctypes.CDLL(None).ptrace
+    if ptrace(PTRACE_ATTACH, process.pid, None, None) != 0:
+        pytest.skip("no process may be traced here")
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    held = is_stopped(identity)
+    ptrace(PTRACE_DETACH, process.pid, None, None)
+
+    assert held
+    assert not is_stopped(another(identity))
+    assert answers(process)
 
 
 def test_marked_processes_are_killed_and_no_others(system: str, bystanders: Bystanders) -> None:
