@@ -124,12 +124,72 @@ def test_memory_that_is_shared_is_counted_once() -> None:
         process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
 
 
+def test_memory_is_counted_in_bytes_whatever_the_size_of_a_page() -> None:
+    """What a process is charged is what the system says in bytes that it holds."""
+    charged = limits.resident_bytes(os.getpid())
+    status = Path("/proc/self/status").read_text()
+    told = int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    # The kernel counts the two at different moments, and not to the page.
+    assert told * 2 // 3 < charged < told * 3 // 2
+
+
+#: A process of four threads, until its input ends.
+THREADED = """
+import os, threading
+for _ in range(3):
+    threading.Thread(target=os.read, args=(0, 1)).start()
+os.write(1, b".")
+"""
+
+
+@pytest.mark.parametrize(("most", "breach"), [(4, None), (3, limits.PROCESSES)])
+def test_threads_are_counted_as_the_kernel_counts_them(most: int, breach: str | None) -> None:
+    """A suite may have as many processes as its limit says, each thread being one, and no more."""
+    with subprocess.Popen(
+        [*PYTHON, "-c", THREADED], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"."
+        suite = limits.Sampled(0, most, lambda pid: [process.pid] if pid == os.getpid() else [])
+
+        assert suite.breach() == breach
+        process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+
+
 def test_suite_with_too_many_processes_is_killed_at_once(stand: Stand) -> None:
     """A suite that has more processes than it may is killed without grace, and nobody is left."""
     facts = stand.facts(*program("tree", "crowd", "stay"), processes_max=100)
 
     assert facts.stopped_by == Stop.PROCESSES
     assert stand.lifeline.is_cut()
+
+
+@pytest.mark.parametrize(
+    ("deed", "limit"),
+    [
+        ("for _ in range(9): os.fork() or signal.pause()", {"processes_max": 5}),
+        ("hoard = b'x' * (96 << 20)", {"memory_max_bytes": 64 * MEBIBYTE}),
+    ],
+    ids=["processes", "memory"],
+)
+def test_suite_beyond_a_limit_is_not_asked_to_end(
+    stand: Stand, deed: str, limit: dict[str, int]
+) -> None:
+    """A suite that uses up the machine hears of no end: in its grace it would only use up more."""
+    code = f"""
+import os, signal
+def hear(*_):
+    open("heard", "x").close()
+    os._exit(0)
+signal.signal(signal.SIGTERM, hear)
+{deed}
+while True: signal.pause()
+"""
+    facts = stand.facts(*PYTHON, "-c", code, kill_grace_seconds=PATIENCE_SECONDS, **limit)
+
+    assert facts.stopped_by in (Stop.PROCESSES, Stop.MEMORY)
+    assert not (stand.root / "tree" / "heard").exists()
 
 
 def test_storm_of_forks_is_ended_by_its_limit(stand: Stand) -> None:
@@ -228,6 +288,11 @@ def test_limit_that_was_met_is_no_pass_though_the_suite_got_over_it(
 class KernelGroups:
     """Control groups as files in a folder: what is written there is what a kernel would read."""
 
+    files: tuple[str, ...] = (
+        *("memory.max", "memory.oom.group", "pids.max"),
+        *("cgroup.procs", "cgroup.kill"),
+    )
+
     def __init__(self, root: Path) -> None:
         """Make the folder of a group that may be divided."""
         self.root, self.mkdir = root, os.mkdir
@@ -239,7 +304,7 @@ class KernelGroups:
         """Make a group with its files, as the kernel does."""
         self.mkdir(path)
         group = Path(path)
-        for name in ("memory.max", "memory.oom.group", "pids.max", "cgroup.procs", "cgroup.kill"):
+        for name in self.files:
             (group / name).touch()
         (group / "memory.events").write_text("low 0\noom 0\noom_kill 0\n")
         (group / "pids.events").write_text("max 0\n")
@@ -267,16 +332,31 @@ def test_control_group_holds_limits_and_says_which_was_met(
     before = held.breach()
     (group / events).write_text(text)
     held.kill()
-    written = {
-        name: (group / name).read_text()
-        for name in ("memory.max", "memory.oom.group", "pids.max", "cgroup.procs", "cgroup.kill")
-    }
+    written = [(group / name).read_text() for name in kernel.files]
 
     assert (kernel.root / "cgroup.subtree_control").read_text() == "+memory +pids"
-    assert list(written.values()) == ["1000", "1", "20", "4711", "1"]
+    assert written == ["1000", "1", "20", "4711", "1"]
     assert (before, held.breach()) == (None, limit)
     shutil.rmtree(group)
     held.end()
+
+
+def test_group_with_a_limit_of_memory_gets_no_swap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite beyond its memory is stopped, and not swapped out, where the machine has swap."""
+    kernel = KernelGroups(tmp_path / "delegated")
+    kernel.files = (*kernel.files, "memory.swap.max")
+    monkeypatch.setattr(limits, "delegated", lambda: [str(kernel.root)])
+    monkeypatch.setattr(os, "mkdir", kernel.make)
+    held = limits.hold(RUN, 1000, 0, lambda _: [])
+    assert isinstance(held, limits.Group)
+    group = Path(held.path)
+    swap = (group / "memory.swap.max").read_text()
+    shutil.rmtree(group)
+    held.end()
+
+    assert swap == "0"
 
 
 def test_kernel_holds_a_group_to_its_limits(tmp_path: Path) -> None:
