@@ -15,9 +15,20 @@ from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
 from staging_fsm.effects import shim
 from staging_fsm.effects import suite as suite_module
+from staging_fsm.effects.processes import ProcessIdentity, identify, is_stopped, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
-from stand import ATTEMPT, RUN, Stand, has_ended, patch_supervisor, program, verdict
+from stand import (
+    ATTEMPT,
+    PATIENCE_SECONDS,
+    RUN,
+    Stand,
+    await_that,
+    has_ended,
+    patch_supervisor,
+    program,
+    verdict,
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGUSR1])
@@ -110,6 +121,63 @@ def test_supervisor_that_was_stopped_can_be_told_to_stop(stand: Stand) -> None:
     stand.suites.reap(RUN)
 
     assert stand.lifeline.is_cut()
+
+
+#: A supervisor that has something left to do until it is released.
+BUSY = """
+real = shim.sweep
+def sweep(*arguments):
+    open(shim.os.environ["RELEASE"]).read()
+    return real(*arguments)
+shim.sweep = sweep
+"""
+
+
+def test_supervisor_that_was_stopped_once_has_its_time_to_end(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that was woken has the same time to do what is left as any other."""
+    monkeypatch.setattr(suite_module, "SUPERVISOR_LATE_SECONDS", 0.05)
+    release_when_waiting(stand, monkeypatch, suite_module.SUPERVISOR_MARGIN_SECONDS)
+    patch_supervisor(monkeypatch, f"exec({BUSY!r});")
+    stand.start(*program("parricide", str(signal.SIGSTOP.value), "once"))
+    supervisor = identify(stand.pid())
+    assert supervisor is not None
+    await_that(lambda: is_stopped(supervisor))
+    stand.suites.reap(RUN)
+    facts = stand.collect().facts
+
+    assert (facts.supervision, facts.stopped_by) == (Supervision.SOUND, Stop.REQUEST)
+    assert stand.lifeline.is_cut()
+
+
+def test_suite_that_is_reaped_has_its_whole_grace(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite that another worker stops may clean up for as long as its plan says."""
+    for name in ("STOP_SECONDS", "SUPERVISOR_LATE_SECONDS", "SUPERVISOR_MARGIN_SECONDS"):
+        monkeypatch.setattr(suite_module, name, 0.05)
+    release_when_waiting(stand, monkeypatch, PATIENCE_SECONDS + 0.05)
+    script = (
+        "trap 'cat $RELEASE; echo cleaned up; exit 0' TERM;"
+        "echo > $LIFELINE; while :; do sleep 0.01; done"
+    )
+    stand.start("/bin/sh", "-c", script, kill_grace_seconds=PATIENCE_SECONDS)
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert b"cleaned up" in stand.log()
+
+
+def release_when_waiting(stand: Stand, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let go when somebody waits for the end of a supervisor for so long, to the letter."""
+
+    def wait(identity: ProcessIdentity, wanted: float) -> bool:
+        if wanted == seconds:
+            stand.let_go()
+        return wait_for_end(identity, wanted)
+
+    monkeypatch.setattr(suite_module, "wait_for_end", wait)
 
 
 def test_suite_that_never_lets_its_supervisor_go_gets_no_verdict(stand: Stand) -> None:
