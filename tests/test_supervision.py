@@ -56,6 +56,14 @@ def test_signal_is_kept_apart_from_exit_codes(stand: Stand, number: signal.Signa
     assert (facts.exit_code, facts.signal, facts.stopped_by) == (None, number, None)
 
 
+def test_signal_that_left_a_core_is_a_signal(stand: Stand) -> None:
+    """A suite that died by a signal has no exit code, also where the kernel dumped its core."""
+    script = f'ulimit -c "$(ulimit -Hc)"; kill -{signal.SIGQUIT.value} $$'
+    facts = stand.facts("/bin/sh", "-c", script)
+
+    assert (facts.exit_code, facts.signal, facts.stopped_by) == (None, signal.SIGQUIT, None)
+
+
 def test_parent_that_ignores_signals_does_not_turn_a_failure_into_success(stand: Stand) -> None:
     """The exit code survives a worker whose parent ignored SIGCHLD and blocked others."""
     shown = worker(stand, "careless", "/bin/sh", "-c", "exit 3")
@@ -119,6 +127,23 @@ def test_suite_environment_is_declared(stand: Stand) -> None:
         "STAGING_REPORT_DIR": str(stand.state.reports(RUN)),
         "STAGING_ATTEMPT": RUN,
     }
+
+
+def test_suite_below_another_run_is_of_its_own(stand: Stand) -> None:
+    """A suite whose worker is itself below a run carries the mark and the folder of its own run."""
+    own = {
+        "CI": "true",
+        "STAGING_REPORT_DIR": str(stand.state.reports(RUN)),
+        "STAGING_ATTEMPT": RUN,
+    }
+    outer = {**stand.variables, **dict.fromkeys(own, "outer")}
+    suites = LocalSuites(stand.state, outer)
+    plan = SuitePlan(("/usr/bin/env",), environment=tuple(own))
+    suites.start(RunOrder(RUN, stand.root, UNVERSIONED, plan))
+    suites.await_report(RUN)
+    seen = dict(line.split("=", 1) for line in stand.log().decode().splitlines())
+
+    assert {name: seen[name] for name in own} == own
 
 
 # Suites that cannot be started.
@@ -313,6 +338,10 @@ import os, stat, sys
 diary, write, replace, fsync = open(sys.argv[2] + "/diary", "w"), os.write, os.replace, os.fsync
 def note(word):
     print(word, file=diary, flush=True)
+class Limits:
+    seconds, events = 3600.0, ()
+    breach = kill = end = lambda _: None
+    add = lambda *_: note("limits")
 def release(fd, data):
     if data == b"1":
         note("gate")
@@ -323,11 +352,15 @@ def rename(source, target):
 def sync(fd):
     fsync(fd)
     note("synced folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "synced file")
-def sweep(*arguments, real=shim.sweep):
-    left = real(*arguments)
-    note("swept")
-    return left
-os.write, os.replace, os.fsync, shim.sweep = release, rename, sync, sweep
+def noted(word, real):
+    def call(*arguments):
+        found = real(*arguments)
+        note(word)
+        return found
+    return call
+os.write, os.replace, os.fsync, shim.sweep = release, rename, sync, noted("swept", shim.sweep)
+os.pwrite, os.truncate = noted("written", os.pwrite), noted("cut to length", os.truncate)
+shim.hold_limits = lambda *_: Limits()
 """
 
 
@@ -335,14 +368,14 @@ os.write, os.replace, os.fsync, shim.sweep = release, rename, sync, sweep
 def test_order_of_what_a_supervisor_does_is_the_promise(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, timeout_seconds: float
 ) -> None:
-    """Who a suite is stands there before it runs, and its result once nobody is left, for ever."""
+    """A suite is known and held to its limits before it runs; its result comes last, for ever."""
     patch_supervisor(monkeypatch, f"exec({DIARIST!r});")
     command = "true" if timeout_seconds == PATIENCE_SECONDS else "sleep 600"
     stand.run("/bin/sh", "-c", command, timeout_seconds=timeout_seconds)
 
     assert stand.file("diary").read_text().splitlines() == [
-        *("shim", "leader", "gate", "swept"),
-        *("synced file", "synced file", "result", "synced folder"),
+        *("shim", "limits", "leader", "gate", "swept", "synced file"),
+        *("written", "cut to length", "synced file", "result", "synced folder"),
     ]
 
 
@@ -414,6 +447,36 @@ def test_leader_dies_with_its_supervisor(stand: Stand) -> None:
     os.kill(stand.pid(), signal.SIGKILL)
 
     assert has_ended(leader)
+
+
+#: A supervisor that dies right after its suite, still at the gate but let go, has looked for it.
+FORSAKER = """
+import os, select
+become, getppid = shim.Suite._become_suite, os.getppid
+def become_late(suite, parent, output_in, gate_out, errors_in):
+    def look():
+        found = getppid()
+        select.select([gate_out], [], [])
+        os.kill(parent, 9)
+        while getppid() == parent:
+            os.sched_yield()
+        return found
+    os.getppid = look
+    become(suite, parent, output_in, gate_out, errors_in)
+shim.Suite._become_suite = become_late
+"""
+
+
+def test_leader_whose_supervisor_dies_while_it_is_looked_for_never_runs(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no moment at which a supervisor that dies leaves a suite to run alone."""
+    patch_supervisor(monkeypatch, f"exec({FORSAKER!r});")
+    stand.start("/usr/bin/touch", "it-ran")
+
+    assert has_ended(stand.pid("leader"))
+    assert not (stand.root / "tree" / "it-ran").exists()
+    assert stand.collect().facts.supervision == Supervision.LOST
 
 
 def test_storm_of_forks_ends(stand: Stand) -> None:
