@@ -332,8 +332,11 @@ PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 
 def test_process_that_a_tracer_holds_is_stopped(bystanders: Bystanders) -> None:
     """A process that is held by a tracer goes on as little as one that was stopped."""
-    process = bystanders.start()
+    process = bystanders.start("sh", "-c", 'echo; read -r line; printf %s "$line"')
     identity = identity_of(process)
+    assert process.stdout is not None
+    # Whoever is caught while it begins its program is stopped twice.
+    assert process.stdout.read(1) == b"\n"
     ptrace = ctypes.CDLL(None).ptrace
     if ptrace(PTRACE_ATTACH, process.pid, None, None) != 0:
         pytest.skip("no process may be traced here")
