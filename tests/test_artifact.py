@@ -267,8 +267,12 @@ def test_long_command_does_not_shut_the_gate(command: tuple[str, ...]) -> None:
             ("make", "x" * COMMAND_CHARACTERS, "y"),
             ["make", "x" * (COMMAND_CHARACTERS - 5) + " … (3 words in all)"],
         ),
+        (
+            ("x" * COMMAND_CHARACTERS, "y" * COMMAND_CHARACTERS),
+            ["x" * COMMAND_CHARACTERS, " … (2 words in all)"],
+        ),
     ],
-    ids=["whole", "one too long", "cut"],
+    ids=["whole", "one too long", "cut", "no room behind the first"],
 )
 def test_long_command_is_cut(command: tuple[str, ...], shown: list[str]) -> None:
     """A command stands whole as long as there is room, else it is cut and says how long it was."""

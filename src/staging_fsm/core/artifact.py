@@ -130,7 +130,8 @@ def _shortened(command: tuple[str, ...]) -> list[str]:
     left = COMMAND_CHARACTERS
     for word in command:
         if len(word) > left:
-            return [*words, f"{word[:left]} … ({len(command)} words in all)"]
+            # Below zero where the word before it just fitted in, without the blank behind it.
+            return [*words, f"{word[: max(left, 0)]} … ({len(command)} words in all)"]
         words.append(word)
         left -= len(word) + 1
     return words
