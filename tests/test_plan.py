@@ -85,6 +85,7 @@ def test_second_deadline_is_no_accident(once: Reason) -> None:
     assert budget.spend((once, once)) is SPENT
     assert budget.spend((once, other, other, once)) is SPENT
     assert budget.spend((other, once, once)) is SPENT
+    assert budget.spend((other, other, once)) is LEFT
     for another in set(of(Retry.ONCE)) - {once}:
         assert budget.spend((another, once)) is LEFT
 
