@@ -57,6 +57,13 @@ def passed_with(**changes: Any) -> Snapshot:
     return linked(attrs.evolve(ADVANCED, runs=(attrs.evolve(PASSED, **changes),)))
 
 
+def after(*reasons: Reason) -> Snapshot:
+    """Return an attempt that runs once more after runs that ended for these reasons."""
+    ended = [attrs.evolve(BROKEN, reason=reason) for reason in reasons]
+    path = "T01" + " T05 T07 T09" * len(ended)
+    return attempt(path, *ended, OPEN, plan=attrs.evolve(PLAN, budget=Budget(infra_retries=5)))
+
+
 SOUND = {
     "a pass": Sight(
         ADVANCED,
@@ -99,6 +106,12 @@ SOUND = {
     "a cancelled run that is still to be reaped": Sight(
         attempt("T01 T16", OPEN), live_runs=(1,), job_ended=False
     ),
+    "a cancelled run of whose job nobody knows whether it ended": Sight(
+        attempt("T01 T16", OPEN), live_runs=(1,)
+    ),
+    "a run that changed hands as often as it may": Sight(
+        attempt("T01" + " T18" * ADOPTIONS_MAX, OPEN)
+    ),
     "a declined launch": Sight(
         attempt("T02", plan=None), declined_in=(None, State.LLM_FALLBACK), starts=()
     ),
@@ -114,6 +127,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         Sight(
             attempt("T01 T04 T13", FAILED, artifact=artifact(TEXT)), movements=(Movement.FORWARD,)
         ),
+    ),
+    "the work item moved forwards, but the attempt is FAILED_CLOSED": (
+        "no_silent_advance",
+        Sight(FAILED_CLOSED, movements=(Movement.BACK, Movement.FORWARD)),
     ),
     "it is ADVANCED, and its history holds no SUITE_PASSED": (
         "no_silent_advance",
@@ -138,6 +155,14 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "run 1 passed with exit code 1 and signal None": (
         "no_silent_advance",
         Sight(passed_with(exit_code=1)),
+    ),
+    "run 1 passed with exit code 2 and signal None": (
+        "no_silent_advance",
+        Sight(attempt("T01 T03 T12", attrs.evolve(PASSED, exit_code=2))),
+    ),
+    "run 1 passed with exit code 3 and signal None": (
+        "no_silent_advance",
+        Sight(attempt("T01 T03", attrs.evolve(PASSED, exit_code=3))),
     ),
     "run 1 passed with exit code None and signal 9": (
         "no_silent_advance",
@@ -176,6 +201,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "no_silent_advance",
         Sight(with_report(EvidenceState.STALE, Counts(3, 0, 0, 0))),
     ),
+    "run 1 passed, and its report shows failures": (
+        "no_silent_advance",
+        Sight(with_report(EvidenceState.READ, Counts(4, 1, 0, 0))),
+    ),
     "its report shows failures or errors": (
         "no_silent_advance",
         Sight(with_report(EvidenceState.READ, Counts(4, 0, 1, 0))),
@@ -183,6 +212,15 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "run 1 passed with 2 tests, fewer": (
         "no_silent_advance",
         Sight(with_report(EvidenceState.READ, Counts(4, 0, 0, 2))),
+    ),
+    "run 1 passed with 0 tests, fewer": (
+        "no_silent_advance",
+        Sight(
+            attrs.evolve(
+                with_report(EvidenceState.READ, Counts(4, 0, 0, 4)),
+                plan=attrs.evolve(JUNIT, suite=attrs.evolve(JUNIT.suite, min_tests=0)),
+            )
+        ),
     ),
     "run 1 passed with 1 of 5 tests skipped": (
         "no_silent_advance",
@@ -200,6 +238,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "it wrote a SUCCESS, and no suite passed": (
         "tool_error_is_nobodys_fault",
         Sight(FAILED_CLOSED, written=(TEXT,)),
+    ),
+    "it wrote a SUCCESS, and no suite": (
+        "tool_error_is_nobodys_fault",
+        Sight(FAILED_CLOSED, written=(TEXT, RED_TEXT)),
     ),
     "it cost 1 developer retries, and it is DEFERRED": (
         "tool_error_is_nobodys_fault",
@@ -225,6 +267,17 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "budget_is_total",
         Sight(RUNNING, starts=(Start(1, 0, older_artifact=False),)),
     ),
+    "run 2 was started when 1 runs were counted": (
+        "budget_is_total",
+        Sight(
+            attempt("T01 T05 T07 T09", BROKEN, OPEN),
+            starts=(Start(1, 1, older_artifact=False), Start(2, 1, older_artifact=False)),
+        ),
+    ),
+    "a run followed one that ended for usage_error": (
+        "budget_is_total",
+        Sight(after(Reason.USAGE_ERROR, Reason.STOPPED)),
+    ),
     "a run followed one that ended for no_tests": (
         "budget_is_total",
         Sight(
@@ -241,6 +294,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
                 plan=attrs.evolve(PLAN, budget=Budget(infra_retries=5)),
             )
         ),
+    ),
+    "a run followed two that ended for idle_timeout": (
+        "budget_is_total",
+        Sight(after(Reason.IDLE_TIMEOUT, Reason.STOPPED, Reason.IDLE_TIMEOUT, Reason.STOPPED)),
     ),
     f"runs changed hands {ADOPTIONS_MAX + 1} times": (
         "budget_is_total",
@@ -295,6 +352,15 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "one_live_run_per_job",
         Sight(attempt("T01 T05 T07 T09", OPEN, OPEN)),
     ),
+    "run 1 was followed by another before": (
+        "one_live_run_per_job",
+        Sight(
+            attempt(
+                *("T01 T05 T07 T09 T05 T07 T09", OPEN, BROKEN, OPEN),
+                plan=attrs.evolve(PLAN, budget=Budget(infra_retries=5)),
+            )
+        ),
+    ),
     "runs (1, 2) are alive at the same time": (
         "one_live_run_per_job",
         Sight(attempt("T01 T05 T07 T09", BROKEN, OPEN), live_runs=(1, 2)),
@@ -302,6 +368,13 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "run 1 was started more than once": (
         "one_live_run_per_job",
         Sight(RUNNING, starts=(Start(1, 1, older_artifact=False),) * 2),
+    ),
+    "run 1 was started more than": (
+        "one_live_run_per_job",
+        Sight(
+            attempt("T01 T05 T07 T09", BROKEN, OPEN),
+            starts=tuple(Start(run, 2, older_artifact=False) for run in (1, 1, 2)),
+        ),
     ),
     "a process of run 1 is alive, and the attempt is DEFERRED": (
         "no_process_outlives_its_run",
@@ -354,9 +427,17 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "one_producer_per_launch",
         Sight(RUNNING, declined_in=(None, State.RUNNING)),
     ),
+    "a launch went to the LLM path while the attempt was DEFERRED": (
+        "one_producer_per_launch",
+        Sight(DEFERRED, declined_in=(State.DEFERRED, None)),
+    ),
     "run 1 is alive beside the LLM agent": (
         "one_producer_per_launch",
         Sight(attempt("T01 T05 T07 T10", BROKEN), live_runs=(1,)),
+    ),
+    "a suite was started for a job that the runner never": (
+        "one_producer_per_launch",
+        Sight(attempt("T15", plan=None), starts=(Start(1, 0, older_artifact=False),)),
     ),
     "a suite was started for a job that the runner never took": (
         "one_producer_per_launch",
@@ -377,6 +458,15 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "it fell back to the LLM path after run 1 ended for None": (
         "fallback_only_before_the_first_run_or_by_kill_switch",
         Sight(attempt("T01 T05 T07 T10", OPEN)),
+    ),
+    "it fell back to the LLM path after run 1 ended for tests_failed": (
+        "fallback_only_before_the_first_run_or_by_kill_switch",
+        Sight(
+            attempt(
+                "T01 T05 T07 T09 T05 T07 T10",
+                *(attrs.evolve(FAILED, reason=Reason.TESTS_FAILED), BROKEN),
+            )
+        ),
     ),
     "nobody had switched it off": (
         "fallback_only_before_the_first_run_or_by_kill_switch",
@@ -411,9 +501,10 @@ def test_broken_promise_is_named_and_told(sentence: str) -> None:
     assert any(sentence in line for line in told)
 
 
-def test_gate_that_was_asked_too_early_is_told() -> None:
+@pytest.mark.parametrize("answered", [ADVANCED, FAILED_CLOSED], ids=["opened", "refused"])
+def test_gate_that_was_asked_too_early_is_told(answered: Snapshot) -> None:
     """A gate that was asked while runs were left is a broken promise, whatever its answer."""
-    early = attrs.evolve(DEFERRED, history=(*DEFERRED.history, ADVANCED.history[-1]))
+    early = attrs.evolve(DEFERRED, history=(*DEFERRED.history, answered.history[-1]))
 
     told = violations(Sight(early))
 
