@@ -523,6 +523,8 @@ def test_times_of_every_run_are_times(name: str, number: int) -> None:
         (Event.SUITE_PASSED,),
         (Event.SUITE_PASSED, Event.GATE_OPENED),
         (Event.SUITE_FAILED, Event.GATE_REFUSED),
+        (Event.SUITE_NOT_EXECUTED, Event.BUDGET_LEFT, Event.CANCEL_REQUESTED),
+        (Event.WORKER_LOST, Event.BUDGET_LEFT, Event.RUNNER_DECLINED),
     ],
     ids="-".join,
 )

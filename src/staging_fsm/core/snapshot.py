@@ -303,14 +303,12 @@ def _time_problems(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _run_problems(snapshot: Snapshot) -> Iterator[str]:
-    open_states = (State.RUNNING, State.CANCELLED)
+    endings = [move.row.event for move in snapshot.history if move.row.event in _SHOWN_BY]
     for run in snapshot.runs:
-        is_open = run is snapshot.runs[-1] and snapshot.state in open_states
-        if run.reason is None and not is_open:
+        if run.reason is None and run.number <= len(endings):
             yield f"run {run.number} has no reason although it ended"
         if run.reason is Reason.PASSED and run.exit_code != 0:
             yield f"run {run.number} passed with exit code {run.exit_code}"
-    endings = [move.row.event for move in snapshot.history if move.row.event in _SHOWN_BY]
     for run, event in zip(snapshot.runs, endings, strict=False):
         if run.reason is not None and REASONS[run.reason].verdict is not _SHOWN_BY[event]:
             yield f"run {run.number} ended by {event}, but its reason is {run.reason}"
