@@ -474,6 +474,24 @@ def test_unknown_and_missing_keys_are_refused(path: Path) -> None:
         assert key == "format" or bool(path) is ("the snapshot has keys" not in said)
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        (),
+        (Event.SUITE_PASSED,),
+        (Event.SUITE_PASSED, Event.GATE_OPENED),
+        (Event.SUITE_PASSED, Event.GATE_REFUSED),
+    ],
+    ids="-".join,
+)
+def test_attempt_that_ran_has_a_plan(events: tuple[Event, ...]) -> None:
+    """In whatever state an attempt is, one that ran has the plan that it was bound to."""
+    run = PASSED if events else RUNNING.runs[0]
+    stored = document(attempt(Event.JOB_CLAIMED, *events, runs=(run,), plan=None))
+
+    assert refusal(stored) == "it ran without a plan"
+
+
 def test_runs_beyond_the_budget_are_refused() -> None:
     """More runs than the budget ever allowed are refused."""
     events = (*TOOL_ERROR, Event.BUDGET_LEFT)
