@@ -82,6 +82,14 @@ SOUND = {
         alerts=(),
     ),
     "a pass with evidence": Sight(with_report(EvidenceState.READ, Counts(4, 0, 0, 1))),
+    "a pass that skipped exactly what it may": Sight(
+        linked(
+            attrs.evolve(
+                with_report(EvidenceState.READ, Counts(100, 0, 0, 29)),
+                plan=attrs.evolve(JUNIT, suite=attrs.evolve(JUNIT.suite, max_skipped_ratio=0.29)),
+            )
+        )
+    ),
     "a pass whose late output took a moment": Sight(passed_with(duration_seconds=60.5)),
     "a failure": Sight(
         attempt("T01 T04 T13", FAILED, artifact=artifact(RED_TEXT)),
@@ -221,6 +229,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
                 plan=attrs.evolve(JUNIT, suite=attrs.evolve(JUNIT.suite, min_tests=0)),
             )
         ),
+    ),
+    "run 1 passed with 0 tests, fewer than": (
+        "no_silent_advance",
+        Sight(with_report(EvidenceState.READ, Counts(0, 0, 0, 0))),
     ),
     "run 1 passed with 1 of 5 tests skipped": (
         "no_silent_advance",

@@ -374,7 +374,7 @@ def test_pass_shows_everything(changes: dict[str, Any], policy: JudgingPolicy) -
     if policy.report_required:
         assert shown is not None
         assert shown.executed >= max(policy.min_tests, 1)
-        assert shown.skipped <= policy.max_skipped_ratio * shown.tests
+        assert shown.skipped / shown.tests <= policy.max_skipped_ratio
 
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 50), st.floats(0, 1))
@@ -384,9 +384,22 @@ def test_what_was_asked_for_is_enough(
     """A clean run passes exactly if it ran enough tests and skipped no more than is allowed."""
     facts = attrs.evolve(CLEAN, evidence=counted(executed + skipped, skipped=skipped))
     policy = attrs.evolve(PYTEST, min_tests=min_tests, max_skipped_ratio=ratio)
-    enough = executed >= min_tests and skipped <= ratio * (executed + skipped)
+    enough = executed >= min_tests and skipped / (executed + skipped) <= ratio
 
     assert (judge(facts, policy).verdict is Verdict.PASSED) is enough
+
+
+@pytest.mark.parametrize("percent", [0, 1, 29, 57, 58, 99])
+def test_share_of_skipped_tests_is_met_to_the_test(percent: int) -> None:
+    """Of a hundred tests just as many may be skipped as the ratio says in hundredths, no more."""
+    policy = attrs.evolve(PYTEST, min_tests=0, max_skipped_ratio=float(f"0.{percent:02}"))
+    just, more = (
+        judge(attrs.evolve(CLEAN, evidence=counted(100, skipped=skipped)), policy)
+        for skipped in (percent, percent + 1)
+    )
+
+    assert just.reason is Reason.PASSED
+    assert more.verdict is Verdict.NOT_EXECUTED
 
 
 @given(evidences)

@@ -145,7 +145,7 @@ def _doubts_about_the_evidence(run: Run, min_tests: int, max_skipped: float) -> 
         yield f"run {run.number} passed, and its report shows failures or errors"
     if counts.executed < max(1, min_tests):
         yield f"run {run.number} passed with {counts.executed} tests, fewer than were asked for"
-    if counts.skipped > max_skipped * counts.tests:
+    if counts.tests and counts.skipped / counts.tests > max_skipped:
         yield f"run {run.number} passed with {counts.skipped} of {counts.tests} tests skipped"
 
 

@@ -382,7 +382,8 @@ def _evidence_insufficient(facts: RunFacts, policy: JudgingPolicy) -> Reason | N
         return Reason.NO_TESTS
     if counts.executed < policy.min_tests:
         return Reason.TOO_FEW_TESTS
-    if counts.skipped > policy.max_skipped_ratio * counts.tests:
+    # Divided, not multiplied: to a computer 0.29 of 100 is less than 29.
+    if counts.skipped / counts.tests > policy.max_skipped_ratio:
         return Reason.TOO_MANY_SKIPPED
     return None
 
