@@ -98,8 +98,27 @@ def test_work_item_that_moves_on_is_blocked_no_more(make_host: Maker) -> None:
         job_id = kit.store.enqueue(tx, blocked, "developer", kit.host.clock.now())
     finish_job(kit.host, kit.store.job(job_id), 0)
 
+    following = kit.store.claim_next(kit.host.clock.now(), "w")
+
     assert blocked.blocked_reason is not None
     assert kit.item() == attrs.evolve(blocked, stage="review", blocked_reason=None)
+    assert following is not None
+    assert following.stage == "review"
+
+
+def test_gate_moves_a_work_item_on_from_the_stage_of_its_job(make_host: Maker) -> None:
+    """An agent that comes late to a work item that a person moved on gives it no staging pass."""
+    kit = make_host()
+    job_id = kit.add("testing")
+    with kit.store.transaction() as tx:
+        moved = attrs.evolve(kit.store.work_item(tx, REPO, "WI-1"), stage="deploy-staging")
+        kit.store.move_work_item(tx, moved, kit.host.clock.now())
+    finish_job(kit.host, kit.store.job(job_id), 0)
+    following = kit.store.claim_next(kit.host.clock.now(), "w")
+
+    assert kit.item().stage == "deploy-staging"
+    assert following is not None
+    assert following.agent == "deployer"
 
 
 def test_work_item_that_is_run_again_keeps_what_is_left_of_its_retries(make_host: Maker) -> None:
