@@ -16,6 +16,7 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Step
+from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
 from staging_fsm.effects.processes import this_process
 
@@ -90,6 +91,21 @@ def test_cancellation_before_the_first_run_is_ended_by_recovery(desk: Desk) -> N
 
     assert (desk.state(), desk.snapshot().runs) == (State.CANCELLED, ())
     assert desk.raw_row()["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [(None, Ruling.TAKEN), ("rows.cancel", Ruling.HELD), ("rows.load", Ruling.HELD)],
+)
+def test_cancelled_job_starts_nobody(desk: Desk, broken: str | None, expected: Ruling) -> None:
+    """A launch that comes after a cancellation starts no agent, whatever goes wrong with it."""
+    desk.claim()
+    desk.staging.cancel(desk.job_id)
+    if broken is not None:
+        desk.break_part(broken, OSError("boom"))
+
+    assert desk.launch().ruling is expected
+    assert desk.state() is State.CANCELLED
 
 
 @pytest.fixture
