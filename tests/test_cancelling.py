@@ -93,6 +93,21 @@ def test_cancellation_before_the_first_run_is_ended_by_recovery(desk: Desk) -> N
     assert desk.raw_row()["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("living", [True, None])
+def test_cancellation_in_other_hands_is_left_to_them(desk: Desk, *, living: bool | None) -> None:
+    """Recovery ends no job whose run another worker, which lives or might, is about to reap."""
+    desk.claim()
+    desk.break_part("rows.cancel", OSError("boom"))
+    with pytest.raises(OSError, match="boom"):
+        desk.staging.cancel(desk.job_id)
+    other = desk.new_worker(liveness=lambda _worker: living)
+    other.runner.engine.worker = "another"
+    before = desk.raw_row()
+
+    assert other.recover() == []
+    assert desk.raw_row() == before
+
+
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [(None, Ruling.TAKEN), ("rows.cancel", Ruling.HELD), ("rows.load", Ruling.HELD)],

@@ -24,7 +24,7 @@ from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
 from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
-from staging_fsm.host.pipeline import JobAlreadyEndedError
+from staging_fsm.host.pipeline import ARTIFACT_GATES, JobAlreadyEndedError
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from staging_fsm.host.worker import Worker
 
@@ -304,6 +304,27 @@ def test_gate_of_a_job_is_initiated_once(make_host: Maker) -> None:
         finish_job(kit.host, kit.store.job(job_id), 0)
 
     assert kit.item().stage == "deploy"
+
+
+def test_gate_of_an_ended_job_is_not_even_asked(
+    make_host: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is second is turned away before the gate reads: the artifact may be another's now."""
+    kit = make_host()
+    job = kit.store.job(kit.add("deploy-staging"))
+    asked: list[Path] = []
+
+    def gate(folder: Path) -> bool:
+        asked.append(folder)
+        return False
+
+    monkeypatch.setitem(ARTIFACT_GATES, job.stage, gate)
+    finish_job(kit.host, job, 0)
+
+    with pytest.raises(JobAlreadyEndedError):
+        finish_job(kit.host, job, 0)
+
+    assert len(asked) == 1
 
 
 def set_status(kit: HostKit, job_id: int, status: str) -> None:

@@ -279,6 +279,10 @@ BROKEN = {
     "a list": ('[{"staging_runner": 1}]', "the row's metadata is a list, not an object"),
     "null with a space": ("null ", "the row's metadata is a NoneType, not an object"),
     "a number": ("17", "the row's metadata is a int, not an object"),
+    "our key twice, once in escapes": (
+        '{"staging_runner": {"version": 1}, "staging\\u005frunner": {"version": 2}}',
+        "twice",
+    ),
     "our key twice": ('{"staging_runner": 1, "a": 2, "staging_runner": 3}', "twice"),
 }
 DAMAGED = {
@@ -554,6 +558,7 @@ def test_database_that_was_removed_takes_nothing_more(
         ("{ }", '{ "our":7}'),
         ('{"our": {"our": 1}, "x": 2}', '{"our": 7, "x": 2}'),
         ('{"our_own": 1, "ou": 2}', '{"our_own": 1, "ou": 2,"our":7}'),
+        ('{"OUR": 1, " our": 2}', '{"OUR": 1, " our": 2,"our":7}'),
         ('{"x": {"our": 1}}', '{"x": {"our": 1},"our":7}'),
         ('{"x": "\\"our\\": 1" , "o\\u0075r" : 2 }', '{"x": "\\"our\\": 1" , "o\\u0075r" : 7 }'),
     ],

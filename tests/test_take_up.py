@@ -218,27 +218,38 @@ def test_early_launch_on_a_machine_that_cannot_costs_no_run(desk: Desk) -> None:
     assert desk.snapshot() == before
 
 
+#: In a thousand seconds every wait is over.
+LONGEST_WAIT_LOOKS: Final = 1_000_000_000
+
+
 class SlowClock(SystemClock):
     """A clock by which a microsecond passes each time that it is looked at."""
 
+    looks: int = 0
+
     def now(self) -> datetime:
         """Return the time of day."""
-        self.looks = getattr(self, "looks", 0) + 1
+        self.looks += 1
         return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(microseconds=self.looks)
 
 
-def test_wait_is_counted_from_when_it_is_decided(desk: Desk) -> None:
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_wait_is_counted_from_when_it_is_decided(desk: Desk, runs: int) -> None:
     """A wait is the budget's for this attempt and run, to the microsecond, from its decision on."""
-    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.set("RETRY_BACKOFF_SECONDS", "100")
+    desk.set("INFRA_RETRIES", "3")
     desk.suites_file = TOOL_ERROR
-    desk.engine.clock = SlowClock()
+    desk.engine.clock = clock = SlowClock()
     desk.claim()
-    desk.launch()
+    for _ in range(runs):
+        desk.launch()
+        clock.looks += LONGEST_WAIT_LOOKS
     snapshot = desk.snapshot()
-    seconds = snapshot.bound_plan.budget.delay_seconds(snapshot.attempt_id, 1)
+    seconds = snapshot.bound_plan.budget.delay_seconds(snapshot.attempt_id, runs)
     due = parse_time(str(snapshot.next_run_at)) - timedelta(seconds=seconds)
     deferred, ended = snapshot.history[-1].time, snapshot.history[-2].time
 
+    assert len(snapshot.runs) == runs
     assert parse_time(ended) < due < parse_time(deferred)
 
 
