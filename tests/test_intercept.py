@@ -62,6 +62,19 @@ def test_switched_off_runner_leaves_row_and_agent_as_they_are(desk: Desk, name: 
     assert desk.alerts() == []
 
 
+def test_job_of_another_stage_is_declined_whatever_it_carries(desk: Desk) -> None:
+    """A host that copies the metadata of a staging job into its next one has its agent started."""
+    desk.claim()
+    desk.launch()
+    copied = desk.raw_row()["metadata"]
+    desk.job_id = desk.kit.add("deploy", "WI-2")
+    desk.write_metadata(copied)
+    before = desk.raw_row()
+
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.raw_row() == before
+
+
 @pytest.mark.parametrize("stage", ["analysis", "deploy", "deploy-staging2", "testing"])
 def test_other_stages_are_none_of_the_runners(desk: Desk, stage: str) -> None:
     """A job of another stage is declined, and nothing is written or said about it."""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,10 @@ from desk import (
     TOOL_ERROR,
     Desk,
     Failing,
+    LosesTheAnswer,
+    deferred,
     fill_the_disk,
+    first,
     under_worker,
 )
 from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
@@ -361,6 +365,27 @@ def test_deferral_that_is_queued_is_left_to_its_claimant(desk: Desk) -> None:
     assert desk.raw_row() == before
 
 
+def test_deferral_of_the_longest_wait_is_left_waiting(desk: Desk) -> None:
+    """A job that waits as long as a wait can last, to the microsecond, is none of recovery's."""
+
+    class StoppedClock(SystemClock):
+        """A clock that stands still."""
+
+        def now(self) -> datetime:
+            """Return one moment."""
+            return datetime(2030, 1, 1, tzinfo=UTC)
+
+    desk.set("RETRY_BACKOFF_SECONDS", "900")
+    desk.set("RETRY_BACKOFF_MAX_SECONDS", "900")
+    desk.suites_file = TOOL_ERROR
+    desk.engine.clock = StoppedClock()
+    desk.claim()
+    desk.launch()
+
+    assert desk.engine.latest_due(desk.snapshot()) == desk.row().not_before
+    assert desk.staging.recover() == []
+
+
 def test_recovery_that_was_overtaken_touched_nothing(desk: Desk) -> None:
     """An attempt that somebody moves while it is taken up is not among what was recovered."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
@@ -510,10 +535,18 @@ def test_deferral_that_is_claimed_again_is_its_claimants(desk: Desk) -> None:
     assert desk.raw_row() == before
 
 
-def test_run_of_another_machine_is_left_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scene", [first, deferred])
+def test_run_of_another_machine_is_left_to_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, scene: Callable[[Desk], None]
+) -> None:
     """A run on another machine is neither adopted nor reaped, also where its worker is dead."""
     here = this_process()
-    under_worker(desk, str(ProcessIdentity(here.scope, here.pid, here.start + 1)))
+    scene(desk)
+    desk.engine.worker = str(ProcessIdentity(here.scope, here.pid, here.start + 1))
+    desk.break_part("rows.save", OSError("boom"), LosesTheAnswer)
+    desk.launch()
+    desk.staging = desk.new_worker()
+    assert desk.state() is State.RUNNING
     before = desk.raw_row()
     monkeypatch.setattr(desk.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN)
 
