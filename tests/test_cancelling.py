@@ -93,6 +93,17 @@ def test_cancellation_before_the_first_run_is_ended_by_recovery(desk: Desk) -> N
     assert desk.raw_row()["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("living", [True, False, None])
+def test_deferral_is_cancelled_from_anywhere(desk: Desk, *, living: bool | None) -> None:
+    """Between two runs nothing has to be stopped: whoever is asked to cancel does so."""
+    desk.defer()
+    desk.staging = desk.new_worker(liveness=lambda _worker: living)
+    desk.engine.worker = "another"
+
+    assert desk.staging.cancel(desk.job_id).state is State.CANCELLED
+    assert desk.raw_row()["status"] == "cancelled"
+
+
 @pytest.mark.parametrize("living", [True, None])
 def test_cancellation_in_other_hands_is_left_to_them(desk: Desk, *, living: bool | None) -> None:
     """Recovery ends no job whose run another worker, which lives or might, is about to reap."""

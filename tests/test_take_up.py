@@ -589,6 +589,18 @@ def test_claim_that_was_turned_away_is_not_lost(desk: Desk) -> None:
     assert desk.state() is State.FAILED_CLOSED
 
 
+def test_job_that_is_queued_is_not_put_back(desk: Desk) -> None:
+    """Who was turned away leaves a job that waits alone: it may be claimed at that very moment."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    before = desk.raw_row()
+    desk.break_part("rows.requeue", AssertionError("queued again"))
+    desk.staging.runner.put_back(desk.job_id)
+
+    assert desk.raw_row() == before
+
+
 def test_job_that_cannot_be_put_back_breaks_no_launch(desk: Desk) -> None:
     """A store that is away when somebody is turned away changes nothing of the answer."""
     desk.suites_file = TOOL_ERROR
