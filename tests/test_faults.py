@@ -494,6 +494,20 @@ def test_adoptions_are_those_of_the_whole_attempt() -> None:
     assert story.state is State.FAILED_CLOSED
 
 
+def test_later_run_is_adopted_as_often_as_a_first() -> None:
+    """What a first run did not use up of an attempt's adoptions is there for the next one."""
+    story = Teller()
+    story.launch("tool error")
+    story.wait()
+    story.launch(until="await")
+    for _ in range(ADOPTIONS_MAX):
+        change_hands(story)
+
+    events = [move.row.event for move in story.snapshot().history]
+    assert events.count(Event.RUN_ADOPTED) == ADOPTIONS_MAX
+    assert story.state is State.RUNNING
+
+
 def change_hands(story: Teller) -> None:
     """Kill the worker of a run, and have another one recover."""
     story.world.kill(story.worker())

@@ -17,9 +17,12 @@ from staging_fsm.core.outcome import REASONS, Reason, RunFacts, Supervision, jud
 from staging_fsm.core.ports import AlertKind, RunReport
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Effect, Event, State
+from staging_fsm.drive.engine import HAND_OVER_TRIES
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import launch_job
+
+OF_ANOTHER = "the gate opened, but the artifact it read is not the one that was written"
 
 
 def test_artifact_shows_no_secret_of_the_command(desk: Desk) -> None:
@@ -233,10 +236,11 @@ def test_artifact_shows_the_output_of_the_run_that_was_judged(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize(
-    ("suites", "told"),
+    ("suites", "meddling", "told"),
     [
         (
             FAILING,
+            0,
             "the gate opened against the verdict: "
             + str(
                 TransitionRefusedError(
@@ -244,31 +248,46 @@ def test_artifact_shows_the_output_of_the_run_that_was_judged(desk: Desk) -> Non
                 )
             ),
         ),
-        (PASSING, "the gate opened, but the artifact it read is not the one that was written"),
+        (PASSING, HAND_OVER_TRIES, OF_ANOTHER),
+        (FAILING, 1, OF_ANOTHER),
     ],
-    ids=["of a failed suite", "of another artifact"],
+    ids=["of a failed suite", "of another artifact", "of another artifact in the end"],
 )
 def test_gate_that_contradicts_the_verdict_is_told_in_words(
-    desk: Desk, suites: str, told: str
+    desk: Desk, suites: str, meddling: int, told: str
 ) -> None:
-    """An attempt that its gate contradicts stays where it is, and the alert says how."""
+    """An attempt that its gate contradicts stays where it is, and the alert says how at last."""
+    tries = iter(range(HAND_OVER_TRIES)[::-1])
+    heard: list[tuple[object, ...]] = []
+
+    class Heard:
+        """Alerts that are kept as they are sent."""
+
+        @staticmethod
+        def send(*alert: object) -> None:
+            """Keep an alert."""
+            heard.append(alert)
+
+        @staticmethod
+        def deliver() -> None:
+            """Owe nobody anything."""
+
+    alerts: Any = Heard()
 
     def gate(row: JobRow, tx: Any) -> bool:  # noqa: ARG001  # the host would move the item by it
-        if suites == PASSING:
+        if next(tries) < meddling:
             artifact = desk.engine.place(row).artifact_dir / ARTIFACT_NAME
             artifact.write_text("---\nstaging_status: SUCCESS\n---\n")
         return True
 
     desk.suites_file = suites
-    desk.engine.gate = gate
+    desk.engine.gate, desk.engine.alerts = gate, alerts
     desk.claim()
     desk.launch()
-    alerts = (desk.folder / "state" / "alerts.jsonl").read_text().splitlines()
 
     assert desk.snapshot().history[-1].row.effect is Effect.HAND_OVER
-    assert [(json.loads(line)["kind"], json.loads(line)["text"]) for line in alerts] == [
-        (AlertKind.GATE_CONTRADICTED_VERDICT, told)
-    ]
+    kind = AlertKind.GATE_CONTRADICTED_VERDICT
+    assert heard == [(kind, desk.job_id, told, desk.snapshot().attempt_id)]
 
 
 def test_run_of_too_few_tests_says_how_many_are_missing(desk: Desk) -> None:
