@@ -114,6 +114,18 @@ def test_invalid_configuration_declines_loudly(desk: Desk, name: str) -> None:
     assert desk.kit.item().stage == "deploy"
 
 
+def test_worker_that_dies_over_a_decline_has_told_of_it(desk: Desk) -> None:
+    """Somebody is told that a launch is declined before the row says so: no crash swallows it."""
+    desk.set("INFRA_RETRIES", "many")
+    desk.claim()
+    desk.break_part("rows.save", KeyboardInterrupt())  # type: ignore[arg-type]  # as a worker that is stopped
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.launch()
+
+    assert desk.alerts() == ["configuration_invalid"]
+
+
 BEFORE_THE_FIRST_RUN: Final = ("suites", "bind", "place", "rows.save")
 
 
@@ -157,8 +169,11 @@ def test_declined_launch_stays_declined(desk: Desk) -> None:
 AFTER_THE_FIRST_RUN: Final = ("artifacts.set_aside", "suites.start", "suites.await_report", "place")
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, OSError])
 @pytest.mark.parametrize("part", AFTER_THE_FIRST_RUN)
-def test_internal_error_after_a_run_was_counted_is_a_tool_error(desk: Desk, part: str) -> None:
+def test_internal_error_after_a_run_was_counted_is_a_tool_error(
+    desk: Desk, part: str, kind: type[Exception]
+) -> None:
     """Whatever fails once a run is counted ends that run as a tool error, and no agent starts."""
     desk.claim()
     if part == "place":
@@ -166,7 +181,7 @@ def test_internal_error_after_a_run_was_counted_is_a_tool_error(desk: Desk, part
         answers = [desk.engine.place]
         desk.engine.place = lambda row: answers.pop()(row)  # noqa: PLW0108  # popped late
     else:
-        desk.break_part(part, RuntimeError("boom"))
+        desk.break_part(part, kind("boom"))
 
     decision = desk.launch()
 
@@ -174,7 +189,7 @@ def test_internal_error_after_a_run_was_counted_is_a_tool_error(desk: Desk, part
     snapshot = desk.snapshot()
     assert [move.id for move in snapshot.history] == ["T01", "T05", "T07"]
     assert snapshot.reasons == (Reason.INTERNAL_ERROR,)
-    told = "IndexError: pop from empty list" if part == "place" else "RuntimeError: boom"
+    told = "IndexError: pop from empty list" if part == "place" else f"{kind.__name__}: boom"
     assert (snapshot.runs[0].rule, snapshot.runs[0].detail) == ("engine", told)
     assert desk.agent_calls() == []
 
