@@ -52,7 +52,7 @@ FURTHER_TESTS = {
     "core/outcome.py": ("stories",),
     "core/machine.py": ("spec",),
     "core/plan.py": ("config", "outcome"),
-    "core/config.py": ("plan", *LAUNCHES),
+    "core/config.py": ("plan", *LAUNCHES, "shadow", "attestation"),
     "core/jobs.py": ("rows", "invariants", *LAUNCHES, "public"),
     "core/suites.py": ("config", "plan", *LAUNCHES),
     "core/errors.py": ("spec", "snapshot", "config", "rows"),
