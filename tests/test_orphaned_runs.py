@@ -73,6 +73,8 @@ def test_terminal_that_ends_a_worker_does_not_end_its_run(
         assert worker.stdout.readline() == b"started\n"
         stand.lifeline.await_members(1)
         os.killpg(worker.pid, number)
+        has_ended(worker.pid)
+        worker.kill()
     (stand.root / "go").touch()
     facts = stand.collect().facts
 

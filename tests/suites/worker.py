@@ -20,6 +20,10 @@ if mode == "careless":
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2})
+if mode == "abandon":
+    # As at a terminal, whatever has started the tests: `nohup` has a hang-up be ignored.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 suites = LocalSuites(StateDir(Path(state)))
 plan = SuitePlan(
     tuple(command),
