@@ -69,7 +69,7 @@ def test_failed_verdict_of_the_llm_costs_one_developer_retry(make_host: Maker) -
 
 @pytest.mark.parametrize("stage", sorted(STAGE_AGENTS))
 def test_failure_of_any_stage_costs_one_developer_retry(make_host: Maker, stage: str) -> None:
-    """Whichever gate refuses, it costs one developer retry, or a work item went round for ever."""
+    """Whichever gate refuses, it costs one developer retry: no work item goes round for ever."""
     kit = make_host()
     job_id = kit.add(stage, retries=2)
     finish_job(kit.host, kit.store.job(job_id), 1)

@@ -300,7 +300,8 @@ def _notify(url: str, alerts: list[Alert]) -> bool:
     """Send alerts as one message; Apprise waits no longer than four seconds for each answer."""
     import apprise  # noqa: PLC0415  # optional: the extra "alerts"
 
-    # One address after the other: a process that ends starts no threads any more.
+    # Neither at once nor under a time limit of Apprise's own: both would take threads,
+    # and a process that ends starts none any more.
     service = apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, service_timeout=0))
     if not service.add(url):
         # Without the address: it may hold a secret.
