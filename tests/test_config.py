@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from columns import aligned
 from conftest import Golden
 from staging_fsm.core import config as declared
-from staging_fsm.core import suites
 from staging_fsm.core.config import (
     INFRA_RETRIES_MAX,
     PATHS,
@@ -537,7 +536,12 @@ def test_any_text_is_suites_or_problems(text: str) -> None:
     assert problems is None or problems
 
 
-OF_EVERY_SUITE = {name: float(n) for n, name in enumerate(suites.OF_EVERY_SUITE, 100)}
+#: What both a setting and a suite can say, each with a number of its own.
+OF_EVERY_SUITE = {
+    name: float(number)
+    for number, name in enumerate(FIELDS, 100)
+    if name in attrs.fields_dict(SuitePlan)
+}
 OF_EVERY_SUITE["log_max_bytes"] = 5000.0
 CONFIG = load(**{name: f"{value:g}" for name, value in OF_EVERY_SUITE.items()})
 
@@ -561,9 +565,7 @@ def test_plan_takes_what_is_said_from_the_suite() -> None:
     assert plan["log_max_bytes"] == OF_EVERY_SUITE["log_max_bytes"]
 
 
-@pytest.mark.parametrize(
-    "name", sorted({*suites.OF_EVERY_SUITE} - {"timeout_seconds", "log_max_bytes"})
-)
+@pytest.mark.parametrize("name", sorted({*OF_EVERY_SUITE} - {"timeout_seconds", "log_max_bytes"}))
 def test_suite_may_say_that_it_has_no_limit(name: str) -> None:
     """A suite that says 0 of a limit or of its grace has none, whatever the settings say."""
     entry = parse_suites(f"[default]\ncommand = ['make']\n{name} = 0").entry("shop")

@@ -39,7 +39,7 @@ from staging_fsm import Effect, Event, Ruling, State
 from staging_fsm.core.config import settings
 from staging_fsm.core.outcome import REASONS, RULES, Reason, Verdict
 from staging_fsm.core.ports import AlertKind
-from staging_fsm.core.snapshot import load_snapshot
+from staging_fsm.core.snapshot import ADOPTIONS_MAX, load_snapshot
 from staging_fsm.core.suites import SuiteEntry, parse_suites
 from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.rows import COLUMNS, STATUSES
@@ -526,6 +526,14 @@ def test_every_rule_has_its_origin() -> None:
     text = (ROOT / "docs/judging.md").read_text(encoding="utf-8")
 
     assert re.findall(r"^### (J\d\d)\b", text, re.MULTILINE) == [rule.id for rule in RULES]
+
+
+def test_documented_number_of_adoptions_is_the_one_allowed() -> None:
+    """The page on supervision says after how many adoptions a run counts as lost."""
+    text = (ROOT / "docs/supervision.md").read_text(encoding="utf-8")
+    found = re.findall(r"^After (\d+) adoptions a run counts as lost", text, re.MULTILINE)
+
+    assert found == [str(ADOPTIONS_MAX)]
 
 
 def test_suites_file_reference_has_every_key() -> None:
