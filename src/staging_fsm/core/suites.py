@@ -29,16 +29,9 @@ from staging_fsm.core.plan import (
 #: The word for as many tests as the last passed run had, about.
 AUTO: Final = "auto"
 
-#: Settings that a suite has where the suites file says nothing else.
-OF_EVERY_SUITE: Final = (
-    "timeout_seconds",
-    "kill_grace_seconds",
-    "log_max_bytes",
-    "idle_timeout_seconds",
-    "memory_max_bytes",
-    "processes_max",
-    "open_files_max",
-    "file_max_bytes",
+#: What a suite takes from the settings where the suites file says nothing: all of one name.
+OF_EVERY_SUITE: Final = tuple(
+    field.name for field in attrs.fields(SuitePlan) if field.name in RunnerConfig.__annotations__
 )
 
 
