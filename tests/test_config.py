@@ -487,6 +487,13 @@ def test_tests_are_not_asked_for_without_a_report() -> None:
     assert SuiteEntry(("make",)).plan(load(), 300).tests_last_passed is None
 
 
+def test_nothing_is_known_of_a_last_pass_that_nobody_names() -> None:
+    """Where nobody says what last passed, one test is asked for, and no pass is made up."""
+    plan = SuiteEntry(("make",), min_tests="auto", report="junit.xml").plan(load())
+
+    assert (plan.min_tests, plan.tests_last_passed) == (1, None)
+
+
 @pytest.mark.parametrize("name", REFUSED_SUITES)
 def test_wrong_suites_file_is_refused(name: str) -> None:
     """A suites file that is not exactly right is refused, with what is wrong and where."""
