@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder \
 	--max-worker-restart=0
 
-.PHONY: demo test check fuzz soak fleet-soak bench scaling mutate format generated clean
+.PHONY: demo test lint check fuzz soak fleet-soak bench scaling mutate format generated clean
 
 # Only what a demo needs: a newcomer waits for no linter and no browser.
 demo: $(VENV)/.demo
@@ -21,12 +21,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.installed
 	@$(PYTEST)
 
-check: $(VENV)/.installed
+lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/staging-fsm diagram --check
-	$(PYTEST)
+
+check: lint test
 
 # Coverage-guided fuzzing of what reads hostile text, each target for FUZZ_SECONDS. It stops with
 # an error at the end if one crashed, and says which input did it. What it finds is kept, and
