@@ -42,7 +42,7 @@ from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, load_snapshot
 from staging_fsm.core.suites import SuiteEntry, parse_suites
 from staging_fsm.drive.intercept import STAGE
-from staging_fsm.effects.rows import COLUMNS, STATUSES
+from staging_fsm.effects.host_table import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.shadow import Comparison

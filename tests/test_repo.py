@@ -35,6 +35,7 @@ HOMES = {
     "sqlalchemy": {
         "effects/django_rows.py",
         "effects/due.py",
+        "effects/host_table.py",
         "effects/metadata.py",
         "effects/rows.py",
         "host/database.py",

@@ -44,7 +44,12 @@ ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 PACKAGE = Path("src/staging_fsm")
 #: Besides the core and the drive: the compare-and-swap and the writer of artifacts.
-FURTHER_MODULES = ("effects/rows.py", "effects/metadata.py", "effects/files.py")
+FURTHER_MODULES = (
+    "effects/rows.py",
+    "effects/host_table.py",
+    "effects/metadata.py",
+    "effects/files.py",
+)
 #: What is held of launches, in parts.
 LAUNCHES = ("intercept", "take_up", "cancelling", "made_runner", "telling")
 #: Besides the test file of its own name: the tests that hold a module's promises.
@@ -68,6 +73,7 @@ FURTHER_TESTS = {
     "drive/rulings.py": (*LAUNCHES, "engine"),
     "drive/runner.py": (*LAUNCHES, "alerts", "stories", "faults", "shadow"),
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
+    "effects/host_table.py": ("rows", "foreign_tables", "job_rows"),
     "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
     "effects/files.py": ("artifact", *LAUNCHES, "processes"),
 }
