@@ -112,6 +112,7 @@ class Record:
     not_before: str | None = None
     claimed_by: str | None = None
     metadata: str = "{}"
+    updated_at: str = ""
 
     @functools.cached_property
     def row(self) -> JobRow:
@@ -138,6 +139,7 @@ class Record:
             self.status,
             self.claimed_by,
             self.metadata,
+            self.updated_at,
         )
 
 
@@ -392,7 +394,9 @@ class MemoryStore(_Connected):
             if not due:
                 return None
             first = min(due, key=lambda record: (record.not_before or "", record.id))
-            claimed = attrs.evolve(first, status="running", claimed_by=claimed_by)
+            claimed = attrs.evolve(
+                first, status="running", claimed_by=claimed_by, updated_at=moment
+            )
             tx.change(claimed)
             return claimed.job()
 

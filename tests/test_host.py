@@ -640,6 +640,21 @@ def test_claim_whose_answer_was_lost_is_queued_again(make_host: Maker) -> None:
     assert [job.id for job in broken.requeue_abandoned()] == [job_id]
 
 
+def test_later_claim_whose_answer_was_lost_is_queued_again(make_host: Maker) -> None:
+    """A job that a live worker has had before is nobody's if it never heard of the later claim."""
+    kit = make_host()
+    job_id = kit.add("development")
+
+    def give_back(_host: Host, job: Job) -> None:
+        assert kit.store.requeue_abandoned(job, kit.host.clock.now())
+
+    had_it = Worker(kit.host, str(this_process()), give_back)
+    had_it.run_one()
+    kit.store.claim_next(kit.host.clock.now(), had_it.identity)
+
+    assert [job.id for job in had_it.requeue_abandoned()] == [job_id]
+
+
 def test_worker_recovers_before_it_looks_for_work(make_host: Maker) -> None:
     """What a dead worker left is taken up at the start, before any job is claimed."""
     kit = make_host(recovery_seconds="3600")

@@ -106,6 +106,8 @@ class Job:
     status: str
     claimed_by: str | None
     metadata: str
+    #: When it was queued, claimed or ended last.
+    updated_at: str
 
 
 @attrs.frozen

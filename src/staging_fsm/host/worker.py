@@ -28,8 +28,8 @@ class Worker:
     is_alive: Callable[[ProcessIdentity], bool | None] = is_alive
     concurrency: int = 1
     stopping: bool = False
-    #: The jobs that were claimed here, as far as the answer of the store arrived.
-    _claimed: set[int] = attrs.field(factory=set, init=False)
+    #: When each job was claimed here last, as far as the answer of the store arrived.
+    _claimed: dict[int, str] = attrs.field(factory=dict, init=False)
 
     def stop(self) -> None:
         """Let the loop end after the jobs in hand; may be called from a signal handler."""
@@ -49,7 +49,8 @@ class Worker:
                 claim = ProcessIdentity.parse(job.claimed_by or "")
             except ValueError:
                 continue
-            unheard = job.claimed_by == self.identity and job.id not in self._claimed
+            heard_of = self._claimed.get(job.id) == job.updated_at
+            unheard = job.claimed_by == self.identity and not heard_of
             abandoned = unheard or self.is_alive(claim) is False
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
@@ -75,7 +76,7 @@ class Worker:
     def _claim(self, only: int | None = None) -> Job | None:
         job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
         if job is not None:
-            self._claimed.add(job.id)
+            self._claimed[job.id] = job.updated_at
         return job
 
     def _launch(self, job: Job) -> None:
