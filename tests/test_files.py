@@ -4,9 +4,11 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -272,6 +274,34 @@ def test_artifact_is_written_if_it_is_those_very_bytes(artifact: Path, altered: 
     assert not ArtifactFiles().is_written(artifact.parent, OLD)
 
 
+@pytest.mark.parametrize("altered", [0, 64 * 1024, 1024 * 1024 - 1])
+def test_artifact_is_compared_to_its_last_byte(artifact: Path, altered: int) -> None:
+    """However long an artifact is, it is written if none of its bytes differs."""
+    text = "é" * (512 * 1024)
+    ArtifactFiles().write(artifact.parent, text)
+    whole = ArtifactFiles().is_written(artifact.parent, text)
+    found = bytearray(artifact.read_bytes())
+    found[altered] ^= 1
+    artifact.write_bytes(found)
+
+    assert (whole, ArtifactFiles().is_written(artifact.parent, text)) == (True, False)
+
+
+def test_older_artifact_that_cannot_be_moved_is_told(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older artifact that stays in the gate's sight is an error, for no suite may start then."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "rename", refuse)
+
+    with pytest.raises(PermissionError):
+        ArtifactFiles().set_aside(artifact.parent, "before-1")
+    assert artifact.read_text() == OLD
+
+
 def test_file_that_is_there_is_never_replaced_by_a_new_one(
     tmp_path: Path, synced: list[list[str]]
 ) -> None:
@@ -281,6 +311,7 @@ def test_file_that_is_there_is_never_replaced_by_a_new_one(
     assert create_durably(path, b"mine")
     assert synced[-1] == ["new"]
     assert not create_durably(path, b"yours")
+    assert not create_durably(path, b"mine")
     assert (path.read_bytes(), [*tmp_path.iterdir()]) == (b"mine", [path])
     assert stat.S_IMODE(path.stat().st_mode) == FILE_MODE
 
@@ -383,6 +414,30 @@ def test_run_is_removed_with_its_reports_and_no_other(tmp_path: Path) -> None:
     assert state.last_change("a.1") == state.run("a.1").stat().st_mtime
 
 
+def test_removal_that_broke_off_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of which half was removed is still found, and nothing of it stays for ever."""
+    state, remove, removed = StateDir(tmp_path), shutil.rmtree, list[Path]()
+    for folder in (state.run("a.1"), state.reports("a.1")):
+        made(folder)
+
+    def break_off(folder: Path, **how: Any) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(folder)
+        remove(folder, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            state.remove_run("a.1")
+    for run_id in state.run_ids():
+        state.remove_run(run_id)
+
+    assert [*tmp_path.glob("*/*")] == []
+
+
 def made(folder: Path) -> Path:
     """Make a folder and return it."""
     folder.mkdir(parents=True)
@@ -451,3 +506,19 @@ def test_secret_outlives_a_power_cut(tmp_path: Path, synced: list[list[str]]) ->
     StateDir(tmp_path).secret()
 
     assert synced == [["secret"]]
+
+
+def test_first_users_of_a_state_folder_have_one_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two who need the secret for the first time at once one makes it, and both have it."""
+    make, others = secrets.token_bytes, list[bytes]()
+
+    def make_while_another_does(size: int) -> bytes:
+        monkeypatch.setattr(secrets, "token_bytes", make)
+        others.append(StateDir(tmp_path).secret())
+        return make(size)
+
+    monkeypatch.setattr(secrets, "token_bytes", make_while_another_does)
+
+    assert [StateDir(tmp_path).secret()] == others

@@ -389,13 +389,20 @@ def test_what_was_asked_for_is_enough(
     assert (judge(facts, policy).verdict is Verdict.PASSED) is enough
 
 
-@pytest.mark.parametrize("percent", [0, 1, 29, 57, 58, 99])
-def test_share_of_skipped_tests_is_met_to_the_test(percent: int) -> None:
-    """Of a hundred tests just as many may be skipped as the ratio says in hundredths, no more."""
-    policy = attrs.evolve(PYTEST, min_tests=0, max_skipped_ratio=float(f"0.{percent:02}"))
+@pytest.mark.parametrize(
+    ("ratio", "tests", "allowed"),
+    [
+        *[("0.00", 100, 0), ("0.01", 100, 1), ("0.29", 100, 29)],
+        *[("0.57", 100, 57), ("0.58", 100, 58), ("0.99", 100, 99)],
+        *[("0.501", 1000, 501), ("0.5", 1000, 500), ("0.99999", 100_000, 99_999)],
+    ],
+)
+def test_share_of_skipped_tests_is_met_to_the_test(ratio: str, tests: int, allowed: int) -> None:
+    """Just as many tests may be skipped as the ratio says, however many there are, and no more."""
+    policy = attrs.evolve(PYTEST, min_tests=0, max_skipped_ratio=float(ratio))
     just, more = (
-        judge(attrs.evolve(CLEAN, evidence=counted(100, skipped=skipped)), policy)
-        for skipped in (percent, percent + 1)
+        judge(attrs.evolve(CLEAN, evidence=counted(tests, skipped=skipped)), policy)
+        for skipped in (allowed, allowed + 1)
     )
 
     assert just.reason is Reason.PASSED

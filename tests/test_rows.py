@@ -213,6 +213,18 @@ def test_save_of_a_worker_that_lost_its_claim_changes_nothing(kit: Kit, version:
     assert kit.raw() == before
 
 
+@pytest.mark.parametrize("stored", ["1.9", '"1x"', "[1]"])
+def test_version_that_is_no_whole_number_is_nobodys(kit: Kit, stored: str) -> None:
+    """A stored version that only begins like the one that was read fences its worker off."""
+    kit.add(f'{{"{SNAPSHOT_KEY}":{{"version":{stored}}}}}')
+    before = kit.raw()
+
+    with pytest.raises(StaleSnapshotError):
+        kit.rows.save(JOB, attempt(2))
+
+    assert kit.raw() == before
+
+
 def test_save_without_an_attempt_in_the_row_is_refused(kit: Kit) -> None:
     """An attempt whose key somebody removed is not brought back by its worker."""
     kit.add('{"theirs": 1}')

@@ -11,11 +11,11 @@ from staging_fsm.core.config import load_config, variable_name
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.jobs import JobRow, Place
-from staging_fsm.core.snapshot import Snapshot, dump_snapshot
+from staging_fsm.core.snapshot import Run, Snapshot, dump_snapshot
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.drive.intercept import STAGE
 from staging_fsm.drive.runner import RECENT_ROWS, StagingRunner, read_suites
-from test_invariants import FAILED, PASSED, TEXT, artifact, attempt
+from test_invariants import BROKEN, FAILED, PASSED, TEXT, artifact, attempt
 
 SUITES = '[default]\ncommand = ["make", "check"]\n'
 
@@ -58,6 +58,17 @@ def counted(tests: int, path: str = "T01 T03 T11") -> Snapshot:
     return attempt(path, run, artifact=artifact(TEXT) if len(path.split()) > 2 else None)
 
 
+def with_counts(run: Run, executed: int) -> Run:
+    """Return a run that executed so many tests."""
+    return attrs.evolve(run, evidence=EvidenceState.READ, counts=Counts(executed, 0, 0, 0))
+
+
+SECOND_PASSED = attempt(
+    "T01 T05 T07 T09 T03 T11",
+    with_counts(BROKEN, 3),
+    with_counts(PASSED, 7),
+    artifact=artifact(TEXT),
+)
 UNCOUNTED = attempt("T01 T03 T11", PASSED, artifact=artifact(TEXT))
 
 
@@ -93,6 +104,7 @@ def row(stored: Snapshot | str | None, stage: str = STAGE) -> JobRow:
         ([row(counted(3, "T01 T03")), row(counted(7))], 7),
         ([row(counted(3), stage="testing"), row(counted(7))], 7),
         ([row(UNCOUNTED)], None),
+        ([row(SECOND_PASSED), row(counted(8))], 7),
     ],
 )
 def test_tests_that_last_passed_are_those_of_the_newest_pass(

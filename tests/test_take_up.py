@@ -25,6 +25,7 @@ from desk import (
     first,
     under_worker,
 )
+from hosts import git
 from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.outcome import Reason
@@ -54,10 +55,15 @@ def test_kill_switch_between_two_runs_leads_to_the_llm(desk: Desk, name: str) ->
     assert desk.alerts() == []
 
 
-def test_invalid_configuration_between_two_runs_is_a_counted_tool_error(desk: Desk) -> None:
+@pytest.mark.parametrize("fit", [True, False])
+def test_invalid_configuration_between_two_runs_is_a_counted_tool_error(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, *, fit: bool
+) -> None:
     """A deferred attempt never goes to the LLM by a broken configuration: it costs a run."""
     desk.defer()
     desk.set("INFRA_RETRIES", "many")
+    if not fit:
+        fill_the_disk(monkeypatch)
 
     decision = desk.launch()
 
@@ -66,6 +72,25 @@ def test_invalid_configuration_between_two_runs_is_a_counted_tool_error(desk: De
     assert snapshot.state is State.FAILED_CLOSED
     assert snapshot.reasons == (Reason.TOOL_EXIT_CODE, Reason.CONFIGURATION_INVALID)
     assert desk.alerts() == ["configuration_invalid", "failed_closed"]
+
+
+def test_attempt_stays_bound_to_its_plan_between_two_runs(desk: Desk) -> None:
+    """A setting, a suite or a commit that comes between two runs is for the next attempt."""
+    desk.suites_file = '[default]\ncommand = ["sh", "-c", "test -e new || exit 126"]\n'
+    desk.claim()
+    desk.launch()
+    bound = desk.snapshot().bound_plan
+    (desk.kit.repository / "new").write_text("")
+    git(desk.kit.repository, "add", "new")
+    git(desk.kit.repository, "commit", "--quiet", "--message", "new")
+    desk.set("INFRA_RETRIES", "9")
+    desk.suites_file = PASSING
+    desk.claim()
+    desk.launch()
+
+    assert desk.snapshot().plan == bound
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.TOOL_EXIT_CODE)
+    assert desk.state() is State.FAILED_CLOSED
 
 
 def test_machine_that_becomes_unfit_between_two_runs_costs_one(
@@ -209,14 +234,18 @@ def test_early_launch_with_the_switch_thrown_leads_to_the_llm(desk: Desk) -> Non
     assert desk.state() is State.LLM_FALLBACK
 
 
-def test_early_launch_on_a_machine_that_cannot_costs_no_run(desk: Desk) -> None:
+@pytest.mark.parametrize("broken", ["machine", "configuration"])
+def test_early_launch_where_nothing_can_run_costs_no_run(desk: Desk, broken: str) -> None:
     """An attempt that still has to wait is not asked whether it could run now."""
     desk.set("RETRY_BACKOFF_SECONDS", "600")
     desk.suites_file = TOOL_ERROR
     desk.claim()
     desk.launch()
     before = desk.snapshot()
-    desk.staging.runner.preflight = lambda *_: "there is no room"
+    if broken == "machine":
+        desk.staging.runner.preflight = lambda *_: "there is no room"
+    else:
+        desk.set("INFRA_RETRIES", "many")
     desk.launch()
 
     assert desk.snapshot() == before

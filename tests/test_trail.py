@@ -126,7 +126,7 @@ def altered(value: Any) -> list[Any]:
         case int() | float():
             return [value + 1, value * 2 + 1, 0 if value else 5]
         case str():
-            return [value + "x", value[:-1], ""] if value else ["x"]
+            return [value + "x", f"{value} ", value[:-1], ""] if value else ["x"]
         case _:
             return ["x", NOW, 0, 1.5, [], {}]
 
@@ -271,6 +271,13 @@ def test_what_is_no_number_has_no_link(seconds: float) -> None:
 
     with pytest.raises(ValueError, match="not JSON compliant"):
         link_of("7-3f", NO_LINK, move, {"run": run})
+
+
+def test_move_counts_on_from_the_version_that_was_read() -> None:
+    """A move is stored as the version after the one that was read, whatever was set by hand."""
+    read = attrs.evolve(ATTEMPTS["running"], version=9)
+
+    assert walked(ERROR, before=read).version == 10
 
 
 def test_first_link_follows_nothing() -> None:
