@@ -155,14 +155,17 @@ def test_dirty_tree_declines(desk: Desk) -> None:
 
 
 def test_declined_launch_stays_declined(desk: Desk) -> None:
-    """A launch that was declined is declined again, also when what was wrong is right."""
+    """A declined launch is declined again, by any worker, also when what was wrong is right."""
     desk.claim()
     desk.set("INFRA_RETRIES", "many")
     desk.launch()
     desk.set("INFRA_RETRIES", "1")
 
-    assert desk.launch().ruling is Ruling.DECLINED
-    assert (desk.staging.recover(), desk.new_worker().recover()) == ([], [])
+    other = desk.new_worker(liveness=lambda _worker: True)
+    other.runner.engine.worker = "another"
+
+    assert desk.launch().ruling is other.launch(desk.job_id).ruling is Ruling.DECLINED
+    assert (desk.staging.recover(), other.recover()) == ([], [])
     assert len(desk.snapshot().history) == 1
 
 

@@ -220,17 +220,26 @@ def test_switch_that_comes_too_late_between_two_runs_starts_no_agent(desk: Desk)
     assert len(desk.snapshot().runs) == 2
 
 
-def test_early_launch_with_the_switch_thrown_leads_to_the_llm(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("ENABLED", "0", "the runner was switched off between two runs"),
+        ("REPOS", "bank", "repository shop left the scope"),
+    ],
+)
+def test_early_launch_with_the_switch_thrown_leads_to_the_llm(
+    desk: Desk, setting: str, value: str, reason: str
+) -> None:
     """The kill switch is heard before the wait is: an attempt that waits is let go at once."""
     desk.set("RETRY_BACKOFF_SECONDS", "600")
     desk.set("RETRY_BACKOFF_MAX_SECONDS", "900")
     desk.suites_file = TOOL_ERROR
     desk.claim()
     desk.launch()
-    desk.set("ENABLED", "0")
+    desk.set(setting, value)
 
     assert desk.state() is State.DEFERRED
-    assert desk.launch().reason == "the runner was switched off between two runs"
+    assert desk.launch().reason == reason
     assert desk.state() is State.LLM_FALLBACK
 
 
@@ -590,13 +599,12 @@ def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None
 
     def watch(_row: JobRow, snapshot: Snapshot) -> None:
         if snapshot.state is State.RUNNING:
-            inner.append(desk.launch())
-            inner.append(desk.staging.recover())
+            inner.extend([desk.launch(), desk.staging.recover(), desk.snapshot()])
 
     desk.engine.watch = watch
 
     assert desk.launch().ruling is Ruling.TAKEN
-    assert [inner[0].ruling, inner[1]] == [Ruling.TAKEN, []]
+    assert [inner[0].ruling, inner[1], inner[2].state] == [Ruling.TAKEN, [], State.RUNNING]
     assert "this process is already working on it" in inner[0].reason
     assert desk.state() is State.ADVANCED
 
