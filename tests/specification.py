@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 
 from staging_fsm.core.invariants import INVARIANTS
-from staging_fsm.core.spec import TRANSITIONS, Effect, Event, State, Transition
+from staging_fsm.core.spec import RUN_ENDS, TRANSITIONS, Effect, Event, State, Transition
 from staging_fsm.faces.promela import LIVENESS, PROPERTIES
 
 TESTS: Final = Path(__file__).parent
@@ -142,13 +142,7 @@ HELD_BY: Final[Mapping[str, Holds]] = MappingProxyType(
             ),
             model=("no_process_outlives_its_run",),
             stories=("crash_with_the_supervisor", "tc_12_a_running_suite_can_be_cancelled"),
-            rows=_on(
-                Event.SUITE_PASSED,
-                Event.SUITE_FAILED,
-                Event.SUITE_NOT_EXECUTED,
-                Event.WORKER_LOST,
-                Event.CANCEL_REQUESTED,
-            ),
+            rows=_on(*RUN_ENDS, Event.CANCEL_REQUESTED),
         ),
         "stale_artifact_is_never_read": Holds(
             tests=("test_agent_that_writes_nothing_is_not_judged_by_an_older_artifact",),

@@ -28,7 +28,7 @@ from staging_fsm.core.snapshot import (
     load_snapshot,
     replay,
 )
-from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State
+from staging_fsm.core.spec import INITIAL, ROW_BY_ID, TERMINAL, TRANSITIONS, Event, State
 from staging_fsm.core.trail import NO_LINK
 
 #: The load of the machine must not decide.
@@ -744,11 +744,10 @@ def test_any_damage_is_refused_or_the_same(data: st.DataObject) -> None:
     refused_or_the_same(stored)
 
 
-@given(st.lists(st.sampled_from([row.id for row in TRANSITIONS] + ["", "T0", "t01"]), max_size=6))
+@given(st.lists(st.sampled_from([*ROW_BY_ID, "", "T0", "t01"]), max_size=6))
 def test_history_is_a_path_or_refused(ids: list[str]) -> None:
     """A list of moves either leads from row to row to a state, or names the move that does not."""
-    rows = {row.id: row for row in TRANSITIONS}
-    known = [rows.get(id_) for id_ in ids]
+    known = [ROW_BY_ID.get(id_) for id_ in ids]
     sources = [INITIAL, *(row and row.target for row in known)]
     broken = [
         number

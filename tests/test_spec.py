@@ -17,8 +17,10 @@ from staging_fsm.core.errors import TransitionRefusedError
 from staging_fsm.core.machine import MACHINE, _Position, allowed_events, step
 from staging_fsm.core.snapshot import Move, replay
 from staging_fsm.core.spec import (
+    GATE_EVENTS,
     INITIAL,
     INTERRUPTIONS,
+    RUN_ENDS,
     TERMINAL,
     TRANSITIONS,
     Effect,
@@ -39,9 +41,7 @@ Rows = tuple[Transition, ...]
 ROWS = {(row.source, row.event): row for row in TRANSITIONS}
 USUAL = tuple(row for row in TRANSITIONS if row.event not in INTERRUPTIONS)
 #: Where the gate has yet to answer: a verdict, or the lack of one, is final.
-HANDED_OVER = {
-    row.source for row in TRANSITIONS if row.event in (Event.GATE_OPENED, Event.GATE_REFUSED)
-}
+HANDED_OVER = {row.source for row in TRANSITIONS if row.event in GATE_EVENTS}
 
 each_row = pytest.mark.parametrize("row", TRANSITIONS, ids=lambda row: row.id)
 each_state = pytest.mark.parametrize("state", State)
@@ -72,7 +72,7 @@ def successors(rows: Rows) -> dict[State, set[State]]:
 
 
 def test_table_is_the_golden_table(golden: Golden) -> None:
-    """The rows, the first state, the terminal states and the interruptions are the agreed ones."""
+    """The rows, the first state, and the sets of states and events are the agreed ones."""
     rows = aligned(
         [
             ("id", "source", "event", "target", "effect"),
@@ -84,6 +84,8 @@ def test_table_is_the_golden_table(golden: Golden) -> None:
             ("initial", INITIAL),
             ("terminal", ", ".join(sorted(TERMINAL))),
             ("interruptions", ", ".join(sorted(INTERRUPTIONS))),
+            ("gate events", ", ".join(sorted(GATE_EVENTS))),
+            ("run ends", ", ".join(sorted(RUN_ENDS))),
         ]
     )
 

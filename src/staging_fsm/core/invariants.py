@@ -18,7 +18,7 @@ from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Run, Snapshot, replay
-from staging_fsm.core.spec import TRANSITIONS, Effect, Event, State, Transition
+from staging_fsm.core.spec import GATE_EVENTS, ROW_BY_ID, Effect, Event, State, Transition
 from staging_fsm.core.trail import links, unlinked
 from staging_fsm.host.contract.gate import STATUS_KEY
 
@@ -26,8 +26,6 @@ from staging_fsm.host.contract.gate import STATUS_KEY
 #: still collects late output of a suite that ended in time.
 DEADLINE_MARGIN_SECONDS: Final = 1.0
 
-_ROWS: Final = {row.id: row for row in TRANSITIONS}
-_GATE_EVENTS: Final = frozenset({Event.GATE_OPENED, Event.GATE_REFUSED})
 _JUDGED: Final = frozenset({Event.SUITE_PASSED, Event.SUITE_FAILED})
 _CHARGED: Final = frozenset({State.ROLLED_BACK, State.FAILED_CLOSED})
 _SUCCESS_HEAD: Final = f"---\n{STATUS_KEY}: SUCCESS\n"
@@ -93,7 +91,8 @@ class Sight:
     @walked.default
     def _walked_rows(self) -> tuple[Transition, ...]:
         # An unknown id is for history_is_a_path to tell.
-        return tuple(_ROWS[move.id] for move in self.snapshot.history if move.id in _ROWS)
+        moves = self.snapshot.history
+        return tuple(ROW_BY_ID[move.id] for move in moves if move.id in ROW_BY_ID)
 
 
 #: Yields one sentence for each way in which its promise is broken.
@@ -154,7 +153,7 @@ def tool_error_is_nobodys_fault(sight: Sight) -> Iterator[str]:
     snapshot = sight.snapshot
     events = [row.event for row in sight.walked]
     if not _JUDGED & {*events} and Event.BUDGET_SPENT not in events:
-        if _GATE_EVENTS & {*events}:
+        if GATE_EVENTS & {*events}:
             yield "the gate was asked without a verdict and with budget left"
         if snapshot.artifact is not None:
             yield "it has an artifact without a verdict and with budget left"
@@ -262,7 +261,7 @@ def stale_artifact_is_never_read(sight: Sight) -> Iterator[str]:
 
 def hand_over_is_idempotent(sight: Sight) -> Iterator[str]:
     """However often it is repeated, one artifact is written and one move made at the gate."""
-    gates = sum(row.event in _GATE_EVENTS for row in sight.walked)
+    gates = sum(row.event in GATE_EVENTS for row in sight.walked)
     if gates > 1:
         yield f"the gate was asked {gates} times"
     if sight.movements is not None and len(sight.movements) != gates:

@@ -18,7 +18,7 @@ from staging_fsm.core.errors import SnapshotRefusedError, in_words
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import Plan
-from staging_fsm.core.spec import INITIAL, TERMINAL, TRANSITIONS, Event, State, Transition
+from staging_fsm.core.spec import INITIAL, ROW_BY_ID, RUN_ENDS, TERMINAL, Event, State, Transition
 from staging_fsm.core.times import parse_time
 
 FORMAT: Final = 1
@@ -26,10 +26,9 @@ FORMAT: Final = 1
 #: history is bounded even where workers crash for ever.
 ADOPTIONS_MAX: Final = 32
 
-_ROWS: Final = {row.id: row for row in TRANSITIONS}
-#: The events that end a run, and the verdict that such a run has.
-_SHOWN_BY: Final = {verdict.event: verdict for verdict in Verdict} | {
-    Event.WORKER_LOST: Verdict.NOT_EXECUTED
+#: The verdict of a run that an event ended; one that is no verdict itself leaves it without.
+_SHOWN_BY: Final = dict.fromkeys(RUN_ENDS, Verdict.NOT_EXECUTED) | {
+    verdict.event: verdict for verdict in Verdict
 }
 
 
@@ -59,7 +58,7 @@ class Move:
     @property
     def row(self) -> Transition:
         """Return the row of the table that was walked."""
-        return _ROWS[self.id]
+        return ROW_BY_ID[self.id]
 
 
 @attrs.frozen
@@ -248,7 +247,7 @@ def replay(history: tuple[Move, ...]) -> State:
     """Return the state that `history` leads to; raises SnapshotRefusedError if it is no path."""
     state = INITIAL
     for position, move in enumerate(history, 1):
-        row = _ROWS.get(move.id)
+        row = ROW_BY_ID.get(move.id)
         if row is None:
             message = f"move {position} is {move.id!r}, which is no row of the table"
             raise SnapshotRefusedError(message)
@@ -303,7 +302,7 @@ def _time_problems(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _run_problems(snapshot: Snapshot) -> Iterator[str]:
-    endings = [move.row.event for move in snapshot.history if move.row.event in _SHOWN_BY]
+    endings = [move.row.event for move in snapshot.history if move.row.event in RUN_ENDS]
     for run in snapshot.runs:
         if run.reason is None and run.number <= len(endings):
             yield f"run {run.number} has no reason although it ended"

@@ -24,7 +24,9 @@ Theory of operation.
 6. An id is never given to another row. Ids stand in histories, logs and diagrams.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum, auto, unique
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -155,6 +157,16 @@ TERMINAL: Final = frozenset(
 #: Events that a crash or a person brings, from almost anywhere. They would hide a
 #: dead end in the table: a state that only a crash can leave is a trap all the same.
 INTERRUPTIONS: Final = frozenset({E.WORKER_LOST, E.CANCEL_REQUESTED, E.RUN_ADOPTED})
+#: What a stored move names, by its id.
+ROW_BY_ID: Final[Mapping[str, Transition]] = MappingProxyType({row.id: row for row in TRANSITIONS})
+#: The answers of the gate, to each of which an artifact belongs.
+GATE_EVENTS: Final = frozenset({E.GATE_OPENED, E.GATE_REFUSED})
+#: The events that end a run with a reason. A cancelled run is stopped and not judged.
+RUN_ENDS: Final = frozenset(
+    row.event
+    for row in TRANSITIONS
+    if row.source is S.RUNNING and row.target not in (S.RUNNING, S.CANCELLED)
+)
 
 
 def check_table(rows: tuple[Transition, ...]) -> list[str]:

@@ -30,16 +30,11 @@ import msgspec
 
 from staging_fsm.core.plan import Plan
 from staging_fsm.core.snapshot import Move, Run, Snapshot, as_json, fractions_of
-from staging_fsm.core.spec import TRANSITIONS, Event, Transition
+from staging_fsm.core.spec import GATE_EVENTS, ROW_BY_ID, RUN_ENDS, Event, Transition
 
 #: The link before the first move.
 NO_LINK: Final = ""
 
-_ROWS: Final = {row.id: row for row in TRANSITIONS}
-_GATE_EVENTS: Final = frozenset({Event.GATE_OPENED, Event.GATE_REFUSED})
-_RUN_ENDS: Final = frozenset(
-    {Event.SUITE_PASSED, Event.SUITE_FAILED, Event.SUITE_NOT_EXECUTED, Event.WORKER_LOST}
-)
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 #: Where the numbers with a fraction are that a link may cover.
 _FRACTIONS: Final[Mapping[type, Callable[[Any], Any]]] = {
@@ -105,7 +100,7 @@ def links(snapshot: Snapshot) -> Iterator[str]:
     """Yield the link that each move should carry, if the link before it is right."""
     previous, number = NO_LINK, 0
     for move in snapshot.history:
-        event = _ROWS[move.id].event if move.id in _ROWS else None
+        event = ROW_BY_ID[move.id].event if move.id in ROW_BY_ID else None
         number += event is Event.JOB_CLAIMED
         # What the next claim cleared stands in the run it began.
         begun = number < len(snapshot.runs)
@@ -117,15 +112,15 @@ def links(snapshot: Snapshot) -> Iterator[str]:
 
 def unlinked(snapshot: Snapshot) -> Iterator[str]:
     """Yield a sentence for each thing that no link covers and no move accounts for."""
-    events = [_ROWS[move.id].event for move in snapshot.history if move.id in _ROWS]
+    events = [ROW_BY_ID[move.id].event for move in snapshot.history if move.id in ROW_BY_ID]
     if snapshot.plan is not None and Event.JOB_CLAIMED not in events:
         yield "it has a plan, and no move bound it to one"
-    if snapshot.artifact is not None and not _GATE_EVENTS.intersection(events):
+    if snapshot.artifact is not None and not GATE_EVENTS.intersection(events):
         yield "it has an artifact, and no gate answered"
     waits = [event for event in events if event in (Event.BUDGET_LEFT, Event.JOB_CLAIMED)]
     if snapshot.next_run_at is not None and waits[-1:] != [Event.BUDGET_LEFT]:
         yield f"its next run is due at {snapshot.next_run_at}, and no move deferred it"
-    for run in snapshot.runs[sum(event in _RUN_ENDS for event in events) :]:
+    for run in snapshot.runs[sum(event in RUN_ENDS for event in events) :]:
         if run != as_begun(run):
             yield f"run {run.number} has no end, and something is known of it"
     if snapshot.history and snapshot.worker != snapshot.history[-1].worker:
@@ -145,10 +140,10 @@ def _stored(
     run = snapshot.runs[number - 1] if 0 < number <= len(snapshot.runs) else None
     if event is Event.JOB_CLAIMED and run is not None:
         return {"plan": snapshot.plan, "run": as_begun(run)}
-    if event in _RUN_ENDS:
+    if event in RUN_ENDS:
         return {"run": run}
     if event is Event.BUDGET_LEFT:
         return {"next_run_at": due_at}
-    if event in _GATE_EVENTS:
+    if event in GATE_EVENTS:
         return {"artifact": snapshot.artifact}
     return {}

@@ -23,7 +23,7 @@ from staging_fsm.core.errors import AttestationRefusedError, in_words
 from staging_fsm.core.outcome import Verdict
 from staging_fsm.core.plan import UNVERSIONED
 from staging_fsm.core.snapshot import Snapshot, as_json
-from staging_fsm.core.spec import State
+from staging_fsm.core.spec import Event, State
 from staging_fsm.effects.files import write_durably
 
 if TYPE_CHECKING:
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://in-toto.io/attestation/test-result/v0.1"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-#: The row that ended the attempt -> the predicate's word. A gate that refused a pass is none.
-_RESULTS: Final = {"T11": Verdict.PASSED, "T13": Verdict.FAILED}
+#: What was handed over, and the gate's answer -> the predicate's word. A pass that was refused
+#: is none.
+_RESULTS: Final = {
+    (State.VERDICT_PASSED, Event.GATE_OPENED): Verdict.PASSED,
+    (State.VERDICT_FAILED, Event.GATE_REFUSED): Verdict.FAILED,
+}
 PUBLIC_MODE: Final = 0o644
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _FOLDER: Final = "staging_fsm/attempt"
@@ -42,7 +46,8 @@ _FOLDER: Final = "staging_fsm/attempt"
 def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str, Any]:
     """Return the in-toto statement of an attempt; raises AttestationRefusedError in words."""
     last = snapshot.history[-1]
-    if last.id not in _RESULTS or snapshot.artifact is None:
+    result = _RESULTS.get((last.row.source, last.row.event))
+    if result is None or snapshot.artifact is None:
         raise AttestationRefusedError(job_id, _why_not(snapshot))
     plan, run = snapshot.bound_plan, snapshot.last_run
     if plan.revision == UNVERSIONED:
@@ -72,7 +77,7 @@ def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str
         ],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
-            "result": _RESULTS[last.id].name,
+            "result": result.name,
             "configuration": [
                 {
                     "name": "plan",

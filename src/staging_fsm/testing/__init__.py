@@ -17,9 +17,10 @@ from typing import Any, Final, Protocol
 
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
 from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRows
+from staging_fsm.core.machine import step
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
-from staging_fsm.core.spec import TRANSITIONS
+from staging_fsm.core.spec import Event
 from staging_fsm.core.times import format_time
 from staging_fsm.core.trail import walk
 
@@ -35,9 +36,6 @@ THEIRS: Final[Mapping[str, Any]] = {
 }
 #: So many writes by each of two writers at once.
 ROUNDS: Final = 20
-_CLAIMED: Final = "T01"
-_ADOPTED: Final = "T18"
-_ROWS: Final = {row.id: row for row in TRANSITIONS}
 
 
 class Bench(Protocol):
@@ -69,7 +67,8 @@ def attempt(version: int, name: str = "contract") -> Snapshot:
     begun = {"plan": plan, "runs": (Run(1, format_time(NOW)),)}
     snapshot = fresh_snapshot(f"1-{name}", "worker")
     for number in range(version):
-        row, changes = _ROWS[_ADOPTED if number else _CLAIMED], {} if number else begun
+        event, changes = (Event.RUN_ADOPTED, {}) if number else (Event.JOB_CLAIMED, begun)
+        row = step(snapshot.state, event)
         snapshot = walk(snapshot, row, format_time(NOW), "the contract", "worker", changes)
     return snapshot
 
