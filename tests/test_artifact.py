@@ -27,6 +27,7 @@ from staging_fsm.core.artifact import (
     written,
 )
 from staging_fsm.core.config import INFRA_RETRIES_MAX
+from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.plan import Budget, Plan, Preset, SuitePlan
@@ -98,7 +99,9 @@ OUTPUT = b"one\n\ttwo \x1b[32mgreen\x1b[0m\r\n\x07bell \xff\xe2\x80\xa8"
 
 def judged(*runs: Run, suite: SuitePlan = SUITE) -> Snapshot:
     """Return an attempt whose last run has just been judged, and its budget spent if it must."""
-    last = REASONS[runs[-1].reason or Reason.WORKER_LOST].verdict
+    reason = runs[-1].reason
+    assert reason is not None
+    last = REASONS[reason].verdict
     events = [Event.JOB_CLAIMED, Event.SUITE_NOT_EXECUTED, Event.BUDGET_LEFT] * (len(runs) - 1)
     state, history = State.PENDING, []
     for event in [*events, Event.JOB_CLAIMED, *ENDINGS[last]]:
@@ -316,12 +319,13 @@ def test_fault_is_none_code_or_infrastructure(reason: Reason) -> None:
     assert fault(snapshot) == faults[REASONS[reason].verdict]
 
 
-def test_run_of_which_nothing_is_known_is_lost() -> None:
-    """A run without a reason is told of as one that was lost with its worker: never as a pass."""
-    snapshot = attrs.evolve(judged(KILLED, LOST), runs=(Run(1, ""),))
+def test_nothing_is_said_of_a_run_before_it_was_judged() -> None:
+    """As long as no run was judged nobody is at fault, and no artifact is made."""
+    snapshot = attrs.evolve(judged(PASSED), runs=(Run(1, ""),))
 
-    assert fault(snapshot) == "infrastructure"
-    assert f"\n{REASONS[Reason.WORKER_LOST].sentence}\n" in render(snapshot, log(snapshot))
+    assert fault(snapshot) is None
+    with pytest.raises(SnapshotRefusedError, match="attempt 7-3f has no run that was judged"):
+        render(snapshot, log(snapshot))
 
 
 @pytest.mark.parametrize("runs", [(PASSED,), (FAILED,), (KILLED, LOST)], ids=["S", "F", "X"])

@@ -221,6 +221,8 @@ def test_facts_of_an_attempt() -> None:
 
     assert load_snapshot(document(running)) == running
     assert running.last_run.number == 2
+    assert running.last_reason is None
+    assert DEFERRED.last_reason is DEFERRED.judged_reason is Reason.TOO_FEW_TESTS
     assert running.reasons == (Reason.TOO_FEW_TESTS,)
     assert running.bound_plan is PLAN
     assert not running.is_terminal
@@ -242,6 +244,15 @@ def test_attempt_without_a_plan_says_so() -> None:
     assert fresh == Snapshot(0, "7-3f", INITIAL, "a worker", None, (), (), None, None, FORMAT)
     with pytest.raises(SnapshotRefusedError, match="attempt 7-3f was never bound to a plan"):
         _ = fresh.bound_plan
+
+
+def test_attempt_without_a_judged_run_says_so() -> None:
+    """Asking an attempt of which no run was judged why is refused by name."""
+    fresh = fresh_snapshot("7-3f", "a worker")
+
+    assert fresh.last_reason is None
+    with pytest.raises(SnapshotRefusedError, match="attempt 7-3f has no run that was judged"):
+        _ = fresh.judged_reason
 
 
 @pytest.mark.parametrize(

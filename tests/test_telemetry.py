@@ -17,11 +17,14 @@ from opentelemetry.semconv._incubating.attributes import (
     vcs_attributes,
 )
 
-from served import attempt
+from served import ME, NOW, attempt
 from staging_fsm.core.config import variable_name
 from staging_fsm.core.jobs import JobRow
-from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.machine import step
+from staging_fsm.core.spec import TERMINAL, Event, State
 from staging_fsm.core.suites import SuiteEntry
+from staging_fsm.core.times import format_time
+from staging_fsm.core.trail import walk
 from staging_fsm.effects.telemetry import RESULTS, traced
 from staging_fsm.faces.session import (
     AttemptDriver,
@@ -123,6 +126,24 @@ def test_deadline_is_a_timeout(carry: Carry) -> None:
     assert {facts(task)[cicd_attributes.CICD_PIPELINE_TASK_RUN_RESULT] for task in tasks} == {
         "timeout"
     }
+
+
+def test_run_that_was_cancelled_is_a_task_that_ends_with_its_attempt(
+    exporter: InMemorySpanExporter,
+) -> None:
+    """The run in hand when a person cancels the attempt has its span too: cancelled, no error."""
+    exporter.clear()
+    row = JobRow(1, "shop", "WI-1", "deploy-staging", "cancelled", None, None)
+    cancelling = step(State.RUNNING, Event.CANCEL_REQUESTED)
+    cancelled = walk(attempt(State.RUNNING), cancelling, format_time(NOW), "a person", ME, {})
+    traced(lambda _row, _snapshot: None)(row, cancelled)
+    task, pipeline = exporter.get_finished_spans()
+
+    assert facts(task)[cicd_attributes.CICD_PIPELINE_TASK_RUN_RESULT] == "cancellation"
+    assert facts(pipeline)[cicd_attributes.CICD_PIPELINE_RESULT] == "cancellation"
+    assert task.end_time == pipeline.end_time
+    assert task.status.status_code is trace.StatusCode.UNSET
+    assert not facts(task).keys() & {"staging_fsm.reason", "error.type"}
 
 
 def test_words_are_those_of_the_conventions(carry: Carry) -> None:

@@ -61,10 +61,20 @@ class StagingLog:
     command: tuple[str, ...]
 
 
-def fault(snapshot: Snapshot) -> str:
-    """Return whose fault the last run's outcome is: "none", "code" or "infrastructure"."""
-    reason = snapshot.last_run.reason
-    return _FAULTS.get(REASONS[reason or Reason.WORKER_LOST].verdict, "infrastructure")
+def fault(snapshot: Snapshot) -> str | None:
+    """Return whose fault the last run's outcome is: "none", "code" or "infrastructure".
+
+    None as long as there is no outcome.
+    """
+    reason = snapshot.last_reason
+    return None if reason is None else _FAULTS.get(REASONS[reason].verdict, "infrastructure")
+
+
+def ended_by(run: Run) -> str | None:
+    """Return how the suite of a run ended, in words; None if it did not, or nobody knows."""
+    if run.signal is not None:
+        return f"signal {run.signal}"
+    return None if run.exit_code is None else f"exit code {run.exit_code}"
 
 
 def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
         "attempt": snapshot.attempt_id,
         "run": run.number,
         "runs_max": plan.budget.runs_max,
-        "reason": str(run.reason),
+        "reason": str(snapshot.judged_reason),
         "fault": fault(snapshot),
         "exit_code": run.exit_code,
         "signal": run.signal,
@@ -138,7 +148,7 @@ def _shortened(command: tuple[str, ...]) -> list[str]:
 
 
 def render(snapshot: Snapshot, log: StagingLog) -> str:
-    """Return the whole artifact."""
+    """Return the whole artifact; refused with SnapshotRefusedError before a run was judged."""
     head = "\n".join(starmap(written, front_matter(snapshot, log).items()))
     parts = [
         f"---\n{head}\n---\n",
@@ -153,11 +163,9 @@ def render(snapshot: Snapshot, log: StagingLog) -> str:
 
 
 def _summary(snapshot: Snapshot) -> str:
-    run = snapshot.last_run
-    sentence = REASONS[run.reason or Reason.WORKER_LOST].sentence
-    lines = [sentence]
-    if run.detail:
-        lines.append(f"Detail: {_one_line(run.detail)}")
+    lines = [REASONS[snapshot.judged_reason].sentence]
+    if detail := snapshot.last_run.detail:
+        lines.append(f"Detail: {_one_line(detail)}")
     if snapshot.state is State.EXHAUSTED:
         lines.append(
             "This is an infrastructure fault and no verdict on the code:"
@@ -168,8 +176,8 @@ def _summary(snapshot: Snapshot) -> str:
 
 def _runs_table(snapshot: Snapshot) -> str:
     rows = [
-        f"| {run.number} | {_one_line(run.started_at)} | {_seconds(run)} | {_ending(run)}"
-        f" | {run.reason} |"
+        f"| {run.number} | {_one_line(run.started_at)} | {_seconds(run)}"
+        f" | {ended_by(run) or '-'} | {run.reason} |"
         for run in snapshot.runs
     ]
     return (
@@ -191,12 +199,6 @@ def _facts(snapshot: Snapshot, log: StagingLog) -> str:
 
 def _seconds(run: Run) -> str:
     return "-" if run.duration_seconds is None else f"{run.duration_seconds:.2f}"
-
-
-def _ending(run: Run) -> str:
-    if run.signal is not None:
-        return f"signal {run.signal}"
-    return "-" if run.exit_code is None else f"exit code {run.exit_code}"
 
 
 def _evidence_words(snapshot: Snapshot) -> str:

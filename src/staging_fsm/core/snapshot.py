@@ -130,6 +130,19 @@ class Snapshot:
         return self.plan
 
     @property
+    def last_reason(self) -> Reason | None:
+        """Return why the last run ended; None without a run, while it lasts, or if cancelled."""
+        return self.last_run.reason if self.runs else None
+
+    @property
+    def judged_reason(self) -> Reason:
+        """Return why the last run ended; refused where there is no verdict or tool error yet."""
+        if self.last_reason is None:
+            message = f"attempt {self.attempt_id} has no run that was judged"
+            raise SnapshotRefusedError(message)
+        return self.last_reason
+
+    @property
     def reasons(self) -> tuple[Reason, ...]:
         """Return why each ended run ended, in order."""
         return tuple(run.reason for run in self.runs if run.reason is not None)
@@ -311,7 +324,7 @@ def _run_problems(snapshot: Snapshot) -> Iterator[str]:
     for run, event in zip(snapshot.runs, endings, strict=False):
         if run.reason is not None and REASONS[run.reason].verdict is not _SHOWN_BY[event]:
             yield f"run {run.number} ended by {event}, but its reason is {run.reason}"
-    if snapshot.state is State.RUNNING and snapshot.last_run.reason is not None:
+    if snapshot.state is State.RUNNING and snapshot.last_reason is not None:
         yield f"run {snapshot.last_run.number} has ended, but the attempt is RUNNING"
     if snapshot.state is State.DEFERRED and snapshot.next_run_at is None:
         yield "it is DEFERRED without a time for its next run"

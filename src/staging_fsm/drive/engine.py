@@ -327,8 +327,7 @@ def _next_run_time(snapshot: Snapshot) -> datetime:
 
 
 def _failed_closed_words(row: JobRow, snapshot: Snapshot) -> str:
-    run = snapshot.last_run
-    reason = run.reason or Reason.WORKER_LOST
+    reason = snapshot.judged_reason
     return (
         f"{row.work_item} in {row.repo} failed closed in run {len(snapshot.runs)}:"
         f" {REASONS[reason].sentence} ({reason}) This is an infrastructure fault,"

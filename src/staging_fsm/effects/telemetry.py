@@ -75,10 +75,9 @@ def trace_attempt(row: JobRow, snapshot: Snapshot) -> None:
         facts = {"staging_fsm.transition.id": move.id, "staging_fsm.reason": move.reason}
         span.add_event(str(move.row.event), facts, timestamp=_nanoseconds(move.time))
     if snapshot.state is State.FAILED_CLOSED:
-        span.set_status(trace.StatusCode.ERROR, REASONS[_reason(snapshot.last_run)].sentence)
+        span.set_status(trace.StatusCode.ERROR, REASONS[snapshot.judged_reason].sentence)
     for run in snapshot.runs:
-        if run.ended_at is not None:
-            _trace_run(tracer, trace, span, snapshot, run)
+        _trace_run(tracer, trace, span, snapshot, run)
     span.end(_nanoseconds(snapshot.history[-1].time))
 
 
@@ -89,9 +88,10 @@ def _trace_run(tracer: Any, trace: Any, parent: Any, snapshot: Snapshot, run: Ru
         start_time=_nanoseconds(run.started_at),
         attributes=_run_facts(snapshot, run),
     )
-    if REASONS[_reason(run)].verdict is Verdict.NOT_EXECUTED:
-        span.set_status(trace.StatusCode.ERROR, REASONS[_reason(run)].sentence)
-    span.end(_nanoseconds(run.ended_at or run.started_at))
+    if run.reason is not None and REASONS[run.reason].verdict is Verdict.NOT_EXECUTED:
+        span.set_status(trace.StatusCode.ERROR, REASONS[run.reason].sentence)
+    # A run that was cancelled has no end of its own.
+    span.end(_nanoseconds(run.ended_at or snapshot.history[-1].time))
 
 
 def _attempt_facts(row: JobRow, snapshot: Snapshot) -> dict[str, str | int]:
@@ -110,35 +110,32 @@ def _attempt_facts(row: JobRow, snapshot: Snapshot) -> dict[str, str | int]:
     if snapshot.plan is not None:
         facts["vcs.ref.head.revision"] = snapshot.plan.revision
     if snapshot.state is State.FAILED_CLOSED:
-        facts["error.type"] = str(_reason(snapshot.last_run))
+        facts["error.type"] = str(snapshot.judged_reason)
     return facts
 
 
 def _run_facts(snapshot: Snapshot, run: Run) -> dict[str, str | int]:
-    reason = _reason(run)
     facts: dict[str, str | int] = {
         "cicd.pipeline.task.name": TASK,
         "cicd.pipeline.task.type": "test",
         "cicd.pipeline.task.run.id": f"{snapshot.attempt_id}.{run.number}",
-        "cicd.pipeline.task.run.result": _task_result(reason),
-        "staging_fsm.reason": str(reason),
+        "cicd.pipeline.task.run.result": _task_result(run.reason),
     }
     if run.exit_code is not None:
         facts["process.exit.code"] = run.exit_code
-    if REASONS[reason].verdict is Verdict.NOT_EXECUTED:
-        facts["error.type"] = str(reason)
+    if run.reason is not None:
+        facts["staging_fsm.reason"] = str(run.reason)
+        if REASONS[run.reason].verdict is Verdict.NOT_EXECUTED:
+            facts["error.type"] = str(run.reason)
     return facts
 
 
-def _task_result(reason: Reason) -> str:
+def _task_result(reason: Reason | None) -> str:
+    if reason is None:
+        return RESULTS[State.CANCELLED]
     if reason in (Reason.DEADLINE_EXCEEDED, Reason.IDLE_TIMEOUT):
         return "timeout"
     return _TASK_RESULTS[REASONS[reason].verdict]
-
-
-def _reason(run: Run) -> Reason:
-    # A run that was cancelled has none of its own.
-    return run.reason or Reason.STOPPED
 
 
 def _nanoseconds(text: str) -> int:

@@ -240,7 +240,7 @@ def active_attempt(
         "last_output": _last_output(snapshot, variables) if running else None,
         "next_run_at": snapshot.next_run_at and plain(snapshot.next_run_at),
         "reason": plain(sentence(snapshot)),
-        "fault": fault(snapshot) if snapshot.runs and snapshot.last_run.reason else None,
+        "fault": fault(snapshot),
         "worker": plain(snapshot.worker),
         "next": _next(snapshot, started, now),
         "stuck": _stuck(snapshot, since, started, now),
@@ -326,13 +326,12 @@ def _next(snapshot: Snapshot, started: datetime | None, now: datetime) -> str:
 def _ended(row: JobRow, snapshot: Snapshot) -> EndedAttempt:
     first, last = snapshot.history[0].time, snapshot.history[-1].time
     began, ended = moment(first), moment(last)
-    judged = snapshot.runs and snapshot.last_run.reason
     return {
         **_names(row),
         "state": str(snapshot.state),
         "runs": len(snapshot.runs),
         "reason": plain(sentence(snapshot)),
-        "fault": fault(snapshot) if judged else None,
+        "fault": fault(snapshot),
         "ended_at": plain(last),
         "duration_seconds": _seconds(began, ended) if ended else None,
     }

@@ -8,7 +8,7 @@ import attrs
 from staging_fsm.core.artifact import fault
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS
-from staging_fsm.core.snapshot import Run, Snapshot
+from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 
 #: Below this many seconds a tenth of one is worth saying.
@@ -30,7 +30,7 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
     `status` is the word the gate read, or None where it read none. `reason` is
     why the last run ended, or why the attempt did without one.
     """
-    reason = snapshot.runs and snapshot.last_run.reason
+    reason = snapshot.last_reason
     return {
         "job_id": row.id,
         "repo": row.repo,
@@ -39,7 +39,7 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
         "state": str(snapshot.state),
         "status": _STATUS.get(snapshot.state),
         "reason": str(reason) if reason else _last_words(snapshot),
-        "fault": fault(snapshot) if reason else None,
+        "fault": fault(snapshot),
         "revision": snapshot.plan.revision if snapshot.plan else None,
         "runs": [
             {
@@ -72,7 +72,7 @@ def trail_view(snapshot: Snapshot) -> list[dict[str, str]]:
 
 def sentence(snapshot: Snapshot) -> str:
     """Return why an attempt is where it is, for a person."""
-    reason = snapshot.runs and snapshot.last_run.reason
+    reason = snapshot.last_reason
     if reason and snapshot.state not in (State.LLM_FALLBACK, State.CANCELLED):
         return REASONS[reason].sentence
     return _last_words(snapshot)
@@ -80,13 +80,6 @@ def sentence(snapshot: Snapshot) -> str:
 
 def _last_words(snapshot: Snapshot) -> str:
     return snapshot.history[-1].reason if snapshot.history else "nothing has happened yet"
-
-
-def ended_by(run: Run) -> str | None:
-    """Return how the suite of a run ended; None if it did not, or nobody knows."""
-    if run.signal is not None:
-        return f"signal {run.signal}"
-    return None if run.exit_code is None else f"exit code {run.exit_code}"
 
 
 def duration_words(seconds: float) -> str:

@@ -7,11 +7,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from staging_fsm.core.artifact import ended_by
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.queue import moment, plain
 from staging_fsm.faces.session import open_session, stored_attempt, stored_view
-from staging_fsm.faces.views import duration_words, ended_by, sentence
+from staging_fsm.faces.views import duration_words, sentence
 
 #: A path may be as long as the system lets it be.
 LINE_CHARACTERS: Final = 5000

@@ -100,8 +100,7 @@ class _Instruments:
         if move.row.target is State.DEFERRED:
             self.deferrals.inc()
         if move.row.target in TERMINAL:
-            reason = snapshot.runs and snapshot.last_run.reason
-            self.attempts.labels(move.row.target, reason or NO_REASON).inc()
+            self.attempts.labels(move.row.target, snapshot.last_reason or NO_REASON).inc()
             began, ended = moment(snapshot.history[0].time), moment(move.time)
             if began and ended:
                 seconds = _within((ended - began).total_seconds())

@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 from markupsafe import Markup
 
-from staging_fsm.core.artifact import fault, visible
+from staging_fsm.core.artifact import ended_by, fault, visible
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.masking import Masker
@@ -20,7 +20,7 @@ from staging_fsm.core.spec import State
 from staging_fsm.effects.files import read_small
 from staging_fsm.faces.diagrams import Diagram, svg
 from staging_fsm.faces.queue import active_attempt, job_id_of, moment, output_tail, plain
-from staging_fsm.faces.views import duration_words, ended_by, sentence
+from staging_fsm.faces.views import duration_words, sentence
 from staging_fsm.faces.web.plot import Bar, Plot
 from staging_fsm.faces.web.source import Source
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -75,7 +75,7 @@ def attempt_page(source: Source, row: JobRow, now: datetime) -> dict[str, Any]:
         "attempt_id": plain(snapshot.attempt_id),
         "terminal": snapshot.is_terminal,
         "sentence": _RUNNING if snapshot.state is State.RUNNING else plain(sentence(snapshot)),
-        "fault": fault(snapshot) if snapshot.runs and snapshot.last_run.reason else None,
+        "fault": fault(snapshot),
         "history": _history(snapshot.history),
         "runs": list(reversed(runs)),
         "facts": _facts(source, row, snapshot),
@@ -228,7 +228,7 @@ def _entry(row: JobRow, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
         "state": snapshot.state,
         "tone": TONES[snapshot.state],
         "sentence": _RUNNING if snapshot.state is State.RUNNING else plain(sentence(snapshot)),
-        "fault": fault(snapshot) if snapshot.runs and snapshot.last_run.reason else None,
+        "fault": fault(snapshot),
         "runs": len(snapshot.runs),
         "seconds": seconds,
         "began_at": plain(snapshot.history[0].time),
