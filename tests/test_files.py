@@ -21,6 +21,7 @@ from staging_fsm.effects.files import (
     StateDir,
     _mounts_in,
     create_durably,
+    create_whole,
     open_regular,
     read_small,
     remove_folder,
@@ -28,6 +29,7 @@ from staging_fsm.effects.files import (
     sha256_of_file,
     state_dir,
     write_durably,
+    write_whole,
 )
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
@@ -314,6 +316,19 @@ def test_file_that_is_there_is_never_replaced_by_a_new_one(
     assert not create_durably(path, b"mine")
     assert (path.read_bytes(), [*tmp_path.iterdir()]) == (b"mine", [path])
     assert stat.S_IMODE(path.stat().st_mode) == FILE_MODE
+
+
+def test_what_was_not_promised_waits_for_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that a power cut may take is whole for every reader, and nothing of it is synced."""
+    monkeypatch.setattr(os, "fsync", None)
+    path = tmp_path / "new"
+
+    assert (create_whole(path, b"mine"), create_whole(path, b"yours")) == (True, False)
+    assert path.read_bytes() == b"mine"
+    write_whole(path, b"theirs")
+    assert (path.read_bytes(), [*tmp_path.iterdir()]) == (b"theirs", [path])
 
 
 #: What may stand where a file is expected, and is none that can be read.

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -32,17 +32,54 @@ _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
     """Replace `path` by a file holding `data`, as `write_whole` does, for ever. Raises OSError."""
-    write_whole(path, data, mode, durable=True)
+    _write(path, data, mode, sync=True)
     sync_directory(path.parent)
 
 
-def write_whole(path: Path, data: bytes, mode: int = FILE_MODE, *, durable: bool = False) -> None:
+def write_whole(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
     """Replace `path` by a file holding `data`, whole or not at all. Raises OSError.
 
-    A power cut may undo it; what is `durable` is synced before it takes the name.
-    A symbolic link, a pipe or anything else but a folder in its place is replaced,
-    never followed or opened. A folder in its place is moved away first.
+    A power cut may undo it. A symbolic link, a pipe or anything else but a folder in its
+    place is replaced, never followed or opened. A folder in its place is moved away first.
     """
+    _write(path, data, mode, sync=False)
+
+
+def create_durably(path: Path, data: bytes) -> bool:
+    """Write a new file, as `create_whole` does, for ever. Raises OSError."""
+    created = _create(path, data, sync=True)
+    if created:
+        sync_directory(path.parent)
+    return created
+
+
+def create_whole(path: Path, data: bytes) -> bool:
+    """Write a new file, whole or not at all; False, and nothing written, if `path` is taken.
+
+    A power cut may undo it. Raises OSError.
+    """
+    return _create(path, data, sync=False)
+
+
+def _write(path: Path, data: bytes, mode: int, *, sync: bool) -> None:
+    with _written_beside(path, data, mode, sync=sync) as temporary:
+        if path.is_dir() and not path.is_symlink():
+            set_aside(path, "in-the-way")
+        temporary.replace(path)
+
+
+def _create(path: Path, data: bytes, *, sync: bool) -> bool:
+    with _written_beside(path, data, FILE_MODE, sync=sync) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, data: bytes, mode: int, *, sync: bool) -> Iterator[Path]:
+    """Yield a file of ours beside `path` that holds `data`, synced or not; leave none behind."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, mode)
@@ -50,38 +87,12 @@ def write_whole(path: Path, data: bytes, mode: int = FILE_MODE, *, durable: bool
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            if durable:
+            if sync:
                 os.fsync(file.fileno())
-        if path.is_dir() and not path.is_symlink():
-            set_aside(path, "in-the-way")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def create_durably(path: Path, data: bytes) -> bool:
-    """Write a new file, as `create_whole` does, for ever. Raises OSError."""
-    created = create_whole(path, data, durable=True)
-    if created:
-        sync_directory(path.parent)
-    return created
-
-
-def create_whole(path: Path, data: bytes, *, durable: bool = False) -> bool:
-    """Write a new file, whole or not at all; False, and nothing written, if `path` is taken.
-
-    What is `durable` is synced before it takes the name. Raises OSError.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
-    write_whole(temporary, data, durable=durable)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        yield temporary
     finally:
-        temporary.unlink()
-    return True
+        # Where it took the name itself there is none left.
+        temporary.unlink(missing_ok=True)
 
 
 def sync_directory(path: Path) -> None:
