@@ -36,8 +36,9 @@ from staging_fsm.core.snapshot import (
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.trail import as_begun, walk
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import StateDir, sha256_of_text
+from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.audit import audit_table
 from staging_fsm.faces.queue import staging_runner_block

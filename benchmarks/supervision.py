@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 
 ROUNDS: Final = 9

@@ -141,6 +141,21 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture
+def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return, for each sync of the test's folder to come, the names that were in it."""
+    names: list[list[str]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if os.fstat(descriptor).st_ino == tmp_path.stat().st_ino:
+            names.append(sorted(path.name for path in tmp_path.iterdir()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    return names
+
+
+@pytest.fixture
 def stand(tmp_path: Path) -> Iterator[Stand]:
     """Return a place for real runs."""
     with made_stand(tmp_path) as stand:

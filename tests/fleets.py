@@ -25,9 +25,9 @@ from hosts import git
 from networks import Link
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
-from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.fleet import requests
 from staging_fsm.fleet.deliveries import TASK
 from staging_fsm.fleet.delivery import Fleet

@@ -22,7 +22,7 @@ from staging_fsm.core.outcome import RunFacts, Verdict, judge
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunOrder, RunReport
 from staging_fsm.effects import suite as suite_module
-from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 
 SUITES = Path(__file__).parent / "suites"

@@ -23,8 +23,9 @@ from staging_fsm.core.times import format_time
 from staging_fsm.effects import alerts as alerting
 from staging_fsm.effects.alerts import Alert, FileAlerts, Outbox
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import StateDir, create_durably
+from staging_fsm.effects.files import create_durably
 from staging_fsm.effects.preflight import Health
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.faces.doctor import examine
 from staging_fsm.host.launcher import staging_intercept
 
@@ -145,8 +146,8 @@ def make(tmp_path: Path, clock: Calendar) -> Callable[..., FileAlerts]:
     """Return a maker of workers' alerts on one machine."""
 
     def worker(*webhooks: Webhook) -> FileAlerts:
-        path = StateDir(tmp_path).alerts
-        return FileAlerts(path, clock, lambda: tuple(webhook.url for webhook in webhooks))
+        state = StateDir(tmp_path)
+        return FileAlerts(state, clock, lambda: tuple(webhook.url for webhook in webhooks))
 
     return worker
 
@@ -501,9 +502,10 @@ import pathlib, sys
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.effects import alerts
 from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.state_dir import StateDir
 alerts.FAREWELL_SECONDS = 120.0
-path, url = sys.argv[1:]
-alerts.FileAlerts(pathlib.Path(path), SystemClock(), lambda: (url,)).send(
+state, url = StateDir(pathlib.Path(sys.argv[1])), sys.argv[2]
+alerts.FileAlerts(state, SystemClock(), lambda: (url,)).send(
     AlertKind.FAILED_CLOSED, 7, "it failed", "7-a"
 )
 """
@@ -511,8 +513,7 @@ alerts.FileAlerts(pathlib.Path(path), SystemClock(), lambda: (url,)).send(
 
 def test_process_that_ends_waits_for_its_last_delivery(tmp_path: Path, webhook: Webhook) -> None:
     """A command that alerts somebody and ends at once has its alert delivered before."""
-    path = StateDir(tmp_path).alerts
-    subprocess.run([sys.executable, "-c", LAST_WORDS, str(path), webhook.url], check=True)
+    subprocess.run([sys.executable, "-c", LAST_WORDS, str(tmp_path), webhook.url], check=True)
 
     assert "it failed" in webhook.text
 
@@ -535,8 +536,8 @@ def test_alert_that_cannot_be_linked_goes_out_all_the_same(
 def test_alert_that_cannot_be_kept_goes_out_from_memory(tmp_path: Path, webhook: Webhook) -> None:
     """Where the state folder cannot be written, an alert is sent all the same."""
     (tmp_path / "state").write_text("no folder")
-    path = StateDir(tmp_path / "state").alerts
-    FileAlerts(path, SystemClock(), lambda: (webhook.url,)).send(KIND, 7, "it failed", "7-a")
+    state = StateDir(tmp_path / "state")
+    FileAlerts(state, SystemClock(), lambda: (webhook.url,)).send(KIND, 7, "it failed", "7-a")
     webhook.wait_for(lambda: bool(webhook.messages))
 
     assert "it failed" in webhook.text
@@ -547,7 +548,7 @@ def test_address_that_cannot_be_reached_breaks_nothing(
     tmp_path: Path, clock: Calendar, address: str
 ) -> None:
     """An address that is none, or that nobody listens at, leaves the alert owed."""
-    alerts = FileAlerts(StateDir(tmp_path).alerts, clock, lambda: (address,))
+    alerts = FileAlerts(StateDir(tmp_path), clock, lambda: (address,))
     alerts.send(KIND, 7, "it failed", "7-a")
     settled(alerts)
 
@@ -586,7 +587,7 @@ def left_behind(tmp_path: Path, webhook: Webhook) -> Callable[[], dict[str, str]
         webhook.refuses = True
         state = StateDir(tmp_path / "state")
         yesterday = Calendar(datetime.now(UTC) - timedelta(hours=12))
-        gone = FileAlerts(state.alerts, yesterday, lambda: (webhook.url,))
+        gone = FileAlerts(state, yesterday, lambda: (webhook.url,))
         gone.send(KIND, 7, "it failed", "7-a")
         settled(gone)
         webhook.refuses = False

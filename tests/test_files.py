@@ -4,31 +4,24 @@ import errno
 import hashlib
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hosts import no_descriptors_left
 from staging_fsm.effects.files import (
     ARTIFACT_MODE,
-    DIRECTORY_MODE,
     FILE_MODE,
     ArtifactFiles,
-    StateDir,
-    _mounts_in,
     create_durably,
     create_whole,
     open_regular,
     read_small,
-    remove_folder,
+    read_tail,
     set_aside,
     sha256_of_file,
-    state_dir,
-    write_durably,
     write_whole,
 )
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -42,21 +35,6 @@ def artifact(tmp_path: Path) -> Path:
     path = tmp_path / ARTIFACT_NAME
     path.write_text(OLD)
     return path
-
-
-@pytest.fixture
-def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Return, for each sync of the test's folder to come, the names that were in it."""
-    names: list[list[str]] = []
-    fsync = os.fsync
-
-    def watched(descriptor: int) -> None:
-        if os.fstat(descriptor).st_ino == tmp_path.stat().st_ino:
-            names.append(sorted(path.name for path in tmp_path.iterdir()))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", watched)
-    return names
 
 
 def test_artifact_is_synced_before_it_has_its_name_and_its_folder_after(
@@ -340,6 +318,14 @@ STRANGERS: dict[str, Callable[[Path], object]] = {
 }
 
 
+#: Whatever reads a file that somebody else may have put there.
+READERS: tuple[Callable[[Path], bytes | str | None], ...] = (
+    sha256_of_file,
+    lambda path: read_small(path, 9),
+    lambda path: read_tail(path, 9),
+)
+
+
 @pytest.mark.parametrize("stranger", STRANGERS)
 def test_only_a_regular_file_is_read(tmp_path: Path, stranger: str) -> None:
     """A folder, a pipe or a link in the place of a file is no file, and costs no descriptor."""
@@ -348,7 +334,8 @@ def test_only_a_regular_file_is_read(tmp_path: Path, stranger: str) -> None:
     free = os.dup(0)
     os.close(free)
 
-    assert (open_regular(path), read_small(path, 9), sha256_of_file(path)) == (None, None, None)
+    assert [bool(read(path)) for read in READERS] == [False] * len(READERS)
+    assert open_regular(path) is None
     assert os.dup(0) == free
     os.close(free)
 
@@ -361,6 +348,15 @@ def test_file_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sha256_of_file(path) == hashlib.sha256(data).hexdigest()
     assert read_small(path, len(data)) == data
     assert read_small(path, len(data) - 1) is None
+
+
+@pytest.mark.parametrize(("size", "tail"), [(0, b""), (2, b"en"), (5, b"seven"), (9, b"seven")])
+def test_end_of_a_file_is_as_long_as_was_asked_for(tmp_path: Path, size: int, tail: bytes) -> None:
+    """Of a longer file no more than the end that was asked for is read, of a shorter one all."""
+    path = tmp_path / "file"
+    path.write_bytes(b"seven")
+
+    assert read_tail(path, size) == tail
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no such file")
@@ -376,19 +372,12 @@ def test_file_is_read_to_its_end_whatever_size_it_tells() -> None:
 
 def test_without_a_descriptor_to_look_no_file_is_missing(tmp_path: Path) -> None:
     """Where no descriptor is left a file that is there passes neither for gone nor for another."""
-    path, folder = tmp_path / "file", tmp_path / "folder"
+    path = tmp_path / "file"
     path.write_bytes(b"seven\n")
-    folder.mkdir()
     with no_descriptors_left():
-        for read in (open_regular, sha256_of_file, lambda path: read_small(path, 9)):
+        for read in (*READERS, open_regular):
             with pytest.raises(OSError, match="Too many open files"):
                 read(path)
-        remove_folder(folder)
-
-    # What may be mounted in it nobody could tell.
-    assert folder.is_dir()
-    remove_folder(folder)
-    assert not folder.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no such file")
@@ -397,66 +386,6 @@ def test_file_that_cannot_be_read_is_none() -> None:
     path = Path("/proc/self/mem")
 
     assert (sha256_of_file(path), read_small(path, 9)) == (None, None)
-
-
-def test_state_is_for_its_user_only(tmp_path: Path) -> None:
-    """The state folder and the secret in it are nobody else's, and the secret stays as it is."""
-    state = StateDir(tmp_path / "a" / "state")
-    old = os.umask(0)
-    try:
-        secret = state.secret()
-    finally:
-        os.umask(old)
-
-    assert (len(secret), state.secret()) == (64, secret)
-    assert StateDir(tmp_path / "b").secret() != secret
-    assert stat.S_IMODE(state.root.stat().st_mode) == DIRECTORY_MODE
-    assert stat.S_IMODE((state.root / "secret").stat().st_mode) == FILE_MODE
-
-
-def test_run_is_removed_with_its_reports_and_no_other(tmp_path: Path) -> None:
-    """A removed run leaves nothing behind, another one everything; no run is no error."""
-    state = StateDir(tmp_path)
-    assert state.run_ids() == []
-    for run in ("b.1", "a.1"):
-        write_durably(made(state.run(run)) / "result", b"")
-        write_durably(made(state.reports(run)) / "junit.xml", b"")
-    state.remove_run("b.1")
-    state.remove_run("b.1")
-
-    assert state.run_ids() == ["a.1"]
-    assert [*state.reports("b.1").parent.iterdir()] == [state.reports("a.1")]
-    assert state.last_change("a.1") == state.run("a.1").stat().st_mtime
-
-
-def test_removal_that_broke_off_is_taken_up_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run of which half was removed is still found, and nothing of it stays for ever."""
-    state, remove, removed = StateDir(tmp_path), shutil.rmtree, list[Path]()
-    for folder in (state.run("a.1"), state.reports("a.1")):
-        made(folder)
-
-    def break_off(folder: Path, **how: Any) -> None:
-        if removed:
-            raise KeyboardInterrupt
-        removed.append(folder)
-        remove(folder, **how)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            state.remove_run("a.1")
-    for run_id in state.run_ids():
-        state.remove_run(run_id)
-
-    assert [*tmp_path.glob("*/*")] == []
-
-
-def made(folder: Path) -> Path:
-    """Make a folder and return it."""
-    folder.mkdir(parents=True)
-    return folder
 
 
 def test_new_file_that_cannot_be_made_is_no_file_that_is_there(
@@ -472,68 +401,3 @@ def test_new_file_that_cannot_be_made_is_no_file_that_is_there(
     with pytest.raises(PermissionError):
         create_durably(tmp_path / "new", b"mine")
     assert [*tmp_path.iterdir()] == []
-
-
-def test_what_is_mounted_beside_a_folder_is_not_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder whose name only begins like another's keeps what is mounted in it."""
-    read, mounts = Path.read_bytes, [tmp_path / "7-a.10", tmp_path / "7-a.1" / "in"]
-    told = "".join(f"36 25 0:32 / {mount} rw - tmpfs tmpfs rw\n" for mount in mounts)
-    mine = {"/proc/self/mountinfo": told.encode()}
-    monkeypatch.setattr(Path, "read_bytes", lambda path: mine.get(str(path)) or read(path))
-
-    assert _mounts_in(tmp_path / "7-a.1") == [str(mounts[1])]
-    assert _mounts_in(tmp_path / "7-a.10") == [str(mounts[0])]
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({"ORCH_STAGING_RUNNER_STATE_DIR": " /s ", "XDG_STATE_HOME": "/x", "HOME": "/h"}, "/s"),
-        ({"ORCH_STAGING_RUNNER_STATE_DIR": "~/s", "HOME": "/h"}, "/h/s"),
-        ({"ORCH_STAGING_RUNNER_STATE_DIR": " ", "XDG_STATE_HOME": "/x"}, "/x/staging-fsm"),
-        ({"XDG_STATE_HOME": "x", "HOME": "/h"}, "/h/.local/state/staging-fsm"),
-        ({"HOME": "/h"}, "/h/.local/state/staging-fsm"),
-        ({}, str(Path.home() / ".local/state/staging-fsm")),
-    ],
-)
-def test_state_lies_where_the_settings_say(variables: dict[str, str], expected: str) -> None:
-    """The state folder is the configured one, else that of the user's state, absolute in any case.
-
-    See https://specifications.freedesktop.org/basedir-spec/latest/.
-    """
-    assert state_dir(variables) == Path(expected)
-
-
-def test_relative_state_folder_is_taken_from_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A relative state folder is made absolute at once; one in no known home is left to be told."""
-    monkeypatch.chdir(tmp_path)
-
-    assert state_dir({"ORCH_STAGING_RUNNER_STATE_DIR": "s"}) == tmp_path / "s"
-    assert state_dir({"ORCH_STAGING_RUNNER_STATE_DIR": "~/s"}) == tmp_path / "~/s"
-
-
-def test_secret_outlives_a_power_cut(tmp_path: Path, synced: list[list[str]]) -> None:
-    """The secret is in its folder for ever before anything is sealed with it."""
-    StateDir(tmp_path).secret()
-
-    assert synced == [["secret"]]
-
-
-def test_first_users_of_a_state_folder_have_one_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of two who need the secret for the first time at once one makes it, and both have it."""
-    make, others = secrets.token_bytes, list[bytes]()
-
-    def make_while_another_does(size: int) -> bytes:
-        monkeypatch.setattr(secrets, "token_bytes", make)
-        others.append(StateDir(tmp_path).secret())
-        return make(size)
-
-    monkeypatch.setattr(secrets, "token_bytes", make_while_another_does)
-
-    assert [StateDir(tmp_path).secret()] == others

@@ -10,8 +10,8 @@ import pytest
 
 from staging_fsm.core.plan import SuitePlan
 from staging_fsm.effects import preflight
-from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.preflight import Health, command_finding, disk_finding, unfit
+from staging_fsm.effects.state_dir import StateDir
 
 SUITE = SuitePlan(("true",), log_max_bytes=4096)
 MEBIBYTE = 1024 * 1024

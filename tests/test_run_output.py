@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from staging_fsm.core.outcome import Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.shim import BoundedLog
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from stand import MEBIBYTE, RUN, Stand, has_ended, program, verdict
 

@@ -14,8 +14,8 @@ from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
 from staging_fsm.core.outcome import Supervision
 from staging_fsm.core.plan import UNVERSIONED, Preset, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from stand import ATTEMPT, RUN, Stand, await_that, patch_supervisor
 

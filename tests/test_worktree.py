@@ -20,8 +20,8 @@ from staging_fsm.core.outcome import RunFacts, Supervision
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunOrder
 from staging_fsm.effects import worktree
-from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import (
     add_worktree,
@@ -496,7 +496,7 @@ def test_what_a_suite_mounted_is_not_emptied(site: Site, elsewhere: Path, place:
 
 def test_what_we_may_not_unmount_stays(tmp_path: Path, elsewhere: Path) -> None:
     """A folder with a mount in it that is not ours to undo is not ours to remove."""
-    code = "import sys; from pathlib import Path; from staging_fsm.effects.files import *; "
+    code = "import sys; from pathlib import Path; from staging_fsm.effects.folders import *; "
     code += "sys.exit(is_all_ours(Path(sys.argv[1])))"
     folder = tmp_path / "folder"
     (folder / "in").mkdir(parents=True)

@@ -43,12 +43,14 @@ from mutation.operators import Edit, Source, edits, silent, vocabularies
 ROOT = Path(__file__).parents[2]
 SURVIVORS = Path(__file__).with_name("survivors.toml")
 PACKAGE = Path("src/staging_fsm")
-#: Besides the core and the drive: the compare-and-swap and the writer of artifacts.
+#: Besides the core and the drive: the compare-and-swap, the writer of artifacts, the state folder.
 FURTHER_MODULES = (
     "effects/rows.py",
     "effects/host_table.py",
     "effects/metadata.py",
     "effects/files.py",
+    "effects/folders.py",
+    "effects/state_dir.py",
 )
 #: What is held of launches, in parts.
 LAUNCHES = ("intercept", "take_up", "cancelling", "made_runner", "telling")
@@ -75,7 +77,9 @@ FURTHER_TESTS = {
     "effects/rows.py": ("foreign_tables", "job_rows", "postgres_faults", "queue"),
     "effects/host_table.py": ("rows", "foreign_tables", "job_rows"),
     "effects/metadata.py": ("rows", "foreign_tables", "job_rows"),
-    "effects/files.py": ("artifact", *LAUNCHES, "processes"),
+    "effects/files.py": ("artifact", "state_dir", *LAUNCHES, "processes"),
+    "effects/folders.py": ("state_dir", "worktree"),
+    "effects/state_dir.py": (*LAUNCHES, "processes"),
 }
 #: The table, and the rules and reasons: each mutant of an entry has to be killed.
 UNEXPLAINABLE = ("core/spec.py", "core/outcome.py")

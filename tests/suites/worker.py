@@ -12,7 +12,7 @@ from pathlib import Path
 
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 
 state, run_id, mode, *command = sys.argv[1:]

@@ -44,11 +44,12 @@ from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import ArtifactFiles, StateDir, state_dir
+from staging_fsm.effects.files import ArtifactFiles
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.shadow import ShadowRecords
+from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.telemetry import traced
 from staging_fsm.effects.worktree import bind_revision
@@ -123,7 +124,7 @@ class StagingRunner:
             rows=rows,
             suites=suites,
             artifacts=ArtifactFiles(),
-            alerts=FileAlerts(state.alerts, clock, lambda: alert_urls(variables)),
+            alerts=FileAlerts(state, clock, lambda: alert_urls(variables)),
             clock=replaced.pop("clock", clock),
             gate=gate,
             place=place,

@@ -26,9 +26,9 @@ from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import read_suites
 from staging_fsm.effects.clock import Clock, SystemClock
-from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.shadow import Record, ShadowRecords
+from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.effects.worktree import revision_at
 from staging_fsm.host.contract.gate import check_staging_status
 

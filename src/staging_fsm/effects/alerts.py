@@ -29,6 +29,7 @@ from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.files import create_durably, write_durably
 from staging_fsm.effects.forks import begin_anew_after_forks
 from staging_fsm.effects.journal import log_error
+from staging_fsm.effects.state_dir import StateDir
 
 #: So long the same alert is not sent again; then a problem that lasts is told once more.
 REPEAT_SECONDS: Final = 86_400
@@ -171,11 +172,11 @@ class FileAlerts:
     """Alerts of one machine. Safe to use from several threads and processes."""
 
     def __init__(
-        self, path: Path, clock: Clock, urls: Callable[[], tuple[str, ...]] = tuple
+        self, state: StateDir, clock: Clock, urls: Callable[[], tuple[str, ...]] = tuple
     ) -> None:
-        """Append alerts to `path`, and send them to the Apprise addresses `urls` returns."""
-        self._path, self._clock, self._urls = path, clock, urls
-        self.outbox = Outbox(path.with_suffix(""))
+        """Keep alerts in `state`, and send them to the Apprise addresses `urls` returns."""
+        self._path, self._clock, self._urls = state.alerts, clock, urls
+        self.outbox = Outbox(state.outbox)
         self.begin_anew()
         begin_anew_after_forks(self)
 

@@ -7,27 +7,17 @@ file or the whole new one. What was promised is synced too: a power cut does not
 import contextlib
 import hashlib
 import os
-import re
 import secrets
-import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import attrs
-
-from staging_fsm.core.config import expand_home, variable_name
-from staging_fsm.core.errors import PreparationError, is_shortage
+from staging_fsm.core.errors import is_shortage
 
 DIRECTORY_MODE: Final = 0o700
-SECRET_BYTES: Final = 64
 FILE_MODE: Final = 0o600
 _BLOCK_BYTES: Final = 1024 * 1024
-_MNT_DETACH: Final = 2
-_UMOUNT_NOFOLLOW: Final = 8
-#: How the kernel writes blanks and the like in the name of a mount point.
-_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
@@ -102,71 +92,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def is_all_ours(folder: Path) -> bool:
-    """Say whether nothing is mounted in a folder, having unmounted whatever was, if we may.
-
-    To remove a folder with a mount in it would empty what is mounted there: the real
-    files of somebody else.
-    """
-    try:
-        mounts = _mounts_in(folder)
-        if mounts:
-            _unmount(mounts)
-        return not mounts or not _mounts_in(folder)
-    except OSError:
-        # Nobody can tell.
-        return False
-
-
-def _unmount(mounts: list[str]) -> None:
-    import ctypes  # noqa: PLC0415  # only where a suite has mounted something
-
-    unmount = ctypes.CDLL(None).umount2
-    for mount in reversed(mounts):
-        unmount(os.fsencode(mount), _MNT_DETACH | _UMOUNT_NOFOLLOW)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder and what is in it, as far as we may, and nothing that is mounted there."""
-    if not is_all_ours(folder):
-        return
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:
-        # It is deeper than Python can go.
-        with contextlib.suppress(OSError):
-            _flatten(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flatten(folder: Path) -> None:
-    """Empty the folders in a folder, whose own are moved up, until there is none."""
-    while inner := [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]:
-        for parent in inner:
-            for path in parent.iterdir():
-                if path.is_dir() and not path.is_symlink():
-                    path.rename(folder / secrets.token_hex(8))
-                else:
-                    path.unlink()
-            parent.rmdir()
-
-
-def _mounts_in(folder: Path) -> list[str]:
-    """Return what is mounted at a folder or below, in order; nothing on a system without Linux's.
-
-    Raises OSError.
-    """
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    top = os.path.join(os.path.realpath(folder.parent), folder.name)  # noqa: PTH118  # no link at its end is followed
-    points = [
-        _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4]) for line in lines
-    ]
-    return [point for point in map(os.fsdecode, points) if f"{point}/".startswith(f"{top}/")]
 
 
 def set_aside(path: Path, suffix: str) -> Path | None:
@@ -246,6 +171,19 @@ def read_small(path: Path | str, size_max: int) -> bytes | None:
     return data if len(data) <= size_max else None
 
 
+def read_tail(path: Path, size: int) -> bytes:
+    """Return the last `size` bytes of a regular file, and nothing where there is none.
+
+    Raises OSError as `open_regular` does, and where it cannot be read.
+    """
+    file = open_regular(path)
+    if file is None:
+        return b""
+    with file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read(size)
+
+
 def sha256_of_text(text: str) -> str:
     """Return the digest of a text's UTF-8 bytes."""
     return hashlib.sha256(text.encode()).hexdigest()
@@ -278,85 +216,3 @@ class ArtifactFiles:
     def is_written(self, folder: Path, text: str) -> bool:
         """Say whether the artifact is exactly `text`."""
         return sha256_of_file(artifact_in(folder)) == sha256_of_text(text)
-
-
-@attrs.frozen
-class StateDir:
-    """The folder of runs, logs, reports, worktrees and alerts of one machine."""
-
-    root: Path
-
-    def ensure(self) -> None:
-        """Create the folder, for this user only."""
-        self.root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-
-    def run(self, run_id: str) -> Path:
-        """Return the control folder of a run; its supervisor's, unknown to the suite."""
-        return self.root / "runs" / run_id
-
-    def reports(self, run_id: str) -> Path:
-        """Return the report folder of a run, which the suite is told of."""
-        return self.root / "reports" / run_id
-
-    def worktree(self, run_id: str) -> Path:
-        """Return the private checkout of a run."""
-        return self.root / "worktrees" / run_id
-
-    def run_ids(self) -> list[str]:
-        """Return the names of all runs that left something behind."""
-        try:
-            return sorted(path.name for path in (self.root / "runs").iterdir())
-        except FileNotFoundError:
-            return []
-
-    def last_change(self, run_id: str) -> float:
-        """Return when the folder of a run was changed last, in seconds since the epoch."""
-        return self.run(run_id).lstat().st_mtime
-
-    def remove_run(self, run_id: str) -> None:
-        """Remove what a run left behind, its reports first."""
-        remove_folder(self.reports(run_id))
-        remove_folder(self.run(run_id))
-
-    @property
-    def shadow(self) -> Path:
-        """Return the folder in which shadow mode keeps everything that is its own."""
-        return self.root / "shadow"
-
-    @property
-    def alerts(self) -> Path:
-        """Return the file that keeps every alert."""
-        return self.root / "alerts.jsonl"
-
-    def secret(self) -> bytes:
-        """Return the machine's secret that seals results, making it on first use.
-
-        Raises PreparationError where something else is in its place.
-        """
-        path = self.root / "secret"
-        if not os.path.lexists(path):
-            self.ensure()
-            # Of two first users one wins, and both read it.
-            create_durably(path, secrets.token_bytes(SECRET_BYTES))
-        # A suite may have put a pipe there, which could be waited for for ever.
-        found = read_small(path, SECRET_BYTES)
-        if found is None or len(found) < SECRET_BYTES:
-            message = f"{path} is not the secret that was made there: remove it"
-            raise PreparationError(message)
-        return found
-
-
-def state_dir(variables: Mapping[str, str]) -> Path:
-    """Return the configured state folder, by default `$XDG_STATE_HOME/staging-fsm`.
-
-    See https://specifications.freedesktop.org/basedir-spec/latest/.
-    """
-    configured = variables.get(variable_name("state_dir"), "").strip()
-    if configured:
-        # One that cannot be found is a problem of the configuration, and told of there.
-        with contextlib.suppress(ValueError):
-            configured = expand_home(configured, variables)
-        return Path(configured).absolute()
-    base = variables.get("XDG_STATE_HOME", "")
-    home = Path(variables.get("HOME") or Path.home())
-    return (Path(base) if base.startswith("/") else home / ".local/state") / "staging-fsm"

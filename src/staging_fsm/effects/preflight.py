@@ -19,7 +19,7 @@ import attrs
 
 from staging_fsm.core.masking import Masker
 from staging_fsm.core.plan import SuitePlan
-from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.state_dir import StateDir
 
 #: What there must be besides the log: a report, a result, a database that grows.
 FREE_BYTES_MIN: Final = 32 * 1024 * 1024

@@ -14,6 +14,7 @@ from typing import Final
 import attrs
 
 from staging_fsm.core.errors import PreparationError
+from staging_fsm.effects.files import DIRECTORY_MODE
 from staging_fsm.effects.worktree import add_worktree, remove_worktree, run_git
 
 #: How often a push is tried while others push to the same branch.
@@ -172,7 +173,7 @@ class Mirror:
 
     def _ensure(self) -> None:
         if not (self.path / "HEAD").exists():
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
             self._in(self.path, "init", "--quiet", "--bare")
 
     def _in(self, folder: Path, *arguments: str) -> str:

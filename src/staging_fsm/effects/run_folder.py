@@ -37,12 +37,12 @@ from staging_fsm.effects import limits, shim
 from staging_fsm.effects.files import (
     DIRECTORY_MODE,
     FILE_MODE,
-    StateDir,
     open_regular,
     write_durably,
     write_whole,
 )
 from staging_fsm.effects.processes import ProcessIdentity, this_scope
+from staging_fsm.effects.state_dir import StateDir
 
 _SMALL_FILE_BYTES: Final = 64 * 1024
 #: What a suite put in the place of its lock is held by nobody: a link, a folder, a socket.
@@ -88,6 +88,11 @@ class RunFolder:
     def log(self) -> Path:
         """Return where the output of the suite is."""
         return self.path / "output.log"
+
+    @property
+    def shim_errors(self) -> Path:
+        """Return where the supervisor itself complains."""
+        return self.path / "shim.stderr"
 
     def holds(self, name: str) -> bool:
         """Say whether there is anything of that name."""
@@ -205,12 +210,3 @@ class RunFolder:
             return b""
         with file:
             return file.read(_SMALL_FILE_BYTES)
-
-    def tail(self, name: str, size: int) -> bytes:
-        """Return the last `size` bytes of a file, and nothing where there is none."""
-        file = open_regular(self.path / name)
-        if file is None:
-            return b""
-        with file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read(size)

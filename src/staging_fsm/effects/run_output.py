@@ -13,8 +13,9 @@ import attrs
 
 from staging_fsm.core.masking import Masker
 from staging_fsm.core.plan import BASE_ENVIRONMENT, SuitePlan
-from staging_fsm.effects.files import StateDir, write_whole
+from staging_fsm.effects.files import read_tail, write_whole
 from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.state_dir import StateDir
 
 #: How much of the end of a run's output is kept without secrets.
 KEPT_TAIL_BYTES: Final = 64 * 1024
@@ -33,7 +34,9 @@ class RunOutput:
         Of a run that has ended no more than KEPT_TAIL_BYTES, always the same.
         """
         folder = RunFolder(self.state, run_id)
-        return folder.tail("tail", size) if folder.holds("tail") else self._masked(folder, size)
+        if folder.holds("tail"):
+            return read_tail(folder.path / "tail", size)
+        return self._masked(folder, size)
 
     def keep_tail(self, run_id: str) -> None:
         """Keep the end of the output of a run that has ended, as it may be shown now."""
@@ -47,7 +50,7 @@ class RunOutput:
         # A secret that begins before the tail is masked as a whole, and only then cut off.
         wanted = size + masker.reach
         parts = ("output.log", "output.tail.old", "output.tail")
-        output = b"".join(folder.tail(part, wanted) for part in parts)[-wanted:]
+        output = b"".join(read_tail(folder.path / part, wanted) for part in parts)[-wanted:]
         return masker.mask(output)[-size:]
 
     def masker(self, run_id: str) -> Masker:

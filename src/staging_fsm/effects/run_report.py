@@ -17,7 +17,7 @@ from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import UNVERSIONED, Workspace
 from staging_fsm.core.ports import RunReport
 from staging_fsm.effects import shim, worktree
-from staging_fsm.effects.files import open_regular, sha256_of_file
+from staging_fsm.effects.files import open_regular, read_tail, sha256_of_file
 from staging_fsm.effects.run_folder import Order, RunFolder
 
 #: So much of what a supervisor said at its end is told.
@@ -33,7 +33,7 @@ def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) ->
     log = folder.log
     if not result or result.get("foreign_result") == "1":
         supervision = Supervision.LOST if result is None else Supervision.FORGED
-        words = folder.tail("shim.stderr", _LAST_WORDS_BYTES).decode("utf-8", "replace").strip()
+        words = read_tail(folder.shim_errors, _LAST_WORDS_BYTES).decode("utf-8", "replace").strip()
         name = str(log) if log.is_file() else None
         return RunReport(RunFacts(supervision=supervision), detail=words or None, log=name)
     # Only the file that the supervisor wrote: to read another could take for ever.

@@ -12,7 +12,6 @@ engine the records are job rows; the host's rows are neither read nor written.
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from staging_fsm.effects.files import (
     create_durably,
     create_whole,
     open_regular,
+    read_tail,
     write_durably,
 )
 
@@ -117,7 +117,7 @@ class ShadowRecords:
         text = _read_regular(artifact_in(artifact_dir), ARTIFACT_BYTES_MAX)
         if text is not None:
             write_durably(folder / "agent.md", text)
-        tokens = _tokens(_read_regular(log, LOG_TAIL_BYTES, tail=True) if log else None)
+        tokens = _tokens(read_tail(log, LOG_TAIL_BYTES) if log else b"")
         end = AgentEnd(format_time(now), opened, *tokens)
         write_durably(folder / "agent.json", msgspec.json.encode(end))
 
@@ -235,28 +235,24 @@ def _row(folder: Path, launch: Launch) -> JobRow:
     )
 
 
-def _tokens(log: bytes | None) -> tuple[int | None, int | None]:
+def _tokens(log: bytes) -> tuple[int | None, int | None]:
     """Return the tokens in and out that the last line of an agent's log tells of, as JSON.
 
     That is how agents with a JSON output end: an object whose `usage` holds
     `input_tokens` and `output_tokens`.
     """
     with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
-        usage = json.loads((log or b"").decode("utf-8", "replace").strip().splitlines()[-1])[
-            "usage"
-        ]
+        usage = json.loads(log.decode("utf-8", "replace").strip().splitlines()[-1])["usage"]
         found = [usage.get(name) for name in ("input_tokens", "output_tokens")]
         one, other = (number if type(number) is int else None for number in found)
         return one, other
     return None, None
 
 
-def _read_regular(path: Path, size: int, *, tail: bool = False) -> bytes | None:
+def _read_regular(path: Path, size: int) -> bytes | None:
     """Return up to `size` bytes of a file that an agent left, or None if it is none."""
     file = open_regular(path)
     if file is None:
         return None
     with file:
-        if tail:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
         return file.read(size)

@@ -33,7 +33,7 @@ from staging_fsm.core.plan import (
 )
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import shim, worktree
-from staging_fsm.effects.files import DIRECTORY_MODE, FILE_MODE, StateDir, sha256_of_text
+from staging_fsm.effects.files import DIRECTORY_MODE, FILE_MODE, sha256_of_text
 from staging_fsm.effects.processes import (
     ProcessIdentity,
     age_seconds,
@@ -49,6 +49,7 @@ from staging_fsm.effects.processes import (
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.run_output import RunOutput
 from staging_fsm.effects.run_report import report_of
+from staging_fsm.effects.state_dir import StateDir
 
 #: How much longer than deadline or grace a supervisor may take before it is woken.
 SUPERVISOR_LATE_SECONDS: Final = 0.5
@@ -147,7 +148,7 @@ class LocalSuites:
         if report is None or report.is_relative_to(own):
             yield ()
             return
-        locks = self._state.root / "locks"
+        locks = self._state.locks
         locks.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
         path = locks / sha256_of_text(os.path.realpath(report))
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -5,7 +5,6 @@ test has no say in it. Once a suite has run it starts no program at all: no filt
 transport to a remote, and none of a submodule either.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -17,7 +16,8 @@ from typing import Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
-from staging_fsm.effects.files import is_all_ours, remove_folder, sha256_of_text
+from staging_fsm.effects.files import sha256_of_text
+from staging_fsm.effects.folders import is_all_ours, remove_folder
 
 GIT_TIMEOUT_SECONDS: Final = 300
 _QUIET: Final = (
@@ -259,11 +259,6 @@ def remove_worktree(repository: Path, target: Path) -> None:
         return
     if _remove_by_git(repository, target) or not os.path.lexists(target):
         return
-    if target.is_symlink() or not target.is_dir():
-        with contextlib.suppress(OSError):
-            target.unlink()
-    else:
-        _open_up(target)
     remove_folder(target)
     # Its files are gone; now git takes it off its list, even where it was locked.
     _remove_by_git(repository, target)
@@ -275,15 +270,3 @@ def _remove_by_git(repository: Path, target: Path) -> bool:
     except PreparationError:
         return False
     return found.returncode == 0
-
-
-def _open_up(folder: Path) -> None:
-    """Give ourselves the rights on a folder without which what is in it cannot be deleted."""
-    # Not by os.walk: before Python 3.12 it goes no deeper than Python can.
-    waiting = [str(folder)]
-    while waiting:
-        parent = waiting.pop()
-        with contextlib.suppress(OSError):
-            os.chmod(parent, 0o700)  # noqa: PTH101  # a Path of each would take longer than the rest
-            with os.scandir(parent) as found:
-                waiting += [one.path for one in found if one.is_dir(follow_symlinks=False)]

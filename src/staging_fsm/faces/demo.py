@@ -19,7 +19,7 @@ from rich.console import Console
 
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuiteEntry
-from staging_fsm.effects.files import StateDir
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.faces.diagrams import Diagram, write_diagrams
 from staging_fsm.faces.progress import Progress
 from staging_fsm.faces.session import (

@@ -11,8 +11,8 @@ from staging_fsm.core.errors import ConfigInvalidError, in_words
 from staging_fsm.drive.runner import read_suites
 from staging_fsm.effects import limits
 from staging_fsm.effects.alerts import Outbox
-from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
+from staging_fsm.effects.state_dir import StateDir
 
 
 def examine(
@@ -30,7 +30,7 @@ def examine(
 
 
 def _alerts(variables: Mapping[str, str], state: StateDir) -> Check:
-    owed = Outbox(state.alerts.with_suffix("")).owed()
+    owed = Outbox(state.outbox).owed()
     if owed:
         tries = max(alert.tries for alert in owed)
         words = f"{len(owed)} undelivered since {owed[0].time}, tried {tries} times: {owed[0].line}"

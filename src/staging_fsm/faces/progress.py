@@ -17,9 +17,10 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.engine import run_id_of
-from staging_fsm.effects.files import StateDir, open_regular
+from staging_fsm.effects.files import open_regular
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.run_output import RunOutput
+from staging_fsm.effects.state_dir import StateDir
 
 REFRESH_SECONDS: Final = 0.25
 _LINE_CHARACTERS: Final = 60

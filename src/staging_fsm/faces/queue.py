@@ -23,8 +23,8 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.recovery import worker_is_alive
-from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.run_output import RunOutput
+from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.views import duration_words, sentence
 
 #: How many of the newest jobs are looked at for what ended.

@@ -24,9 +24,9 @@ from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.processes import ProcessIdentity, is_alive, this_process
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
 from staging_fsm.host.database import open_database
@@ -73,7 +73,7 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
     state = StateDir(state_dir(variables))
     state.ensure()
     settings = load_host_settings(variables)
-    url = db_url or settings.db_url or f"sqlite:///{state.root / 'orchestrator.db'}"
+    url = db_url or settings.db_url or f"sqlite:///{state.database}"
     store = SqlHostStore(open_database(url))
     try:
         store.create_schema()

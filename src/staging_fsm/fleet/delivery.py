@@ -32,10 +32,10 @@ from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import StateDir
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worktree import is_versioned
 from staging_fsm.fleet.deliveries import Deliveries, queue_of
@@ -91,7 +91,7 @@ class Fleet:
     def mirror(self, row: JobRow) -> Mirror:
         """Return this machine's mirror of the job's repository."""
         url = self.store.repository_url(row.repo)
-        return Mirror.below(self.state.root / "mirrors", row.repo, url)
+        return Mirror.below(self.state.mirrors, row.repo, url)
 
     def branch(self, row: JobRow) -> str:
         """Return the branch of the job's work item."""
@@ -101,7 +101,7 @@ class Fleet:
         """Return how papers reach the host."""
         if self.settings.shared_dir is not None:
             return SharedFolder(self.settings.shared_dir)
-        return GitBranch(mirror, self.branch, self.state.root / "checkouts")
+        return GitBranch(mirror, self.branch, self.state.checkouts)
 
     def deliver(self, job_id: int, repo: str, due: datetime, **how: Any) -> None:
         """Have a job delivered, in a transaction of its own."""
@@ -386,7 +386,7 @@ class Delivery:
 
     def _alerts(self) -> FileAlerts:
         fleet = self.fleet
-        return FileAlerts(fleet.state.alerts, fleet.clock, lambda: alert_urls(fleet.variables))
+        return FileAlerts(fleet.state, fleet.clock, lambda: alert_urls(fleet.variables))
 
     def cancel(self) -> None:
         """Stop the attempt, once it is in hand, unless it is too late."""

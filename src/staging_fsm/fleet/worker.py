@@ -24,8 +24,9 @@ from procrastinate.jobs import DeleteJobCondition
 from staging_fsm.core.jobs import QUEUED
 from staging_fsm.core.spec import State
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import StateDir, sha256_of_text
+from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, queue_of
 from staging_fsm.fleet.delivery import Delivery, Fleet, FleetRows, FleetStore, machine_of
 from staging_fsm.fleet.fence import Presence, Server, is_present

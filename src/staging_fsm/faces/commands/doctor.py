@@ -7,8 +7,8 @@ import sys
 import attrs
 import click
 
-from staging_fsm.effects.files import StateDir, state_dir
 from staging_fsm.effects.preflight import Health
+from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.doctor import examine
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.session import open_session

@@ -127,7 +127,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     progress = Progress(console, session.state, session.variables, follow=options["follow"])
     replaced: dict[str, Any] = {"suites": one_suite(entry), "watch": progress.moved}
     if options["artifact_dir"] is not None:
-        folder = Path(options["artifact_dir"] or session.state.root / "artifacts").absolute()
+        folder = Path(options["artifact_dir"] or session.state.artifacts).absolute()
         replaced["place"] = place_in(session, folder)
     repo = session.store.register(options["repo"])
     job_id = staging_job(session, repo, work_item)

@@ -1,0 +1,127 @@
+"""The state folder of a machine: what lies where in it, and the secret that seals its results."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from staging_fsm.core.config import expand_home, variable_name
+from staging_fsm.core.errors import PreparationError
+from staging_fsm.effects.files import DIRECTORY_MODE, create_durably, read_small
+from staging_fsm.effects.folders import remove_folder
+from staging_fsm.effects.shim import SECRET_BYTES
+
+
+@attrs.frozen
+class StateDir:
+    """What lies where in the state folder of one machine."""
+
+    root: Path
+
+    def ensure(self) -> None:
+        """Create the folder, for this user only."""
+        self.root.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+
+    def run(self, run_id: str) -> Path:
+        """Return the control folder of a run; its supervisor's, unknown to the suite."""
+        return self.root / "runs" / run_id
+
+    def reports(self, run_id: str) -> Path:
+        """Return the report folder of a run, which the suite is told of."""
+        return self.root / "reports" / run_id
+
+    def worktree(self, run_id: str) -> Path:
+        """Return the private checkout of a run."""
+        return self.root / "worktrees" / run_id
+
+    def run_ids(self) -> list[str]:
+        """Return the names of all runs that left something behind."""
+        try:
+            return sorted(path.name for path in (self.root / "runs").iterdir())
+        except FileNotFoundError:
+            return []
+
+    def last_change(self, run_id: str) -> float:
+        """Return when the folder of a run was changed last, in seconds since the epoch."""
+        return self.run(run_id).lstat().st_mtime
+
+    def remove_run(self, run_id: str) -> None:
+        """Remove what a run left behind, its reports first."""
+        remove_folder(self.reports(run_id))
+        remove_folder(self.run(run_id))
+
+    @property
+    def locks(self) -> Path:
+        """Return the folder of locks on the reports that lie outside of their runs' folders."""
+        return self.root / "locks"
+
+    @property
+    def artifacts(self) -> Path:
+        """Return the folder of the artifacts that are to go to no repository."""
+        return self.root / "artifacts"
+
+    @property
+    def shadow(self) -> Path:
+        """Return the folder in which shadow mode keeps everything that is its own."""
+        return self.root / "shadow"
+
+    @property
+    def mirrors(self) -> Path:
+        """Return the folder of a fleet's clones of remotes."""
+        return self.root / "mirrors"
+
+    @property
+    def checkouts(self) -> Path:
+        """Return the folder of the checkouts that a fleet publishes from."""
+        return self.root / "checkouts"
+
+    @property
+    def alerts(self) -> Path:
+        """Return the file that keeps every alert."""
+        return self.root / "alerts.jsonl"
+
+    @property
+    def outbox(self) -> Path:
+        """Return the folder of the alerts that have not reached everybody."""
+        return self.root / "alerts"
+
+    @property
+    def database(self) -> Path:
+        """Return the file of the embedded orchestrator's database."""
+        return self.root / "orchestrator.db"
+
+    def secret(self) -> bytes:
+        """Return the machine's secret that seals results, making it on first use.
+
+        Raises PreparationError where something else is in its place.
+        """
+        path = self.root / "secret"
+        if not os.path.lexists(path):
+            self.ensure()
+            # Of two first users one wins, and both read it.
+            create_durably(path, secrets.token_bytes(SECRET_BYTES))
+        # A suite may have put a pipe there, which could be waited for for ever.
+        found = read_small(path, SECRET_BYTES)
+        if found is None or len(found) < SECRET_BYTES:
+            message = f"{path} is not the secret that was made there: remove it"
+            raise PreparationError(message)
+        return found
+
+
+def state_dir(variables: Mapping[str, str]) -> Path:
+    """Return the configured state folder, by default `$XDG_STATE_HOME/staging-fsm`.
+
+    See https://specifications.freedesktop.org/basedir-spec/latest/.
+    """
+    configured = variables.get(variable_name("state_dir"), "").strip()
+    if configured:
+        # One that cannot be found is a problem of the configuration, and told of there.
+        with contextlib.suppress(ValueError):
+            configured = expand_home(configured, variables)
+        return Path(configured).absolute()
+    base = variables.get("XDG_STATE_HOME", "")
+    home = Path(variables.get("HOME") or Path.home())
+    return (Path(base) if base.startswith("/") else home / ".local/state") / "staging-fsm"
