@@ -21,7 +21,7 @@ import pytest
 from staging_fsm.core.outcome import RunFacts, Verdict, judge
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunOrder, RunReport
-from staging_fsm.effects import suite as suite_module
+from staging_fsm.effects import supervised
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 
@@ -195,10 +195,10 @@ def worker_command(stand: Stand, mode: str, *command: str) -> list[str]:
 
 def patch_supervisor(monkeypatch: pytest.MonkeyPatch, code: str, before: str = "") -> None:
     """Run `code` in the supervisor before its `main`, and `before` before its import."""
-    real = suite_module.SUPERVISOR_CODE
+    real = supervised.SUPERVISOR_CODE
     patched = real.replace("shim.main(", f"{code}shim.main(")
     patched = patched.replace("import shim", f"{before}import shim")
-    monkeypatch.setattr(suite_module, "SUPERVISOR_CODE", patched)
+    monkeypatch.setattr(supervised, "SUPERVISOR_CODE", patched)
 
 
 def as_nobody(*paths: Path) -> tuple[str, ...]:

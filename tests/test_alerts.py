@@ -23,7 +23,7 @@ from staging_fsm.core.times import format_time
 from staging_fsm.effects import alerts as alerting
 from staging_fsm.effects.alerts import Alert, FileAlerts, Outbox
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.files import create_durably
+from staging_fsm.effects.files import create_durably, locked
 from staging_fsm.effects.preflight import Health
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.faces.doctor import examine
@@ -445,7 +445,7 @@ def test_only_one_worker_leases_at_a_time(
     settled(one)
     clock.wait(alerting.BACKOFF_MAX_SECONDS)
 
-    with one.outbox._locked() as ours:
+    with locked(os.open(one.outbox.folder, os.O_RDONLY)) as ours:
         assert (ours, other.outbox.lease(clock.now())) == (True, [])
     assert [alert.text for _, alert in other.outbox.lease(clock.now())] == ["it failed"]
 

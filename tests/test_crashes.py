@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from crashing_worker import CrashingWorker, suite, variables
+from staging_fsm.core.plan import RUN_VARIABLE
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.effects.processes import identify, wait_for_end
-from staging_fsm.effects.suite import RUN_VARIABLE
 from staging_fsm.faces.session import (
     AttemptDriver,
     Session,

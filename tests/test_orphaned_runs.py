@@ -17,7 +17,7 @@ from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision
 from staging_fsm.core.plan import Workspace
 from staging_fsm.core.ports import RunCondition, RunReport
-from staging_fsm.effects import suite as suite_module
+from staging_fsm.effects import supervised
 from staging_fsm.effects.processes import ProcessIdentity, start_ticks, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
 from stand import PATIENCE_SECONDS, RUN, Stand, has_ended, patch_supervisor, program, worker_command
@@ -130,13 +130,13 @@ def test_adopted_run_keeps_its_deadline(
         waits.append(seconds)
         return wait_for_end(identity, 0.0)
 
-    monkeypatch.setattr(suite_module, "wait_for_end", wait)
-    monkeypatch.setattr(suite_module, "age_seconds", lambda _: PATIENCE_SECONDS)
+    monkeypatch.setattr(supervised, "wait_for_end", wait)
+    monkeypatch.setattr(supervised, "age_seconds", lambda _: PATIENCE_SECONDS)
     stand = orphaned(*program("tree", "plain", "stay"))
     stand.lifeline.await_members(1)
     stand.collect()
 
-    assert waits[0] == suite_module.SUPERVISOR_LATE_SECONDS
+    assert waits[0] == supervised.LATE_SECONDS
 
 
 def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:
@@ -195,7 +195,7 @@ def asleep(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> "subprocess.Popen[b
     """Return the supervisor of a run, stopped before it did anything."""
     patch_supervisor(monkeypatch, "", before="import os; os.kill(os.getpid(), 19); ")
     stand.start("/usr/bin/touch", "it-ran")
-    supervisor, _ = suite_module._CHILDREN[str(stand.state.run(RUN))]
+    supervisor, _ = supervised._CHILDREN[stand.state.run(RUN)]
     os.waitid(os.P_PID, supervisor.pid, os.WSTOPPED | os.WNOWAIT)
     return supervisor
 
@@ -215,8 +215,8 @@ def test_supervisor_that_never_begins_is_ended_by_another_worker(
     stand: Stand, asleep: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A supervisor that does not say who it is in time is found by its mark, and ended."""
-    monkeypatch.setattr(suite_module, "SUPERVISOR_START_SECONDS", 0.1)
-    monkeypatch.setattr(suite_module, "_CHILDREN", {})
+    monkeypatch.setattr(supervised, "START_SECONDS", 0.1)
+    monkeypatch.setattr(supervised, "_CHILDREN", {})
     stand.suites.reap(RUN)
 
     assert asleep.wait() == -signal.SIGKILL
@@ -297,7 +297,7 @@ class BusyLock:
 def test_two_that_wait_for_a_supervisor_both_learn_how_it_ended(stand: Stand) -> None:
     """A thread that asks how a supervisor ended while another does waits for the answer."""
     stand.start("true")
-    child, _ = suite_module._CHILDREN[str(stand.state.run(RUN))]
+    child, _ = supervised._CHILDREN[stand.state.run(RUN)]
     busy = BusyLock()
     child._waitpid_lock = busy  # type: ignore[attr-defined]  # the standard library's own
 

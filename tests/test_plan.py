@@ -3,6 +3,8 @@
 import itertools
 import math
 import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,14 +15,17 @@ from hypothesis import strategies as st
 from staging_fsm.core.config import INFRA_RETRIES_MAX
 from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
 from staging_fsm.core.plan import (
+    BASE_ENVIRONMENT,
     PRESETS,
     REPORT_DIR_PLACEHOLDER,
+    RUN_VARIABLE,
     UNVERSIONED,
     Budget,
     Preset,
     SuitePlan,
     Workspace,
     detect_preset,
+    environment_of,
 )
 from staging_fsm.core.spec import Event
 
@@ -375,3 +380,58 @@ def test_shortfall_is_said_in_numbers() -> None:
         "1 tests were executed, and at least 3 are required:"
         " the last passed run of the repository executed 4"
     )
+
+
+REPORTS = Path("/state/re ports/7-a.1")
+#: What a run is told whatever its plan is.
+TOLD = {"CI": "true", "STAGING_REPORT_DIR": str(REPORTS), RUN_VARIABLE: "7-a.1"}
+
+
+def test_suite_gets_what_its_plan_names_and_nothing_else() -> None:
+    """A suite has the base of the worker's variables, what its plan names of them, and the run's.
+
+    A variable that names the run or its report folder is the run's own, whatever the worker has.
+    """
+    worker = dict.fromkeys((*BASE_ENVIRONMENT, "TOKEN", "SECRET", *TOLD), "the worker's")
+    plan = SuitePlan(("suite",), environment=("TOKEN", "ABSENT"))
+    given = environment_of(plan, worker, "7-a.1", REPORTS)
+
+    assert given == dict.fromkeys((*BASE_ENVIRONMENT, "TOKEN"), "the worker's") | TOLD
+
+
+@pytest.mark.parametrize(
+    ("plan", "inherited", "expected"),
+    [
+        ({"report": "junit.xml"}, None, [f"--junit-xml={REPORTS}/junit.xml"]),
+        ({"report": "junit.xml"}, "-x", ["-x", f"--junit-xml={REPORTS}/junit.xml"]),
+        ({"report": "junit.xml", "preset": Preset.NONE}, "-x", ["-x"]),
+        ({"report": "/elsewhere/junit.xml"}, "-x", ["-x"]),
+        ({}, "-x", ["-x"]),
+        ({"command": ("pytest", "--junitxml=mine"), "report": "mine"}, "-x", ["-x"]),
+        ({"command": ("pytest", "--junit-xml", "mine"), "report": "mine"}, "-x", ["-x"]),
+    ],
+)
+def test_preset_asks_for_the_report_that_the_command_does_not(
+    plan: dict[str, Any], inherited: str | None, expected: list[str]
+) -> None:
+    """Pytest is told where to report unless it is told already, or to report elsewhere, or not."""
+    suite = SuitePlan(
+        **{"command": ("pytest",), "preset": Preset.PYTEST, "environment": ("PYTEST_ADDOPTS",)}
+        | plan
+    )
+    variables = {} if inherited is None else {"PYTEST_ADDOPTS": inherited}
+    given = environment_of(suite, variables, "7-a.1", REPORTS)
+
+    assert shlex.split(given["PYTEST_ADDOPTS"]) == expected
+    assert given.keys() == {"PYTEST_ADDOPTS", *TOLD}
+
+
+def test_run_reports_where_it_is_told_to() -> None:
+    """A report is in the run's own folder unless it is named absolutely; the command names it."""
+    command = ("suite", f"--out={REPORT_DIR_PLACEHOLDER}/a", f"{REPORT_DIR_PLACEHOLDER} b")
+    plan = SuitePlan(command, report="in/junit.xml")
+
+    assert plan.command_in(REPORTS) == ("suite", f"--out={REPORTS}/a", f"{REPORTS} b")
+    assert plan.report_in(REPORTS) == REPORTS / "in" / "junit.xml"
+    assert attrs.evolve(plan, report="/a.xml").report_in(REPORTS) == Path("/a.xml")
+    assert attrs.evolve(plan, report=None).report_in(REPORTS) is None

@@ -50,15 +50,11 @@ HOMES = {
     "procrastinate": {"fleet/deliveries.py", "fleet/worker.py"},
     "psycopg": {"fleet/fence.py"},
     "psutil": {"effects/processes.py"},
-    "fcntl": {
-        "effects/alerts.py",
-        "effects/run_folder.py",
-        "effects/shim.py",
-        "effects/suite.py",
-    },
+    "fcntl": {"effects/files.py", "effects/shim.py"},
     "apprise": {"effects/alerts.py"},
     "subprocess": {
         "effects/suite.py",
+        "effects/supervised.py",
         "effects/worktree.py",
         "host/launcher.py",
         "faces/demo.py",

@@ -1,7 +1,9 @@
 """What a run showed: whose report it is, how it looked when the suite had ended."""
 
+import errno
 import os
 import shlex
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,20 @@ def test_report_out_of_a_cache_is_found_out(
 
     assert found.state == state
     assert (found.counts and found.counts.dated) == dated
+
+
+def test_supervisor_that_cannot_be_started_is_no_other_runs_report(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no process can be started now, that is said, and no run is made up that writes."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+    with pytest.raises(PreparationError, match="Resource temporarily unavailable"):
+        stand.start("true", report=str(stand.root / "tree" / "report.xml"))
 
 
 def test_report_outside_the_runs_folder_has_one_writer(stand: Stand) -> None:

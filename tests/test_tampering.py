@@ -13,8 +13,7 @@ from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects import shim
-from staging_fsm.effects import suite as suite_module
+from staging_fsm.effects import shim, supervised
 from staging_fsm.effects.processes import ProcessIdentity, identify, is_stopped, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
@@ -137,8 +136,8 @@ def test_supervisor_that_was_stopped_once_has_its_time_to_end(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A supervisor that was woken has the same time to do what is left as any other."""
-    monkeypatch.setattr(suite_module, "SUPERVISOR_LATE_SECONDS", 0.05)
-    release_when_waiting(stand, monkeypatch, suite_module.SUPERVISOR_MARGIN_SECONDS)
+    monkeypatch.setattr(supervised, "LATE_SECONDS", 0.05)
+    release_when_waiting(stand, monkeypatch, supervised.MARGIN_SECONDS)
     patch_supervisor(monkeypatch, f"exec({BUSY!r});")
     stand.start(*program("parricide", str(signal.SIGSTOP.value), "once"))
     supervisor = identify(stand.pid())
@@ -155,8 +154,8 @@ def test_suite_that_is_reaped_has_its_whole_grace(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A suite that another worker stops may clean up for as long as its plan says."""
-    for name in ("STOP_SECONDS", "SUPERVISOR_LATE_SECONDS", "SUPERVISOR_MARGIN_SECONDS"):
-        monkeypatch.setattr(suite_module, name, 0.05)
+    for name in ("STOP_SECONDS", "LATE_SECONDS", "MARGIN_SECONDS"):
+        monkeypatch.setattr(supervised, name, 0.05)
     release_when_waiting(stand, monkeypatch, PATIENCE_SECONDS + 0.05)
     script = (
         "trap 'cat $RELEASE; echo cleaned up; exit 0' TERM;"
@@ -177,7 +176,7 @@ def release_when_waiting(stand: Stand, monkeypatch: pytest.MonkeyPatch, seconds:
             stand.let_go()
         return wait_for_end(identity, wanted)
 
-    monkeypatch.setattr(suite_module, "wait_for_end", wait)
+    monkeypatch.setattr(supervised, "wait_for_end", wait)
 
 
 def test_suite_that_never_lets_its_supervisor_go_gets_no_verdict(stand: Stand) -> None:
@@ -195,7 +194,7 @@ def test_supervisor_that_hangs_is_ended_with_all_that_is_below_it(
     stand: Stand, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A supervisor that does not do its work in time loses it, and nobody gets away."""
-    monkeypatch.setattr(suite_module, "SUPERVISOR_MARGIN_SECONDS", 0.1)
+    monkeypatch.setattr(supervised, "MARGIN_SECONDS", 0.1)
     patch_supervisor(monkeypatch, "shim.supervise = lambda *_: shim.select.poll().poll();")
     stand.start(*program("tree", kind, "stay"), timeout_seconds=0.1)
     stand.lifeline.await_members(1)

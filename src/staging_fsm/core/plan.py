@@ -7,8 +7,10 @@ change of configuration nor a crash changes the judge between two runs.
 import hashlib
 import itertools
 import math
+import shlex
 from collections.abc import Mapping
 from enum import StrEnum, unique
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ from staging_fsm.core.spec import Event
 
 #: In the suite command this stands for the folder that STAGING_REPORT_DIR names.
 REPORT_DIR_PLACEHOLDER: Final = "{report_dir}"
+#: The variable that names the run to each process of it, so that all of them can be found.
+RUN_VARIABLE: Final = "STAGING_ATTEMPT"
 WITHOUT_REPORT: Final = "min_tests and max_skipped_ratio need a report: name one, or take a preset"
 EXIT_CODE_MAX: Final = 255
 
@@ -164,6 +168,14 @@ class SuitePlan:
             return words
         return f"{words}: the last passed run of the repository executed {self.tests_last_passed}"
 
+    def command_in(self, reports: Path) -> tuple[str, ...]:
+        """Return the command of a run whose report folder is `reports`."""
+        return tuple(word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in self.command)
+
+    def report_in(self, reports: Path) -> Path | None:
+        """Return where a run leaves its report whose report folder is `reports`; None for none."""
+        return None if self.report is None else reports / self.report
+
     def judging_policy(self) -> JudgingPolicy:
         """Return what the rule table needs to know of this plan."""
         configured = dict.fromkeys(self.tool_exit_codes, Reason.TOOL_EXIT_CODE)
@@ -173,6 +185,28 @@ class SuitePlan:
             min_tests=self.min_tests,
             max_skipped_ratio=self.max_skipped_ratio,
         )
+
+
+def environment_of(
+    suite: SuitePlan, variables: Mapping[str, str], run_id: str, reports: Path
+) -> dict[str, str]:
+    """Return the variables of a run: those of the worker's that its plan lets through, and its own.
+
+    Of a preset whose suite leaves a report where a variable says so, that variable names the
+    one that is wanted, unless the command already names one.
+    """
+    names = (*BASE_ENVIRONMENT, *suite.environment)
+    environment = {name: variables[name] for name in names if name in variables}
+    environment |= {"CI": "true", "STAGING_REPORT_DIR": str(reports), RUN_VARIABLE: run_id}
+    preset = PRESETS[suite.preset]
+    wanted = preset.option is not None and not any(
+        word.startswith(("--junitxml", "--junit-xml")) for word in suite.command
+    )
+    if preset.variable and wanted and suite.report and not Path(suite.report).is_absolute():
+        option = shlex.quote(f"{preset.option}={reports / suite.report}")
+        inherited = environment.get(preset.variable, "")
+        environment[preset.variable] = f"{inherited} {option}".strip()
+    return environment
 
 
 @attrs.frozen

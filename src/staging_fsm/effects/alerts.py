@@ -9,13 +9,12 @@ Nothing of it blocks or breaks a move: addresses are called from a thread.
 
 import atexit
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -26,7 +25,7 @@ from staging_fsm.core.errors import in_words
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.effects.clock import Clock
-from staging_fsm.effects.files import create_durably, write_durably
+from staging_fsm.effects.files import create_durably, locked, write_durably
 from staging_fsm.effects.forks import begin_anew_after_forks
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.state_dir import StateDir
@@ -128,7 +127,8 @@ class Outbox:
         So a delivery that hangs or crashes counts as one that failed.
         """
         leased = []
-        with self._locked() as ours:
+        with locked(os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)) as ours:
+            # One process at a time; the others have nothing to do here.
             for path in self._names() if ours else ():
                 alert = _read(path)
                 if alert is None or not _is_due(alert, now):
@@ -139,18 +139,6 @@ class Outbox:
                 write_durably(path, _written(alert))
                 leased.append((path, alert))
         return sorted(leased, key=lambda item: item[1].time)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[bool]:
-        """Yield whether this process now is the only one that leases."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
-        except BlockingIOError:
-            yield False
-        finally:
-            os.close(descriptor)
 
     def settle(self, path: Path, alert: Alert, *, everybody: bool) -> None:
         """Note whom an alert reached; once that is everybody, it is owed no more."""

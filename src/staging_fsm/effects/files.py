@@ -1,10 +1,11 @@
-"""How a file is written and read where others write too: artifacts, run folders, notes.
+"""How a file is written, read and locked where others write too: artifacts, run folders, notes.
 
 What has to be whole is written to a temporary name and renamed: a reader sees the old
 file or the whole new one. What was promised is synced too: a power cut does not undo it.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -104,6 +105,28 @@ def set_aside(path: Path, suffix: str) -> Path | None:
     path.rename(target)
     sync_directory(path.parent)
     return target
+
+
+@contextlib.contextmanager
+def locked(descriptor: int) -> Iterator[bool]:
+    """Yield whether the lock of an open file is ours now, without a wait; close the file.
+
+    The lock is of the open file, not of the process: whoever inherits it has it for as long
+    as it is open there, whatever becomes of whoever took it.
+    """
+    try:
+        yield _take_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(descriptor: int) -> bool:
+    # Apart from the block that has it: there the same error may come of something else.
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def open_regular(path: Path) -> BinaryIO | None:

@@ -15,7 +15,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,9 @@ _NOBODY: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 _WAIT_MAX_SECONDS: Final = 3600.0
 #: How often a process is looked at where the system cannot tell of its end.
 _LOOK_SECONDS: Final = 0.02
+#: How long those are killed who go on to be born, and the pause between two passes.
+SWEEP_SECONDS: Final = 10.0
+_KILL_PAUSE_SECONDS: Final = 0.005
 
 
 def _has_pidfd() -> bool:
@@ -255,6 +258,14 @@ def kill_marked(variable: str, value: str, leader: ProcessIdentity | None = None
     mark = f"{variable}={value}".encode()
     others = set(psutil.pids()) - {os.getpid()}
     return sum(_kill_if(pid, mark, leader) for pid in others)
+
+
+def repeat_kill(kill: Callable[[], int]) -> int:
+    """Kill until a pass finds nobody, as new ones may be born during a pass; bounded."""
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while (left := kill()) and time.monotonic() < deadline:
+        time.sleep(_KILL_PAUSE_SECONDS)
+    return left
 
 
 def _kill_if(pid: int, mark: bytes, leader: ProcessIdentity | None) -> bool:

@@ -21,7 +21,6 @@ with the secret of the machine, and nothing but a regular file is ever read.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import hmac
 import json
@@ -37,7 +36,9 @@ from staging_fsm.effects import limits, shim
 from staging_fsm.effects.files import (
     DIRECTORY_MODE,
     FILE_MODE,
+    locked,
     open_regular,
+    sha256_of_text,
     write_durably,
     write_whole,
 )
@@ -85,6 +86,11 @@ class RunFolder:
         return self.state.run(self.run_id)
 
     @property
+    def reports(self) -> Path:
+        """Return where the suite is told to leave its report."""
+        return self.state.reports(self.run_id)
+
+    @property
     def log(self) -> Path:
         """Return where the output of the suite is."""
         return self.path / "output.log"
@@ -120,6 +126,12 @@ class RunFolder:
         except PreparationError:
             return None
 
+    def write_command(self, command: tuple[str, ...]) -> bytes:
+        """Store the words of the command; return them as the supervisor reads them."""
+        words = b"\0".join(map(os.fsencode, command))
+        (self.path / "command").write_bytes(words)
+        return words
+
     def command(self) -> tuple[str, ...]:
         """Return the words of the command, as the supervisor was given them."""
         return tuple(map(os.fsdecode, self.read("command").split(b"\0")))
@@ -144,26 +156,36 @@ class RunFolder:
     def lock(self) -> Iterator[int | None]:
         """Yield the run's lock, or None while its supervisor lives.
 
-        The lock is of the open file, not of the process: a supervisor that inherits it
-        has it for as long as it lives, whatever becomes of whoever took it.
+        A supervisor that inherits it has it for as long as it lives, as `files.locked` says.
         """
         self.path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            descriptor = os.open(self.path / "lock", flags, FILE_MODE)
+            descriptor = _open_lock(self.path / "lock")
         except OSError as error:
             if error.errno not in _NO_LOCK:
                 raise
             yield _NOBODYS_LOCK
             return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        with locked(descriptor) as is_ours:
+            yield descriptor if is_ours else None
+
+    @contextlib.contextmanager
+    def report_lock(self, report: Path | None) -> Iterator[tuple[int, ...]]:
+        """Yield a lock on a report outside of the run's own folder, which other runs may write.
+
+        Raises PreparationError while one of them is under way: whose report it is could
+        not be told.
+        """
+        if report is None or report.is_relative_to(self.reports):
+            yield ()
+            return
+        self.state.locks.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        descriptor = _open_lock(self.state.locks / sha256_of_text(os.path.realpath(report)))
+        with locked(descriptor) as is_ours:
+            if not is_ours:
+                message = f"another run that writes the report {report} is under way"
+                raise PreparationError(message)
+            yield (descriptor,)
 
     def close(self) -> None:
         """Let no supervisor start the suite from now on. The lock has to be held."""
@@ -210,3 +232,7 @@ class RunFolder:
             return b""
         with file:
             return file.read(_SMALL_FILE_BYTES)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)

@@ -5,68 +5,49 @@ What worker and supervisor leave for each other stands in the control folder of 
 of it is said by `run_output.py`.
 """
 
-import contextlib
-import fcntl
 import functools
-import hashlib
 import math
 import os
-import shlex
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import attrs
 
 from staging_fsm.core.errors import PreparationError, in_words
 from staging_fsm.core.plan import (
-    BASE_ENVIRONMENT,
-    PRESETS,
-    REPORT_DIR_PLACEHOLDER,
+    RUN_VARIABLE,
     UNVERSIONED,
     SuitePlan,
     Workspace,
+    environment_of,
 )
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import shim, worktree
-from staging_fsm.effects.files import DIRECTORY_MODE, FILE_MODE, sha256_of_text
+from staging_fsm.effects.files import DIRECTORY_MODE
 from staging_fsm.effects.processes import (
     ProcessIdentity,
-    age_seconds,
-    identify,
     is_alive,
-    is_stopped,
-    kill_descendants,
     kill_marked,
-    send_signal,
+    repeat_kill,
     this_scope,
-    wait_for_end,
 )
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.run_output import RunOutput
 from staging_fsm.effects.run_report import report_of
 from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.effects.supervised import (
+    STOP_SECONDS,
+    await_supervisor,
+    is_child,
+    request_stop,
+    start_supervisor,
+)
 
-#: How much longer than deadline or grace a supervisor may take before it is woken.
-SUPERVISOR_LATE_SECONDS: Final = 0.5
-#: How long it may take after that, with its sweep and its log, before it counts as hung.
-SUPERVISOR_MARGIN_SECONDS: Final = 20.0
-#: How long a supervisor may take from its start to its lock.
-SUPERVISOR_START_SECONDS: Final = 10.0
-STOP_SECONDS: Final = 5.0
-SWEEP_SECONDS: Final = 10.0
 #: How long after a look at all run folders the next one comes at the earliest.
 PRUNE_SECONDS: Final = 600.0
-_PAUSE_SECONDS: Final = 0.005
-#: Imported, not run as a script: so its byte code is cached, which saves half of its start.
-SUPERVISOR_CODE: Final = (
-    "import sys; sys.path.append(sys.argv[1]); import shim; shim.main(*sys.argv[2:])"
-)
-RUN_VARIABLE: Final = "STAGING_ATTEMPT"
 
 
 class LocalSuites:
@@ -104,14 +85,14 @@ class LocalSuites:
 
     def _start(self, order: RunOrder) -> None:
         self._state.ensure()
-        folder, reports = self._folder(order.run_id), self._state.reports(order.run_id)
-        for path in (folder.path, reports):
+        folder, suite = self._folder(order.run_id), order.suite
+        for path in (folder.path, folder.reports):
             path.mkdir(mode=DIRECTORY_MODE, parents=True)
         unversioned = order.revision == UNVERSIONED
-        in_place = unversioned or order.suite.workspace is Workspace.IN_PLACE
-        dirty_allowed = in_place and not unversioned and order.suite.allow_dirty
+        in_place = unversioned or suite.workspace is Workspace.IN_PLACE
+        dirty_allowed = in_place and not unversioned and suite.allow_dirty
         tree = order.repository if in_place else self._state.worktree(order.run_id)
-        report = _report_path(order.suite, reports)
+        report = suite.report_in(folder.reports)
         written = Order(
             scope=this_scope(),
             repository=str(order.repository),
@@ -119,12 +100,12 @@ class LocalSuites:
             workspace=str(Workspace.IN_PLACE if in_place else Workspace.WORKTREE),
             revision=order.revision,
             started_at=time.time(),
-            timeout_seconds=order.suite.timeout_seconds,
-            kill_grace_seconds=order.suite.kill_grace_seconds,
+            timeout_seconds=suite.timeout_seconds,
+            kill_grace_seconds=suite.kill_grace_seconds,
             changes=worktree.tracked_changes(tree, filtered=False) if dirty_allowed else "",
             report=None if report is None else str(report),
             report_before="" if report is None else shim.mark_of(str(report)),
-            environment=order.suite.environment,
+            environment=suite.environment,
         )
         folder.write_order(written)
         if not in_place:
@@ -132,89 +113,14 @@ class LocalSuites:
             # Attributes that the committed files contradict make even a fresh checkout differ.
             if changes := worktree.tracked_changes(tree, filtered=False):
                 folder.write_order(attrs.evolve(written, changes=changes))
-        with folder.lock() as lock, self._report_lock(report, reports) as others:
+        with folder.lock() as lock, folder.report_lock(report) as others:
             if lock is None or folder.holds("closed"):
                 message = f"run {order.run_id} is taken or closed"
                 raise PreparationError(message)
-            self._start_supervisor((lock, *others), tree, report, order)
-
-    @contextlib.contextmanager
-    def _report_lock(self, report: Path | None, own: Path) -> Iterator[tuple[int, ...]]:
-        """Yield a lock on a report outside of the run's `own` folder, which other runs may write.
-
-        Raises PreparationError while one of them is under way: whose report it is could
-        not be told.
-        """
-        if report is None or report.is_relative_to(own):
-            yield ()
-            return
-        locks = self._state.locks
-        locks.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-        path = locks / sha256_of_text(os.path.realpath(report))
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(path, flags, FILE_MODE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield (descriptor,)
-        except BlockingIOError:
-            message = f"another run that writes the report {report} is under way"
-            raise PreparationError(message) from None
-        finally:
-            os.close(descriptor)
-
-    def _start_supervisor(
-        self, locks: tuple[int, ...], tree: Path, report: Path | None, order: RunOrder
-    ) -> None:
-        folder, reports = self._state.run(order.run_id), self._state.reports(order.run_id)
-        suite = order.suite
-        command = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in suite.command]
-        words = b"\0".join(os.fsencode(word) for word in command)
-        (folder / "command").write_bytes(words)
-        # What it must not take from anybody else: whoever knows the folder may write there.
-        told = self._state.secret() + hashlib.blake2b(words, digest_size=shim.SEAL_BYTES).digest()
-        self._output.keep_command(order.run_id, suite)
-        arguments = [
-            str(Path(shim.__file__).parent),
-            str(folder),
-            str(tree),
-            str(report or ""),
-            ",".join(map(str, locks)),
-            ",".join(map(str, self._inherited)),
-            f"timeout={suite.timeout_seconds}",
-            f"grace={suite.kill_grace_seconds}",
-            f"idle={suite.idle_timeout_seconds}",
-            f"log={suite.log_max_bytes}",
-            f"memory={suite.memory_max_bytes}",
-            f"processes={suite.processes_max}",
-            f"open_files={suite.open_files_max}",
-            f"file_bytes={suite.file_max_bytes}",
-        ]
-        # Lock and secret are there before it is: whatever becomes of us, it goes on.
-        with (folder / "shim.stderr").open("wb") as errors, _pipe_of(told) as pipe:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", SUPERVISOR_CODE, *arguments],
-                stdin=pipe,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                env=self._environment(suite, order.run_id, reports),
-                start_new_session=True,
-                pass_fds=(*locks, *self._inherited),
-            )
-        _CHILDREN[str(folder)] = process, identify(process.pid)
-
-    def _environment(self, suite: SuitePlan, run_id: str, reports: Path) -> dict[str, str]:
-        names = (*BASE_ENVIRONMENT, *suite.environment)
-        environment = {name: self._variables[name] for name in names if name in self._variables}
-        environment |= {"CI": "true", "STAGING_REPORT_DIR": str(reports), RUN_VARIABLE: run_id}
-        preset = PRESETS[suite.preset]
-        wanted = preset.option is not None and not any(
-            word.startswith(("--junitxml", "--junit-xml")) for word in suite.command
-        )
-        if preset.variable and wanted and suite.report and not Path(suite.report).is_absolute():
-            option = shlex.quote(f"{preset.option}={reports / suite.report}")
-            inherited = environment.get(preset.variable, "")
-            environment[preset.variable] = f"{inherited} {option}".strip()
-        return environment
+            self._output.keep_command(order.run_id, suite)
+            environment = environment_of(suite, self._variables, order.run_id, folder.reports)
+            locks = (lock, *others)
+            start_supervisor(folder, suite, tree, report, environment, locks, self._inherited)
 
     def await_report(self, run_id: str) -> RunReport:
         """Wait until nothing of the run is alive, remove its checkout, and report."""
@@ -224,7 +130,7 @@ class LocalSuites:
         except PreparationError:
             self.reap(run_id)
             raise
-        has_ended = self._await_supervisor(folder, order.timeout_seconds, order.kill_grace_seconds)
+        has_ended = await_supervisor(folder, order.timeout_seconds, order.kill_grace_seconds)
         result = folder.sealed("result")
         if result and not has_ended:
             result = {}
@@ -237,29 +143,6 @@ class LocalSuites:
             return report_of(folder, order, result)
         finally:
             self._remove_checkout(run_id, order)
-
-    def _await_supervisor(self, folder: RunFolder, timeout: float, grace: float) -> bool:
-        """Wait for the supervisor's end; wake it when it is late, end it when it is hung.
-
-        Returns False for one of our own that did not come to its end: whatever stands in
-        its place, no result is its.
-        """
-        child, identity = _CHILDREN.get(str(folder.path), (None, None))
-        if child is None:
-            identity = _await_identity(folder)
-        if identity is not None and not _ends(identity, timeout, grace):
-            # Everything of the suite is below it for as long as it lives.
-            _repeat(functools.partial(kill_descendants, identity))
-            send_signal(identity, signal.SIGKILL)
-            wait_for_end(identity, STOP_SECONDS)
-        if child is None:
-            return True
-        _CHILDREN.pop(str(folder.path), None)
-        try:
-            # Not by poll: while another thread asks, it says that the process goes on.
-            return child.wait(STOP_SECONDS) == 0
-        except subprocess.TimeoutExpired:
-            return False
 
     def condition(self, run_id: str) -> RunCondition:
         """Say what there is of a run. Once it said LOST, the run can no longer start."""
@@ -284,12 +167,12 @@ class LocalSuites:
         if condition is RunCondition.FOREIGN:
             return
         order = folder.order_if_any()
-        if condition is RunCondition.LIVE and (identity := _await_identity(folder)) is not None:
-            send_signal(identity, signal.SIGTERM)
+        if condition is RunCondition.LIVE:
+            request_stop(folder)
         # One that found the run closed before it began is waited for too, if it is our child.
-        if condition is RunCondition.LIVE or str(folder.path) in _CHILDREN:
+        if condition is RunCondition.LIVE or is_child(folder):
             grace = STOP_SECONDS if order is None else order.kill_grace_seconds
-            self._await_supervisor(folder, 0.0, grace)
+            await_supervisor(folder, 0.0, grace)
             self.condition(run_id)
         self.sweep(run_id)
         self._remove_checkout(run_id, order)
@@ -304,7 +187,7 @@ class LocalSuites:
         folder = self._folder(run_id)
         folder.kill_group()
         leader = folder.identity("leader")
-        return _repeat(functools.partial(kill_marked, RUN_VARIABLE, run_id, leader))
+        return repeat_kill(functools.partial(kill_marked, RUN_VARIABLE, run_id, leader))
 
     def prune(self, days: float, unfinished: Callable[[], Container[str]]) -> None:
         """Remove the folders of runs in which nothing changed for `days`; 0 removes none.
@@ -347,54 +230,3 @@ class LocalSuites:
             worktree.remove_worktree(checkout, checkout)
         elif order.workspace == Workspace.WORKTREE:
             worktree.remove_worktree(Path(order.repository), checkout)
-
-
-#: Supervisors that this process started: their end must be waited for by their parent.
-_CHILDREN: Final[dict[str, tuple["subprocess.Popen[bytes]", ProcessIdentity | None]]] = {}
-
-
-def _pipe_of(data: bytes) -> BinaryIO:
-    """Return a pipe that holds `data`, which has to be short, and its end."""
-    reading, writing = os.pipe()
-    with os.fdopen(writing, "wb") as pipe:
-        pipe.write(data)
-    return os.fdopen(reading, "rb")
-
-
-def _ends(identity: ProcessIdentity, timeout: float, grace: float) -> bool:
-    """Wait for a supervisor's end, for as long as it can need; False if it is hung.
-
-    A suite may have stopped it with SIGSTOP. Woken, it sees for itself that its
-    time is over, and does what is left to do.
-    """
-    left = max(0.0, timeout - age_seconds(identity))
-    hindered = False
-    for seconds in (left, grace, 0.0):
-        if wait_for_end(identity, seconds + SUPERVISOR_LATE_SECONDS):
-            return True
-        hindered = is_stopped(identity)
-        send_signal(identity, signal.SIGCONT)
-    return not hindered and wait_for_end(identity, SUPERVISOR_MARGIN_SECONDS)
-
-
-def _repeat(kill: Callable[[], int]) -> int:
-    """Kill until a pass finds nobody, as new ones may be born during a pass; bounded."""
-    deadline = time.monotonic() + SWEEP_SECONDS
-    while (left := kill()) and time.monotonic() < deadline:
-        time.sleep(_PAUSE_SECONDS)
-    return left
-
-
-def _await_identity(folder: RunFolder) -> ProcessIdentity | None:
-    """Return who supervises the run, waiting a moment for one that was just started."""
-    deadline = time.monotonic() + SUPERVISOR_START_SECONDS
-    while not folder.holds("shim") and time.monotonic() < deadline:
-        with folder.lock() as lock:
-            if lock is not None:
-                break
-        time.sleep(_PAUSE_SECONDS)
-    return folder.identity("shim")
-
-
-def _report_path(suite: SuitePlan, reports: Path) -> Path | None:
-    return None if suite.report is None else reports / suite.report
