@@ -196,8 +196,8 @@ def worker_command(stand: Stand, mode: str, *command: str) -> list[str]:
 def patch_supervisor(monkeypatch: pytest.MonkeyPatch, code: str, before: str = "") -> None:
     """Run `code` in the supervisor before its `main`, and `before` before its import."""
     real = supervised.SUPERVISOR_CODE
-    patched = real.replace("shim.main(", f"{code}shim.main(")
-    patched = patched.replace("import shim", f"{before}import shim")
+    patched = real.replace("main.main(", f"{code}main.main(")
+    patched = patched.replace("from supervisor", f"{before}from supervisor")
     monkeypatch.setattr(supervised, "SUPERVISOR_CODE", patched)
 
 

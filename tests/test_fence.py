@@ -49,11 +49,11 @@ def test_suite_has_no_descriptor_but_the_usual(
 
 #: A supervisor that keeps by which signals it ends its suite.
 SIGNALLER = """
-signals, sent = shim.Suite.signal_group, open(sys.argv[2] + "/signals", "w")
+signals, sent = main.Suite.signal_group, open(sys.argv[2] + "/signals", "w")
 def signal_group(suite, *numbers):
     print(*map(int, numbers), file=sent, flush=True)
     signals(suite, *numbers)
-shim.Suite.signal_group = signal_group
+main.Suite.signal_group = signal_group
 """
 
 
@@ -105,8 +105,8 @@ def test_fence_that_falls_while_what_is_left_is_killed_counts(
 ) -> None:
     """Up to its result a run is behind its fence: another may have begun before it was written."""
     stop = (
-        "import os; sweep = shim.sweep;"
-        "shim.sweep = lambda *a: (os.kill(os.getpid(), 19), sweep(*a))[1];"
+        "import os; sweep = main.sweep;"
+        "main.sweep = lambda *a: (os.kill(os.getpid(), 19), sweep(*a))[1];"
     )
     patch_supervisor(monkeypatch, stop)
     stand.start("true", inherited=[fence[0].fileno()])

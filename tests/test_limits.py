@@ -13,7 +13,8 @@ import pytest
 
 from staging_fsm.core.outcome import Reason, Stop, Verdict, judge
 from staging_fsm.core.plan import SuitePlan
-from staging_fsm.effects import limits, shim
+from staging_fsm.effects.supervisor import limits
+from staging_fsm.effects.supervisor.sweep import direct_children
 from stand import (
     ATTEMPT,
     MEBIBYTE,
@@ -58,16 +59,17 @@ def test_suite_that_goes_on_printing_is_not_idle(stand: Stand) -> None:
 #: A supervisor that falls asleep when it first waits, and wakes when there is output, a minute
 #: later by its clock.
 SLEEPER = """
-clock, turn, late = shim.time.monotonic, shim.Watch.turn, [0.0]
+import select
+clock, turn, late = main.time.monotonic, main.Watch.turn, [0.0]
 def sleep(watch, seconds):
     if not seconds or late[0]:
         return turn(watch, seconds)
-    output = shim.select.poll()
-    output.register(watch.suite.output, shim.select.POLLIN)
+    output = select.poll()
+    output.register(watch.suite.output, select.POLLIN)
     output.poll()
     late[0] = 60.0
-shim.time.monotonic = lambda: clock() + late[0]
-shim.Watch.turn = sleep
+main.time.monotonic = lambda: clock() + late[0]
+main.Watch.turn = sleep
 """
 
 
@@ -111,7 +113,7 @@ def test_memory_that_is_shared_is_counted_once() -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.read(9) == b"." * 9
-        family = [process.pid, *shim.direct_children(process.pid)]
+        family = [process.pid, *direct_children(process.pid)]
         shown = sum(map(limits.resident_bytes, family))
         counted = sum(map(limits.proportional_bytes, family))
         below = limits.Sampled(
@@ -267,9 +269,9 @@ TELLTALE = """
 class Telltale:
     seconds, events = 3600.0, ()
     add = kill = end = lambda *_: None
-    breach = lambda _: "processes" if shim.os.path.exists("done") else None
-shim.hold_limits = lambda folder, *_: Telltale()
-shim.os.chdir(CWD)
+    breach = lambda _: "processes" if main.os.path.exists("done") else None
+main.hold_limits = lambda folder, *_: Telltale()
+main.os.chdir(CWD)
 """
 
 

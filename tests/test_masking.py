@@ -18,7 +18,7 @@ from staging_fsm.core.masking import (
     Masker,
     looks_secret,
 )
-from staging_fsm.effects.shim import BoundedLog
+from staging_fsm.effects.supervisor.log import BoundedLog
 
 SECRET = 's3cr+t/ü"p@ss w0rd'  # noqa: S105  # nobody's
 KEY = "-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END KEY-----\n"

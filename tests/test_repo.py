@@ -4,6 +4,7 @@ import ast
 import functools
 import io
 import re
+import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,13 @@ SOURCE = ROOT / "src" / "staging_fsm"
 LAYERS = {
     "host/contract": (),
     "core": ("host/contract",),
-    "effects": ("host/contract", "core"),
+    "effects/supervisor": (),
+    "effects": ("host/contract", "core", "effects/supervisor"),
     "drive": ("host/contract", "core", "effects"),
     "host": ("host/contract", "core", "effects", "drive"),
     "fleet": ("host/contract", "core", "effects", "drive", "host"),
     "testing": ("host/contract", "core"),
-    "faces": ("host/contract", "core", "effects", "drive", "host", "fleet"),
+    "faces": ("host/contract", "core", "effects/supervisor", "effects", "drive", "host", "fleet"),
 }
 #: What the core may not touch: it gets time, environment, files and processes as arguments.
 IMPURE = {"os", "subprocess", "time", "random", "secrets", "socket", "psutil", "sqlalchemy"}
@@ -50,7 +52,7 @@ HOMES = {
     "procrastinate": {"fleet/deliveries.py", "fleet/worker.py"},
     "psycopg": {"fleet/fence.py"},
     "psutil": {"effects/processes.py"},
-    "fcntl": {"effects/files.py", "effects/shim.py"},
+    "fcntl": {"effects/files.py", "effects/supervisor/suite.py"},
     "apprise": {"effects/alerts.py"},
     "subprocess": {
         "effects/suite.py",
@@ -83,7 +85,10 @@ def imports(module: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names.update([node.module or "", *(f"{node.module}.{a.name}" for a in node.names)])
+            # A relative name is one of ours as well: each dot leads one folder up.
+            above = ("staging_fsm", *Path(module).parts[: -node.level]) if node.level else ()
+            source = ".".join((*above, *filter(None, [node.module])))
+            names.update([source, *(f"{source}.{alias.name}" for alias in node.names)])
     return frozenset(names)
 
 
@@ -124,6 +129,15 @@ def test_core_is_pure(module: str) -> None:
 
     assert not names & IMPURE
     assert not re.search(r"\b(open|print)\(|\.now\(|environ\[", text)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("effects/supervisor/")])
+def test_supervisor_is_made_of_itself_and_the_standard_library(module: str) -> None:
+    """What runs without our packages imports none, and no file of it is called as one it uses."""
+    tops = {name.split(".")[0] for name in imports(module)}
+
+    assert tops <= {"staging_fsm", *sys.stdlib_module_names}
+    assert Path(module).stem not in sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("home", sorted(HOMES))

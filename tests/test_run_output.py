@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from staging_fsm.core.outcome import Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects.shim import BoundedLog
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.supervisor.log import BoundedLog
 from stand import MEBIBYTE, RUN, Stand, has_ended, program, verdict
 
 FLAT_BYTES = 16 * MEBIBYTE

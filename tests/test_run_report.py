@@ -150,7 +150,7 @@ def test_report_counts_as_it_was_when_nothing_of_its_run_was_left(
     report = stand.root / "tree" / "report.xml"
     late = f"open({str(report)!r}, 'w').write({JUNIT!r})"
     patch_supervisor(
-        monkeypatch, f"sweep = shim.sweep; shim.sweep = lambda *a: ({late}, sweep(*a))[1];"
+        monkeypatch, f"sweep = main.sweep; main.sweep = lambda *a: ({late}, sweep(*a))[1];"
     )
 
     assert stand.facts("true", report=str(report)).evidence.state == EvidenceState.READ

@@ -291,9 +291,9 @@ def test_request_to_stop_that_comes_before_the_suite_keeps_it_from_running(
     """A run that is stopped between its supervisor's start and its own never runs."""
     patch_supervisor(
         monkeypatch,
-        "import os; write = shim.write_identity;"
-        "shim.write_identity = lambda *a: (write(*a), os.kill(os.getpid(), 15));"
-        "shim.supervise = None;",
+        "import os; write = main.write_identity;"
+        "main.write_identity = lambda *a: (write(*a), os.kill(os.getpid(), 15));"
+        "main.supervise = None;",
     )
     facts = stand.facts("/usr/bin/touch", "it-ran")
 
@@ -358,9 +358,9 @@ def noted(word, real):
         note(word)
         return found
     return call
-os.write, os.replace, os.fsync, shim.sweep = release, rename, sync, noted("swept", shim.sweep)
+os.write, os.replace, os.fsync, main.sweep = release, rename, sync, noted("swept", main.sweep)
 os.pwrite, os.truncate = noted("written", os.pwrite), noted("cut to length", os.truncate)
-shim.hold_limits = lambda *_: Limits()
+main.hold_limits = lambda *_: Limits()
 """
 
 
@@ -432,7 +432,7 @@ def test_what_a_supervisor_could_not_stop_its_worker_does(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A supervisor that says it left somebody alive is believed: the worker looks and kills."""
-    patch_supervisor(monkeypatch, "shim.sweep = lambda *_: 1;")
+    patch_supervisor(monkeypatch, "main.sweep = lambda *_: 1;")
     facts = stand.facts(*program("tree", "session", "exit"))
 
     assert stand.lifeline.is_cut()
@@ -452,7 +452,7 @@ def test_leader_dies_with_its_supervisor(stand: Stand) -> None:
 #: A supervisor that dies right after its suite, still at the gate but let go, has looked for it.
 FORSAKER = """
 import os, select
-become, getppid = shim.Suite._become_suite, os.getppid
+become, getppid = main.Suite._become_suite, os.getppid
 def become_late(suite, parent, output_in, gate_out, errors_in):
     def look():
         found = getppid()
@@ -463,7 +463,7 @@ def become_late(suite, parent, output_in, gate_out, errors_in):
         return found
     os.getppid = look
     become(suite, parent, output_in, gate_out, errors_in)
-shim.Suite._become_suite = become_late
+main.Suite._become_suite = become_late
 """
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects import shim, supervised
+from staging_fsm.effects import supervised
 from staging_fsm.effects.processes import ProcessIdentity, identify, is_stopped, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.supervisor.result import lines_of, sealed
 from stand import (
     ATTEMPT,
     PATIENCE_SECONDS,
@@ -73,12 +75,12 @@ def test_suite_that_ended_unseen_has_not_ended_in_time(stand: Stand) -> None:
 
 #: A supervisor that is held up between the suite's first moment and its own first look.
 LATECOMER = """
-clock, opened, late = shim.time.monotonic, shim.Watch.open_output, [0.0]
+clock, opened, late = main.time.monotonic, main.Watch.open_output, [0.0]
 def open_late(watch):
     late[0] = 60.0
     opened(watch)
-shim.time.monotonic = lambda: clock() + late[0]
-shim.Watch.open_output = open_late
+main.time.monotonic = lambda: clock() + late[0]
+main.Watch.open_output = open_late
 """
 
 
@@ -94,12 +96,12 @@ def test_deadline_counts_from_the_first_moment_of_a_suite(
 
 #: A supervisor that is held up, by its clock for an hour, before it sees that the suite has ended.
 OVERSLEEPER = """
-clock, look, late = shim.time.monotonic, shim.Suite.look, [0.0]
+clock, look, late = main.time.monotonic, main.Suite.look, [0.0]
 def see(suite):
     look(suite)
     late[0] = 3600.0 * suite.ended
-shim.time.monotonic = lambda: clock() + late[0]
-shim.Suite.look = see
+main.time.monotonic = lambda: clock() + late[0]
+main.Suite.look = see
 """
 
 
@@ -124,11 +126,11 @@ def test_supervisor_that_was_stopped_can_be_told_to_stop(stand: Stand) -> None:
 
 #: A supervisor that has something left to do until it is released.
 BUSY = """
-real = shim.sweep
+real = main.sweep
 def sweep(*arguments):
-    open(shim.os.environ["RELEASE"]).read()
+    open(main.os.environ["RELEASE"]).read()
     return real(*arguments)
-shim.sweep = sweep
+main.sweep = sweep
 """
 
 
@@ -195,7 +197,9 @@ def test_supervisor_that_hangs_is_ended_with_all_that_is_below_it(
 ) -> None:
     """A supervisor that does not do its work in time loses it, and nobody gets away."""
     monkeypatch.setattr(supervised, "MARGIN_SECONDS", 0.1)
-    patch_supervisor(monkeypatch, "shim.supervise = lambda *_: shim.select.poll().poll();")
+    patch_supervisor(
+        monkeypatch, "import select; main.supervise = lambda *_: select.poll().poll();"
+    )
     stand.start(*program("tree", kind, "stay"), timeout_seconds=0.1)
     stand.lifeline.await_members(1)
     facts = stand.collect().facts
@@ -319,7 +323,7 @@ def test_result_sealed_with_a_stolen_secret_is_none(stand: Stand, *, killed: str
     facts |= {"processes_left": 0, "log_bytes": 0, "log_dropped_bytes": 0, "log_complete": 1}
     found = stand.file("output.log").stat()
     facts |= {"log_file": f"{found.st_ino}:{found.st_size}", "report": "", "foreign_result": 0}
-    forged = shim.sealed(stand.state.secret(), shim.lines_of(**facts))
+    forged = sealed(stand.state.secret(), lines_of(**facts))
     stand.file("result").write_bytes(forged)
     if killed == "supervisor killed":
         os.kill(supervisor, signal.SIGKILL)
@@ -349,7 +353,7 @@ def test_code_under_test_does_not_become_its_supervisor(
 ) -> None:
     """A supervisor imports nothing from the tree, wherever its worker stands."""
     tree = stand.root / "tree"
-    for name in ("shim", "select"):
+    for name in ("supervisor", "main", "limits", "select"):
         (tree / f"{name}.py").write_text("raise SystemExit('the tree was imported')\n")
     variables, named = stand.variables, ("LIFELINE",)
     if way == "the folder of its worker":
@@ -361,6 +365,18 @@ def test_code_under_test_does_not_become_its_supervisor(
     report = suites.await_report(RUN)
 
     assert (report.facts.supervision, report.detail) == (Supervision.SOUND, None)
+
+
+def test_supervisor_finds_nothing_but_the_standard_library(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that has begun can import what a bare interpreter can, and none of our files."""
+    bare = [sys.executable, "-I", "-S", "-c", "import sys; print(*sys.path)"]
+    expected = subprocess.run(bare, check=True, capture_output=True, text=True).stdout
+    patch_supervisor(monkeypatch, "print(*sys.path, file=open(sys.argv[2] + '/path', 'w'));")
+    stand.run("true")
+
+    assert stand.file("path").read_text() == expected
 
 
 @pytest.mark.parametrize("how", [Stop.REQUEST, Stop.FENCE_LOST])

@@ -1,6 +1,6 @@
 """The control folder of one run: what worker and supervisor leave for each other.
 
-The supervisor (`shim.py`) outlives the worker, so everything that is needed to
+The supervisor (`supervisor/`) outlives the worker, so everything that is needed to
 judge a run stands here before it starts:
 
     order.json   what was ordered, by whom, and how things looked before
@@ -32,7 +32,6 @@ from typing import Final
 import attrs
 
 from staging_fsm.core.errors import PreparationError, is_shortage
-from staging_fsm.effects import limits, shim
 from staging_fsm.effects.files import (
     DIRECTORY_MODE,
     FILE_MODE,
@@ -44,6 +43,8 @@ from staging_fsm.effects.files import (
 )
 from staging_fsm.effects.processes import ProcessIdentity, this_scope
 from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.effects.supervisor import limits
+from staging_fsm.effects.supervisor.result import SEAL_BYTES, lines_of, sealed
 
 _SMALL_FILE_BYTES: Final = 64 * 1024
 #: What a suite put in the place of its lock is held by nobody: a link, a folder, a socket.
@@ -67,7 +68,7 @@ class Order:
     #: How the tree differed from the commit, as `worktree.tracked_changes` says it.
     changes: str
     report: str | None
-    #: What was there before the run, as `shim.mark_of` says it.
+    #: What was there before the run, as `result.mark_of` says it.
     report_before: str
     #: Names of variables that the suite was given.
     environment: tuple[str, ...]
@@ -197,8 +198,8 @@ class RunFolder:
         Not synced: after a power cut its facts are found anew, or the run is tried again.
         Raises OSError, and PreparationError where the secret cannot be read.
         """
-        text = shim.lines_of(run=self.run_id, **facts)
-        write_whole(self.path / name, shim.sealed(self.state.secret(), text))
+        text = lines_of(run=self.run_id, **facts)
+        write_whole(self.path / name, sealed(self.state.secret(), text))
 
     def sealed(self, name: str) -> dict[str, str] | None:
         """Return the facts in a sealed file; none of them where nobody sealed it for this run.
@@ -219,7 +220,7 @@ class RunFolder:
             return {}
         text, _, tail = self.read(name).rpartition(b"\n")[0].rpartition(b"\n")
         text += b"\n"
-        expected = hashlib.blake2b(text, key=secret, digest_size=shim.SEAL_BYTES).hexdigest()
+        expected = hashlib.blake2b(text, key=secret, digest_size=SEAL_BYTES).hexdigest()
         if not hmac.compare_digest(expected.encode(), tail):
             return {}
         facts = dict(line.split("=", 1) for line in text.decode().split("\n")[:-1])

@@ -16,9 +16,10 @@ from staging_fsm.core.evidence import (
 from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import UNVERSIONED, Workspace
 from staging_fsm.core.ports import RunReport
-from staging_fsm.effects import shim, worktree
+from staging_fsm.effects import worktree
 from staging_fsm.effects.files import open_regular, read_tail, sha256_of_file
 from staging_fsm.effects.run_folder import Order, RunFolder
+from staging_fsm.effects.supervisor.result import mark_of
 
 #: So much of what a supervisor said at its end is told.
 _LAST_WORDS_BYTES: Final = 500
@@ -102,7 +103,7 @@ def _evidence(order: Order, left: str) -> Evidence:
     if not left:
         return Evidence(EvidenceState.MISSING)
     path = Path(order.report)
-    if left == order.report_before or left != shim.mark_of(str(path)):
+    if left == order.report_before or left != mark_of(str(path)):
         return Evidence(EvidenceState.STALE)
     file = open_regular(path)
     if file is None:

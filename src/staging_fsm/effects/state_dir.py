@@ -12,7 +12,7 @@ from staging_fsm.core.config import expand_home, variable_name
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.effects.files import DIRECTORY_MODE, create_durably, read_small
 from staging_fsm.effects.folders import remove_folder
-from staging_fsm.effects.shim import SECRET_BYTES
+from staging_fsm.effects.supervisor.result import SECRET_BYTES
 
 
 @attrs.frozen

@@ -25,7 +25,7 @@ from staging_fsm.core.plan import (
     environment_of,
 )
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
-from staging_fsm.effects import shim, worktree
+from staging_fsm.effects import worktree
 from staging_fsm.effects.files import DIRECTORY_MODE
 from staging_fsm.effects.processes import (
     ProcessIdentity,
@@ -45,6 +45,8 @@ from staging_fsm.effects.supervised import (
     request_stop,
     start_supervisor,
 )
+from staging_fsm.effects.supervisor.result import mark_of
+from staging_fsm.effects.supervisor.system import IS_LINUX
 
 #: How long after a look at all run folders the next one comes at the earliest.
 PRUNE_SECONDS: Final = 600.0
@@ -104,7 +106,7 @@ class LocalSuites:
             kill_grace_seconds=suite.kill_grace_seconds,
             changes=worktree.tracked_changes(tree, filtered=False) if dirty_allowed else "",
             report=None if report is None else str(report),
-            report_before="" if report is None else shim.mark_of(str(report)),
+            report_before="" if report is None else mark_of(str(report)),
             environment=suite.environment,
         )
         folder.write_order(written)
@@ -134,7 +136,7 @@ class LocalSuites:
         result = folder.sealed("result")
         if result and not has_ended:
             result = {}
-        if not result or int(result["processes_left"]) > 0 or not shim.IS_LINUX:
+        if not result or int(result["processes_left"]) > 0 or not IS_LINUX:
             # The supervisor is gone or could not finish its work: finish it from here.
             self.sweep(run_id)
         try:
