@@ -42,6 +42,7 @@ from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, load_snapshot
 from staging_fsm.core.suites import SuiteEntry, parse_suites
 from staging_fsm.drive.intercept import STAGE
+from staging_fsm.effects import run_folder
 from staging_fsm.effects.host_table import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table
 from staging_fsm.faces.exits import ExitCode
@@ -554,6 +555,18 @@ def test_embedding_explains_every_ruling() -> None:
     explained = first_cells(section("docs/embedding.md", "What a Decision means"))
 
     assert explained == [ruling.name for ruling in Ruling]
+
+
+def test_what_a_run_leaves_behind_is_told_in_full() -> None:
+    """What may stand in a run's folder is the same for operators as for whoever reads the code."""
+    listed = re.findall(r"^ {4}(\S+(?:, \S+)*) {2,}", run_folder.__doc__ or "", re.MULTILINE)
+    left = section("docs/supervision.md", "What a run leaves behind")
+    rows = re.findall(r"^\| (`runs/.+?) \|", left, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+    assert {name for names in listed for name in names.split(", ")} == {
+        name.removeprefix("runs/<run>/") for name in told
+    }
 
 
 def test_readme_names_the_layers() -> None:

@@ -1,19 +1,23 @@
 """The control folder of one run: what worker and supervisor leave for each other.
 
 The supervisor (`supervisor/`) outlives the worker, so everything that is needed to
-judge a run stands here before it starts:
+judge a run stands here before it starts, and what the supervisor saw of it when it is over:
 
-    order.json   what was ordered, by whom, and how things looked before
-    command      the argument vector, its words separated by NUL
-    lock         held by the supervisor for as long as it lives
-    closed       written by a recovery that found no supervisor: none may start now
-    shim, leader who they are
-    group        the control group that holds the suite, if there is one
-    output.log   what the suite printed
-    tail         its end without secrets; written once the run has ended
-    shown        sealed; the command without secrets, if there are any in it
-    result       sealed; written when nothing of the run is alive any more
-    tree         sealed; whether the tree moved, written before the checkout is removed
+    order.json       what was ordered, by whom, and how things looked before
+    command          the argument vector, its words separated by NUL
+    lock             held by the supervisor for as long as it lives
+    closed           written by a recovery that found no supervisor: none may start now
+    shim, leader     who supervisor and suite are
+    shim.stderr      what the supervisor itself complained of
+    group            the control group that holds the suite, if there is one
+    output.log       what the suite printed
+    output.tail      the newest part of it, while the run lasts and its head is full
+    output.tail.old  what came just before that
+    tail             its end without secrets; written once the run has ended
+    shown            sealed; the command without secrets, if there are any in it
+    result           sealed; written when nothing of the run is alive any more
+    result.foreign   what somebody else had put in the place of the result
+    tree             sealed; whether the tree moved, written before the checkout is removed
 
 A suite of the same user may write here as well. So what decides anything is sealed
 with the secret of the machine, and nothing but a regular file is ever read.
