@@ -422,14 +422,14 @@ class Worker:
             STAGE,
             suites=world.read_suites,
             bind=self._bind,
-            liveness=lambda name: world.lives(ProcessIdentity.parse(name), machine),
+            liveness=lambda name: world.lives(name, machine),
             new_id=lambda: "a",
         )
         self.staging = cast("Intercept", Intercept.of(runner))
         self.staging.sim = self
         self.host = Host(store, SETTINGS, world, self.staging)
         self.loop = Loop(
-            self.host, self.identity, self._launch, lambda who: world.lives(who, machine)
+            self.host, self.identity, self._launch, lambda name: world.lives(name, machine)
         )
 
     def _launch(self, host: Host, job: Job) -> None:

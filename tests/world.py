@@ -170,11 +170,11 @@ class World:
     def wake(self) -> None:
         """Nobody waits in earnest."""
 
-    def lives(self, who: ProcessIdentity, machine: str) -> bool | None:
+    def lives(self, name: str, machine: str) -> bool | None:
         """Say whether a worker lives, as far as `machine` can know."""
-        if who.scope != machine:
+        if ProcessIdentity.parse(name).scope != machine:
             return None
-        return any(str(who) == worker.identity and worker.alive for worker in self.workers)
+        return any(name == worker.identity and worker.alive for worker in self.workers)
 
     def read_suites(self, _config: RunnerConfig) -> SuitesConfig:
         """Return the suites file."""

@@ -22,9 +22,10 @@ from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
+from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.processes import ProcessIdentity, is_alive, this_process
+from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.views import attempt_view
@@ -156,7 +157,7 @@ class AttemptDriver:
         job = session.store.job(self.job_id)
         if snapshot is None and job.claimed_by != session.worker:
             # Claimed, but nothing begun: if its worker is gone the job is anybody's.
-            if is_alive(ProcessIdentity.parse(job.claimed_by or "?/0/0")) is False:
+            if worker_is_alive(job.claimed_by or "") is False:
                 session.store.requeue_abandoned(job, session.clock.now())
             return None
         decision = self.staging.launch(self.job_id)

@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from staging_fsm.effects.processes import ProcessIdentity, is_alive
+from staging_fsm.drive.recovery import Liveness, worker_is_alive
 from staging_fsm.host.launcher import Host, launch_job
 from staging_fsm.host.store import Job
 
@@ -25,7 +25,7 @@ class Worker:
     host: Host
     identity: str
     launch: Callable[[Host, Job], object] = launch_job
-    is_alive: Callable[[ProcessIdentity], bool | None] = is_alive
+    liveness: Liveness = worker_is_alive
     concurrency: int = 1
     stopping: bool = False
     #: When each job was claimed here last, as far as the answer of the store arrived.
@@ -45,13 +45,9 @@ class Worker:
         """
         requeued = []
         for job in self.host.store.running_jobs():
-            try:
-                claim = ProcessIdentity.parse(job.claimed_by or "")
-            except ValueError:
-                continue
             heard_of = self._claimed.get(job.id) == job.updated_at
             unheard = job.claimed_by == self.identity and not heard_of
-            abandoned = unheard or self.is_alive(claim) is False
+            abandoned = unheard or self.liveness(job.claimed_by or "") is False
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
         return requeued
