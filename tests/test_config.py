@@ -8,12 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from columns import aligned
-from conftest import Golden
-from staging_fsm.core import config as declared
 from staging_fsm.core.config import (
     INFRA_RETRIES_MAX,
-    PATHS,
     PREFIX,
     RunnerConfig,
     alert_urls,
@@ -23,16 +19,12 @@ from staging_fsm.core.config import (
 )
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.plan import PRESETS, Budget, Preset, SuitePlan, Workspace
+from staging_fsm.core.settings import declared
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig, budget_of, parse_suites
 
 #: The load of the machine must not decide.
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-HEADER = """\
-Every setting, its default and its help, as `.env.example` and the docs show them.
-`pytest --rewrite` writes this file afresh. Commit that only if the change was meant:
-a setting that goes or is renamed makes the configurations that hold it invalid.
-"""
 FIELDS = list(RunnerConfig.__annotations__)
 DAY = 86_400
 #: Setting -> what it becomes at its lowest and highest, and texts that are beyond them.
@@ -68,23 +60,14 @@ def problems_of(**settings_: str) -> tuple[str, ...]:
         load(**settings_)
 
     said = "; ".join(refused.value.problems)
-    assert str(refused.value) == f"invalid staging runner configuration: {said}"
+    assert str(refused.value) == f"invalid configuration: {said}"
     return refused.value.problems
-
-
-def test_settings_are_the_golden_settings(golden: Golden) -> None:
-    """Names, defaults and help are declared once, and are those that were agreed on."""
-    rows = [(setting.name, setting.default, setting.help) for setting in declared.settings()]
-
-    golden("settings.txt", aligned(rows), HEADER)
 
 
 def test_defaults_are_what_they_say() -> None:
     """With nothing set the runner is off, in scope of nothing, and defaults are as shown."""
     config = load_config({})
-    texts = {setting.name: setting.default for setting in declared.settings()}
 
-    assert config == load_config(texts)
     assert {name: getattr(config, name) for name in FIELDS} == {
         "enabled": False,
         "repos": frozenset(),
@@ -113,7 +96,7 @@ def test_defaults_are_what_they_say() -> None:
 def test_every_setting_is_named_after_its_field() -> None:
     """A setting's variable is the prefix and its field, and there is none besides."""
     assert PREFIX == "ORCH_STAGING_RUNNER"
-    assert [setting.name for setting in declared.settings()] == list(map(variable_name, FIELDS))
+    assert [setting.name for setting in declared(RunnerConfig)] == list(map(variable_name, FIELDS))
     assert variable_name("enabled") == "ORCH_STAGING_RUNNER_ENABLED"
 
 
@@ -230,7 +213,7 @@ def test_other_names_are_not_ours(name: str) -> None:
 @unhurried
 @given(
     st.dictionaries(
-        st.sampled_from([setting.name for setting in declared.settings()] + [f"{PREFIX}_X"]),
+        st.sampled_from([setting.name for setting in declared(RunnerConfig)] + [f"{PREFIX}_X"]),
         st.text(max_size=4) | st.sampled_from([*ON, *OFF, "1", "10000", "~", "~x", "nan"]),
     )
 )
@@ -269,7 +252,7 @@ def test_scope_is_a_list_or_everything(repos: str, expected: set[str]) -> None:
     assert not any(off.in_scope(name) for name in candidates)
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", [it.field for it in declared(RunnerConfig) if it.is_path])
 def test_path_is_taken_from_home_or_not_at_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path may begin with the home folder that the variables name; blanks are no path."""
     monkeypatch.setenv("HOME", "/home/the-process")

@@ -25,7 +25,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import attrs
-import environ
 import pytest
 from sybil import Document, Example, Region
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
@@ -36,9 +35,10 @@ from benchmarks.report import BLOCKS
 from hosts import git
 from specification import test_functions
 from staging_fsm import Effect, Event, Ruling, State
-from staging_fsm.core.config import settings
+from staging_fsm.core.config import RunnerConfig
 from staging_fsm.core.outcome import REASONS, RULES, Reason, Verdict
 from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.settings import declared
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, load_snapshot
 from staging_fsm.core.suites import SuiteEntry, parse_suites
 from staging_fsm.drive.intercept import STAGE
@@ -302,33 +302,10 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return cells(*names) + cells(*["---"] * len(names)) + "".join(cells(*row) for row in rows)
 
 
-def setting_rows() -> str:
-    """Return the declared settings of the runner."""
-    rows = ((f"`{row.name}`", f"`{row.default}`", row.help) for row in settings())
+def setting_rows(declaration: type) -> str:
+    """Return the settings that a class declares."""
+    rows = ((f"`{row.name}`", f"`{row.default}`", row.help) for row in declared(declaration))
     return table(["variable", "default", "meaning"], rows).replace("``", "")
-
-
-def host_setting_rows() -> str:
-    """Return the declared settings of the reference host."""
-    return declared_rows(HostSettings)
-
-
-def declared_rows(declaration: type) -> str:
-    """Return the settings that a class of environ-config declares."""
-    rows: list[dict[str, Any]] = []
-
-    def keep(found: list[dict[str, Any]], **_: object) -> str:
-        rows.extend(found)
-        return ""
-
-    environ.generate_help(declaration, formatter=keep, display_defaults=True)
-    lines = ((f"`{row['var_name']}`", f"`{row['default']}`", row["help_str"]) for row in rows)
-    return table(["variable", "default", "meaning"], lines).replace("``", "")
-
-
-def fleet_setting_rows() -> str:
-    """Return the declared settings of a fleet."""
-    return declared_rows(FleetSettings)
 
 
 def file_block(name: str, language: str) -> str:
@@ -433,11 +410,11 @@ def test_every_case_of_the_request_is_held() -> None:
 #: (document, marker) -> what stands between `<!-- marker:begin -->` and `<!-- marker:end -->`.
 GENERATED: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("README.md", "table"): lambda: markdown_table(Diagram()),
-    ("docs/configuration.md", "settings"): setting_rows,
-    ("docs/configuration.md", "host-settings"): host_setting_rows,
+    ("docs/configuration.md", "settings"): lambda: setting_rows(RunnerConfig),
+    ("docs/configuration.md", "host-settings"): lambda: setting_rows(HostSettings),
     ("docs/judging.md", "rules"): rule_rows,
     ("docs/judging.md", "reasons"): reason_rows,
-    (FLEET_DOCUMENT, "fleet-settings"): fleet_setting_rows,
+    (FLEET_DOCUMENT, "fleet-settings"): lambda: setting_rows(FleetSettings),
     (FLEET_DOCUMENT, "unit"): lambda: file_block("staging-fsm-fleet@.service", "ini"),
     (FLEET_DOCUMENT, "compose"): lambda: file_block("fleet-compose.yaml", "yaml"),
     ("docs/embedding.md", "before"): lambda: example_block("foreign_orchestrator_before.py"),

@@ -44,7 +44,7 @@ SAID = [
     (
         ConfigInvalidError(["one is wrong", "so is another"]),
         {"problems": ("one is wrong", "so is another")},
-        "invalid staging runner configuration: one is wrong; so is another",
+        "invalid configuration: one is wrong; so is another",
     ),
     (
         MachineUnfitError("the disk is full"),

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
 from hosts import git
 from staging_fsm.core.artifact import written
-from staging_fsm.core.errors import ConfigInvalidError, TransitionRefusedError
+from staging_fsm.core.errors import TransitionRefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.snapshot import Snapshot
@@ -31,7 +31,6 @@ from staging_fsm.fleet import delivery
 from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery, Fleet, FleetRows, FleetSuites
 from staging_fsm.fleet.fence import Fence, FenceLostError
 from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts, SharedFolder
-from staging_fsm.fleet.settings import load_fleet_settings
 from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.launcher import AGENT_MARK
@@ -743,30 +742,3 @@ def test_fence_lets_in_one_of_the_whole_fleet(fleet: FleetStand) -> None:
             theirs.check()
     with Fence(server, "shop") as again:
         assert again.take()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("SCHEMA", "Robert'); DROP", "no plain lower-case name"),
-        ("SWEEP_SECONDS", "60", "not from 1 to 59"),
-        ("HEARTBEAT_SECONDS", "31", "3rd"),
-        ("HEARTBEAT_SECONDS", "0", "not above 0"),
-        ("HEARTBEAT_SECONDS", "-1", "not above 0"),
-        ("HEARTBEAT_SECONDS", "nan", "not above 0"),
-        ("STALLED_SECONDS", "soon", "could not convert"),
-    ],
-)
-def test_setting_out_of_its_range_is_said(name: str, value: str, problem: str) -> None:
-    """A setting of the fleet that makes no sense is refused by name."""
-    with pytest.raises(ConfigInvalidError, match=problem):
-        load_fleet_settings({f"ORCH_FLEET_{name}": value})
-
-
-def test_shared_folder_is_in_the_home_that_the_settings_name() -> None:
-    """A `~` means the HOME that stands beside the setting, not that of whoever reads it."""
-    said = {"ORCH_FLEET_SHARED_DIR": " ~/papers", "HOME": "/home/fleet"}
-
-    assert load_fleet_settings(said).shared_dir == Path("/home/fleet/papers")
-    with pytest.raises(ConfigInvalidError, match="there is no HOME"):
-        load_fleet_settings({**said, "HOME": ""})

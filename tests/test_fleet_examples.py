@@ -13,11 +13,9 @@ import pytest
 import yaml
 
 from fleets import PATIENCE_SECONDS, fleet_stand
-from staging_fsm.core.config import settings
 from staging_fsm.core.spec import State
 from staging_fsm.faces.cli import COMMANDS
-from staging_fsm.fleet.settings import FleetSettings
-from staging_fsm.host.settings import HostSettings
+from staging_fsm.faces.settings import every_setting
 
 EXAMPLES: Final = Path(__file__).parent.parent / "examples"
 UNIT: Final = EXAMPLES / "staging-fsm-fleet@.service"
@@ -101,9 +99,7 @@ def test_commands_of_the_examples_do_their_work(tmp_path: Path, postgres_url: st
 
 def test_variables_of_the_examples_are_settings() -> None:
     """Whatever an example sets is a setting that there is."""
-    known = {setting.name for setting in settings()}
-    known |= {f"ORCH_{name.upper()}" for name in HostSettings.__annotations__}
-    known |= {f"ORCH_FLEET_{name.upper()}" for name in FleetSettings.__annotations__}
+    known = {setting.name for setting in every_setting()}
     named = re.findall(r"\bORCH_[A-Z_]+\b(?!\*)", UNIT.read_text() + COMPOSE.read_text())
 
     assert {name for name in named if not name.endswith("_")} <= known

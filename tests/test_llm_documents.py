@@ -8,8 +8,8 @@ import pytest
 
 from blocks import ROOT, yaml_block
 from specification import test_functions
-from staging_fsm.core.config import settings
 from staging_fsm.drive.intercept import STAGE
+from staging_fsm.faces.settings import every_setting
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, STATUS_KEY, _parse_staging_status
 from staging_fsm.host.contract.self_deploy import map_exit_code_to_status
 from staging_fsm.host.contract.stages import STAGE_AGENTS
@@ -60,7 +60,7 @@ def test_a6_is_the_one_that_is_implemented() -> None:
     assert (built["id"], built["stage"]) == ("A6", STAGE)
     assert {built["implementation"], built["intercept"], built["fallback"]} <= set(functions())
     assert built["fallback"] == SITES["transport"]
-    assert {built["kill_switch"], built["scope"]} <= {row.name for row in settings()}
+    assert {built["kill_switch"], built["scope"]} <= {row.name for row in every_setting()}
     assert (ROOT / built["prompt"]).is_file()
 
 

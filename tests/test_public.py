@@ -64,8 +64,8 @@ print(*sorted(name for name in sys.modules if name.startswith("staging_fsm.")))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     libraries, ours = (set(line.split()) for line in ended.stdout.splitlines())
-    loaded = {"core", "core.config", "core.errors", "core.jobs", "drive", "drive.intercept",
-              "drive.rulings", "effects", "effects.forks"}  # fmt: skip
+    loaded = {"core", "core.config", "core.errors", "core.jobs", "core.settings", "drive",
+              "drive.intercept", "drive.rulings", "effects", "effects.forks"}  # fmt: skip
 
     assert not libraries
     assert ours == {f"staging_fsm.{name}" for name in loaded}

@@ -59,6 +59,7 @@ FURTHER_TESTS = {
     "core/outcome.py": ("stories",),
     "core/machine.py": ("spec",),
     "core/plan.py": ("config", "outcome"),
+    "core/settings.py": ("config",),
     "core/config.py": ("plan", *LAUNCHES, "shadow", "attestation"),
     "core/jobs.py": ("rows", "invariants", *LAUNCHES, "public"),
     "core/suites.py": ("config", "plan", *LAUNCHES),

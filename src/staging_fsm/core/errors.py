@@ -60,12 +60,12 @@ class StaleSnapshotError(StagingError):
 
 
 class ConfigInvalidError(StagingError):
-    """The runner's configuration has problems, all of them listed."""
+    """The configuration has problems, all of them listed."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         """Keep the problems, one sentence each."""
         self.problems = tuple(problems)
-        super().__init__("invalid staging runner configuration: " + "; ".join(self.problems))
+        super().__init__("invalid configuration: " + "; ".join(self.problems))
 
 
 class ReportUnreadableError(StagingError):

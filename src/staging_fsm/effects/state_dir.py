@@ -1,6 +1,5 @@
 """The state folder of a machine: what lies where in it, and the secret that seals its results."""
 
-import contextlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -8,8 +7,9 @@ from pathlib import Path
 
 import attrs
 
-from staging_fsm.core.config import expand_home, variable_name
+from staging_fsm.core.config import variable_name
 from staging_fsm.core.errors import PreparationError
+from staging_fsm.core.settings import expand_home
 from staging_fsm.effects.files import DIRECTORY_MODE, create_durably, read_small
 from staging_fsm.effects.folders import remove_folder
 from staging_fsm.effects.supervisor.result import SECRET_BYTES
@@ -116,11 +116,9 @@ def state_dir(variables: Mapping[str, str]) -> Path:
 
     See https://specifications.freedesktop.org/basedir-spec/latest/.
     """
-    configured = variables.get(variable_name("state_dir"), "").strip()
+    # One that cannot be found is a problem of the configuration, and told of there.
+    configured = expand_home(variables.get(variable_name("state_dir"), ""), variables)
     if configured:
-        # One that cannot be found is a problem of the configuration, and told of there.
-        with contextlib.suppress(ValueError):
-            configured = expand_home(configured, variables)
         return Path(configured).absolute()
     base = variables.get("XDG_STATE_HOME", "")
     home = Path(variables.get("HOME") or Path.home())

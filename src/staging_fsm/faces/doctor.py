@@ -13,6 +13,7 @@ from staging_fsm.effects.alerts import Outbox
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.supervisor import limits
+from staging_fsm.faces.settings import problems
 
 
 def examine(
@@ -92,11 +93,14 @@ def _database(open_database: Callable[[], object]) -> Check:
 
 
 def _configuration(variables: Mapping[str, str]) -> Iterator[Check]:
+    found = problems(variables)
     try:
         config = load_config(variables)
         suites = read_suites(config)
     except ConfigInvalidError as error:
-        for problem in error.problems:
+        found = tuple(dict.fromkeys((*found, *error.problems)))
+    if found:
+        for problem in found:
             yield Check("configuration", Health.FAILED, problem)
         return
     if is_switched_off(variables):

@@ -7,17 +7,29 @@ from typing import Final
 
 import environ
 
-from staging_fsm.core.config import expand_home
 from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.core.settings import DAY_SECONDS, checked, load, number, path_if_any
 
 PREFIX: Final = "ORCH_FLEET"
 #: A worker must miss several heartbeats before it counts as stalled.
 HEARTBEATS_MISSED_MIN: Final = 3
+#: The shortest time between two heartbeats: each is a statement of the engine.
+HEARTBEAT_SECONDS_MIN: Final = 0.1
+#: What the seconds field of a cron line can say.
+SWEEP_SECONDS_MAX: Final = 59
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 
 
 def _folder(text: str) -> Path | None:
-    return Path(text).absolute() if text else None
+    found = path_if_any(text)
+    return found and found.absolute()
+
+
+def _schema(text: str) -> str:
+    if not _SCHEMA.fullmatch(text):
+        message = "is no plain lower-case name"
+        raise ValueError(message)
+    return text
 
 
 @environ.config(prefix=PREFIX, frozen=True)
@@ -29,43 +41,38 @@ class FleetSettings:
     )
     shared_dir: Path | None = environ.var(
         "",
-        converter=_folder,
+        converter=checked(_folder),
         help="Folder that every machine and the host see, for artifacts and logs;"
         " default: they are committed to the work item's branch.",
     )
-    schema: str = environ.var("staging_engine", help="Schema of the engine's own tables.")
+    schema: str = environ.var(
+        "staging_engine", converter=checked(_schema), help="Schema of the engine's own tables."
+    )
     heartbeat_seconds: float = environ.var(
-        "10", converter=float, help="Time between two signs of life of a worker."
+        "10",
+        converter=checked(number(float, HEARTBEAT_SECONDS_MIN, DAY_SECONDS)),
+        help="Time between two signs of life of a worker.",
     )
     stalled_seconds: float = environ.var(
-        "90", converter=float, help="Silence after which a worker's jobs are delivered again."
+        "90",
+        converter=checked(number(float, HEARTBEAT_SECONDS_MIN, DAY_SECONDS)),
+        help="Silence after which a worker's jobs are delivered again.",
     )
     sweep_seconds: int = environ.var(
         "30",
-        converter=int,
+        converter=checked(number(int, 1, SWEEP_SECONDS_MAX)),
         help="Time between two looks for stalled and undelivered jobs, 1 to 59.",
     )
 
 
 def load_fleet_settings(variables: Mapping[str, str]) -> FleetSettings:
-    """Return the settings declared in `variables`; raises ConfigInvalidError."""
-    shared_dir = f"{PREFIX}_SHARED_DIR"
-    try:
-        said = {shared_dir: expand_home(variables.get(shared_dir, "").strip(), variables)}
-        settings: FleetSettings = environ.to_config(FleetSettings, environ={**variables, **said})
-    except ValueError as error:
-        raise ConfigInvalidError([f"{PREFIX}_*: {error}"]) from error
-    problems = []
-    if not _SCHEMA.fullmatch(settings.schema):
-        problems.append(f"{PREFIX}_SCHEMA: {settings.schema!r} is no plain lower-case name")
-    if not 1 <= settings.sweep_seconds <= 59:  # noqa: PLR2004  # the seconds field of a cron line
-        problems.append(f"{PREFIX}_SWEEP_SECONDS: {settings.sweep_seconds} is not from 1 to 59")
+    """Return the settings declared in `variables`; raises ConfigInvalidError with every problem."""
+    settings = load(FleetSettings, variables, PREFIX)
     longest = settings.stalled_seconds / HEARTBEATS_MISSED_MIN
-    if not 0 < settings.heartbeat_seconds <= longest:
-        problems.append(
-            f"{PREFIX}_HEARTBEAT_SECONDS: {settings.heartbeat_seconds:g} is not above 0 and at most"
+    if settings.heartbeat_seconds > longest:
+        problem = (
+            f"{PREFIX}_HEARTBEAT_SECONDS: {settings.heartbeat_seconds:g} is more than"
             f" a {HEARTBEATS_MISSED_MIN}rd of {PREFIX}_STALLED_SECONDS"
         )
-    if problems:
-        raise ConfigInvalidError(problems)
+        raise ConfigInvalidError([problem])
     return settings

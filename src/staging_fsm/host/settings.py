@@ -3,42 +3,67 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import environ
 
+from staging_fsm.core.settings import DAY_SECONDS, checked, load, number, path, secret
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(shlex.split(text))
+#: Of a work item, and of a look at a deployed service: more is a slip of the keyboard.
+COUNT_MAX: Final = 1000
+
+
+def _command(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        message = f"is no command line: {str(error).lower()}"
+        raise ValueError(message) from None
 
 
 @environ.config(prefix="ORCH", frozen=True)
 class HostSettings:
     """The host's own settings. The staging runner's stand in `core/config.py`."""
 
-    db_url: str = environ.var("", help="Database; default: orchestrator.db in the state folder.")
+    db_url: str = environ.var(
+        "",
+        converter=secret(str),
+        help="Database; default: orchestrator.db in the state folder.",
+    )
     agent_command: tuple[str, ...] = environ.var(
         "",
-        converter=_words,
+        converter=secret(_command),
         help="LLM agent command; {agent}, {stage}, {work_item} and {repo} are filled in.",
     )
     developer_retries: int = environ.var(
-        3,
-        converter=int,
+        "3",
+        converter=checked(number(int, 0, COUNT_MAX)),
         help="How many failed gates a work item survives before a person must look.",
     )
     recovery_seconds: float = environ.var(
-        60.0,
-        converter=float,
+        "60",
+        converter=checked(number(float, 0, DAY_SECONDS)),
         help="How often an idle worker looks for what others left behind.",
     )
-    log_dir: Path = environ.var("agent-logs", converter=Path, help="Where agent output is kept.")
-    monitor_command: tuple[str, ...] = environ.var(
-        "", converter=_words, help="Probe of post-deploy-monitor: exit code 0 means healthy."
+    log_dir: Path = environ.var(
+        "agent-logs", converter=checked(path), help="Where agent output is kept."
     )
-    monitor_url: str = environ.var("", help="Probe of post-deploy-monitor: a 2xx means healthy.")
-    monitor_probes: int = environ.var(3, converter=int, help="How many probes in a row.")
+    monitor_command: tuple[str, ...] = environ.var(
+        "",
+        converter=secret(_command),
+        help="Probe of post-deploy-monitor: exit code 0 means healthy.",
+    )
+    monitor_url: str = environ.var(
+        "", converter=secret(str), help="Probe of post-deploy-monitor: a 2xx means healthy."
+    )
+    # One at least: of no probe at all it could be said that none has failed.
+    monitor_probes: int = environ.var(
+        "3", converter=checked(number(int, 1, COUNT_MAX)), help="How many probes in a row."
+    )
     monitor_interval_seconds: float = environ.var(
-        10.0, converter=float, help="Pause between two probes."
+        "10",
+        converter=checked(number(float, 0, DAY_SECONDS)),
+        help="Pause between two probes.",
     )
 
     @property
@@ -48,6 +73,6 @@ class HostSettings:
 
 
 def load_host_settings(variables: Mapping[str, str]) -> HostSettings:
-    """Return the settings declared in `variables`; raises ValueError for a bad number."""
-    settings: HostSettings = environ.to_config(HostSettings, environ=dict(variables))
-    return settings
+    """Return the settings declared in `variables`; raises ConfigInvalidError with every problem."""
+    # The prefix is not the host's alone: others have names with it, too.
+    return load(HostSettings, variables)
