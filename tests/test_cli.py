@@ -20,6 +20,7 @@ from staging_fsm.faces import commands
 from staging_fsm.faces.cli import COMMANDS, main
 from staging_fsm.faces.demo import STORIES
 from staging_fsm.faces.exits import ExitCode
+from staging_fsm.faces.settings import every_setting
 from staging_fsm.host.contract.gate import check_staging_status
 
 PYTHON = sys.executable
@@ -473,13 +474,61 @@ def test_doctor_names_what_is_missing(shell: Shell) -> None:
     assert "TIMEOUT_SECONDS: 'soon' is not a number" in ended.stdout
 
 
-def test_config_hides_secrets(shell: Shell) -> None:
-    """`config` shows every setting but never an alert address, which may hold a password."""
-    ended = shell.call("config", ALERT_URLS="json://user:hunter2@localhost")
+def test_config_hides_secrets(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`config` shows every setting, but no value of one that may hold a password."""
+    monkeypatch.setenv("COLUMNS", "200")
+    secrets = [setting for setting in every_setting() if setting.is_secret]
+    for setting in secrets:
+        monkeypatch.setenv(setting.name, "json://user:hunter2@localhost")
+    ended = shell.call("config", REPOS="shop,[/red]")
 
     assert ended.returncode == 0
-    assert "<set>" in ended.stdout
+    assert ended.stdout.count("<set>") == len(secrets)
     assert "hunter2" not in ended.stdout
+    assert "shop,[/red]" in ended.stdout
+    assert [it.name for it in every_setting() if it.name not in ended.stdout] == []
+
+
+@pytest.mark.parametrize("command", ["queue", "config", "doctor"])
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("ORCH_DEVELOPER_RETRIES", "many", "'many' is not a number from 0 to 1000"),
+        ("ORCH_MONITOR_PROBES", "-3", "'-3' is not from 1 to 1000"),
+        ("ORCH_AGENT_COMMAND", "ask 'me", "its value is no command line: no closing quotation"),
+    ],
+)
+def test_setting_that_cannot_be_used_is_a_sentence(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, command: str, name: str, value: str, problem: str
+) -> None:
+    """Whatever setting cannot be used is told of by its name, whichever command comes upon it."""
+    monkeypatch.setenv(name, value)
+    ended = shell.call(command)
+
+    assert ended.returncode == (1 if command == "doctor" else ExitCode.DECLINED)
+    assert f"{name}: {problem}" in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "oracle://me:hunter2@host/db", "postgresql://me@host:hunter2/db"]
+)
+def test_address_of_no_database_is_a_sentence(shell: Shell, url: str) -> None:
+    """What is no address of a database is refused, and not shown: it may hold a password."""
+    ended = shell.call("queue", "--db", url)
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert ended.stderr.startswith("staging-fsm: invalid configuration: ORCH_DB_URL, or")
+    assert "hunter2" not in ended.stderr
+
+
+def test_file_that_is_no_database_is_a_sentence(shell: Shell, tmp_path: Path) -> None:
+    """A file that is none of SQLite's is refused in a sentence."""
+    (tmp_path / "letter").write_text("Dear Sir, this is no database. " * 100)
+    ended = shell.call("queue", "--db", f"sqlite:///{tmp_path}/letter")
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert ended.stderr == ("staging-fsm: the database cannot be reached: file is not a database\n")
 
 
 def test_worker_runs_the_finalizer_after_a_pass(shell: Shell) -> None:

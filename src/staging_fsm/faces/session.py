@@ -12,9 +12,11 @@ from typing import Any, Final
 
 import attrs
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 
 from staging_fsm.core.config import PREFIX, RunnerConfig
 from staging_fsm.core.errors import (
+    ConfigInvalidError,
     JobNotFoundError,
     RunRefusedError,
 )
@@ -69,16 +71,20 @@ class Session:
 
 
 def open_session(db_url: str | None, variables: Mapping[str, str] | None = None) -> Session:
-    """Open the orchestrator's database, creating it where it is a new SQLite file."""
+    """Open the orchestrator's database, creating it where it is a new SQLite file.
+
+    Raises ConfigInvalidError for settings that cannot be used, the address among them, and
+    RunRefusedError where the database cannot be reached.
+    """
     variables = os.environ if variables is None else variables
     state = StateDir(state_dir(variables))
     state.ensure()
     settings = load_host_settings(variables)
     url = db_url or settings.db_url or f"sqlite:///{state.database}"
-    store = SqlHostStore(open_database(url))
+    store = SqlHostStore(_database(url))
     try:
         store.create_schema()
-    except sa.exc.OperationalError as error:
+    except sa.exc.DatabaseError as error:
         message = f"the database cannot be reached: {str(error.orig).strip()}"
         raise RunRefusedError(message) from error
     return Session(
@@ -90,6 +96,18 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
         clock=SystemClock(),
         worker=str(this_process()),
     )
+
+
+def _database(url: str) -> Engine:
+    try:
+        return open_database(url)
+    except (sa.exc.ArgumentError, ValueError, ImportError) as error:
+        # Not what it is: there may be a password in it.
+        problem = (
+            "ORCH_DB_URL, or the option in its place, is no address of a database:"
+            " sqlite:////folder/file.db and postgresql://user@host/name are some"
+        )
+        raise ConfigInvalidError([problem]) from error
 
 
 def stored_attempt(session: Session, job_id: int) -> tuple[JobRow, Snapshot]:
