@@ -8,7 +8,7 @@ import pytest
 
 from desk import Desk, under_worker
 from staging_fsm.core.errors import (
-    RunRefusedError,
+    RefusedError,
     SnapshotRefusedError,
     StaleSnapshotError,
     TransitionRefusedError,
@@ -26,7 +26,7 @@ def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
     elsewhere = "elsewhere:boot:1/4711/1"
     under_worker(desk, elsewhere)
 
-    with pytest.raises(RunRefusedError, match=elsewhere):
+    with pytest.raises(RefusedError, match=elsewhere):
         desk.staging.cancel(desk.job_id)
     assert desk.state() is State.RUNNING
 
@@ -38,7 +38,7 @@ def test_adopted_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -
     adopt = Step(Event.RUN_ADOPTED, "it lives")
     desk.engine.move(desk.row(), desk.snapshot(), adopt)
 
-    with pytest.raises(RunRefusedError, match=desk.engine.worker):
+    with pytest.raises(RefusedError, match=desk.engine.worker):
         desk.staging.cancel(desk.job_id)
     assert desk.state() is State.RUNNING
 
@@ -66,7 +66,7 @@ def test_only_staging_jobs_can_be_cancelled(desk: Desk) -> None:
     desk.job_id = desk.kit.add("testing", "WI-2")
     before = desk.raw_row()
 
-    with pytest.raises(RunRefusedError, match="only deploy-staging has attempts"):
+    with pytest.raises(RefusedError, match="only deploy-staging has attempts"):
         desk.staging.cancel(desk.job_id)
 
     assert desk.raw_row() == before

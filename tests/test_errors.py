@@ -5,6 +5,7 @@ import pytest
 from staging_fsm.core.errors import (
     AttestationRefusedError,
     ConfigInvalidError,
+    ExtraMissingError,
     MachineUnfitError,
     SnapshotRefusedError,
     StagingError,
@@ -50,6 +51,11 @@ SAID = [
         MachineUnfitError("the disk is full"),
         {"problem": "the disk is full"},
         "this machine cannot run a suite now: the disk is full",
+    ),
+    (
+        ExtraMissingError("web"),
+        {"extra": "web"},
+        "this needs the extra `web`: pip install 'staging-fsm[web]'",
     ),
     (
         AttestationRefusedError(7, "it has not passed"),

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg.errors import LockNotAvailable
 
-from staging_fsm.core.errors import RunRefusedError
+from staging_fsm.core.errors import RefusedError
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.host.database import open_database
 from staging_fsm.host.move import TABLES, move_rows
@@ -123,6 +123,6 @@ def test_what_cannot_be_moved_whole_is_not_moved(
     spoil(*stores)
     before = [content(store) for store in stores]
 
-    with pytest.raises(RunRefusedError, match=words):
+    with pytest.raises(RefusedError, match=words):
         move_rows(*(store.engine for store in stores))
     assert [content(store) for store in stores] == before

@@ -76,8 +76,25 @@ class ReportStaleError(StagingError):
     """A test report is of another run: its own time stamps say so."""
 
 
-class RunRefusedError(StagingError):
+class RefusedError(StagingError):
+    """What was asked for is refused, and nothing was changed."""
+
+
+class RunRefusedError(RefusedError):
     """A run was refused before anything was started: there is no verdict, and no run was spent."""
+
+
+class ExtraMissingError(RefusedError):
+    """What was asked for is an optional part, whose packages are not installed."""
+
+    def __init__(self, extra: str) -> None:
+        """Keep the extra that brings them."""
+        self.extra = extra
+        super().__init__(f"this needs the extra `{extra}`: pip install 'staging-fsm[{extra}]'")
+
+
+class UnansweredError(StagingError):
+    """Whoever was asked gave no answer in time: it may be done yet, or not."""
 
 
 class MachineUnfitError(StagingError):

@@ -248,7 +248,7 @@ class StagingIntercept:
 
         Raises TransitionRefusedError where the table allows it no more,
         StaleSnapshotError if the attempt moved at the same moment: ask again, and
-        RunRefusedError for a job of another stage, or one whose suite runs on another
+        RefusedError for a job of another stage, or one whose suite runs on another
         machine: from here it could not be stopped.
         """
         return self.runner.cancel(job_id)

@@ -24,7 +24,7 @@ from staging_fsm.core.config import (
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     MachineUnfitError,
-    RunRefusedError,
+    RefusedError,
     SnapshotRefusedError,
     StagingError,
     StaleSnapshotError,
@@ -417,14 +417,14 @@ class StagingRunner:
         row = self.engine.rows.load(job_id)
         if row.stage != self.stage:
             message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
-            raise RunRefusedError(message)
+            raise RefusedError(message)
         snapshot = row.snapshot()
         if snapshot and snapshot.state is State.RUNNING and self.liveness(snapshot.worker) is None:
             message = (
                 f"job {job_id} runs on another machine, under worker {snapshot.worker}, and its"
                 " suite cannot be stopped from here: cancel it there"
             )
-            raise RunRefusedError(message)
+            raise RefusedError(message)
         return self.cancel_at(row, snapshot)
 
     def cancel_at(self, row: JobRow, snapshot: Snapshot | None) -> Snapshot:

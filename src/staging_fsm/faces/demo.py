@@ -5,7 +5,6 @@ embedded orchestrator on SQLite. Nothing is simulated: the third work item fails
 because its suite looks for a staging database that is not there.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuiteEntry
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.faces.diagrams import Diagram, write_diagrams
+from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.progress import Progress
 from staging_fsm.faces.session import (
     AttemptDriver,
@@ -104,10 +104,8 @@ STORIES: Final = (
 
 
 def run_demo(console: Console) -> bool:
-    """Run the demo; say whether each work item came to its end."""
-    if importlib.util.find_spec("pytest") is None:
-        console.print("The demo runs pytest: install it with `pip install pytest`.")
-        return False
+    """Run the demo; say whether each work item came to its end. Raises ExtraMissingError."""
+    require_extra("demo")
     folder = Path(tempfile.mkdtemp(prefix="staging-fsm-demo-"))
     session = open_session(f"sqlite:///{folder / 'orchestrator.db'}", _variables(folder))
     repository = folder / "shop"

@@ -1,18 +1,18 @@
 """`staging-fsm doctor`: what a run needs, looked at before one is spent."""
 
-import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from staging_fsm.core.config import alert_urls, is_switched_off, load_config
-from staging_fsm.core.errors import ConfigInvalidError, in_words
+from staging_fsm.core.errors import ConfigInvalidError, ExtraMissingError, in_words
 from staging_fsm.drive.runner import read_suites
 from staging_fsm.effects.alerts import Outbox
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.supervisor import limits
+from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.settings import problems
 
 
@@ -37,11 +37,12 @@ def _alerts(variables: Mapping[str, str], state: StateDir) -> Check:
         words = f"{len(owed)} undelivered since {owed[0].time}, tried {tries} times: {owed[0].line}"
         return Check("alerts", Health.FAILED, words)
     urls = alert_urls(variables)
-    if urls and importlib.util.find_spec("apprise") is None:
-        words = "Apprise is not installed: install staging-fsm[alerts]"
-        return Check("alerts", Health.FAILED, words)
     if not urls:
         return Check("alerts", Health.WARNING, f"nobody is told: only {state.alerts} keeps them")
+    try:
+        require_extra("alerts")
+    except ExtraMissingError as error:
+        return Check("alerts", Health.FAILED, str(error))
     return Check("alerts", Health.OK, f"{len(urls)} addresses, nothing undelivered")
 
 

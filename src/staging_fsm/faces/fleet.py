@@ -1,10 +1,14 @@
 """The command line at a fleet's database: what is different there from the embedded one."""
 
-import importlib.util
+from typing import TYPE_CHECKING
 
-from staging_fsm.core.errors import ConfigInvalidError, RunRefusedError
+from staging_fsm.core.errors import ConfigInvalidError, RefusedError
+from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.session import Session
 from staging_fsm.fleet.settings import load_fleet_settings
+
+if TYPE_CHECKING:
+    from staging_fsm.fleet.delivery import Fleet
 
 
 def is_fleet_session(session: Session) -> bool:
@@ -17,25 +21,28 @@ def is_fleet_session(session: Session) -> bool:
 
 
 def refuse_fleet(session: Session, instead: str) -> None:
-    """Raise RunRefusedError at a fleet's database: who works there must hold its fences."""
+    """Raise RefusedError at a fleet's database: who works there must hold its fences."""
     if is_fleet_session(session):
         message = f"this database belongs to a fleet: use `staging-fsm {instead}`"
-        raise RunRefusedError(message)
-
-
-def require_fleet_engine(session: Session) -> None:
-    """Raise unless a fleet can be had here: PostgreSQL, and the packages of the extra."""
-    if session.store.engine.dialect.name != "postgresql":
-        message = "a fleet needs PostgreSQL: --db or ORCH_DB_URL, as postgresql://user@host/name"
-        raise ConfigInvalidError([message])
-    if importlib.util.find_spec("procrastinate") is None:
-        message = "a fleet needs the extra `fleet`: pip install 'staging-fsm[fleet]'"
-        raise RunRefusedError(message)
+        raise RefusedError(message)
 
 
 def require_fleet(session: Session) -> None:
-    """Raise unless the session's database carries a fleet."""
-    require_fleet_engine(session)
+    """Raise RefusedError unless the session's database carries a fleet."""
     if not is_fleet_session(session):
         message = "this database carries no fleet yet: run `staging-fsm fleet-setup` once"
-        raise RunRefusedError(message)
+        raise RefusedError(message)
+
+
+def open_fleet(session: Session) -> "Fleet":
+    """Return this machine's part of the fleet that the session's database carries, or may carry.
+
+    Raises ConfigInvalidError where it is no PostgreSQL, and ExtraMissingError.
+    """
+    if session.store.engine.dialect.name != "postgresql":
+        message = "a fleet needs PostgreSQL: --db or ORCH_DB_URL, as postgresql://user@host/name"
+        raise ConfigInvalidError([message])
+    require_extra("fleet")
+    from staging_fsm.fleet import worker  # noqa: PLC0415  # the extra "fleet"
+
+    return worker.open_fleet(session.store.engine, session.state, session.variables)

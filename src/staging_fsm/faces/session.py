@@ -18,7 +18,7 @@ from staging_fsm.core.config import PREFIX, RunnerConfig
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
-    RunRefusedError,
+    RefusedError,
 )
 from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
@@ -30,6 +30,7 @@ from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.state_dir import StateDir, state_dir
+from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
 from staging_fsm.host.database import open_database
@@ -74,7 +75,7 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
     """Open the orchestrator's database, creating it where it is a new SQLite file.
 
     Raises ConfigInvalidError for settings that cannot be used, the address among them, and
-    RunRefusedError where the database cannot be reached.
+    RefusedError where the database cannot be reached, or no driver for it is installed.
     """
     variables = os.environ if variables is None else variables
     state = StateDir(state_dir(variables))
@@ -86,7 +87,7 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
         store.create_schema()
     except sa.exc.DatabaseError as error:
         message = f"the database cannot be reached: {str(error.orig).strip()}"
-        raise RunRefusedError(message) from error
+        raise RefusedError(message) from error
     return Session(
         variables=variables,
         state=state,
@@ -99,6 +100,8 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
 
 
 def _database(url: str) -> Engine:
+    if url.startswith("postgresql"):
+        require_extra("postgres")
     try:
         return open_database(url)
     except (sa.exc.ArgumentError, ValueError, ImportError) as error:

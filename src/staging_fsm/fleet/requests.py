@@ -3,7 +3,7 @@
 import time
 from typing import Final
 
-from staging_fsm.core.errors import RunRefusedError
+from staging_fsm.core.errors import RefusedError, UnansweredError
 from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TERMINAL, State
@@ -21,8 +21,8 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
     A job that waits is cancelled at once. For one in work its worker is asked, by
     the engine, and asked again if another one has taken it up meanwhile. Raises
     TransitionRefusedError where the table allows it no more, StaleSnapshotError if
-    the attempt moved at the same moment, and RunRefusedError where no worker
-    answered in time: it is asked to stop all the same.
+    the attempt moved at the same moment, RefusedError for a job of another stage,
+    and UnansweredError where no worker answered in time: it is asked to stop all the same.
     """
     deadline = time.monotonic() + fleet.settings.stalled_seconds + CANCEL_MARGIN_SECONDS
     asked = False
@@ -30,7 +30,7 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
         row = fleet.rows.load(job_id)
         if row.stage != STAGE:
             message = f"job {job_id} is of stage {row.stage}, and only {STAGE} has attempts"
-            raise RunRefusedError(message)
+            raise RefusedError(message)
         snapshot = row.snapshot()
         if asked and snapshot is not None and snapshot.state is State.CANCELLED:
             return snapshot
@@ -41,7 +41,7 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
         asked = True
         fleet.clock.wait(_PAUSE_SECONDS)
     message = f"no worker answered for job {job_id}: look at it again, and ask again"
-    raise RunRefusedError(message)
+    raise UnansweredError(message)
 
 
 def _is_beyond(snapshot: Snapshot) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from staging_fsm.core.errors import RunRefusedError
+from staging_fsm.core.errors import RefusedError
 
 #: In the order in which rows refer to each other, each with its key.
 TABLES: Final = {"repositories": ("name",), "work_items": ("repo", "id"), "jobs": ("id",)}
@@ -22,7 +22,7 @@ def move_rows(source: Engine, target: Engine) -> dict[str, int]:
     """Copy every row of `source` into the empty tables of `target`; return how many of each.
 
     Each row is read back and compared before anything is committed. Raises
-    RunRefusedError, and leaves `target` as it was, where a job is in work, where the
+    RefusedError, and leaves `target` as it was, where a job is in work, where the
     target has rows already, or where it cannot hold one as it is.
     """
     with _still(source, "SHARE") as reading, _still(target, "EXCLUSIVE") as writing:
@@ -30,7 +30,7 @@ def move_rows(source: Engine, target: Engine) -> dict[str, int]:
         for table in TABLES:
             if writing.execute(sa.text(f"SELECT 1 FROM {table} LIMIT 1")).first():  # noqa: S608  # a name of ours
                 message = f"the new database has {table} already: rows are moved into an empty one"
-                raise RunRefusedError(message)
+                raise RefusedError(message)
         moved = {table: _copy(reading, writing, table) for table in TABLES}
         if target.dialect.name == "postgresql":
             number = "SELECT setval(pg_get_serial_sequence('jobs', 'id'), max(id)) FROM jobs"
@@ -59,7 +59,7 @@ def _refuse_work(reading: Connection) -> None:
             f"jobs are in work ({', '.join(map(str, jobs))}): let their workers end them,"
             " or take up what dead ones left with `staging-fsm worker --once`"
         )
-        raise RunRefusedError(message)
+        raise RefusedError(message)
 
 
 def _copy(reading: Connection, writing: Connection, table: str) -> int:
@@ -72,10 +72,10 @@ def _copy(reading: Connection, writing: Connection, table: str) -> int:
             writing.execute(sa.text(statement), rows)
         except sa.exc.StatementError as error:
             message = f"the new database cannot hold a row of {table} as it is: {error.orig}"
-            raise RunRefusedError(message) from error
+            raise RefusedError(message) from error
     if _rows(writing, table) != rows:
         message = f"the new database changed rows of {table} as they were written"
-        raise RunRefusedError(message)
+        raise RefusedError(message)
     return len(rows)
 
 

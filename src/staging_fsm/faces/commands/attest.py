@@ -1,6 +1,5 @@
 """`staging-fsm attest`: what an attempt showed, signed, for somebody elsewhere to verify."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -20,6 +19,7 @@ from staging_fsm.faces.attestation import (
     verify,
 )
 from staging_fsm.faces.audit import Severity, audit_job
+from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import Session, open_session
 
@@ -46,9 +46,7 @@ def attest(
     Signed with the key that ORCH_STAGING_RUNNER_ATTEST_KEY names. With --verify an
     envelope is verified, and with JOB besides, compared with what is stored.
     """
-    if importlib.util.find_spec("securesystemslib") is None:
-        message = "attestations need securesystemslib: install staging-fsm[attest]"
-        raise AttestationRefusedError(None, message)
+    require_extra("attest")
     if new_key is not None:
         click.echo(f"{new_key}\n{generate_key(new_key)}")
     elif envelope is not None:

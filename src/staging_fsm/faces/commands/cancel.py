@@ -2,7 +2,7 @@
 
 import click
 
-from staging_fsm.faces.fleet import is_fleet_session
+from staging_fsm.faces.fleet import is_fleet_session, open_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 
@@ -14,9 +14,9 @@ def cancel(job: int, db: str | None) -> None:
     """Stop an attempt: its suite is stopped, nothing is judged, the job ends as cancelled."""
     session = open_session(db)
     if is_fleet_session(session):
-        from staging_fsm.fleet import requests, worker  # noqa: PLC0415  # the extra "fleet"
+        fleet = open_fleet(session)
+        from staging_fsm.fleet import requests  # noqa: PLC0415  # the extra "fleet"
 
-        fleet = worker.open_fleet(session.store.engine, session.state, session.variables)
         ended = requests.cancel(fleet, session.staging(), job)
     else:
         ended = session.staging().cancel(job)

@@ -2,7 +2,7 @@
 
 import click
 
-from staging_fsm.faces.fleet import require_fleet_engine
+from staging_fsm.faces.fleet import open_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 
@@ -12,10 +12,9 @@ from staging_fsm.faces.session import open_session
 def fleet_setup(db: str | None) -> None:
     """Create the engine's own schema in the database; the host's tables are not touched."""
     session = open_session(db)
-    require_fleet_engine(session)
-    from staging_fsm.fleet.worker import open_fleet, redeliver  # noqa: PLC0415  # the extra "fleet"
+    fleet = open_fleet(session)
+    from staging_fsm.fleet.worker import redeliver  # noqa: PLC0415  # the extra "fleet"
 
-    fleet = open_fleet(session.store.engine, session.state, session.variables)
     created = fleet.deliveries.set_up(fleet.engine)
     words = "created, with the engine's tables in it" if created else "is there already"
     click.echo(f"schema {fleet.settings.schema}: {words}")

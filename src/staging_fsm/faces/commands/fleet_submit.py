@@ -2,7 +2,7 @@
 
 import click
 
-from staging_fsm.faces.fleet import require_fleet
+from staging_fsm.faces.fleet import open_fleet, require_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import WORK_ITEM_PATTERN, open_session, staging_job
 
@@ -19,10 +19,9 @@ def fleet_submit(repo: str, remote: str | None, work_item: str, db: str | None) 
             message = f"{name!r} must be letters, digits, dots, dashes and underscores"
             raise click.BadParameter(message, param_hint=option)
     session = open_session(db)
+    fleet = open_fleet(session)
     require_fleet(session)
-    from staging_fsm.fleet.worker import open_fleet  # noqa: PLC0415  # the extra "fleet"
-
-    session.store = open_fleet(session.store.engine, session.state, session.variables).store
+    session.store = fleet.store
     if remote is not None:
         session.store.add_repository(repo, remote)
     else:

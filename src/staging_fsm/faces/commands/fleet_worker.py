@@ -5,7 +5,7 @@ import os
 
 import click
 
-from staging_fsm.faces.fleet import require_fleet
+from staging_fsm.faces.fleet import open_fleet, require_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 
@@ -27,10 +27,10 @@ def fleet_worker(db: str | None, concurrency: int) -> None:
     """
     logging.getLogger("staging_fsm").setLevel(logging.INFO)
     session = open_session(db)
+    fleet = open_fleet(session)
     require_fleet(session)
-    from staging_fsm.fleet.worker import open_fleet, run_worker  # noqa: PLC0415  # the extra "fleet"
+    from staging_fsm.fleet.worker import run_worker  # noqa: PLC0415  # the extra "fleet"
 
-    fleet = open_fleet(session.store.engine, session.state, session.variables)
     click.echo(f"worker {fleet.worker}", err=True)
     code = run_worker(fleet, concurrency)
     # Not by sys.exit: it would wait for the threads that wait for suites.

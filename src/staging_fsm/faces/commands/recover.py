@@ -5,7 +5,7 @@ import json
 import click
 
 from staging_fsm.faces.console import PatientConsole
-from staging_fsm.faces.fleet import is_fleet_session
+from staging_fsm.faces.fleet import is_fleet_session, open_fleet
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.progress import Progress
 from staging_fsm.faces.session import Session, open_session, stored_view
@@ -34,9 +34,10 @@ def recover(db: str | None, *, as_json: bool) -> None:
 
 def _redeliver(session: Session, *, as_json: bool) -> None:
     """Have a fleet's workers look again at what stalled workers had and nobody was told of."""
-    from staging_fsm.fleet.worker import open_fleet, redeliver  # noqa: PLC0415  # the extra "fleet"
+    fleet = open_fleet(session)
+    from staging_fsm.fleet.worker import redeliver  # noqa: PLC0415  # the extra "fleet"
 
-    jobs = redeliver(open_fleet(session.store.engine, session.state, session.variables))
+    jobs = redeliver(fleet)
     if as_json:
         rows = [session.rows.load(job_id) for job_id in jobs]
         views = [stored_view(session, row) for row in rows if row.document is not None]

@@ -1,13 +1,13 @@
 """`staging-fsm serve`: the page, `GET /queue` and the metrics of the embedded orchestrator."""
 
-import importlib.util
 import os
 from typing import Final
 
 import click
 
 from staging_fsm.core.config import load_config, variable_name
-from staging_fsm.core.errors import ConfigInvalidError, RunRefusedError
+from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 
@@ -20,9 +20,7 @@ LOOPBACK_ADDRESSES: Final = ("127.0.0.1", "::1", "localhost")
 @click.option("--port", default=8115, show_default=True, type=click.IntRange(0, 65535))
 def serve(db: str | None, host: str, port: int) -> None:
     """Serve the queue, the pages and the metrics, to be read and not to be changed."""
-    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("fastapi") is None:
-        message = "serving needs the extra `web`: pip install 'staging-fsm[web]'"
-        raise RunRefusedError(message)
+    require_extra("web")
     token = load_config(os.environ).http_token
     if host not in LOOPBACK_ADDRESSES and not token:
         name = variable_name("http_token")
