@@ -364,6 +364,16 @@ def test_job_of_a_stranger_is_taken_once_his_worker_is_known_to_be_dead(
     assert fleet.attempt(job).state == State.ADVANCED
 
 
+def test_relative_shared_folder_is_taken_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared folder is absolute in any case: an agent is told of it, who runs elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    row = JobRow(1, "shop", "WI-1", STAGE, "running", None, None)
+
+    assert SharedFolder(Path("papers")).open(row) == tmp_path / "papers" / "shop"
+
+
 def test_agent_of_a_stranger_is_left_alone(tmp_path: Path, postgres_url: str) -> None:
     """What a living stranger's agent does in the shared folder is not ended: the job is his."""
     shared = tmp_path / "shared"

@@ -174,16 +174,6 @@ def test_only_a_leading_tilde_is_a_home(text: str, expected: str) -> None:
     assert expand_home(text, {"HOME": "h"}) == text.strip()
 
 
-def test_relative_folders_are_taken_from_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A relative folder of papers is made absolute at once: each machine has its own."""
-    monkeypatch.chdir(tmp_path)
-
-    assert load_fleet_settings({"ORCH_FLEET_SHARED_DIR": "p"}).shared_dir == tmp_path / "p"
-    assert load_fleet_settings({"ORCH_FLEET_SHARED_DIR": " "}).shared_dir is None
-
-
 def test_secrets_are_declared() -> None:
     """What may hold a password or a key is declared a secret, which nobody is shown."""
     assert {setting.name for setting in every_setting() if setting.is_secret} == {

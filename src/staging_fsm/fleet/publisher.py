@@ -55,7 +55,8 @@ class SharedFolder:
 
     def open(self, row: JobRow) -> Path:
         """Return the repository's folder below the shared one."""
-        return self.root / row.repo
+        # Absolute in any case: agents are told of it, who run in a folder of their own.
+        return self.root.absolute() / row.repo
 
     def publish(
         self, row: JobRow, files: Mapping[str, bytes], permitted: Callable[[], None]

@@ -20,11 +20,6 @@ SWEEP_SECONDS_MAX: Final = 59
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 
 
-def _folder(text: str) -> Path | None:
-    found = path_if_any(text)
-    return found and found.absolute()
-
-
 def _schema(text: str) -> str:
     if not _SCHEMA.fullmatch(text):
         message = "is no plain lower-case name"
@@ -41,7 +36,7 @@ class FleetSettings:
     )
     shared_dir: Path | None = environ.var(
         "",
-        converter=checked(_folder),
+        converter=checked(path_if_any),
         help="Folder that every machine and the host see, for artifacts and logs;"
         " default: they are committed to the work item's branch.",
     )
