@@ -203,7 +203,8 @@ def test_unknown_name_with_our_prefix_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["PATH", "ORCH_DB_URL", "ORCH_STAGING_RUNNERS_X", PREFIX, "XORCH_STAGING_RUNNER_X"]
+    "name",
+    ["CI", "PATH", "ORCH_DB_URL", "ORCH_STAGING_RUNNERS_X", PREFIX, "XORCH_STAGING_RUNNER_X"],
 )
 def test_other_names_are_not_ours(name: str) -> None:
     """A variable without our prefix is somebody else's."""

@@ -158,6 +158,7 @@ def test_path_begins_in_the_home_that_stands_beside_it(monkeypatch: pytest.Monke
     assert load_config(said).state_dir == Path("/home/fleet/papers")
     assert load_host_settings(said).log_dir == Path("/home/fleet/papers")
     assert load_fleet_settings(said).shared_dir == Path("/home/fleet/papers")
+    assert load_fleet_settings({**said, "ORCH_FLEET_BRANCH": "~/x"}).branch == "~/x"
     assert problems({**said, "HOME": ""}) == tuple(
         f"{name}: '~/papers' is in no known home folder: write it out, or set HOME"
         for name in names

@@ -131,7 +131,7 @@ def declared(declaration: type) -> tuple[Setting, ...]:
         rows.extend(found)
         return ""
 
-    environ.generate_help(declaration, formatter=keep, display_defaults=True)
+    environ.generate_help(declaration, formatter=keep)
     return tuple(
         Setting(
             row["var_name"],
