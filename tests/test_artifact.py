@@ -3,6 +3,7 @@
 import re
 import tempfile
 import unicodedata
+from itertools import starmap
 from pathlib import Path
 
 import attrs
@@ -22,7 +23,9 @@ from staging_fsm.core.artifact import (
     fault,
     front_matter,
     is_of_run,
+    line_of,
     render,
+    said,
     visible,
     written,
 )
@@ -196,6 +199,41 @@ def test_yaml_reads_what_was_written(snapshot: Snapshot, work_item: str, job: st
 
     assert yaml.safe_load(head) == front_matter(snapshot, log_)
     assert yaml.safe_load(known) == facts(snapshot, log_)
+
+
+@unhurried
+@given(attempts(JUDGED), words | hostile_texts, outputs)
+def test_line_of_front_matter_is_found_again(
+    snapshot: Snapshot, work_item: str, output: bytes
+) -> None:
+    """Of each key its line is found as it was written, whatever stands around it and below."""
+    log_ = StagingLog(work_item, "7", status_of(snapshot), output, command_of(snapshot))
+    known, text = front_matter(snapshot, log_), render(snapshot, log_)
+    below = facts(snapshot, log_)
+
+    assert [line_of(text, key) for key in known] == [*starmap(written, known.items())]
+    assert [line_of(text, key) for key in below] == [None] * len(below)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nby: an agent\n---\n", "an agent"),
+        ("---\nby: 'an agent'\n---", "an agent"),
+        ('---\nby:"an agent" \nbye: b\n---\nby: c\n', "an agent"),
+        ("---\nby: a\nby: a\n---\n", None),
+        ("---\nby: an agent\n", None),
+        ("by: an agent\n---\n", None),
+        (" ---\nby: an agent\n---\n", None),
+        ("---\n---\nby: an agent\n---\n", None),
+        ("---\n by: an agent\n---\n", None),
+        ("---\nby: \n---\n", ""),
+        ("", None),
+    ],
+)
+def test_only_front_matter_says_something_and_only_once(text: str, expected: str | None) -> None:
+    """Whoever wrote a file, a key says what its one line between the first two rulers says."""
+    assert said(text, "by") == expected
 
 
 @pytest.mark.parametrize("number", [0.00001, -5e-324, 1.5e-7, 1e16, 0.25, 3.0])

@@ -129,10 +129,27 @@ def written(key: str, value: object) -> str:
     return f"{key}: {text.encode('ascii', 'backslashreplace').decode('ascii')}"
 
 
+def line_of(text: str, key: str) -> str | None:
+    """Return the line of an artifact's front matter that is of `key`, to compare with `written`.
+
+    None if there is none, or more than one, or no front matter.
+    """
+    head, end, _ = f"{text}\n".partition("\n---\n")
+    first, *lines = head.split("\n")
+    found = [line for line in lines if line.startswith(f"{key}:")]
+    return found[0] if end and first == "---" and len(found) == 1 else None
+
+
+def said(text: str, key: str) -> str | None:
+    """Return the plain text that front matter has for `key`, quoted or not, whoever wrote it."""
+    line = line_of(text, key)
+    return None if line is None else line.partition(":")[2].strip().strip("'\"")
+
+
 def is_of_run(text: str, attempt_id: str, number: int) -> bool:
     """Say whether an artifact's front matter names this run of this attempt as its own."""
-    head = text.partition("\n---\n")[0].split("\n")
-    return {written("attempt", attempt_id), written("run", number)} <= set(head)
+    whose = {"attempt": attempt_id, "run": number}
+    return all(line_of(text, key) == written(key, value) for key, value in whose.items())
 
 
 def _shortened(command: tuple[str, ...]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Final
 
 import attrs
 
+from staging_fsm.core.artifact import line_of, written
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
@@ -28,7 +29,7 @@ DEADLINE_MARGIN_SECONDS: Final = 1.0
 
 _JUDGED: Final = frozenset({Event.SUITE_PASSED, Event.SUITE_FAILED})
 _CHARGED: Final = frozenset({State.ROLLED_BACK, State.FAILED_CLOSED})
-_SUCCESS_HEAD: Final = f"---\n{STATUS_KEY}: SUCCESS\n"
+_SUCCESS: Final = written(STATUS_KEY, "SUCCESS")
 
 
 @unique
@@ -158,7 +159,7 @@ def tool_error_is_nobodys_fault(sight: Sight) -> Iterator[str]:
         if snapshot.artifact is not None:
             yield "it has an artifact without a verdict and with budget left"
     if Event.SUITE_PASSED not in events and any(
-        text.startswith(_SUCCESS_HEAD) for text in sight.written or ()
+        line_of(text, STATUS_KEY) == _SUCCESS for text in sight.written or ()
     ):
         yield "it wrote a SUCCESS, and no suite passed"
     spent = sight.developer_retries_spent or 0

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import itertools
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,7 +23,7 @@ from typing import Any, Final
 
 import attrs
 
-from staging_fsm.core.artifact import written
+from staging_fsm.core.artifact import line_of, said, written
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
 from staging_fsm.core.jobs import QUEUED, JobRow
@@ -57,7 +56,6 @@ KEEP: Final = "Restore the file from a backup, or note who deleted it and why"
 CORRECT: Final = "Restore the row from a backup: until then nobody will touch it"
 COMPARE: Final = "Compare the file with a backup, and ask who wrote to its folder"
 ASK_HOST: Final = "Ask who moved the job or its work item by hand"
-_ATTEMPT_LINE: Final = re.compile(rb"^attempt: (.*)$", re.MULTILINE)
 TO_DO: Final = {"no_silent_advance": STOP}
 
 
@@ -297,11 +295,8 @@ def _artifact_set_aside(path: Path, snapshot: Snapshot) -> tuple[bytes | None, _
         raw = read_small(candidate, ARTIFACT_BYTES_MAX) or b""
         if found == expected:
             return raw, gone
-        writer = _ATTEMPT_LINE.search(raw)
-        is_ours = writer is not None and writer[1].decode("utf-8", "replace").strip("'\"") == (
-            snapshot.attempt_id
-        )
-        if is_ours or (writer is None and candidate == path):
+        writer = said(raw.decode("utf-8", "replace"), "attempt")
+        if writer == snapshot.attempt_id or (writer is None and candidate == path):
             words = f"{candidate} was altered: SHA-256 {expected} was written, {found} is there"
             problem = _Problem("artifact", words, COMPARE)
     return None, problem
@@ -311,10 +306,10 @@ def _artifact_words(row: JobRow, snapshot: Snapshot, text: str) -> Iterator[_Pro
     """Yield what an artifact that is the right one says otherwise than the row."""
     passed = snapshot.history[-1].row.source is State.VERDICT_PASSED
     word = "SUCCESS" if passed else "FAILED"
-    if not text.startswith(f"---\n{STATUS_KEY}: {word}\n"):
+    if line_of(text, STATUS_KEY) != written(STATUS_KEY, word):
         words = f"the attempt is {snapshot.state}, and the artifact's {STATUS_KEY} is not {word}"
         yield _Problem("artifact", words, STOP)
-    if f"\n{written('work_item', row.work_item)}\n" not in text:
+    if line_of(text, "work_item") != written("work_item", row.work_item):
         words = f"the row is of work item {row.work_item!r}, and the artifact of another"
         yield _Problem("artifact", words, RESTORE)
 

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import attrs
 
+from staging_fsm.core.artifact import said
 from staging_fsm.core.errors import in_words
 from staging_fsm.core.jobs import JobRow, Place
+from staging_fsm.core.plan import UNVERSIONED
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.files import set_aside
@@ -198,13 +200,10 @@ def _run_deploy_finalizer_job(host: Host, job: Job) -> int:
 
 def _staged_revision(folder: Path) -> str | None:
     try:
-        lines = (folder / ARTIFACT_NAME).read_text(encoding="utf-8").split("\n---\n")[0].split("\n")
+        found = said((folder / ARTIFACT_NAME).read_text(encoding="utf-8"), "revision")
     except (OSError, UnicodeDecodeError):
         return None
-    found = [
-        line.partition(":")[2].strip().strip('"') for line in lines if line.startswith("revision:")
-    ]
-    return found[0] if found and found[0] != "unversioned" else None
+    return None if found == UNVERSIONED else found
 
 
 def _git(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
