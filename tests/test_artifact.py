@@ -26,7 +26,6 @@ from staging_fsm.core.artifact import (
     line_of,
     render,
     said,
-    visible,
     written,
 )
 from staging_fsm.core.config import INFRA_RETRIES_MAX
@@ -496,34 +495,3 @@ def test_long_line_is_cut(length: int, shown: str) -> None:
     snapshot = judged(FAILED)
 
     assert output_lines(render(snapshot, log(snapshot, b"x" * length))) == [f"    {shown}"]
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain é 漢 😀", "plain é 漢 😀"),
-        ("a\nb", "a\nb"),
-        ("a\r\nb\rc", "a\nb␍c"),
-        ("\ta", "    a"),
-        ("\x00\x07\x08\x0b\x0c\x1f", "␀␇␈␋␌␟"),
-        ("\x1b[31mred\x1b[0m \x1b[1;32;40mx\x1b[K", "red x"),
-        ("\x1b]0;title\x07a", "0;title␇a"),
-        ("\x1bMa\x1b_b", "ab"),
-        ("\x1b\x1b[0m[31ma", "␛[31ma"),
-        ("\x1b", "␛"),
-        ("\x7f\x85\x9b\u2028\u2029\u202e\u200b\ufeff\ud800", "\ufffd" * 9),
-    ],
-)
-def test_control_characters_are_made_visible(text: str, shown: str) -> None:
-    """Colours are removed, control characters become pictures, hidden ones are replaced."""
-    assert visible(text) == shown
-
-
-@unhurried
-@given(st.text(st.characters()) | hostile_texts)
-def test_visible_text_is_printable(text: str) -> None:
-    """Text that was made visible is printable but for its line feeds, and stays as it is."""
-    shown = visible(text)
-
-    assert shown.replace("\n", "").isprintable()
-    assert visible(shown) == shown

@@ -70,6 +70,7 @@ FURTHER_TESTS = {
     "core/trail.py": ("snapshot", "invariants"),
     "core/snapshot.py": ("invariants", "stories"),
     "core/artifact.py": ("stories",),
+    "core/visible.py": ("artifact",),
     "drive/recovery.py": ("stories", "faults", *LAUNCHES),
     "drive/engine.py": ("stories", "faults", *LAUNCHES, "alerts"),
     "drive/intercept.py": ("stories", "faults", *LAUNCHES, "public", "shadow"),

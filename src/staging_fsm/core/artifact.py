@@ -21,6 +21,7 @@ from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.core.visible import visible, visible_line
 from staging_fsm.host.contract.gate import STATUS_KEY
 
 TAIL_LINES: Final = 60
@@ -28,8 +29,6 @@ TAIL_LINE_CHARACTERS: Final = 400
 #: A page of facts has no room for more.
 COMMAND_CHARACTERS: Final = 4000
 
-_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
-_CONTROL_PICTURES: Final = 0x2400
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 #: To YAML 1.1 a number with an exponent and no point is a text.
 _NO_POINT: Final = re.compile(r"^(-?\d+)e")
@@ -182,7 +181,7 @@ def render(snapshot: Snapshot, log: StagingLog) -> str:
 def _summary(snapshot: Snapshot) -> str:
     lines = [REASONS[snapshot.judged_reason].sentence]
     if detail := snapshot.last_run.detail:
-        lines.append(f"Detail: {_one_line(detail)}")
+        lines.append(f"Detail: {visible_line(detail)}")
     if snapshot.state is State.EXHAUSTED:
         lines.append(
             "This is an infrastructure fault and no verdict on the code:"
@@ -193,7 +192,7 @@ def _summary(snapshot: Snapshot) -> str:
 
 def _runs_table(snapshot: Snapshot) -> str:
     rows = [
-        f"| {run.number} | {_one_line(run.started_at)} | {_seconds(run)}"
+        f"| {run.number} | {visible_line(run.started_at)} | {_seconds(run)}"
         f" | {ended_by(run) or '-'} | {run.reason} |"
         for run in snapshot.runs
     ]
@@ -225,7 +224,7 @@ def _evidence_words(snapshot: Snapshot) -> str:
             "Evidence: the exit code alone. No test report was asked for,"
             " so nothing proves how many tests ran.\n"
         )
-    name = _one_line(suite.report)
+    name = visible_line(suite.report)
     if run.evidence in (None, EvidenceState.NOT_REQUIRED):
         return f"Evidence: the JUnit report `{name}` was asked for, and nothing is known of it.\n"
     if run.counts is None:
@@ -259,27 +258,3 @@ def _cut(line: str) -> str:
     if len(line) <= TAIL_LINE_CHARACTERS:
         return line
     return f"{line[:TAIL_LINE_CHARACTERS]} … ({len(line)} characters)"
-
-
-def _one_line(text: str) -> str:
-    return visible(text).replace("\n", "\N{SYMBOL FOR LINE FEED}")
-
-
-def visible(text: str) -> str:
-    """Return `text` with colours removed and control characters shown as pictures.
-
-    Only the line feed stays what it is. Unicode's own line and paragraph
-    separators and its direction marks become a replacement character.
-    """
-    without_colours = _ANSI.sub("", text).replace("\r\n", "\n")
-    return "".join(_picture(character) for character in without_colours)
-
-
-def _picture(character: str) -> str:
-    if character == "\n" or character.isprintable():
-        return character
-    if character == "\t":
-        return "    "
-    if character < " ":
-        return chr(_CONTROL_PICTURES + ord(character))
-    return "\N{REPLACEMENT CHARACTER}"

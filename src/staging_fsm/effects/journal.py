@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from staging_fsm.core.spec import Transition
+from staging_fsm.core.visible import visible
 
 _LOG: Final = logging.getLogger("staging_fsm")
 
@@ -31,8 +32,6 @@ def _line(event: str, facts: Mapping[str, object]) -> str:
 
 
 def _harmless(facts: Mapping[str, object]) -> dict[str, object]:
-    from staging_fsm.core.artifact import visible  # noqa: PLC0415  # it loads YAML
-
     # A row or an exception may hold what ends a line or moves a terminal's cursor.
     return {
         name: value if not isinstance(value, str) or value.isprintable() else visible(value)

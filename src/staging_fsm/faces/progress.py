@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from staging_fsm.core.artifact import visible
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.masking import MaskedStream
 from staging_fsm.core.snapshot import Snapshot
@@ -21,6 +20,7 @@ from staging_fsm.effects.files import open_regular
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.run_output import RunOutput
 from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.faces.output import last_line
 
 REFRESH_SECONDS: Final = 0.25
 _LINE_CHARACTERS: Final = 60
@@ -94,12 +94,11 @@ class Progress:
         with Status("", console=self._console, refresh_per_second=1 / REFRESH_SECONDS) as status:
             while not ended.wait(REFRESH_SECONDS):
                 output = self._output.tail(run_id, 1024)
-                lines = visible(output.decode("utf-8", "replace")).strip().split("\n")
                 status.update(
                     Text(
                         f"run {snapshot.last_run.number} of {plan.budget.runs_max}, "
                         f"{time.monotonic() - started:.0f} of {plan.suite.timeout_seconds:g} s  "
-                        f"{lines[-1][:_LINE_CHARACTERS]}"
+                        f"{last_line(output)[:_LINE_CHARACTERS]}"
                     )
                 )
 

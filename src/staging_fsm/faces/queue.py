@@ -15,17 +15,23 @@ from typing import Final
 import attrs
 from typing_extensions import TypedDict
 
-from staging_fsm.core.artifact import fault, visible
+from staging_fsm.core.artifact import fault
 from staging_fsm.core.config import RunnerConfig, load_config
 from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError
 from staging_fsm.core.jobs import JobRow, JobRows
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TERMINAL, State
-from staging_fsm.core.times import parse_time
 from staging_fsm.drive.recovery import worker_is_alive
-from staging_fsm.effects.run_output import RunOutput
-from staging_fsm.effects.state_dir import StateDir, state_dir
-from staging_fsm.faces.views import duration_words, sentence
+from staging_fsm.faces.output import last_line, output_tail
+from staging_fsm.faces.views import (
+    TEXT_CHARACTERS,
+    Names,
+    duration_words,
+    moment,
+    names_of,
+    plain,
+    sentence,
+)
 
 #: How many of the newest jobs are looked at for what ended.
 RECENT_JOBS: Final = 500
@@ -34,26 +40,19 @@ LISTED_MAX: Final = 200
 OUTCOMES_LISTED: Final = 20
 #: How late something may be before it counts as stuck and not merely as slow.
 STUCK_SECONDS: Final = 60.0
-TEXT_CHARACTERS: Final = 300
 _LINE_BYTES: Final = 2048
 _DAY: Final = timedelta(days=1)
 
 
-class RefusedRow(TypedDict):
+class RefusedRow(Names):
     """A row whose attempt cannot be read. Nobody touches it until a person has looked."""
 
-    job_id: int | str
-    repo: str
-    work_item: str
     problem: str
 
 
-class ActiveAttempt(TypedDict):
+class ActiveAttempt(Names):
     """An attempt that has not ended, or whose job has not."""
 
-    job_id: int | str
-    repo: str
-    work_item: str
     state: str
     #: The run in hand or the last one that ended, of at most `runs_max`.
     run: int
@@ -73,12 +72,9 @@ class ActiveAttempt(TypedDict):
     stuck: str | None
 
 
-class EndedAttempt(TypedDict):
+class EndedAttempt(Names):
     """An attempt that has ended."""
 
-    job_id: int | str
-    repo: str
-    work_item: str
     state: str
     runs: int
     reason: str
@@ -88,12 +84,9 @@ class EndedAttempt(TypedDict):
     duration_seconds: float | None
 
 
-class WaitingAttempt(TypedDict):
+class WaitingAttempt(Names):
     """The attempt that has waited longest for something else than its suite."""
 
-    job_id: int | str
-    repo: str
-    work_item: str
     state: str
     seconds: float
 
@@ -166,26 +159,6 @@ def staging_runner_block(
     }
 
 
-def plain(text: object, limit: int = TEXT_CHARACTERS) -> str:
-    """Return a text of a row with nothing in it that moves a cursor, and not too much of it."""
-    words = str(text)
-    cut = words if len(words) <= limit else f"{words[:limit]}…"
-    return visible(cut)
-
-
-def moment(text: str | None) -> datetime | None:
-    """Return the time that a row holds; None where what it holds is no time."""
-    try:
-        return None if text is None else parse_time(text)
-    except (ValueError, OverflowError):
-        return None
-
-
-def job_id_of(row: JobRow) -> int | str:
-    """Return the host's key as a JSON value."""
-    return row.id if type(row.id) is int else plain(row.id)
-
-
 @attrs.define
 class _Reading:
     """Reads rows, and keeps what could not be read."""
@@ -198,20 +171,10 @@ class _Reading:
             try:
                 snapshot = row.snapshot()
             except SnapshotRefusedError as error:
-                self.refused.append({**_names(row), "problem": plain(error.problem)})
+                self.refused.append({**names_of(row), "problem": plain(error.problem)})
                 continue
             if snapshot is not None:
                 yield row, snapshot
-
-
-class _Names(TypedDict):
-    job_id: int | str
-    repo: str
-    work_item: str
-
-
-def _names(row: JobRow) -> _Names:
-    return {"job_id": job_id_of(row), "repo": plain(row.repo), "work_item": plain(row.work_item)}
 
 
 def _config(variables: Mapping[str, str]) -> tuple[RunnerConfig | None, list[str]]:
@@ -230,7 +193,7 @@ def active_attempt(
     running = snapshot.state is State.RUNNING
     started = moment(snapshot.last_run.started_at) if running else None
     return {
-        **_names(row),
+        **names_of(row),
         "state": str(snapshot.state),
         "run": len(snapshot.runs),
         "runs_max": plan.budget.runs_max if plan else None,
@@ -251,27 +214,9 @@ def _seconds(since: datetime | None, now: datetime) -> float | None:
     return None if since is None else round(max(0.0, (now - since).total_seconds()), 1)
 
 
-def output_tail(snapshot: Snapshot, run: int, variables: Mapping[str, str], size: int) -> bytes:
-    """Return the end of what a run printed; nothing if it is not below the state folder.
-
-    The attempt's id is a text of the row: it may name no folder but one of the
-    runs', whatever it says and whatever somebody linked there.
-    """
-    state = StateDir(state_dir(variables))
-    run_id = f"{snapshot.attempt_id}.{run}"
-    try:
-        runs, folder = (path.resolve() for path in (state.run("."), state.run(run_id)))
-    except (OSError, ValueError, RuntimeError):
-        return b""
-    if folder.parent != runs:
-        return b""
-    return RunOutput(state, variables).tail(run_id, size)
-
-
 def _last_output(snapshot: Snapshot, variables: Mapping[str, str]) -> str | None:
     tail = output_tail(snapshot, snapshot.last_run.number, variables, _LINE_BYTES)
-    lines = visible(tail.decode("utf-8", "replace")).strip().split("\n")
-    return lines[-1].strip()[:TEXT_CHARACTERS] or None
+    return last_line(tail)[:TEXT_CHARACTERS] or None
 
 
 def _stuck(
@@ -327,7 +272,7 @@ def _ended(row: JobRow, snapshot: Snapshot) -> EndedAttempt:
     first, last = snapshot.history[0].time, snapshot.history[-1].time
     began, ended = moment(first), moment(last)
     return {
-        **_names(row),
+        **names_of(row),
         "state": str(snapshot.state),
         "runs": len(snapshot.runs),
         "reason": plain(sentence(snapshot)),

@@ -8,10 +8,10 @@ from datetime import datetime
 from html import escape
 from typing import Final
 
-from staging_fsm.core.artifact import visible
 from staging_fsm.core.invariants import INVARIANTS
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.times import format_time
+from staging_fsm.core.visible import visible
 from staging_fsm.faces.audit import Audit, Finding, Severity
 from staging_fsm.faces.diagrams import Diagram, svg
 from staging_fsm.faces.views import trail_view

@@ -1,15 +1,19 @@
 """What the faces say about an attempt: one object for programs, the same facts for people."""
 
 import itertools
+from datetime import datetime
 from typing import Any, Final
 
 import attrs
+from typing_extensions import TypedDict
 
 from staging_fsm.core.artifact import fault
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.core.times import parse_time
+from staging_fsm.core.visible import visible
 
 #: Below this many seconds a tenth of one is worth saying.
 _TENTHS_BELOW: Final = 9.95
@@ -17,6 +21,8 @@ _TENTH_MIN: Final = 0.05
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
+#: So much of a text of a row is shown.
+TEXT_CHARACTERS: Final = 300
 _STATUS: dict[State, str] = {
     State.ADVANCED: "SUCCESS",
     State.ROLLED_BACK: "FAILED",
@@ -93,3 +99,36 @@ def duration_words(seconds: float) -> str:
             rest = left % size // part
             return f"{left // size} {unit} {rest} {smaller}" if rest else f"{left // size} {unit}"
     return f"{left} s"
+
+
+def plain(text: object, limit: int = TEXT_CHARACTERS) -> str:
+    """Return a text of a row with nothing in it that moves a cursor, and not too much of it."""
+    words = str(text)
+    cut = words if len(words) <= limit else f"{words[:limit]}…"
+    return visible(cut)
+
+
+def moment(text: str | None) -> datetime | None:
+    """Return the time that a row holds; None where what it holds is no time."""
+    try:
+        return None if text is None else parse_time(text)
+    except (ValueError, OverflowError):
+        return None
+
+
+def job_id_of(row: JobRow) -> int | str:
+    """Return the host's key as a JSON value."""
+    return row.id if type(row.id) is int else plain(row.id)
+
+
+class Names(TypedDict):
+    """Whose attempt it is."""
+
+    job_id: int | str
+    repo: str
+    work_item: str
+
+
+def names_of(row: JobRow) -> Names:
+    """Return whose attempt a row holds, as JSON values."""
+    return {"job_id": job_id_of(row), "repo": plain(row.repo), "work_item": plain(row.work_item)}

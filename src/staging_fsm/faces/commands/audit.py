@@ -10,10 +10,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from staging_fsm.core.artifact import visible
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TRANSITIONS
+from staging_fsm.core.visible import visible
 from staging_fsm.effects.files import write_durably
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
 from staging_fsm.faces.options import db_option, json_option

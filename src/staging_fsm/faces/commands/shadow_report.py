@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from staging_fsm.core.artifact import visible
+from staging_fsm.core.visible import visible
 from staging_fsm.drive.shadow import Shadow
 from staging_fsm.faces.options import json_option
 from staging_fsm.faces.shadow import DISAGREED, Comparison, shadow_view

@@ -10,9 +10,8 @@ from rich.table import Table
 from staging_fsm.core.artifact import ended_by
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.faces.options import db_option, json_option
-from staging_fsm.faces.queue import moment, plain
 from staging_fsm.faces.session import open_session, stored_attempt, stored_view
-from staging_fsm.faces.views import duration_words, sentence
+from staging_fsm.faces.views import duration_words, moment, plain, sentence
 
 #: A path may be as long as the system lets it be.
 LINE_CHARACTERS: Final = 5000

@@ -9,8 +9,7 @@ import jinja2
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 
-from staging_fsm.faces.queue import moment
-from staging_fsm.faces.views import duration_words
+from staging_fsm.faces.views import duration_words, moment
 from staging_fsm.faces.web.pages import FAULTS, TONES
 from staging_fsm.faces.web.plot import GLYPHS
 

@@ -24,7 +24,8 @@ from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.snapshot import Move, Snapshot
 from staging_fsm.core.spec import TERMINAL, State
-from staging_fsm.faces.queue import RECENT_JOBS, StagingRunnerBlock, moment
+from staging_fsm.faces.queue import RECENT_JOBS, StagingRunnerBlock
+from staging_fsm.faces.views import moment
 from staging_fsm.faces.web.source import Source, reading
 
 MEDIA_TYPE: Final = CONTENT_TYPE_LATEST

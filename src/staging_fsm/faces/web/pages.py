@@ -10,17 +10,19 @@ from typing import Any, Final
 import attrs
 from markupsafe import Markup
 
-from staging_fsm.core.artifact import ended_by, fault, visible
+from staging_fsm.core.artifact import ended_by, fault
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.masking import Masker
 from staging_fsm.core.outcome import REASONS, RULES, Verdict
 from staging_fsm.core.snapshot import Move, Run, Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.core.visible import visible
 from staging_fsm.effects.files import read_small
 from staging_fsm.faces.diagrams import Diagram, svg
-from staging_fsm.faces.queue import active_attempt, job_id_of, moment, output_tail, plain
-from staging_fsm.faces.views import duration_words, sentence
+from staging_fsm.faces.output import output_tail
+from staging_fsm.faces.queue import active_attempt
+from staging_fsm.faces.views import duration_words, job_id_of, moment, names_of, plain, sentence
 from staging_fsm.faces.web.plot import Bar, Plot
 from staging_fsm.faces.web.source import Source
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -60,7 +62,7 @@ FAULTS: Final[Mapping[str | None, str]] = {
 
 def attempt_page(source: Source, row: JobRow, now: datetime) -> dict[str, Any]:
     """Return one attempt, or why it cannot be read."""
-    names = {"job_id": job_id_of(row), "repo": plain(row.repo), "work_item": plain(row.work_item)}
+    names = names_of(row)
     try:
         snapshot = row.snapshot()
     except SnapshotRefusedError as error:
