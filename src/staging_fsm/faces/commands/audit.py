@@ -16,8 +16,8 @@ from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.core.visible import visible
 from staging_fsm.effects.files import write_durably
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
+from staging_fsm.faces.audit_html import html_report
 from staging_fsm.faces.options import db_option, json_option
-from staging_fsm.faces.report import html_report
 from staging_fsm.faces.session import Session, open_session
 from staging_fsm.faces.views import trail_view
 
