@@ -1,6 +1,6 @@
 /*
  * One staging attempt: two workers, a person, suites that outlive their workers.
- * Generated from the table by staging_fsm.faces.promela; docs/model.md explains it.
+ * Generated from the table by staging_fsm.faces.diagrams.spin; docs/model.md explains it.
  *
  *     spin -a staging.pml && cc -O2 -DNOREDUCE -DSAFETY -DNOCLAIM -o pan pan.c && ./pan
  *     spin -a staging.pml && cc -O2 -DNOREDUCE -o pan pan.c && ./pan -a

@@ -12,7 +12,7 @@ import attrs
 
 from staging_fsm.core.invariants import INVARIANTS
 from staging_fsm.core.spec import RUN_ENDS, TRANSITIONS, Effect, Event, State, Transition
-from staging_fsm.faces.promela import LIVENESS, PROPERTIES
+from staging_fsm.faces.diagrams.spin import LIVENESS, PROPERTIES
 
 TESTS: Final = Path(__file__).parent
 DOCUMENT: Final = TESTS.parent / "docs" / "specification.md"

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from staging_fsm.core.spec import TERMINAL, TRANSITIONS, Effect, Event, State, Transition
-from staging_fsm.faces.promela import FILE_NAME, LIVENESS, PROPERTIES, promela
+from staging_fsm.faces.diagrams.spin import FILE_NAME, LIVENESS, PROPERTIES, promela
 
 ROOT: Final = Path(__file__).parent.parent
 DOCUMENT: Final = ROOT / "docs" / "model.md"

@@ -11,9 +11,9 @@ from typing import Final
 
 from staging_fsm.faces.diagrams.drawing import STYLE, svg
 from staging_fsm.faces.diagrams.model import Diagram
+from staging_fsm.faces.diagrams.spin import FILE_NAME, promela
 from staging_fsm.faces.diagrams.statechart import scxml
 from staging_fsm.faces.diagrams.written import dot, markdown_table, mermaid
-from staging_fsm.faces.promela import FILE_NAME, promela
 
 __all__ = [
     "FILES",
