@@ -628,6 +628,18 @@ def test_attempt_of_the_shadow_is_called_one(begin: Begin) -> None:
     assert re.fullmatch(rf"{job}-shadow-[0-9a-f]{{12}}", snapshot.attempt_id)
 
 
+def test_shadow_shows_no_address_of_an_alert(begin: Begin) -> None:
+    """What the runner keeps from its own papers it keeps from those of the shadow, too."""
+    address = "json://host.example/bXktdG9rZW4"
+    beside = begin(f'command = ["echo", "{address}"]', alert_urls=address)
+    beside.launch()
+    beside.shadow.run_once()
+    shown = Path(beside.view()["runner"]["artifact"]).read_text()
+
+    assert address not in shown
+    assert "***" in shown
+
+
 def test_shadow_alerts_nobody(begin: Begin, tmp_path: Path) -> None:
     """What the shadow finds stands in its report: no person is called for it."""
     beside = begin(PASSING.replace('"true"', '"no-such-command"'), infra_retries=0)

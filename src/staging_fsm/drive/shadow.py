@@ -118,7 +118,6 @@ class Shadow:
         own = {
             variable_name("shadow"): "0",
             variable_name("state_dir"): str(folder),
-            variable_name("alert_urls"): "",
         }
         intercept = StagingIntercept.for_host(
             records,
