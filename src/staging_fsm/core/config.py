@@ -179,11 +179,6 @@ def is_shadow(variables: Mapping[str, str]) -> bool:
         return False
 
 
-def attest_key(variables: Mapping[str, str]) -> Path | None:
-    """Return the key that signs attestations; raises ConfigInvalidError."""
-    return load_config(variables).attest_key
-
-
 def alert_urls(variables: Mapping[str, str]) -> tuple[str, ...]:
     """Return who is alerted, also where the rest of the configuration is invalid."""
     return words(variables.get(variable_name("alert_urls"), ""))

@@ -18,7 +18,6 @@ from rich.console import Console
 
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuiteEntry
-from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.faces.diagrams import Diagram, write_diagrams
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.progress import Progress
@@ -28,9 +27,10 @@ from staging_fsm.faces.session import (
     one_suite,
     open_session,
     staging_job,
+    stored_attempt,
     switched_on,
 )
-from staging_fsm.faces.views import attempt_view, sentence
+from staging_fsm.faces.views import sentence
 
 #: What a suite returns when the environment it needs is not there (sysexits.h, EX_TEMPFAIL).
 NO_STAGING_EXIT_CODE: Final = 75
@@ -136,15 +136,12 @@ def _carry(console: Console, session: Session, repo: str, story: Story) -> dict[
         tool_exit_codes=(NO_STAGING_EXIT_CODE,),
         min_tests=2,
     )
-    progress = Progress(console, StateDir(session.state.root), session.variables)
+    progress = Progress(console, session.state, session.variables)
     staging = session.staging(suites=one_suite(entry), watch=progress.moved)
     job_id = staging_job(session, repo, story.work_item)
     AttemptDriver(session, staging, job_id).drive()
-    row = session.rows.load(job_id)
-    snapshot = row.snapshot()
-    assert snapshot is not None  # noqa: S101  # it was just driven to its end
-    view = attempt_view(row, snapshot, session.next_stage(row))
-    return {**view, "why": sentence(snapshot)}
+    row, snapshot = stored_attempt(session, job_id)
+    return {**session.view(row, snapshot), "why": sentence(snapshot)}
 
 
 def _summary(console: Console, folder: Path, views: list[dict[str, Any]]) -> None:

@@ -62,7 +62,11 @@ class Session:
         """Return the intercept of this orchestrator."""
         return staging_intercept(self.store, self.clock, self.variables, **replaced)
 
-    def next_stage(self, row: JobRow) -> str | None:
+    def view(self, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
+        """Return what the faces say about the attempt in a row."""
+        return attempt_view(row, snapshot, self._next_stage(row))
+
+    def _next_stage(self, row: JobRow) -> str | None:
         """Return the stage at which the job's work item is now."""
         try:
             with self.store.transaction() as tx:
@@ -121,13 +125,6 @@ def stored_attempt(session: Session, job_id: int) -> tuple[JobRow, Snapshot]:
         message = f"job {job_id} has no staging attempt: the runner never had it"
         raise JobNotFoundError(message)
     return row, snapshot
-
-
-def stored_view(session: Session, row: JobRow) -> dict[str, Any]:
-    """Return what the faces say about the attempt in a row that has one."""
-    snapshot = row.snapshot()
-    assert snapshot is not None  # noqa: S101  # the caller has looked
-    return attempt_view(row, snapshot, session.next_stage(row))
 
 
 def staging_job(session: Session, repo: str, work_item: str) -> int:

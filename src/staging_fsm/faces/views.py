@@ -21,6 +21,8 @@ _TENTH_MIN: Final = 0.05
 _MINUTE: Final = 60
 _HOUR: Final = 60 * _MINUTE
 _DAY: Final = 24 * _HOUR
+#: A damaged number would hide all others from a plot, and from a sum.
+_SECONDS_MAX: Final = 30.0 * _DAY
 #: So much of a text of a row is shown.
 TEXT_CHARACTERS: Final = 300
 _STATUS: dict[State, str] = {
@@ -106,6 +108,11 @@ def plain(text: object, limit: int = TEXT_CHARACTERS) -> str:
     words = str(text)
     cut = words if len(words) <= limit else f"{words[:limit]}…"
     return visible(cut)
+
+
+def credible_seconds(seconds: float) -> float:
+    """Return how long something lasted, as far as a row is believed: 30 days at most."""
+    return min(max(seconds, 0.0), _SECONDS_MAX)
 
 
 def moment(text: str | None) -> datetime | None:

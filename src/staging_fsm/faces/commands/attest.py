@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from staging_fsm.core.config import attest_key
+from staging_fsm.core.config import load_config
 from staging_fsm.core.errors import AttestationRefusedError
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.effects.files import write_durably
@@ -62,7 +62,7 @@ def attest(
 
 
 def _attest(db: str | None, job: str, output: Path | None) -> None:
-    key = attest_key(os.environ)
+    key = load_config(os.environ).attest_key
     if key is None:
         message = (
             "no key is configured: set ORCH_STAGING_RUNNER_ATTEST_KEY to a private key in PEM,"

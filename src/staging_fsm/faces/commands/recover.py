@@ -8,7 +8,7 @@ from staging_fsm.faces.console import PatientConsole
 from staging_fsm.faces.fleet import is_fleet_session, open_fleet
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.progress import Progress
-from staging_fsm.faces.session import Session, open_session, stored_view
+from staging_fsm.faces.session import Session, open_session, stored_attempt
 
 
 @click.command()
@@ -25,7 +25,7 @@ def recover(db: str | None, *, as_json: bool) -> None:
     staging = session.staging(watch=progress.moved)
     touched = staging.recover()
     progress.stop()
-    views = [stored_view(session, session.rows.load(row.id)) for row in touched]
+    views = [session.view(*stored_attempt(session, row.id)) for row in touched]
     if as_json:
         click.echo(json.dumps(views))
     elif not views:
@@ -39,8 +39,8 @@ def _redeliver(session: Session, *, as_json: bool) -> None:
 
     jobs = redeliver(fleet)
     if as_json:
-        rows = [session.rows.load(job_id) for job_id in jobs]
-        views = [stored_view(session, row) for row in rows if row.document is not None]
+        attempts = [(row, row.snapshot()) for row in map(session.rows.load, jobs)]
+        views = [session.view(row, found) for row, found in attempts if found is not None]
         click.echo(json.dumps(views))
     else:
         words = ", ".join(map(str, jobs))

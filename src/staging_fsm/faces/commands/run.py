@@ -34,7 +34,6 @@ from staging_fsm.faces.session import (
     staging_job,
     switched_on,
 )
-from staging_fsm.faces.views import attempt_view
 
 _EXIT_CODES = {
     State.ADVANCED: ExitCode.ADVANCED,
@@ -209,7 +208,7 @@ def _end_of_run(
     if snapshot.state is State.LLM_FALLBACK and row.status == "running":
         # There is no agent here to hand it to: the job ends with the reason on its row.
         session.rows.cancel(job_id, snapshot.version)
-    view = attempt_view(row, snapshot, session.next_stage(row))
+    view = session.view(row, snapshot)
     with lossy(sys.stdout if as_json else console.file):
         if as_json:
             click.echo(json.dumps(view))

@@ -10,7 +10,7 @@ from rich.table import Table
 from staging_fsm.core.artifact import ended_by
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.faces.options import db_option, json_option
-from staging_fsm.faces.session import open_session, stored_attempt, stored_view
+from staging_fsm.faces.session import open_session, stored_attempt
 from staging_fsm.faces.views import duration_words, moment, plain, sentence
 
 #: A path may be as long as the system lets it be.
@@ -25,7 +25,7 @@ def show(job: int, db: str | None, *, as_json: bool) -> None:
     """Show one attempt: its state, its history, its runs."""
     session = open_session(db)
     row, snapshot = stored_attempt(session, job)
-    view = stored_view(session, row)
+    view = session.view(row, snapshot)
     if as_json:
         click.echo(json.dumps(view))
         return

@@ -25,7 +25,7 @@ from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.snapshot import Move, Snapshot
 from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.faces.queue import RECENT_JOBS, StagingRunnerBlock
-from staging_fsm.faces.views import moment
+from staging_fsm.faces.views import credible_seconds, moment
 from staging_fsm.faces.web.source import Source, reading
 
 MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
@@ -33,8 +33,6 @@ MEDIA_TYPE: Final = CONTENT_TYPE_LATEST
 BUCKETS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 #: The reason of an attempt that ended without a run that did.
 NO_REASON: Final = "none"
-#: What a row may say at most that something lasted.
-_SECONDS_MAX: Final = 30 * 86_400.0
 
 
 def _reasons_of(outcome: State) -> list[str]:
@@ -104,18 +102,14 @@ class _Instruments:
             self.attempts.labels(move.row.target, snapshot.last_reason or NO_REASON).inc()
             began, ended = moment(snapshot.history[0].time), moment(move.time)
             if began and ended:
-                seconds = _within((ended - began).total_seconds())
+                seconds = credible_seconds((ended - began).total_seconds())
                 self.attempt_seconds.labels(move.row.target).observe(seconds)
 
     def count_run(self, reason: Reason, seconds: float | None) -> None:
         """Count a run that has ended."""
         self.runs.labels(reason).inc()
         if seconds is not None:
-            self.run_seconds.labels(REASONS[reason].verdict).observe(_within(seconds))
-
-
-def _within(seconds: float) -> float:
-    return min(max(seconds, 0.0), _SECONDS_MAX)
+            self.run_seconds.labels(REASONS[reason].verdict).observe(credible_seconds(seconds))
 
 
 @attrs.frozen

@@ -22,7 +22,15 @@ from staging_fsm.effects.files import read_small
 from staging_fsm.faces.diagrams import Diagram, svg
 from staging_fsm.faces.output import output_tail
 from staging_fsm.faces.queue import active_attempt
-from staging_fsm.faces.views import duration_words, job_id_of, moment, names_of, plain, sentence
+from staging_fsm.faces.views import (
+    credible_seconds,
+    duration_words,
+    job_id_of,
+    moment,
+    names_of,
+    plain,
+    sentence,
+)
 from staging_fsm.faces.web.plot import Bar, Plot
 from staging_fsm.faces.web.source import Source
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -33,8 +41,6 @@ HISTORY_LISTED: Final = 100
 #: How much of a run's output, and of an artifact, stands on a page.
 TAIL_BYTES: Final = 16 * 1024
 ARTIFACT_BYTES: Final = 256 * 1024
-#: A plot of one damaged number would show nothing else.
-_SECONDS_MAX: Final = 30 * 86_400.0
 _RUNNING: Final = "The suite is running."
 _RULES: Final = {rule.id: rule.sentence for rule in RULES}
 #: What a state means to somebody who has to act, and how it is drawn.
@@ -223,7 +229,7 @@ def repository_page(source: Source, name: str, now: datetime) -> dict[str, Any]:
 
 def _entry(row: JobRow, snapshot: Snapshot, now: datetime) -> dict[str, Any]:
     began, last = moment(snapshot.history[0].time), moment(snapshot.history[-1].time)
-    seconds = min(sum(run.duration_seconds or 0.0 for run in snapshot.runs), _SECONDS_MAX)
+    seconds = credible_seconds(sum(run.duration_seconds or 0.0 for run in snapshot.runs))
     return {
         "job_id": job_id_of(row),
         "work_item": plain(row.work_item),
