@@ -19,6 +19,7 @@ from staging_fsm.core.artifact import (
     TAIL_LINE_CHARACTERS,
     TAIL_LINES,
     StagingLog,
+    ended_by,
     facts,
     fault,
     front_matter,
@@ -220,7 +221,9 @@ def test_line_of_front_matter_is_found_again(
         ("---\nby: an agent\n---\n", "an agent"),
         ("---\nby: 'an agent'\n---", "an agent"),
         ('---\nby:"an agent" \nbye: b\n---\nby: c\n', "an agent"),
+        ("---\nby: 'XX'\n---\n", "XX"),
         ("---\nby: a\nby: a\n---\n", None),
+        ("----\nby: an agent\n---\n", None),
         ("---\nby: an agent\n", None),
         ("by: an agent\n---\n", None),
         (" ---\nby: an agent\n---\n", None),
@@ -354,6 +357,16 @@ def test_fault_is_none_code_or_infrastructure(reason: Reason) -> None:
     snapshot = judged(attrs.evolve(PASSED, reason=reason))
 
     assert fault(snapshot) == faults[REASONS[reason].verdict]
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [(FAILED, "exit code 1"), (KILLED, "signal 9"), (LOST, None)],
+    ids=["exit code", "signal", "neither"],
+)
+def test_run_is_ended_by_its_exit_code_or_a_signal(run: Run, expected: str | None) -> None:
+    """How a suite ended is said in words, and of one that nobody saw end nothing is."""
+    assert ended_by(run) == expected
 
 
 def test_nothing_is_said_of_a_run_before_it_was_judged() -> None:

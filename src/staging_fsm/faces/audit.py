@@ -28,7 +28,7 @@ from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
 from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
-from staging_fsm.core.spec import State
+from staging_fsm.core.spec import GATE_EVENTS, TRANSITIONS, State
 from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
@@ -47,7 +47,7 @@ ARTIFACT_BYTES_MAX: Final = 1024 * 1024
 FINDINGS_KEPT: Final = 1000
 
 _FORWARD: Final = STAGE_TRANSITIONS[STAGE, "success"]
-_ENDED_BY_GATE: Final = frozenset({State.ADVANCED, State.ROLLED_BACK, State.FAILED_CLOSED})
+_ENDED_BY_GATE: Final = frozenset(row.target for row in TRANSITIONS if row.event in GATE_EVENTS)
 _LIVE: Final = (QUEUED, "running")
 
 RESTORE: Final = "Compare the row with a backup, the log of transitions and links noted elsewhere"
