@@ -1,6 +1,7 @@
 """The fleet, on a real server with real worker processes that are killed, frozen and cut off."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
+from desk import fill_the_disk
 from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
 from hosts import git
 from staging_fsm.core.artifact import written
@@ -21,8 +23,10 @@ from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.drive import runner
 from staging_fsm.drive.engine import run_id_of
 from staging_fsm.drive.intercept import STAGE
+from staging_fsm.effects import telemetry
 from staging_fsm.effects.files import ARTIFACT_MODE
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.run_folder import RunFolder
@@ -495,6 +499,113 @@ def test_commit_that_vanished_is_a_tool_error(fleet: FleetStand) -> None:
 
     assert first.bound_plan == second.bound_plan
     assert second.reasons == (Reason.TOOL_EXIT_CODE, Reason.PREPARATION_FAILED)
+
+
+def test_machine_that_is_not_fit_leaves_its_jobs_to_others(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full machine neither spends a run nor gives the job to an agent: another may run it."""
+    first, next_one = fleet.submit("shop", "WI-1"), fleet.submit("shop", "WI-2", verdict=126)
+    deliver(fleet, next_one)
+    await_that(lambda: not fleet.desk.clock.now() < due(fleet, next_one), "the next run is due")
+    before = [fleet.row(first), fleet.row(next_one)]
+    fill_the_disk(monkeypatch)
+    for job in (first, next_one):
+        deliver(fleet, job, "full")
+
+    assert [fleet.row(first), fleet.row(next_one)] == before
+    assert len(fleet.deliveries()) == 2
+
+    monkeypatch.undo()
+    deliver(fleet, first, "two")
+
+    assert fleet.attempt(first).state == State.ADVANCED
+
+
+def test_person_is_told_of_a_machine_that_stays_unfit(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look in vain at a full machine is counted, and after a few a person is told why."""
+    job = fleet.submit("shop", "WI-1")
+    fill_the_disk(monkeypatch)
+    there = fleet.seen_from("full")
+    for _ in range(REMOTE_BACKOFF.runs_max):
+        Delivery(there, job, "shop", fleet.take_delivery()).run()
+    (alert,) = map(json.loads, there.state.alerts.read_text().splitlines())
+
+    assert alert["kind"] == "machine_unfit"
+    assert "MiB" in alert["text"]
+
+
+def test_verdict_of_a_machine_that_is_full_is_handed_over(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was judged on a machine that has no room for another run is brought to its end."""
+    job = kill_at_its_push(fleet, "pre-receive")
+    fill_the_disk(monkeypatch)
+    deliver(fleet, job)
+
+    assert fleet.attempt(job).state == State.ADVANCED
+
+
+def test_launch_looks_at_mirror_and_checkout(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders that have to be usable are those of this machine, not the host's own."""
+    looked: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(runner, "unfit", lambda *folders: looked.append(folders[2:]))
+    job = fleet.submit("shop", "WI-1")
+    there = deliver(fleet, job)
+    checkout = there.state.root / "checkouts" / f"job-{job}"
+
+    assert looked == [(there.mirror(fleet.row(job)).path, work_item_dir(checkout, "WI-1"))]
+
+
+def test_attempt_of_a_fleet_is_traced(fleet: FleetStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attempt that has ended on a machine of the fleet is one trace, and no other move is."""
+    traces: list[tuple[int, State]] = []
+    monkeypatch.setattr(
+        telemetry, "trace_attempt", lambda row, attempt: traces.append((row.id, attempt.state))
+    )
+    job = fleet.submit("shop", "WI-1")
+    deliver(fleet, job)
+
+    assert traces == [(job, State.ADVANCED)]
+
+
+def test_old_runs_are_removed_from_a_machine(patient_fleet: FleetStand) -> None:
+    """A machine keeps no run for ever but one whose attempt goes on, and seldom looks for old ones.
+
+    How long ago it looked is known to the machine's worker, not to one delivery.
+    """
+    fleet = patient_fleet
+    there = fleet.seen_from("one")
+    ended, waiting = fleet.submit("shop", "WI-1"), fleet.submit("shop", "WI-2", verdict=126)
+    for job in (ended, waiting):
+        deliver(fleet, job)
+    runs = {job: run_id_of(fleet.attempt(job)) for job in (ended, waiting)}
+    for run in runs.values():
+        os.utime(there.state.run(run), (0, 0))
+    third, fourth = fleet.submit("shop", "WI-3"), fleet.submit("shop", "WI-4")
+    Delivery(there, third, "shop").run()
+
+    assert there.state.run_ids() == sorted([runs[waiting], run_id_of(fleet.attempt(third))])
+
+    os.utime(there.state.run(run_id_of(fleet.attempt(third))), (0, 0))
+    Delivery(there, fourth, "shop").run()
+
+    assert len(there.state.run_ids()) == 3
+
+
+def test_launch_in_shadow_mode_is_not_noted_in_a_fleet(tmp_path: Path, postgres_url: str) -> None:
+    """In shadow mode a fleet's agent works alone: the checkout that it had is gone with it."""
+    said = {"ORCH_STAGING_RUNNER_SHADOW": "1", **with_agent(tmp_path)}
+    with fleet_stand(tmp_path, postgres_url, **said) as fleet:
+        job = fleet.submit("shop", "WI-1")
+        there = deliver(fleet, job)
+
+        assert (fleet.row(job).status, fleet.row(job).document) == ("done", None)
+        assert not there.state.shadow.exists()
 
 
 def due(fleet: FleetStand, job_id: int) -> datetime:

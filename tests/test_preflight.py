@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from staging_fsm.core.plan import SuitePlan
 from staging_fsm.effects import preflight
 from staging_fsm.effects.preflight import Health, command_finding, disk_finding, unfit
 from staging_fsm.effects.state_dir import StateDir
 
-SUITE = SuitePlan(("true",), log_max_bytes=4096)
+LOG_BYTES = 4096
 MEBIBYTE = 1024 * 1024
 
 
@@ -29,7 +28,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_machine_with_everything_is_fit(tmp_path: Path) -> None:
     """Where a run would find what it needs, nothing is said and nothing is left over."""
-    assert unfit(StateDir(tmp_path / "state"), SUITE, tmp_path, tmp_path / "a" / "b") is None
+    assert unfit(StateDir(tmp_path / "state"), LOG_BYTES, tmp_path, tmp_path / "a" / "b") is None
     assert list((tmp_path / "state").iterdir()) == []
 
 
@@ -37,7 +36,7 @@ def test_many_threads_look_at_one_machine_at_once(tmp_path: Path) -> None:
     """A worker with many jobs in hand finds its machine fit in every one of its threads."""
     state = StateDir(tmp_path / "state")
     with ThreadPoolExecutor(8) as pool:
-        said = set(pool.map(lambda _: unfit(state, SUITE, tmp_path, tmp_path), range(800)))
+        said = set(pool.map(lambda _: unfit(state, LOG_BYTES, tmp_path, tmp_path), range(800)))
 
     assert said == {None}
 
@@ -46,7 +45,7 @@ def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:
     """A state folder, a repository and an artifact folder that cannot be used are all named."""
     (tmp_path / "file").touch()
     said = unfit(
-        StateDir(tmp_path / "file" / "state"), SUITE, tmp_path / "absent", tmp_path / "file"
+        StateDir(tmp_path / "file" / "state"), LOG_BYTES, tmp_path / "absent", tmp_path / "file"
     )
 
     assert said is not None
@@ -59,9 +58,8 @@ def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:
 
 def test_disk_without_room_is_told_from_one_with(disk: Path) -> None:
     """A disk with too few bytes for the log and what goes with it is not fit, and says both."""
-    fit = unfit(StateDir(disk), SUITE, disk, disk)
-    larger = SuitePlan(("true",), log_max_bytes=40 * MEBIBYTE)
-    said = unfit(StateDir(disk), larger, disk, disk)
+    fit = unfit(StateDir(disk), LOG_BYTES, disk, disk)
+    said = unfit(StateDir(disk), 40 * MEBIBYTE, disk, disk)
 
     assert fit is None
     assert said is not None

@@ -94,18 +94,46 @@ class StagingRunner:
     variables: Mapping[str, str]
     #: The host's word for the stage that is ours.
     stage: str
+    #: Returns why this machine cannot run a suite now, or None.
+    preflight: Callable[[Place, SuitePlan], str | None]
+    #: Removes what runs left behind: after how many days, and which attempts not.
+    prune: Callable[[float, Callable[[], Container[str]]], None]
+    #: Where launches are noted in shadow mode; None notes nothing.
+    shadow: ShadowRecords | None
     suites: Callable[[RunnerConfig], SuitesConfig] = read_suites
     bind: Callable[[Path, SuitePlan], str] = bind_revision
-    #: Returns why this machine cannot run a suite now, or None.
-    preflight: Callable[[Place, SuitePlan], str | None] = lambda _place, _suite: None
     liveness: Liveness = worker_is_alive
-    #: Where launches are noted in shadow mode; None notes nothing.
-    shadow: ShadowRecords | None = None
     new_id: Callable[[], str] = lambda: secrets.token_hex(6)
     #: Why the rows cannot be relied on; every first launch is declined for it.
     misfit: ConfigInvalidError | None = None
-    #: Removes what runs left behind: after how many days, and which attempts not.
-    prune: Callable[[float, Callable[[], Container[str]]], None] = lambda _days, _kept: None
+
+    @classmethod
+    def over(
+        cls,
+        engine: Engine,
+        runs: LocalSuites,
+        state: StateDir,
+        variables: Mapping[str, str],
+        stage: str,
+        **replaced: Any,
+    ) -> "StagingRunner":
+        """Return a runner that drives by `engine` on this machine, with all that belongs to one.
+
+        Each attempt that has ended is traced, the machine is looked at before a run, what
+        old ones left is removed by `runs`, and launches in shadow mode are noted;
+        but for what is `replaced`.
+        """
+
+        def preflight(where: Place, suite: SuitePlan) -> str | None:
+            return unfit(state, suite.log_max_bytes, where.repository, where.artifact_dir)
+
+        own: dict[str, Any] = {
+            "preflight": preflight,
+            "prune": runs.prune,
+            "shadow": ShadowRecords(state.shadow),
+        }
+        tracing = attrs.evolve(engine, watch=traced(engine.watch))
+        return cls(tracing, variables, stage, **(own | replaced))
 
     @classmethod
     def for_host(
@@ -119,28 +147,19 @@ class StagingRunner:
     ) -> "StagingRunner":
         """Return a runner over the real world."""
         state, clock = StateDir(state_dir(variables)), SystemClock()
-        suites = LocalSuites(state, variables)
+        runs = LocalSuites(state, variables)
         engine = Engine(
             rows=rows,
-            suites=suites,
+            suites=runs,
             artifacts=ArtifactFiles(),
             alerts=FileAlerts(state, clock, lambda: alert_urls(variables)),
             clock=replaced.pop("clock", clock),
             gate=gate,
             place=place,
             worker=str(this_process()),
-            watch=traced(replaced.pop("watch", lambda _row, _snapshot: None)),
+            watch=replaced.pop("watch", lambda _row, _snapshot: None),
         )
-
-        def preflight(where: Place, suite: SuitePlan) -> str | None:
-            return unfit(state, suite, where.repository, where.artifact_dir)
-
-        found: dict[str, Any] = {
-            "preflight": preflight,
-            "prune": suites.prune,
-            "shadow": ShadowRecords(state.shadow),
-        }
-        return cls(engine, variables, stage, **(found | dict(replaced)))
+        return cls.over(engine, runs, state, variables, stage, **replaced)
 
     def cannot_rely_on_rows(self, problem: ConfigInvalidError) -> None:
         """Decline every first launch from now on, and tell a person why."""

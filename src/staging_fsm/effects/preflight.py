@@ -18,7 +18,6 @@ from typing import Final
 import attrs
 
 from staging_fsm.core.masking import Masker
-from staging_fsm.core.plan import SuitePlan
 from staging_fsm.effects.state_dir import StateDir
 
 #: What there must be besides the log: a report, a result, a database that grows.
@@ -44,10 +43,10 @@ class Check:
     words: str
 
 
-def unfit(state: StateDir, suite: SuitePlan, repository: Path, artifact_dir: Path) -> str | None:
+def unfit(state: StateDir, log_max_bytes: int, repository: Path, artifact_dir: Path) -> str | None:
     """Return why this machine cannot run a suite now, all reasons in one text, or None."""
     findings = (
-        *machine_findings(state, suite.log_max_bytes),
+        *machine_findings(state, log_max_bytes),
         folder_finding("repository", repository, os.R_OK | os.X_OK),
         folder_finding("artifact folder", _existing(artifact_dir), os.W_OK | os.X_OK),
     )

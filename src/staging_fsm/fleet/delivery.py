@@ -15,9 +15,10 @@ from typing import Any, Final
 import attrs
 import sqlalchemy as sa
 
-from staging_fsm.core.config import alert_urls
+from staging_fsm.core.config import alert_urls, load_config
 from staging_fsm.core.errors import (
     ConfigInvalidError,
+    MachineUnfitError,
     PreparationError,
     SnapshotRefusedError,
 )
@@ -32,6 +33,7 @@ from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.rows import SqlRows
@@ -87,6 +89,8 @@ class Fleet:
     worker: str
     store: "FleetStore"
     rows: "FleetRows"
+    #: Every run on this machine, whatever its repository.
+    suites: LocalSuites
 
     def mirror(self, row: JobRow) -> Mirror:
         """Return this machine's mirror of the job's repository."""
@@ -242,8 +246,7 @@ class Delivery:
         machine, _, worker = snapshot.worker.partition("/")
         if machine != self.fleet.machine or worker_is_alive(worker) is not False:
             return False
-        suites = LocalSuites(self.fleet.state, self.fleet.variables)
-        return suites.condition(run_id_of(snapshot)) is RunCondition.LIVE
+        return self.fleet.suites.condition(run_id_of(snapshot)) is RunCondition.LIVE
 
     def _again(self, seconds: float, **how: Any) -> None:
         due = self.fleet.clock.now() + timedelta(seconds=seconds)
@@ -284,19 +287,44 @@ class Delivery:
         except PreparationError as error:
             self._later(error)
             return
+        workplace = Workplace(mirror, publisher, root, revision)
         try:
-            self._launch(row, fence, Workplace(mirror, publisher, root, revision))
+            problem = self._unfitness(row, workplace)
+            if problem is None:
+                self._launch(row, fence, workplace)
+            else:
+                self._later(MachineUnfitError(problem), AlertKind.MACHINE_UNFIT)
         finally:
             publisher.close(row)
 
-    def _later(self, error: Exception) -> None:
-        """Look again later, and tell a person where it does not pass.
+    def _unfitness(self, row: JobRow, workplace: "Workplace") -> str | None:
+        """Return why no run may be begun on this machine now, if a launch of the job would.
+
+        The launch itself would decline the job or count a run, as on a host of one machine.
+        Here another machine may be fit, and one that is not, quick as it is, would spoil
+        every job it gets.
+        """
+        snapshot = _readable(row)
+        waits = snapshot is not None and snapshot.state is State.DEFERRED
+        try:
+            config = load_config(self.fleet.variables)
+        except ConfigInvalidError:
+            # The launch tells of it.
+            return None
+        is_ours = row.stage == STAGE and config.in_scope(row.repo) and not config.shadow
+        if not is_ours or not (waits or row.document is None):
+            return None
+        place = workplace.place(row)
+        return unfit(self.fleet.state, config.log_max_bytes, place.repository, place.artifact_dir)
+
+    def _later(self, error: Exception, kind: AlertKind = AlertKind.INTERNAL_ERROR) -> None:
+        """Look again later, here or elsewhere, and tell a person where it does not pass.
 
         Without the remote there is neither a commit nor a place for papers.
         """
         number = min(self.tries + 1, REMOTE_BACKOFF.runs_max * 10)
         if self.tries == REMOTE_BACKOFF.infra_retries:
-            self._alerts().send(AlertKind.INTERNAL_ERROR, self.job_id, f"waiting: {error}")
+            self._alerts().send(kind, self.job_id, f"waiting: {error}")
         seconds = REMOTE_BACKOFF.delay_seconds(f"delivery-{self.job_id}", number)
         self._again(seconds, tries=self.tries + 1)
 
@@ -339,7 +367,7 @@ class Delivery:
         self, row: JobRow, fence: Fence, workplace: "Workplace", store: SqlHostStore
     ) -> StagingIntercept:
         fleet = self.fleet
-        place = Place(workplace.mirror.path, work_item_dir(workplace.root, row.work_item))
+        place = workplace.place(row)
         rows, suites = fleet.rows, FleetSuites(fleet, workplace.mirror, fence, place.artifact_dir)
 
         def gate(row: JobRow, tx: Any) -> bool:
@@ -361,12 +389,16 @@ class Delivery:
             place=lambda _row: place,
             worker=fleet.worker,
         )
-        runner = StagingRunner(
+        runner = StagingRunner.over(
             engine,
+            fleet.suites,
+            fleet.state,
             fleet.variables,
             STAGE,
             bind=lambda _repository, suite: _bound(suite, workplace.revision),
             liveness=_lives_beside_us,
+            # The checkout that an agent works in is gone with its launch.
+            shadow=None,
         )
         return StagingIntercept.of(runner)
 
@@ -406,6 +438,10 @@ class Workplace:
     publisher: Publisher
     root: Path
     revision: str
+
+    def place(self, row: JobRow) -> Place:
+        """Return where commits to run are, and where the gate looks."""
+        return Place(self.mirror.path, work_item_dir(self.root, row.work_item))
 
 
 def _has_a_stranger(job: Job) -> bool:

@@ -27,6 +27,7 @@ from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, queue_of
 from staging_fsm.fleet.delivery import Delivery, Fleet, FleetRows, FleetStore, machine_of
 from staging_fsm.fleet.fence import Presence, Server, is_present
@@ -73,6 +74,7 @@ def open_fleet(engine: sa.Engine, state: StateDir, variables: Mapping[str, str])
         worker=f"{machine}/{this_process()}",
         store=FleetStore(engine, deliveries),
         rows=FleetRows(engine, deliveries),
+        suites=LocalSuites(state, variables),
     )
 
 
