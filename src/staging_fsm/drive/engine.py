@@ -169,12 +169,10 @@ class Engine:
             if outcome.reason is Reason.TOO_FEW_TESTS and counts is not None:
                 report = attrs.evolve(report, detail=suite.shortfall(counts.executed))
         except Exception as error:  # noqa: BLE001  # once a run is counted, our own fault is one of the tool
-            # Whatever it was: when the run counts as ended, nothing of it may be left.
-            self.suites.reap(run_id_of(snapshot))
             reason, detail = Reason.INTERNAL_ERROR, in_words(error)
             if isinstance(error, PreparationError):
                 reason, detail = Reason.PREPARATION_FAILED, str(error)
-            return self.run_without_result(snapshot, Event.SUITE_NOT_EXECUTED, reason, detail)
+            return self.lose(snapshot, Event.SUITE_NOT_EXECUTED, reason, detail)
         ended = self._ended_run(snapshot.last_run, report, outcome)
         return Step(outcome.event, outcome.reason, {"runs": (*snapshot.runs[:-1], ended)})
 
@@ -196,6 +194,14 @@ class Engine:
             log_bytes=report.log_bytes,
             log_dropped_bytes=report.log_dropped_bytes,
         )
+
+    def lose(self, snapshot: Snapshot, event: Event, reason: Reason, detail: str) -> Step:
+        """Stop what is left of the run in hand; return the step that ends it as a tool error.
+
+        In this order: when the run counts as ended, nothing of it may be left.
+        """
+        self.suites.reap(run_id_of(snapshot))
+        return self.run_without_result(snapshot, event, reason, detail)
 
     def run_without_result(
         self, snapshot: Snapshot, event: Event, reason: Reason, detail: str

@@ -37,16 +37,13 @@ def take_up(engine: Engine, row: JobRow, snapshot: Snapshot) -> Snapshot:
     """
     if snapshot.state is not State.RUNNING:
         return engine.drive(row, snapshot)
-    run_id = run_id_of(snapshot)
-    condition = engine.suites.condition(run_id)
+    condition = engine.suites.condition(run_id_of(snapshot))
     if condition is RunCondition.FOREIGN:
         return snapshot
     adopted = sum(move.row.event is Event.RUN_ADOPTED for move in snapshot.history)
     if condition is not RunCondition.LOST and adopted < ADOPTIONS_MAX:
         step = Step(Event.RUN_ADOPTED, f"run {snapshot.last_run.number} is {condition}")
     else:
-        engine.suites.reap(run_id)
-        step = engine.run_without_result(
-            snapshot, Event.WORKER_LOST, Reason.WORKER_LOST, f"worker {snapshot.worker} is gone"
-        )
+        gone = f"worker {snapshot.worker} is gone"
+        step = engine.lose(snapshot, Event.WORKER_LOST, Reason.WORKER_LOST, gone)
     return engine.drive(row, engine.move(row, snapshot, step))

@@ -8,13 +8,13 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from staging_fsm.core.artifact import said
 from staging_fsm.core.errors import in_words
-from staging_fsm.core.jobs import JobRow, Place
+from staging_fsm.core.jobs import JobRow, JobRows, Place
 from staging_fsm.core.plan import UNVERSIONED
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.effects.clock import Clock
@@ -24,6 +24,9 @@ from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.pipeline import GateResult, initiate_gate, work_item_dir
 from staging_fsm.host.settings import HostSettings
 from staging_fsm.host.store import HostStore, Job, SqlHostStore
+
+if TYPE_CHECKING:
+    from staging_fsm.core.snapshot import Snapshot
 
 PROBE_TIMEOUT_SECONDS: Final = 10
 GIT_TIMEOUT_SECONDS: Final = 60
@@ -71,6 +74,14 @@ def finish_job(host: Host, job: Job, exit_code: int) -> GateResult:
     """Initiate the gate of a job whose producer has ended, in one transaction."""
     with host.store.transaction() as tx:
         return initiate_gate(host.store, tx, job, exit_code, host.folder(job), host.clock.now())
+
+
+def end_without_agent(rows: JobRows, job_id: int, declined: "Snapshot") -> None:
+    """End a job that was `declined` where there is no agent to take it, as cancelled.
+
+    Raises StaleSnapshotError if its attempt has moved since.
+    """
+    rows.cancel(job_id, declined.version)
 
 
 def agent_command(host: Host, job: Job) -> list[str]:

@@ -34,6 +34,7 @@ from staging_fsm.faces.session import (
     staging_job,
     switched_on,
 )
+from staging_fsm.host.launcher import end_without_agent
 
 _EXIT_CODES = {
     State.ADVANCED: ExitCode.ADVANCED,
@@ -206,8 +207,8 @@ def _end_of_run(
         click.echo(f"staging-fsm: {decision.reason if decision else 'nothing was run'}", err=True)
         return ExitCode.DECLINED
     if snapshot.state is State.LLM_FALLBACK and row.status == "running":
-        # There is no agent here to hand it to: the job ends with the reason on its row.
-        session.rows.cancel(job_id, snapshot.version)
+        # The reason stays on its row.
+        end_without_agent(session.rows, job_id, snapshot)
     view = session.view(row, snapshot)
     with lossy(sys.stdout if as_json else console.file):
         if as_json:
