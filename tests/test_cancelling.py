@@ -14,10 +14,18 @@ from staging_fsm.core.errors import (
     TransitionRefusedError,
 )
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import Event, State
+from staging_fsm.core.spec import TRANSITIONS, Event, State, reachable
+from staging_fsm.drive import cancelling
+from staging_fsm.drive.cancelling import (
+    CANCEL_PAUSE_SECONDS,
+    CANCEL_TRIES,
+    cancel,
+    cancel_in_the_end,
+    is_beyond,
+)
 from staging_fsm.drive.engine import Step
 from staging_fsm.drive.rulings import Ruling
-from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.processes import this_process
 
 
@@ -137,7 +145,6 @@ def test_cancelled_job_starts_nobody(desk: Desk, broken: str | None, expected: R
 @pytest.fixture
 def answer_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
     """Return what has a cancellation fail so often before it works, and tells of its waits."""
-    cancel = StagingRunner.cancel
 
     def ask(*errors: Exception) -> list[float]:
         waits, left = list[float](), [*errors]
@@ -147,37 +154,36 @@ def answer_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
                 raise left.pop(0)
             return cancel(runner, job_id)
 
-        monkeypatch.setattr(StagingRunner, "cancel", fail_first)
-        desk.staging.runner.cancel_in_the_end(desk.job_id, waits.append)
+        monkeypatch.setattr(cancelling, "cancel", fail_first)
+        cancel_in_the_end(desk.staging.runner, desk.job_id, waits.append)
         return waits
 
     return ask
 
 
+def refused_in(state: State) -> TransitionRefusedError:
+    """Return how a cancellation is refused in a state."""
+    return TransitionRefusedError(state, Event.CANCEL_REQUESTED, ())
+
+
 def test_cancellation_is_asked_for_again_while_the_attempt_moves(
     desk: Desk, answer_first: Callable[..., list[float]]
 ) -> None:
-    """Who asks while an attempt moves asks again, and waits where it is on its way to its end."""
+    """Who asks while an attempt moves asks again, and waits where it is between two states."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
     moved = StaleSnapshotError(desk.job_id, 1)
-    judged = TransitionRefusedError(State.VERDICT_PASSED, Event.CANCEL_REQUESTED, ())
-    waits = answer_first(moved, judged, moved)
+    waits = answer_first(moved, refused_in(State.TOOL_ERROR), moved)
 
     assert waits == [CANCEL_PAUSE_SECONDS]
     assert desk.state() is State.CANCELLED
 
 
-@pytest.mark.parametrize("key", [True, False], ids=["ended", "no attempt"])
+@pytest.mark.parametrize("state", [State.VERDICT_PASSED, State.EXHAUSTED, State.ADVANCED])
 def test_cancellation_that_is_too_late_is_given_up(
-    desk: Desk, answer_first: Callable[..., list[float]], *, key: bool
+    answer_first: Callable[..., list[float]], state: State
 ) -> None:
-    """There is nothing to wait for once an attempt has ended, or where there is none."""
-    if key:
-        desk.claim()
-        desk.launch()
-    refused = TransitionRefusedError(State.ADVANCED, Event.CANCEL_REQUESTED, ())
-
-    assert answer_first(refused, RuntimeError("asked again")) == []
+    """Once an attempt is judged nobody waits for its end: no cancellation will be allowed there."""
+    assert answer_first(refused_in(state), RuntimeError("asked again")) == []
 
 
 def test_cancellation_is_not_asked_for_without_end(
@@ -185,9 +191,16 @@ def test_cancellation_is_not_asked_for_without_end(
 ) -> None:
     """An attempt that neither ends nor lets itself be cancelled is given up in the end."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
-    refused = TransitionRefusedError(State.VERDICT_PASSED, Event.CANCEL_REQUESTED, ())
 
-    waits = answer_first(*[refused] * CANCEL_TRIES)
+    waits = answer_first(*[refused_in(State.TOOL_ERROR)] * CANCEL_TRIES)
 
     assert waits == [CANCEL_PAUSE_SECONDS] * CANCEL_TRIES
     assert desk.state() is State.RUNNING
+
+
+@pytest.mark.parametrize("state", State)
+def test_it_is_too_late_where_no_way_leads_to_a_cancellation(state: State) -> None:
+    """Where the table has no way to CANCELLED it is too late to ask, and nowhere else."""
+    leads_there = State.CANCELLED in reachable(TRANSITIONS, state) - {state}
+
+    assert is_beyond(state) is not leads_there

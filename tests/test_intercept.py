@@ -740,6 +740,6 @@ def test_key_of_any_text_names_no_folder_outside(desk: Desk) -> None:
     """An attempt's name, after which folders are called, holds nothing of a path."""
     row = attrs.evolve(desk.engine.rows.load(desk.job_id), id="../org/repo#7 é" + "x" * 99)
 
-    name = desk.staging.runner._new_attempt(row).attempt_id
+    name = desk.staging.runner.new_attempt(row).attempt_id
 
     assert re.fullmatch(r"_org_repo_7_x{52}-[0-9a-f]{12}", name)

@@ -34,6 +34,7 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
+from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, this_process
@@ -633,7 +634,7 @@ def test_job_that_is_queued_is_not_put_back(desk: Desk) -> None:
     desk.launch()
     before = desk.raw_row()
     desk.break_part("rows.requeue", AssertionError("queued again"))
-    desk.staging.runner.put_back(desk.job_id)
+    put_back(desk.staging.runner, desk.job_id)
 
     assert desk.raw_row() == before
 

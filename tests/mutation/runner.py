@@ -71,6 +71,8 @@ FURTHER_TESTS = {
     "core/snapshot.py": ("invariants", "stories"),
     "core/artifact.py": ("stories",),
     "core/visible.py": ("artifact",),
+    "drive/cancelling.py": ("stories", "faults", "take_up"),
+    "drive/planning.py": (*LAUNCHES, "stories", "faults"),
     "drive/recovery.py": ("stories", "faults", *LAUNCHES),
     "drive/engine.py": ("stories", "faults", *LAUNCHES, "alerts"),
     "drive/intercept.py": ("stories", "faults", *LAUNCHES, "public", "shadow"),

@@ -235,10 +235,12 @@ class StagingIntercept:
         except Exception as error:  # noqa: BLE001  # the host works on with its LLM path
             _log("there is no runner", error)
             return []
+        from staging_fsm.drive.recovery import recover, unfinished  # noqa: PLC0415  # it came with the runner
+
         touched = []
-        for row in runner.unfinished():
+        for row in unfinished(runner):
             with self._hold(row.id) as ours:
-                if ours and runner.recover(row.id):
+                if ours and recover(runner, row.id):
                     touched.append(row)
         runner.tidy_up()
         return touched
@@ -251,7 +253,9 @@ class StagingIntercept:
         RefusedError for a job of another stage, or one whose suite runs on another
         machine: from here it could not be stopped.
         """
-        return self.runner.cancel(job_id)
+        from staging_fsm.drive.cancelling import cancel  # noqa: PLC0415  # seldom needed
+
+        return cancel(self.runner, job_id)
 
     def begin_anew(self) -> None:
         """Have nothing in hand, under the name of the process that was just forked."""
@@ -262,7 +266,9 @@ class StagingIntercept:
     def _put_back(self, job_id: Any) -> None:
         """Let somebody claim a job again whose launch was turned away, if it may wait for one."""
         try:
-            self.runner.put_back(job_id)
+            from staging_fsm.drive.recovery import put_back  # noqa: PLC0415  # seldom needed
+
+            put_back(self.runner, job_id)
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             _log("a job that was turned away was not queued again", error)
 

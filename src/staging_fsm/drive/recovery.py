@@ -6,15 +6,21 @@ judged from this machine is left alone. Two workers that find the same attempt
 are told apart by the compare-and-swap of the row.
 """
 
+import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.errors import SnapshotRefusedError, StaleSnapshotError, in_words
+from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.ports import RunCondition
+from staging_fsm.core.ports import AlertKind, RunCondition
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import Engine, Step, run_id_of
 from staging_fsm.effects.processes import ProcessIdentity, is_alive
+
+if TYPE_CHECKING:
+    from staging_fsm.drive.runner import StagingRunner
 
 #: Says whether the worker of a snapshot lives; None where this machine cannot know.
 Liveness = Callable[[str], bool | None]
@@ -26,6 +32,72 @@ def worker_is_alive(worker: str) -> bool | None:
         return is_alive(ProcessIdentity.parse(worker))
     except ValueError:
         return None
+
+
+def is_abandoned(runner: "StagingRunner", snapshot: Snapshot) -> bool:
+    """Say whether nobody works on an attempt that this thread holds."""
+    # Our own name, and not in another thread's hands: an earlier drive of ours failed.
+    return snapshot.worker == runner.engine.worker or runner.liveness(snapshot.worker) is False
+
+
+def unfinished(runner: "StagingRunner") -> list[JobRow]:
+    """Return every row that may be abandoned; none, and an alert, where nobody can know."""
+    try:
+        return runner.engine.rows.unfinished()
+    except Exception as error:  # noqa: BLE001  # a store that is away comes back
+        text = f"nothing could be recovered: {in_words(error)}"
+        runner.engine.alert(AlertKind.INTERNAL_ERROR, "-", text)
+        return []
+
+
+def recover(runner: "StagingRunner", job_id: Any) -> bool:
+    """Take up an attempt if its worker is gone, and say whether it was touched.
+
+    It is driven to a terminal state or its next deferral. A row that cannot be
+    driven now is left as it is, with an alert. Never raises.
+    """
+    try:
+        return _recover(runner, runner.engine.rows.load(job_id))
+    except StaleSnapshotError:
+        return False
+    except SnapshotRefusedError as error:
+        runner.engine.alert(AlertKind.ROW_REFUSED, job_id, str(error))
+    except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
+        text = f"recovery failed: {in_words(error)}"
+        runner.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
+    return False
+
+
+def _recover(runner: "StagingRunner", row: JobRow) -> bool:
+    if row.stage != runner.stage:
+        return False
+    snapshot = row.snapshot()
+    if snapshot is None or snapshot.state is State.LLM_FALLBACK:
+        return False
+    if snapshot.state is State.DEFERRED and row.status == QUEUED:
+        # Nothing is owed to a job that waits, unless the clock was set back meanwhile.
+        if row.not_before is None or row.not_before <= runner.engine.latest_due(snapshot):
+            return False
+    elif snapshot.state is State.DEFERRED and runner.engine.is_claimed_again(row, snapshot):
+        # Its claimant may be about to launch it, and which process that is only its host knows.
+        return False
+    elif not is_abandoned(runner, snapshot):
+        return False
+    take_up(runner.engine, row, snapshot)
+    return True
+
+
+def put_back(runner: "StagingRunner", job_id: Any) -> None:
+    """Queue a deferred attempt's job again whose claimant does not go on with it.
+
+    He claimed what this process had just queued, and still has in hand. To recovery it
+    looks as if he were about to launch it. A job that is in work may be queued.
+    """
+    row = runner.engine.rows.load(job_id)
+    snapshot = row.snapshot()
+    if snapshot and snapshot.state is State.DEFERRED and row.status != QUEUED:
+        with contextlib.suppress(StaleSnapshotError):
+            runner.engine.drive(row, snapshot)
 
 
 def take_up(engine: Engine, row: JobRow, snapshot: Snapshot) -> Snapshot:

@@ -1,11 +1,10 @@
-"""What takes jobs: binds an attempt to its plan, has it driven, takes it up again, cancels it.
+"""What takes jobs: begins an attempt, goes on with one, or leaves the job to the LLM path.
 
 The intercept asks only for a job that may be ours. What it promises is kept here:
 before the first run everything leads to the LLM path; once a run has been counted
 nothing does but the kill switch between two runs.
 """
 
-import contextlib
 import re
 import secrets
 from collections.abc import Callable, Container, Mapping
@@ -24,23 +23,22 @@ from staging_fsm.core.config import (
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     MachineUnfitError,
-    RefusedError,
     SnapshotRefusedError,
     StagingError,
     StaleSnapshotError,
-    TransitionRefusedError,
     in_words,
 )
-from staging_fsm.core.jobs import QUEUED, Gate, JobRow, JobRows, Place
+from staging_fsm.core.jobs import Gate, JobRow, JobRows, Place
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import Plan, SuitePlan
+from staging_fsm.core.plan import SuitePlan
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import Event, State
-from staging_fsm.core.suites import AUTO, SuitesConfig, budget_of, parse_suites
+from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine, Step
-from staging_fsm.drive.recovery import Liveness, take_up, worker_is_alive
+from staging_fsm.drive.planning import plan_of, read_suites, unfitness
+from staging_fsm.drive.recovery import Liveness, is_abandoned, take_up, worker_is_alive
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
@@ -58,11 +56,6 @@ if TYPE_CHECKING:
     from staging_fsm.drive.intercept import Replaced
 
 _ID_CHARACTERS_MAX: Final = 64
-#: How often a cancellation is asked for while the attempt moves, and the pause between two.
-CANCEL_TRIES: Final = 200
-CANCEL_PAUSE_SECONDS: Final = 0.05
-#: How many of the newest rows are searched for the last passed run of a repository.
-RECENT_ROWS: Final = 500
 IN_SHADOW: Final = "shadow mode: the LLM agent is the producer, the runner only records"
 #: What a person is alerted to, and what a run is counted as, where it could not be started.
 _ALERTS: Final[Mapping[type[Exception], AlertKind]] = {
@@ -73,17 +66,6 @@ _REASONS: Final[Mapping[type[Exception], Reason]] = {
     ConfigInvalidError: Reason.CONFIGURATION_INVALID,
     MachineUnfitError: Reason.MACHINE_UNFIT,
 }
-
-
-def read_suites(config: RunnerConfig) -> SuitesConfig:
-    """Return the suites that the configured file names; raises ConfigInvalidError."""
-    if config.suites_file is None:
-        return SuitesConfig()
-    try:
-        text = config.suites_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigInvalidError([f"the suites file cannot be read: {error}"]) from error
-    return parse_suites(text)
 
 
 @attrs.define
@@ -185,9 +167,9 @@ class StagingRunner:
     def _first_launch(self, row: JobRow) -> Decision:
         if is_shadow(self.variables):
             return self._stay_in_shadow(row)
-        attempt = self._new_attempt(row)
+        attempt = self.new_attempt(row)
         try:
-            plan = self._plan(row, load_config(self.variables))
+            plan = plan_of(self, row, load_config(self.variables))
         except Exception as error:  # noqa: BLE001  # before the first run everything leads to the LLM path
             return self._step_aside(row, attempt, error)
         claim = Step(
@@ -223,40 +205,6 @@ class StagingRunner:
         except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
             log_error("an agent's end was not noted", job=str(job_id), error=in_words(error))
 
-    def _plan(self, row: JobRow, config: RunnerConfig) -> Plan:
-        if self.misfit is not None:
-            raise self.misfit
-        entry = self.suites(config).entry(row.repo)
-        if entry is None:
-            raise ConfigInvalidError(
-                [f"repository {row.repo} is in scope, but no suite is configured for it"]
-            )
-        try:
-            last = self._tests_last_passed(row.repo) if entry.min_tests == AUTO else None
-            suite, budget = entry.plan(config, last), budget_of(config)
-        except ValueError as error:
-            raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
-        where = self.engine.place(row)
-        plan = Plan(suite, budget, self.bind(where.repository, suite))
-        problem = self.preflight(where, suite)
-        if problem is not None:
-            raise MachineUnfitError(problem)
-        return plan
-
-    def _tests_last_passed(self, repo: str) -> int | None:
-        """Return what the newest passed run of `repo` executed, on whatever machine; or None.
-
-        Rows are what a fleet shares, and they outlive every state folder.
-        """
-        for row in self.engine.rows.recent(RECENT_ROWS, repo):
-            with contextlib.suppress(SnapshotRefusedError):
-                snapshot = row.snapshot() if row.stage == self.stage else None
-                if snapshot is None or snapshot.state is not State.ADVANCED:
-                    continue
-                if snapshot.last_run.counts is not None:
-                    return snapshot.last_run.counts.executed
-        return None
-
     def _step_aside(self, row: JobRow, attempt: Snapshot, error: Exception) -> Decision:
         """Decline before the first run, and leave a trace of it in the row.
 
@@ -285,7 +233,7 @@ class StagingRunner:
         if self.engine.is_early(snapshot):
             # Launched early, by a crash or by hand: the wait is part of the attempt.
             return self._drive(row, snapshot)
-        problem = problem or self._unfitness(row, snapshot)
+        problem = problem or unfitness(self, row, snapshot)
         number = snapshot.last_run.number + 1
         run = self._new_run(number, due_at=snapshot.next_run_at)
         claim = Step(
@@ -304,14 +252,6 @@ class StagingRunner:
             running = self.engine.move(row, running, lost)
         return self._drive(row, running)
 
-    def _unfitness(self, row: JobRow, snapshot: Snapshot) -> MachineUnfitError | None:
-        """Return why no run can be made here now; not to be able to tell is a reason too."""
-        try:
-            problem = self.preflight(self.engine.place(row), snapshot.bound_plan.suite)
-        except Exception as error:  # noqa: BLE001  # raised on, it would be met again for ever, uncounted
-            problem = in_words(error)
-        return None if problem is None else MachineUnfitError(problem)
-
     def _switched_off(self, row: JobRow, snapshot: Snapshot, reason: str) -> Decision:
         # Not a courtesy here: without this row, recovery would run the suite beside the agent.
         self.engine.move(row, snapshot, Step(Event.RUNNER_DECLINED, reason))
@@ -322,20 +262,16 @@ class StagingRunner:
         return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
 
     def _take_up(self, row: JobRow, snapshot: Snapshot) -> Decision:
-        if not self._is_abandoned(snapshot):
+        if not is_abandoned(self, snapshot):
             return Decision(Ruling.TAKEN, f"worker {snapshot.worker} has it")
         ended = take_up(self.engine, row, snapshot)
         return Decision(Ruling.TAKEN, f"{ended.state}: {ended.history[-1].reason}")
 
-    def _is_abandoned(self, snapshot: Snapshot) -> bool:
-        """Say whether nobody works on an attempt that this thread holds."""
-        # Our own name, and not in another thread's hands: an earlier drive of ours failed.
-        return snapshot.worker == self.engine.worker or self.liveness(snapshot.worker) is False
-
     def _new_run(self, number: int, due_at: str | None = None) -> Run:
         return Run(number, format_time(self.engine.clock.now()), due_at=due_at)
 
-    def _new_attempt(self, row: JobRow) -> Snapshot:
+    def new_attempt(self, row: JobRow) -> Snapshot:
+        """Return an attempt at a job that has had none, not stored yet."""
         # Folders are named after it, and a host's key may be any text.
         name = re.sub(r"[^A-Za-z0-9_-]+", "_", str(row.id))[:_ID_CHARACTERS_MAX]
         return fresh_snapshot(f"{name}-{self.new_id()}", self.engine.worker)
@@ -358,44 +294,6 @@ class StagingRunner:
             return Decision(Ruling.DECLINED, reason)
         return Decision(Ruling.HELD, reason)
 
-    def recover(self, job_id: Any) -> bool:
-        """Take up an attempt if its worker is gone, and say whether it was touched.
-
-        It is driven to a terminal state or its next deferral. A row that cannot be
-        driven now is left as it is, with an alert.
-        """
-        try:
-            return self._recover(self.engine.rows.load(job_id))
-        except StaleSnapshotError:
-            return False
-        except SnapshotRefusedError as error:
-            self.engine.alert(AlertKind.ROW_REFUSED, job_id, str(error))
-        except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
-            text = f"recovery failed: {in_words(error)}"
-            self.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
-        return False
-
-    def put_back(self, job_id: Any) -> None:
-        """Queue a deferred attempt's job again whose claimant does not go on with it.
-
-        He claimed what this process had just queued, and still has in hand. To recovery it
-        looks as if he were about to launch it. A job that is in work may be queued.
-        """
-        row = self.engine.rows.load(job_id)
-        snapshot = row.snapshot()
-        if snapshot and snapshot.state is State.DEFERRED and row.status != QUEUED:
-            with contextlib.suppress(StaleSnapshotError):
-                self.engine.drive(row, snapshot)
-
-    def unfinished(self) -> list[JobRow]:
-        """Return every row that may be abandoned; none, and an alert, where nobody can know."""
-        try:
-            return self.engine.rows.unfinished()
-        except Exception as error:  # noqa: BLE001  # a store that is away comes back
-            text = f"nothing could be recovered: {in_words(error)}"
-            self.engine.alert(AlertKind.INTERNAL_ERROR, "-", text)
-            return []
-
     def tidy_up(self) -> None:
         """Remove what old runs left behind, and deliver the alerts that are owed."""
         self.prune_runs()
@@ -412,70 +310,6 @@ class StagingRunner:
         # A row that is refused raises here: while one cannot be read, nothing is removed.
         snapshots = [row.snapshot() for row in self.engine.rows.unfinished()]
         return frozenset(snapshot.attempt_id for snapshot in snapshots if snapshot is not None)
-
-    def _recover(self, row: JobRow) -> bool:
-        if row.stage != self.stage:
-            return False
-        snapshot = row.snapshot()
-        if snapshot is None or snapshot.state is State.LLM_FALLBACK:
-            return False
-        if snapshot.state is State.DEFERRED and row.status == QUEUED:
-            # Nothing is owed to a job that waits, unless the clock was set back meanwhile.
-            if row.not_before is None or row.not_before <= self.engine.latest_due(snapshot):
-                return False
-        elif snapshot.state is State.DEFERRED and self.engine.is_claimed_again(row, snapshot):
-            # Its claimant may be about to launch it, and which process that is only its host knows.
-            return False
-        elif not self._is_abandoned(snapshot):
-            return False
-        take_up(self.engine, row, snapshot)
-        return True
-
-    def cancel(self, job_id: Any) -> Snapshot:
-        """Stop an attempt, as `StagingIntercept.cancel` says."""
-        row = self.engine.rows.load(job_id)
-        if row.stage != self.stage:
-            message = f"job {job_id} is of stage {row.stage}, and only {self.stage} has attempts"
-            raise RefusedError(message)
-        snapshot = row.snapshot()
-        if snapshot and snapshot.state is State.RUNNING and self.liveness(snapshot.worker) is None:
-            message = (
-                f"job {job_id} runs on another machine, under worker {snapshot.worker}, and its"
-                " suite cannot be stopped from here: cancel it there"
-            )
-            raise RefusedError(message)
-        return self.cancel_at(row, snapshot)
-
-    def cancel_at(self, row: JobRow, snapshot: Snapshot | None) -> Snapshot:
-        """Stop an attempt that stands as it was looked at, None for none yet.
-
-        Raises StaleSnapshotError if it has moved since, and TransitionRefusedError.
-        """
-        step = Step(Event.CANCEL_REQUESTED, "a person asked for it")
-        moved = self.engine.move(row, snapshot or self._new_attempt(row), step)
-        return self.engine.drive(row, moved)
-
-    def cancel_in_the_end(self, job_id: Any, wait: Callable[[float], object]) -> None:
-        """Stop an attempt, asking again while it moves; it is too late once it is judged.
-
-        Gives up after CANCEL_TRIES. `wait` waits for so many seconds.
-        """
-        for _ in range(CANCEL_TRIES):
-            try:
-                self.cancel(job_id)
-            except StaleSnapshotError:
-                continue
-            except TransitionRefusedError:
-                # Either it is on its way to the gate, from where an end is not far, or there.
-                if self._has_ended(job_id):
-                    return
-                wait(CANCEL_PAUSE_SECONDS)
-            else:
-                return
-
-    def _has_ended(self, job_id: Any) -> bool:
-        snapshot = self.engine.rows.load(job_id).snapshot()
-        return snapshot is None or snapshot.is_terminal
 
     def take_name(self) -> None:
         """Go by the name of the process that this is now."""

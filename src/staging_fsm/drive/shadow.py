@@ -23,8 +23,8 @@ from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.intercept import StagingIntercept
+from staging_fsm.drive.planning import read_suites
 from staging_fsm.drive.rulings import Ruling
-from staging_fsm.drive.runner import read_suites
 from staging_fsm.effects.clock import Clock, SystemClock
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.shadow import Record, ShadowRecords

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from staging_fsm.core.config import alert_urls, is_switched_off, load_config
 from staging_fsm.core.errors import ConfigInvalidError, ExtraMissingError, in_words
-from staging_fsm.drive.runner import read_suites
+from staging_fsm.drive.planning import read_suites
 from staging_fsm.effects.alerts import Outbox
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
 from staging_fsm.effects.state_dir import StateDir

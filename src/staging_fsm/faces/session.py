@@ -207,7 +207,9 @@ class AttemptDriver:
 
     def cancel(self) -> None:
         """Cancel the attempt, unless it is too late, and have whoever waits look again."""
-        self.staging.runner.cancel_in_the_end(self.job_id, threading.Event().wait)
+        from staging_fsm.drive.cancelling import cancel_in_the_end  # noqa: PLC0415  # seldom needed
+
+        cancel_in_the_end(self.staging.runner, self.job_id, threading.Event().wait)
         self.session.clock.wake()
 
 

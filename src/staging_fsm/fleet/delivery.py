@@ -27,10 +27,11 @@ from staging_fsm.core.plan import Budget, SuitePlan, Workspace
 from staging_fsm.core.ports import AlertKind, RunCondition, RunOrder
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TRANSITIONS, Effect, State
+from staging_fsm.drive.cancelling import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, cancel_in_the_end
 from staging_fsm.drive.engine import Engine, run_id_of
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.drive.recovery import worker_is_alive
-from staging_fsm.drive.runner import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, StagingRunner
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.preflight import unfit
@@ -425,7 +426,7 @@ class Delivery:
         wait = self.fleet.clock.wait
         for _ in range(CANCEL_TRIES):
             if self._staging is not None:
-                self._staging.runner.cancel_in_the_end(self.job_id, wait)
+                cancel_in_the_end(self._staging.runner, self.job_id, wait)
                 return
             wait(CANCEL_PAUSE_SECONDS)
 

@@ -3,10 +3,11 @@
 import time
 from typing import Final
 
-from staging_fsm.core.errors import RefusedError, UnansweredError
+from staging_fsm.core.errors import UnansweredError
 from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.spec import State
+from staging_fsm.drive.cancelling import cancel_at, is_beyond, refuse_other_stage
 from staging_fsm.drive.intercept import STAGE, StagingIntercept
 from staging_fsm.fleet.delivery import Fleet
 
@@ -28,13 +29,11 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
     asked = False
     while time.monotonic() < deadline:
         row = fleet.rows.load(job_id)
-        if row.stage != STAGE:
-            message = f"job {job_id} is of stage {row.stage}, and only {STAGE} has attempts"
-            raise RefusedError(message)
+        refuse_other_stage(row, STAGE)
         snapshot = row.snapshot()
         if asked and snapshot is not None and snapshot.state is State.CANCELLED:
             return snapshot
-        if row.status == QUEUED or (snapshot and _is_beyond(snapshot)):
+        if row.status == QUEUED or (snapshot and is_beyond(snapshot.state)):
             return _cancel_here(fleet, staging, row, snapshot)
         with fleet.engine.begin() as tx:
             fleet.deliveries.abort(tx, job_id)
@@ -44,17 +43,11 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
     raise UnansweredError(message)
 
 
-def _is_beyond(snapshot: Snapshot) -> bool:
-    """Say whether the table allows no cancellation any more."""
-    judged = {State.VERDICT_PASSED, State.VERDICT_FAILED, State.EXHAUSTED}
-    return snapshot.state in TERMINAL | judged
-
-
 def _cancel_here(
     fleet: Fleet, staging: StagingIntercept, row: JobRow, snapshot: Snapshot | None
 ) -> Snapshot:
     # The very snapshot that was looked at: had it moved since, the write is refused.
-    ended = staging.runner.cancel_at(row, snapshot)
+    ended = cancel_at(staging.runner, row, snapshot)
     with fleet.engine.begin() as tx:
         fleet.deliveries.abort(tx, row.id)
     return ended

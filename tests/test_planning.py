@@ -1,8 +1,7 @@
-"""The runner behind the intercept: the suites file it reads, and what it asks earlier attempts."""
+"""What an attempt is bound to: the suites file, and what is asked of earlier attempts."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
@@ -10,11 +9,11 @@ import pytest
 from staging_fsm.core.config import load_config, variable_name
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.evidence import Counts, EvidenceState
-from staging_fsm.core.jobs import JobRow, Place
+from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.snapshot import Run, Snapshot, dump_snapshot
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.drive.intercept import STAGE
-from staging_fsm.drive.runner import RECENT_ROWS, StagingRunner, read_suites
+from staging_fsm.drive.planning import RECENT_ROWS, last_passed_tests, read_suites
 from test_invariants import BROKEN, FAILED, PASSED, TEXT, artifact, attempt
 
 SUITES = '[default]\ncommand = ["make", "check"]\n'
@@ -112,12 +111,6 @@ def test_tests_that_last_passed_are_those_of_the_newest_pass(
 ) -> None:
     """What last passed is what the newest attempt that advanced executed, if it was counted."""
     stored = Rows(rows)
-    nothing: Any = None
 
-    def place(_row: JobRow) -> Place:
-        return Place(Path(), Path())
-
-    runner = StagingRunner.for_host(stored, nothing, place, {}, STAGE)  # type: ignore[arg-type]  # rows of which one question is asked
-
-    assert runner._tests_last_passed("shop") == wanted
+    assert last_passed_tests(stored, STAGE, "shop") == wanted  # type: ignore[arg-type]  # rows of which one question is asked
     assert stored.asked == [(RECENT_ROWS, "shop")]
