@@ -30,14 +30,14 @@ from staging_fsm.core.invariants import (
     Movement,
     Start,
 )
-from staging_fsm.core.jobs import JobRow, Place
+from staging_fsm.core.jobs import STAGE, JobRow, Place
 from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import SuitePlan
 from staging_fsm.core.ports import AlertKind, RunCondition, RunOrder, RunReport
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.engine import Engine
-from staging_fsm.drive.intercept import STAGE, UNSEEN, StagingIntercept
+from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.processes import ProcessIdentity

@@ -13,11 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hosts import REPO, git
-from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, STAGE, JobRow
 from staging_fsm.core.snapshot import Artifact
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuiteEntry
-from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces import audit as auditing

@@ -36,12 +36,12 @@ from hosts import git
 from specification import test_functions
 from staging_fsm import Effect, Event, Ruling, State
 from staging_fsm.core.config import RunnerConfig
+from staging_fsm.core.jobs import STAGE
 from staging_fsm.core.outcome import REASONS, RULES, Reason, Verdict
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.settings import declared
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, load_snapshot
 from staging_fsm.core.suites import SuiteEntry, parse_suites
-from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects import run_folder
 from staging_fsm.effects.host_table import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table

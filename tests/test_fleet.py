@@ -19,13 +19,12 @@ from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
 from hosts import git
 from staging_fsm.core.artifact import written
 from staging_fsm.core.errors import TransitionRefusedError
-from staging_fsm.core.jobs import QUEUED, JobRow
+from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive import runner
 from staging_fsm.drive.engine import run_id_of
-from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects import telemetry
 from staging_fsm.effects.files import ARTIFACT_MODE
 from staging_fsm.effects.processes import this_process

@@ -8,7 +8,7 @@ import pytest
 
 from blocks import ROOT, yaml_block
 from specification import test_functions
-from staging_fsm.drive.intercept import STAGE
+from staging_fsm.core.jobs import STAGE
 from staging_fsm.faces.settings import every_setting
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, STATUS_KEY, _parse_staging_status
 from staging_fsm.host.contract.self_deploy import map_exit_code_to_status

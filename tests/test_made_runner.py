@@ -11,8 +11,9 @@ import sqlalchemy as sa
 
 from desk import FAILING, PASSING, Desk, Failing, under_worker
 from hosts import REPO
+from staging_fsm.core.jobs import STAGE
 from staging_fsm.core.spec import State
-from staging_fsm.drive.intercept import STAGE, UNSEEN, StagingIntercept
+from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.alerts import FileAlerts

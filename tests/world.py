@@ -58,13 +58,12 @@ from staging_fsm.core.invariants import (
     trail_is_unbroken,
     violations,
 )
-from staging_fsm.core.jobs import SNAPSHOT_KEY
+from staging_fsm.core.jobs import SNAPSHOT_KEY, STAGE
 from staging_fsm.core.ports import RunOrder, RunReport
 from staging_fsm.core.snapshot import FORMAT, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuitesConfig, parse_suites
 from staging_fsm.core.times import format_time
-from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.processes import ProcessIdentity
 from staging_fsm.host import launcher
 from staging_fsm.host.launcher import finish_job

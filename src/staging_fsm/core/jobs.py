@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from staging_fsm.core.snapshot import Snapshot
 
 
+#: The host's word for the stage that is ours, where it says no other.
+STAGE: Final = "deploy-staging"
 #: Our key within a row's metadata.
 SNAPSHOT_KEY: Final = "staging_runner"
 #: The word of `JobRow.status` for a job that waits to be claimed.

@@ -4,6 +4,7 @@ The effects layer answers with the real thing; the simulation in the tests
 answers with a world whose every fault is chosen by a seed.
 """
 
+from datetime import datetime
 from enum import StrEnum, unique
 from pathlib import Path
 from typing import Protocol
@@ -118,4 +119,20 @@ class Alerts(Protocol):
 
     def deliver(self) -> None:
         """Try again what could not be delivered, if anything is due. Never raises or waits."""
+        ...
+
+
+class Clock(Protocol):
+    """Time as the drive and host layers see it."""
+
+    def now(self) -> datetime:
+        """Return the time of day, aware and in UTC."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Return after `seconds`, or sooner when somebody calls `wake`."""
+        ...
+
+    def wake(self) -> None:
+        """End the current and every later `wait` at once."""
         ...

@@ -26,12 +26,11 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.jobs import QUEUED, Gate, JobRow, JobRows, Place
 from staging_fsm.core.machine import step
 from staging_fsm.core.outcome import REASONS, Outcome, Reason, RunFacts, judge
-from staging_fsm.core.ports import AlertKind, Alerts, Artifacts, RunOrder, RunReport, Suites
+from staging_fsm.core.ports import AlertKind, Alerts, Artifacts, Clock, RunOrder, RunReport, Suites
 from staging_fsm.core.snapshot import Artifact, Run, Snapshot
 from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.core.trail import walk
-from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.journal import log_error, log_transition
 from staging_fsm.host.contract.self_deploy import map_exit_code_to_status

@@ -22,7 +22,7 @@ import attrs
 
 from staging_fsm.core.config import is_switched_off, load_config
 from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError, in_words
-from staging_fsm.core.jobs import SNAPSHOT_KEY, Gate, JobRow, JobRows, Place
+from staging_fsm.core.jobs import SNAPSHOT_KEY, STAGE, Gate, JobRow, JobRows, Place
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.forks import begin_anew_after_forks
 
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 
     from staging_fsm.core.config import RunnerConfig
     from staging_fsm.core.plan import SuitePlan
+    from staging_fsm.core.ports import Clock
     from staging_fsm.core.snapshot import Snapshot
     from staging_fsm.core.suites import SuitesConfig
     from staging_fsm.drive.recovery import Liveness
     from staging_fsm.drive.runner import StagingRunner
-    from staging_fsm.effects.clock import Clock
     from staging_fsm.effects.shadow import ShadowRecords
 
-STAGE: Final = "deploy-staging"
 #: Stands for metadata that the caller of a launch has not read.
 UNSEEN: Final = object()
 

@@ -19,13 +19,13 @@ from staging_fsm.core.config import RunnerConfig, load_config, variable_name
 from staging_fsm.core.errors import ConfigInvalidError, RunRefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
-from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.ports import AlertKind, Clock
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.planning import read_suites
 from staging_fsm.drive.rulings import Ruling
-from staging_fsm.effects.clock import Clock, SystemClock
+from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.shadow import Record, ShadowRecords
 from staging_fsm.effects.state_dir import StateDir, state_dir

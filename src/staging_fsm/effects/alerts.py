@@ -22,9 +22,8 @@ from typing import Final
 import attrs
 
 from staging_fsm.core.errors import in_words
-from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.ports import AlertKind, Clock
 from staging_fsm.core.times import format_time, parse_time
-from staging_fsm.effects.clock import Clock
 from staging_fsm.effects.files import create_durably, locked, write_durably
 from staging_fsm.effects.forks import begin_anew_after_forks
 from staging_fsm.effects.journal import log_error

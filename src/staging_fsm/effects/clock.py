@@ -2,23 +2,6 @@
 
 import threading
 from datetime import UTC, datetime
-from typing import Protocol
-
-
-class Clock(Protocol):
-    """Time as the drive and host layers see it."""
-
-    def now(self) -> datetime:
-        """Return the time of day, aware and in UTC."""
-        ...
-
-    def wait(self, seconds: float) -> None:
-        """Return after `seconds`, or sooner when somebody calls `wake`."""
-        ...
-
-    def wake(self) -> None:
-        """End the current and every later `wait` at once."""
-        ...
 
 
 class SystemClock:

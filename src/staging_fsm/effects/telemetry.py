@@ -15,14 +15,13 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
-from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.jobs import STAGE, JobRow
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import parse_time
 from staging_fsm.effects.journal import log_error
 
-PIPELINE: Final = "deploy-staging"
 TASK: Final = "staging suite"
 #: `cicd.pipeline.result` of an attempt that ended so.
 RESULTS: Final[Mapping[State, str]] = MappingProxyType(
@@ -65,7 +64,7 @@ def trace_attempt(row: JobRow, snapshot: Snapshot) -> None:
     # The first run is made ready a moment before the move that claims its job is stored.
     began = min([snapshot.history[0].time, *(run.started_at for run in snapshot.runs)])
     span = tracer.start_span(
-        f"RUN {PIPELINE}",
+        f"RUN {STAGE}",
         kind=trace.SpanKind.SERVER,
         context=trace.set_span_in_context(trace.INVALID_SPAN),
         start_time=_nanoseconds(began),
@@ -96,7 +95,7 @@ def _trace_run(tracer: Any, trace: Any, parent: Any, snapshot: Snapshot, run: Ru
 
 def _attempt_facts(row: JobRow, snapshot: Snapshot) -> dict[str, str | int]:
     facts: dict[str, str | int] = {
-        "cicd.pipeline.name": PIPELINE,
+        "cicd.pipeline.name": STAGE,
         "cicd.pipeline.run.id": snapshot.attempt_id,
         "cicd.pipeline.action.name": "RUN",
         "cicd.pipeline.result": RESULTS[snapshot.state],

@@ -26,10 +26,9 @@ import attrs
 from staging_fsm.core.artifact import line_of, said, written
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
-from staging_fsm.core.jobs import QUEUED, JobRow
+from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import GATE_EVENTS, TRANSITIONS, State
-from staging_fsm.drive.intercept import STAGE
 from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import STATUS_KEY

@@ -14,16 +14,16 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from staging_fsm.core.config import PREFIX, RunnerConfig
+from staging_fsm.core.config import RunnerConfig, variable_name
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
     RefusedError,
 )
-from staging_fsm.core.jobs import QUEUED, JobRow, Place
+from staging_fsm.core.jobs import QUEUED, STAGE, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
-from staging_fsm.drive.intercept import STAGE, StagingIntercept
+from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
@@ -231,4 +231,4 @@ def switched_on(variables: Mapping[str, str], **changes: object) -> dict[str, st
     """Return `variables` with the runner on for every repository, and `changes` of its settings."""
     said = {name: str(value) for name, value in changes.items() if value is not None}
     settings = {"enabled": "1", "repos": "*", **said}
-    return {**variables, **{f"{PREFIX}_{name.upper()}": value for name, value in settings.items()}}
+    return {**variables, **{variable_name(name): value for name, value in settings.items()}}

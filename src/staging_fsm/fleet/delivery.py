@@ -22,14 +22,14 @@ from staging_fsm.core.errors import (
     PreparationError,
     SnapshotRefusedError,
 )
-from staging_fsm.core.jobs import QUEUED, JobRow, Place
+from staging_fsm.core.jobs import QUEUED, STAGE, JobRow, Place
 from staging_fsm.core.plan import Budget, SuitePlan, Workspace
 from staging_fsm.core.ports import AlertKind, RunCondition, RunOrder
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TRANSITIONS, Effect, State
 from staging_fsm.drive.cancelling import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, cancel_in_the_end
 from staging_fsm.drive.engine import Engine, run_id_of
-from staging_fsm.drive.intercept import STAGE, StagingIntercept
+from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.alerts import FileAlerts

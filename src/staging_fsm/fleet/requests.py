@@ -4,11 +4,11 @@ import time
 from typing import Final
 
 from staging_fsm.core.errors import UnansweredError
-from staging_fsm.core.jobs import QUEUED, JobRow
+from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.cancelling import cancel_at, is_beyond, refuse_other_stage
-from staging_fsm.drive.intercept import STAGE, StagingIntercept
+from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.fleet.delivery import Fleet
 
 #: Beyond the time after which a silent worker's jobs are delivered to another.

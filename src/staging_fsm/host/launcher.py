@@ -14,10 +14,10 @@ import attrs
 
 from staging_fsm.core.artifact import said
 from staging_fsm.core.errors import in_words
-from staging_fsm.core.jobs import JobRow, JobRows, Place
+from staging_fsm.core.jobs import STAGE, JobRow, JobRows, Place
 from staging_fsm.core.plan import UNVERSIONED
-from staging_fsm.drive.intercept import STAGE, StagingIntercept
-from staging_fsm.effects.clock import Clock
+from staging_fsm.core.ports import Clock
+from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.effects.files import set_aside
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -26,6 +26,7 @@ from staging_fsm.host.settings import HostSettings
 from staging_fsm.host.store import HostStore, Job, SqlHostStore
 
 if TYPE_CHECKING:
+    from staging_fsm.core.ports import Clock
     from staging_fsm.core.snapshot import Snapshot
 
 PROBE_TIMEOUT_SECONDS: Final = 10
@@ -38,7 +39,7 @@ class Host:
 
     store: HostStore
     settings: HostSettings
-    clock: Clock
+    clock: "Clock"
     #: Takes jobs of deploy-staging from the LLM; None is a host without a runner.
     staging: StagingIntercept | None = None
     #: Brings what an agent left to where everybody finds it, before its gate is asked.
@@ -114,7 +115,7 @@ def _spawn(host: Host, job: Job) -> int:
         raise RuntimeError(message)
     folder = host.folder(job)
     folder.mkdir(parents=True, exist_ok=True)
-    if job.stage == "deploy-staging":
+    if job.stage == STAGE:
         set_aside(folder / ARTIFACT_NAME, f"before-job-{job.id}")
     host.settings.log_dir.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -146,7 +147,7 @@ def _run_staging_runner_job(host: Host, job: Job) -> bool:
 
 def staging_intercept(
     store: SqlHostStore,
-    clock: Clock,
+    clock: "Clock",
     variables: Mapping[str, str] | None = None,
     place: Callable[[JobRow], Place] | None = None,
     **replaced: Any,

@@ -11,13 +11,14 @@ from typing import Any, Final, Protocol
 
 import attrs
 
+from staging_fsm.core.jobs import STAGE
 from staging_fsm.host.contract.gate import check_staging_status
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS, GateOutcome
 from staging_fsm.host.store import HostStore
 
 WORK_ITEMS_DIR: Final = Path("docs") / "work-items"
 #: Stages whose gate reads an artifact. Every other stage passes on the agent's exit code.
-ARTIFACT_GATES: Final[dict[str, Callable[[Path], bool]]] = {"deploy-staging": check_staging_status}
+ARTIFACT_GATES: Final[dict[str, Callable[[Path], bool]]] = {STAGE: check_staging_status}
 
 
 @attrs.frozen
