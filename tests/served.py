@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ import attrs
 import uvicorn
 
 from staging_fsm.core.config import variable_name
-from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
+from staging_fsm.core.jobs import SNAPSHOT_KEY
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.snapshot import Move, Run, Snapshot, dump_snapshot
@@ -24,7 +25,7 @@ from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.web import Source
 from staging_fsm.host.database import open_database
-from staging_fsm.host.pipeline import work_item_dir
+from staging_fsm.host.pipeline import place_of
 from staging_fsm.host.store import SqlHostStore, WorkItem
 
 NOW: Final = datetime(2026, 3, 29, 3, 0, 0, tzinfo=UTC)
@@ -175,14 +176,11 @@ class Shelf:
 
     def source(self) -> Source:
         """Return what the app reads, as fresh as can be."""
-
-        def work_item(row: JobRow) -> WorkItem:
-            with self.store.transaction() as tx:
-                return self.store.work_item(tx, row.repo, row.work_item)
-
-        def place(row: JobRow) -> Place:
-            repository = self.store.repository_path(row.repo)
-            return Place(repository, work_item_dir(repository, row.work_item))
-
         variables = {variable_name("state_dir"): str(self.folder / "state")}
-        return Source(SqlRows(self.store.engine), variables, place, work_item, pulse_seconds=0.0)
+        return Source(
+            SqlRows(self.store.engine),
+            variables,
+            partial(place_of, self.store),
+            lambda row: self.store.find_work_item(row.repo, row.work_item),
+            pulse_seconds=0.0,
+        )

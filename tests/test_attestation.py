@@ -94,6 +94,20 @@ def opened_by_others(envelope: str, public_key: Path) -> dict[str, Any]:
     return statement
 
 
+@pytest.mark.parametrize("command", ["attest", "audit", "show"])
+def test_job_that_the_runner_never_had_is_told_from_others(
+    archive: Archive, keys: tuple[Path, Path], command: str
+) -> None:
+    """Whoever asks for an attempt where there is none is told so, in the same words everywhere."""
+    job_id = jobs(archive)[State.ADVANCED]
+    archive.sql("UPDATE jobs SET metadata = '{}' WHERE id = ?", job_id)
+    words = [command, str(job_id), "--db", f"sqlite:///{archive.database}"]
+    ended = CliRunner().invoke(main, words, env={KEY: str(keys[0])})
+
+    said = f"staging-fsm: job {job_id} has no staging attempt: the runner never had it"
+    assert (ended.stderr.strip(), ended.exit_code) == (said, ExitCode.DECLINED)
+
+
 @pytest.mark.parametrize(
     ("state", "result"), [(State.ADVANCED, "PASSED"), (State.ROLLED_BACK, "FAILED")]
 )

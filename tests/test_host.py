@@ -400,6 +400,46 @@ def test_finalizer_moves_the_tag_of_an_earlier_deployment(make_host: Maker) -> N
     )
 
 
+def test_finalizer_that_cannot_tag_says_why(make_host: Maker) -> None:
+    """A revision that is not there is not deployed: its job says so, and it goes back."""
+    kit = make_host()
+    folder = kit.repository / "docs" / "work-items" / "WI-1"
+    folder.mkdir(parents=True)
+    (folder / ARTIFACT_NAME).write_text(f"---\nrevision: {'0' * 40}\n---\n")
+    job_id = kit.add("deploy")
+
+    worker(kit).run_one()
+
+    assert "deploy_error" in json.loads(kit.store.job(job_id).metadata)
+    assert kit.item().stage == "development"
+
+
+def test_finalizer_without_git_says_so(make_host: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which git cannot be run leaves no deployment behind that nobody ends."""
+    kit = make_host()
+    job_id = kit.add("deploy")
+    monkeypatch.setenv("PATH", "")
+
+    worker(kit).run_one()
+
+    assert "git could not be run" in json.loads(kit.store.job(job_id).metadata)["deploy_error"]
+    assert kit.item().stage == "development"
+
+
+def test_finalizer_runs_no_program_of_the_repository(make_host: Maker) -> None:
+    """What was deployed has no say in its own tag: none of its hooks is run."""
+    kit = make_host()
+    hook = kit.repository / ".git" / "hooks" / "reference-transaction"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    kit.add("deploy")
+
+    worker(kit).run_one()
+
+    assert kit.item().stage == "post-deploy"
+    assert git(kit.repository, "tag") == "deployed/WI-1"
+
+
 @pytest.mark.parametrize(
     ("probe", "stage", "failed"),
     [

@@ -68,11 +68,8 @@ class Session:
 
     def _next_stage(self, row: JobRow) -> str | None:
         """Return the stage at which the job's work item is now."""
-        try:
-            with self.store.transaction() as tx:
-                return self.store.work_item(tx, row.repo, row.work_item).stage
-        except LookupError:
-            return None
+        item = self.store.find_work_item(row.repo, row.work_item)
+        return None if item is None else item.stage
 
 
 def open_session(db_url: str | None, variables: Mapping[str, str] | None = None) -> Session:
@@ -117,7 +114,7 @@ def _database(url: str) -> Engine:
         raise ConfigInvalidError([problem]) from error
 
 
-def stored_attempt(session: Session, job_id: int) -> tuple[JobRow, Snapshot]:
+def stored_attempt(session: Session, job_id: int | str) -> tuple[JobRow, Snapshot]:
     """Return a job and its attempt; raises JobNotFoundError if the runner never had it."""
     row = session.rows.load(job_id)
     snapshot = row.snapshot()

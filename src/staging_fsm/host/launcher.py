@@ -6,6 +6,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -13,15 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from staging_fsm.core.artifact import said
-from staging_fsm.core.errors import in_words
+from staging_fsm.core.errors import PreparationError, in_words
 from staging_fsm.core.jobs import STAGE, JobRow, JobRows, Place
 from staging_fsm.core.plan import UNVERSIONED
 from staging_fsm.core.ports import Clock
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.effects.files import set_aside
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.worktree import run_git
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
-from staging_fsm.host.pipeline import GateResult, initiate_gate, work_item_dir
+from staging_fsm.host.pipeline import GateResult, initiate_gate, place_of, work_item_dir
 from staging_fsm.host.settings import HostSettings
 from staging_fsm.host.store import HostStore, Job, SqlHostStore
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from staging_fsm.core.snapshot import Snapshot
 
 PROBE_TIMEOUT_SECONDS: Final = 10
-GIT_TIMEOUT_SECONDS: Final = 60
 
 
 @attrs.frozen
@@ -153,12 +154,7 @@ def staging_intercept(
     **replaced: Any,
 ) -> StagingIntercept:
     """Return the intercept of this host: its gate, its folders, its job rows."""
-
-    def own_place(row: JobRow) -> Place:
-        repository = store.repository_path(row.repo)
-        return Place(repository, work_item_dir(repository, row.work_item))
-
-    where = once_for_each_row(place or own_place)
+    where = once_for_each_row(place or partial(place_of, store))
 
     def gate(row: JobRow, tx: Any) -> bool:
         # Exactly what happens when an LLM deployer has ended.
@@ -194,20 +190,30 @@ def _run_deploy_finalizer_job(host: Host, job: Job) -> int:
     The revision is the one the staging artifact names, else the checked-out one.
     """
     repository = host.store.repository_path(job.repo)
-    inside = _git(repository, "rev-parse", "--is-inside-work-tree")
-    if inside.returncode != 0:
-        host.store.record(job.id, "deployed_revision", "unversioned")
-        return 0
     wanted = _staged_revision(host.folder(job)) or "HEAD"
-    found = _git(repository, "rev-parse", "--verify", f"{wanted}^{{commit}}")
-    revision = found.stdout.strip()
-    if found.returncode == 0:
-        found = _git(repository, "tag", "--force", f"deployed/{job.work_item}", revision)
-    if found.returncode != 0:
-        host.store.record(job.id, "deploy_error", found.stderr.strip()[-500:])
+    try:
+        revision = _tagged(repository, wanted, f"deployed/{job.work_item}")
+    except PreparationError as error:
+        host.store.record(job.id, "deploy_error", str(error)[-500:])
         return 1
     host.store.record(job.id, "deployed_revision", revision)
     return 0
+
+
+def _tagged(repository: Path, wanted: str, tag: str) -> str:
+    """Put a tag on the commit that is wanted; return it, or "unversioned" outside of git.
+
+    Raises PreparationError.
+    """
+    if run_git(repository, "rev-parse", "--is-inside-work-tree").returncode != 0:
+        return UNVERSIONED
+    found = run_git(repository, "rev-parse", "--verify", f"{wanted}^{{commit}}")
+    revision = found.stdout.strip()
+    if found.returncode == 0:
+        found = run_git(repository, "tag", "--force", tag, revision)
+    if found.returncode != 0:
+        raise PreparationError(found.stderr.strip())
+    return revision
 
 
 def _staged_revision(folder: Path) -> str | None:
@@ -216,17 +222,6 @@ def _staged_revision(folder: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return None if found == UNVERSIONED else found
-
-
-def _git(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["git", "-C", str(repository), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=GIT_TIMEOUT_SECONDS,
-    )
 
 
 def _run_post_deploy_monitor_job(host: Host, job: Job) -> int:

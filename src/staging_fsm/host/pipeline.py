@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from staging_fsm.core.jobs import STAGE
+from staging_fsm.core.jobs import STAGE, JobRow, Place
 from staging_fsm.host.contract.gate import check_staging_status
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS, GateOutcome
 from staging_fsm.host.store import HostStore
@@ -58,6 +58,12 @@ class JobAlreadyEndedError(RuntimeError):
 def work_item_dir(repository: Path, work_item: str) -> Path:
     """Return the folder of a work item's artifacts inside its repository."""
     return repository / WORK_ITEMS_DIR / work_item
+
+
+def place_of(store: HostStore, row: JobRow) -> Place:
+    """Return where a job's repository is, and where its gate looks. Raises LookupError."""
+    repository = store.repository_path(row.repo)
+    return Place(repository, work_item_dir(repository, row.work_item))
 
 
 def initiate_gate(

@@ -290,6 +290,14 @@ class SqlHostStore:
             raise LookupError(message)
         return WorkItem(**row)
 
+    def find_work_item(self, repo: str, work_item: str) -> WorkItem | None:
+        """Return a work item as it stands now, or None if there is none."""
+        try:
+            with self.transaction() as tx:
+                return self.work_item(tx, repo, work_item)
+        except LookupError:
+            return None
+
     def move_work_item(self, tx: Connection, item: WorkItem, now: datetime) -> None:
         """Store stage, developer retries and blocked reason of `item`."""
         tx.execute(_MOVE_WORK_ITEM, {**attrs.asdict(item), "now": format_time(now)})

@@ -8,7 +8,6 @@ import click
 
 from staging_fsm.core.config import load_config
 from staging_fsm.core.errors import AttestationRefusedError
-from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.effects.files import write_durably
 from staging_fsm.faces.attestation import (
     PUBLIC_MODE,
@@ -21,7 +20,7 @@ from staging_fsm.faces.attestation import (
 from staging_fsm.faces.audit import Severity, audit_job
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.options import db_option
-from staging_fsm.faces.session import Session, open_session
+from staging_fsm.faces.session import open_session, stored_attempt
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -73,21 +72,13 @@ def _attest(db: str | None, job: str, output: Path | None) -> None:
     deviations = audit_job(session.rows, session.store, job).of(Severity.DEVIATION)
     if deviations:
         raise AttestationRefusedError(job, f"it deviates: {deviations[0].sentence}")
-    work_item, snapshot = _stored(session, job)
-    text = sign(statement_of(job, work_item, snapshot), key)
+    row, snapshot = stored_attempt(session, job)
+    text = sign(statement_of(job, row.work_item, snapshot), key)
     if output is None:
         click.echo(text, nl=False)
     else:
         write_durably(output.absolute(), text.encode(), PUBLIC_MODE)
         click.echo(output)
-
-
-def _stored(session: Session, job: str) -> tuple[str, Snapshot]:
-    row = session.rows.load(job)
-    snapshot = row.snapshot()
-    if snapshot is None:
-        raise AttestationRefusedError(job, "it has no staging attempt: the runner never had it")
-    return row.work_item, snapshot
 
 
 def _verify(envelope: Path, public_key: Path, db: str | None, job: str | None) -> None:
@@ -97,7 +88,7 @@ def _verify(envelope: Path, public_key: Path, db: str | None, job: str | None) -
         raise AttestationRefusedError(None, f"it cannot be read: {error}") from error
     statement = verify(text, public_key)
     if job is not None:
-        problem = contradiction(statement, _stored(open_session(db), job)[1])
+        problem = contradiction(statement, stored_attempt(open_session(db), job)[1])
         if problem is not None:
             raise AttestationRefusedError(job, problem)
     click.echo(json.dumps(statement, indent=2))

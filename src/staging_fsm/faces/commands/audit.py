@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
+from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.core.visible import visible
@@ -18,7 +18,7 @@ from staging_fsm.effects.files import write_durably
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
 from staging_fsm.faces.audit_html import html_report
 from staging_fsm.faces.options import db_option, json_option
-from staging_fsm.faces.session import Session, open_session
+from staging_fsm.faces.session import Session, open_session, stored_attempt
 from staging_fsm.faces.views import trail_view
 
 LINK_CHARACTERS: Final = 12
@@ -66,12 +66,8 @@ def audit(
 
 
 def _attempt(session: Session, job: str) -> Snapshot | None:
-    row = session.rows.load(job)
-    if row.document is None:
-        message = f"job {job} has no staging attempt: the runner never had it"
-        raise JobNotFoundError(message)
     try:
-        return row.snapshot()
+        return stored_attempt(session, job)[1]
     except SnapshotRefusedError:
         # The audit says so in a sentence.
         return None

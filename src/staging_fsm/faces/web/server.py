@@ -1,17 +1,16 @@
 """The app over the embedded orchestrator, run by uvicorn."""
 
+from functools import partial
 from typing import Any, Final
 
 import click
 import uvicorn
 
-from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.faces.session import Session
 from staging_fsm.faces.web.app import create_app
 from staging_fsm.faces.web.guard import LOOPBACK_HOSTS
 from staging_fsm.faces.web.source import Source
-from staging_fsm.host.pipeline import work_item_dir
-from staging_fsm.host.store import WorkItem
+from staging_fsm.host.pipeline import place_of
 
 #: How long open answers may take to end once the server is told to.
 GRACE_SECONDS: Final = 2
@@ -20,19 +19,13 @@ CONCURRENCY_MAX: Final = 200
 
 def source_of(session: Session) -> Source:
     """Return what the pages of the embedded orchestrator are made from."""
-
-    def place(row: JobRow) -> Place:
-        repository = session.store.repository_path(row.repo)
-        return Place(repository, work_item_dir(repository, row.work_item))
-
-    def work_item(row: JobRow) -> WorkItem | None:
-        try:
-            with session.store.transaction() as tx:
-                return session.store.work_item(tx, row.repo, row.work_item)
-        except LookupError:
-            return None
-
-    return Source(session.rows, session.variables, place, work_item)
+    store = session.store
+    return Source(
+        session.rows,
+        session.variables,
+        place=partial(place_of, store),
+        work_item=lambda row: store.find_work_item(row.repo, row.work_item),
+    )
 
 
 def run(session: Session, host: str, port: int, token: str) -> None:
