@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from hosts import REPO, HostKit, git
+from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host import launcher
@@ -38,6 +39,13 @@ folder = pathlib.Path(os.environ["ORCH_WORK_ITEM_DIR"])
 if os.environ["ORCH_STAGE"] == "deploy-staging":
     (folder / "15-staging-log.md").write_text("---\\nstaging_status: {status}\\n---\\nIt ran.\\n")
 """
+
+
+class NoWaiting(SystemClock):
+    """A clock on which every wait is over at once."""
+
+    def wait(self, seconds: float) -> None:
+        """Do not wait."""
 
 
 def worker(kit: HostKit) -> Worker:
@@ -695,8 +703,19 @@ def test_later_claim_whose_answer_was_lost_is_queued_again(make_host: Maker) -> 
     assert [job.id for job in had_it.requeue_abandoned()] == [job_id]
 
 
-def test_worker_recovers_before_it_looks_for_work(make_host: Maker) -> None:
-    """What a dead worker left is taken up at the start, before any job is claimed."""
+def test_worker_has_heard_of_every_job_it_has_in_hand(make_host: Maker) -> None:
+    """None of the jobs that a worker has in hand at once is taken back from it."""
+    kit = make_host()
+    busy = Worker(kit.host, str(this_process()), lambda _host, _job: None)
+    for name in ("WI-1", "WI-2"):
+        busy.run_one(kit.add("development", name))
+
+    assert busy.requeue_abandoned() == []
+
+
+@pytest.mark.parametrize("times_away", [0, 1, 3])
+def test_worker_recovers_before_it_looks_for_work(make_host: Maker, times_away: int) -> None:
+    """What a dead worker left is taken up before any job is claimed, however long that fails."""
     kit = make_host(recovery_seconds="3600")
     done: list[str] = []
 
@@ -704,8 +723,11 @@ def test_worker_recovers_before_it_looks_for_work(make_host: Maker) -> None:
         """Tells what it was asked, and stops the worker at its first claim."""
 
         def running_jobs(self) -> list[Job]:
-            """Say that somebody recovers."""
+            """Say that somebody recovers, and be away for the first times."""
             done.append("recover")
+            if len(done) <= times_away:
+                message = "away"
+                raise OSError(message)
             return super().running_jobs()
 
         def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
@@ -714,10 +736,42 @@ def test_worker_recovers_before_it_looks_for_work(make_host: Maker) -> None:
             starting.stop()
             return super().claim_next(now, claimed_by, only)
 
-    starting = Worker(attrs.evolve(kit.host, store=Store(kit.store.engine)), str(this_process()))
+    host = attrs.evolve(kit.host, store=Store(kit.store.engine), clock=NoWaiting())
+    starting = Worker(host, str(this_process()))
     starting.run_forever()
 
-    assert done == ["recover", "claim"]
+    assert done == ["recover"] * times_away + ["recover", "claim"]
+
+
+def test_store_that_is_away_is_not_asked_without_a_pause(make_host: Maker) -> None:
+    """A worker waits between two looks at a store that is away."""
+    kit = make_host()
+    asked: list[str] = []
+
+    class Away(SqlHostStore):
+        """Away, and asked a few times at most."""
+
+        def running_jobs(self) -> list[Job]:
+            """Fail, and stop the worker in the end."""
+            asked.append("look")
+            if asked.count("look") == 3:
+                waiting.stop()
+            message = "away"
+            raise OSError(message)
+
+    class Clock(NoWaiting):
+        """Tells of each wait."""
+
+        def wait(self, seconds: float) -> None:
+            """Say that somebody waits."""
+            asked.append("wait")
+            super().wait(seconds)
+
+    host = attrs.evolve(kit.host, store=Away(kit.store.engine), clock=Clock())
+    waiting = Worker(host, str(this_process()))
+    waiting.run_forever()
+
+    assert asked == ["look", "wait", "look", "wait", "look"]
 
 
 def test_idle_worker_recovers_again_and_outlives_its_store(make_host: Maker) -> None:

@@ -102,14 +102,14 @@ class Worker:
     def run_forever(self) -> None:
         """Work until `stop` is called; at first and whenever idle for long, recover.
 
-        A store that is away is waited for.
+        A store that is away is waited for, and a recovery that it broke off comes first then.
         """
         idle_seconds = self.host.settings.recovery_seconds
         while not self.stopping:
             try:
                 if idle_seconds >= self.host.settings.recovery_seconds:
-                    idle_seconds = 0.0
                     self.recover()
+                    idle_seconds = 0.0
                 launched = self.run_until_idle()
             except Exception:  # noqa: BLE001  # a store that is away comes back
                 _LOG.exception("the worker could not look for work")
