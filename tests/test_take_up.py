@@ -39,6 +39,7 @@ from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.host.launcher import staging_intercept
+from staging_fsm.host.worker import Worker
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -608,6 +609,53 @@ def test_job_in_the_hands_of_this_process_is_not_taken_twice(desk: Desk) -> None
     assert [inner[0].ruling, inner[1], inner[2].state] == [Ruling.TAKEN, [], State.RUNNING]
     assert "this process is already working on it" in inner[0].reason
     assert desk.state() is State.ADVANCED
+
+
+def test_job_is_looked_for_and_noted_in_one_step(desk: Desk) -> None:
+    """Between a look at what this process has in hand and its note of it nobody else looks."""
+    alone: list[bool] = []
+
+    class Watched(set[Any]):
+        """What is in hand, and whether each use of it keeps others out."""
+
+        def __contains__(self, job_id: object) -> bool:
+            alone.append(desk.staging._lock.locked())
+            return super().__contains__(job_id)
+
+        def add(self, job_id: Any) -> None:
+            """Note a job."""
+            alone.append(desk.staging._lock.locked())
+            super().add(job_id)
+
+        def discard(self, job_id: Any) -> None:
+            """Let go of a job."""
+            alone.append(desk.staging._lock.locked())
+            super().discard(job_id)
+
+    desk.staging._driving = Watched()
+    with desk.staging._hold(desk.job_id) as ours:
+        assert ours
+
+    assert alone == [True, True, True]
+
+
+def test_job_whose_attempt_is_taken_up_is_claimed_by_nobody(desk: Desk) -> None:
+    """A dead worker's staging job is not queued before its attempt is taken up."""
+    dead = str(attrs.evolve(this_process(), start=1))
+    under_worker(desk, dead)
+    with desk.kit.store.transaction() as tx:
+        tx.exec_driver_sql("UPDATE jobs SET claimed_by = ?", (dead,))
+    claims: list[object] = []
+
+    def claim(_row: JobRow, _snapshot: Snapshot) -> None:
+        now = desk.kit.host.clock.now()
+        claims.append(desk.kit.store.claim_next(now, "another", desk.job_id))
+
+    desk.engine.watch = claim
+    Worker(attrs.evolve(desk.kit.host, staging=desk.staging), str(this_process())).recover()
+
+    assert desk.state() is State.DEFERRED
+    assert claims == [None, None]
 
 
 def test_claim_that_was_turned_away_is_not_lost(desk: Desk) -> None:
