@@ -27,18 +27,18 @@ from staging_fsm.drive import runner
 from staging_fsm.drive.engine import run_id_of
 from staging_fsm.effects import telemetry
 from staging_fsm.effects.files import ARTIFACT_MODE
-from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.processes import identify, this_process
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
 from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery, Fleet, FleetRows, FleetSuites
-from staging_fsm.fleet.fence import Fence, FenceLostError
+from staging_fsm.fleet.fence import Fence, FenceLostError, Presence
 from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts, SharedFolder
 from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
-from staging_fsm.host.launcher import AGENT_MARK
+from staging_fsm.host.launcher import AGENT_MARK, Host
 from staging_fsm.host.pipeline import work_item_dir
-from staging_fsm.host.store import SqlHostStore, WorkItem
+from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from test_trail import (
     BROKEN,
     BROKEN_AGAIN,
@@ -319,6 +319,64 @@ def test_job_and_delivery_are_one_transaction(fleet: FleetStand) -> None:
         raise ZeroDivisionError
 
     assert fleet.deliveries() == []
+
+
+def test_job_that_is_queued_again_is_delivered_by_the_same_transaction(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job whose delivery cannot be stored is not queued again either."""
+    job = fleet.submit("shop", "WI-1")
+    there = fleet.seen_from("one")
+    assert there.store.claim_next(there.clock.now(), there.worker, job) is not None
+    deferred = walked(CLAIM, ERROR, WAIT)
+    fleet.set_attempt(job, deferred)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(there.deliveries), "defer", refuse)
+
+    with pytest.raises(ZeroDivisionError):
+        there.rows.requeue(job, there.clock.now(), deferred.version)
+    assert fleet.row(job).status == "running"
+
+
+@pytest.mark.parametrize("living", [True, False])
+def test_run_of_the_own_machine_is_taken_up_whoever_began_it(
+    fleet: FleetStand, *, living: bool
+) -> None:
+    """Who holds the fence takes up what another worker of his machine began, and is alone at it."""
+    job, there = fleet.submit("shop", "WI-1"), fleet.seen_from("one")
+    process = identify(os.getppid())
+    assert process is not None
+    worker = f"{there.machine}/{process if living else attrs.evolve(process, start=1)}"
+    assert there.store.claim_next(there.clock.now(), worker, job) is not None
+    fleet.set_attempt(job, walked(CLAIM, worker=worker))
+    with contextlib.closing(Presence(there.server, there.machine)._connection):
+        Delivery(there, job, "shop").run()
+
+    assert fleet.attempt(job).reasons == (Reason.WORKER_LOST,)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_launch_that_breaks_is_made_again_unless_the_job_has_ended(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch, *, ended: bool
+) -> None:
+    """A job that ended before its launch broke is neither queued nor delivered again."""
+    job = fleet.submit("shop", "WI-1")
+    fleet.take_delivery()
+
+    def launch(host: Host, job: Job) -> None:
+        if ended:
+            with host.store.transaction() as tx:
+                host.store.finish_job(tx, job.id, host.clock.now())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(delivery, "launch_job", launch)
+    deliver(fleet, job)
+
+    assert fleet.row(job).status == ("done" if ended else QUEUED)
+    assert len(fleet.deliveries()) == (0 if ended else 1)
 
 
 def test_job_that_nobody_was_told_of_is_delivered(fleet: FleetStand) -> None:
