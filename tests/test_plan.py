@@ -344,22 +344,26 @@ def test_policy_asks_what_the_plan_says() -> None:
         report="out.xml",
         min_tests=7,
         max_skipped_ratio=0.25,
-        tool_exit_codes=(75, 78),
+        tool_exit_codes=(1, 75, 255),
     )
     policy = plan.judging_policy()
 
     assert (policy.report_required, policy.min_tests, policy.max_skipped_ratio) == (True, 7, 0.25)
     assert policy.exit_reasons == {
         **PRESETS[Preset.NONE].exit_reasons,
+        1: Reason.TOOL_EXIT_CODE,
         75: Reason.TOOL_EXIT_CODE,
-        78: Reason.TOOL_EXIT_CODE,
+        255: Reason.TOOL_EXIT_CODE,
     }
     assert not SuitePlan(("make",)).judging_policy().report_required
 
 
-def test_report_with_an_empty_name_is_asked_for() -> None:
-    """A report whose name came out empty is asked for all the same, and not silently waived."""
-    assert SuitePlan(("make",), report="").judging_policy().report_required
+@pytest.mark.parametrize(
+    "asked", [{"report": ""}, {"report": "out.xml", "min_tests": 0, "max_skipped_ratio": 1.0}]
+)
+def test_report_that_is_named_is_asked_for(asked: dict[str, Any]) -> None:
+    """A report whose name came out empty, or that need hold no test, is not silently waived."""
+    assert SuitePlan(("make",), **asked).judging_policy().report_required
 
 
 @pytest.mark.parametrize("preset", Preset)

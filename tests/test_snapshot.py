@@ -476,6 +476,19 @@ def test_damaged_snapshot_is_refused_by_name(name: str) -> None:
     assert said == problem or (said.startswith("it cannot be read (") and problem in said)
 
 
+def test_each_deferral_has_a_time_for_its_next_run() -> None:
+    """An attempt that was deferred once more waits for a time, as after its first run."""
+    twice = attempt(
+        *(*TOOL_ERROR, Event.BUDGET_LEFT, *TOOL_ERROR, Event.BUDGET_LEFT),
+        runs=(FULL_RUN, attrs.evolve(FULL_RUN, number=2)),
+    )
+
+    assert load_snapshot(document(twice)) == twice
+    assert refusal({**document(twice), "next_run_at": None}) == (
+        "it is DEFERRED without a time for its next run"
+    )
+
+
 @pytest.mark.parametrize("value", [None, True, 1, "", "{}", [], [{}], 1.5], ids=repr)
 def test_what_is_no_object_is_refused(value: object) -> None:
     """What is no JSON object is refused as what it is."""

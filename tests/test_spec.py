@@ -241,6 +241,18 @@ def test_state_that_only_an_interruption_enters_is_named(state: State) -> None:
     assert f"{state} cannot be reached from {INITIAL}{how}." in check_table(kept)
 
 
+def test_cancellation_of_what_nobody_reaches_is_no_way_to_cancel() -> None:
+    """CANCELLED is reached by a path from the beginning: a row into it alone is not enough."""
+    lost = (State.CANCELLED, State.DEFERRED)
+    kept = tuple(row for row in TRANSITIONS if row.target not in lost)
+    cancelled = next(
+        row for row in TRANSITIONS if row.source is State.DEFERRED and row.target is State.CANCELLED
+    )
+    problem = f"{State.CANCELLED} cannot be reached from {INITIAL}."
+
+    assert problem in check_table((*kept, cancelled))
+
+
 @pytest.mark.parametrize("interruption", sorted(INTERRUPTIONS))
 @pytest.mark.parametrize("state", [state for state in State if state not in TERMINAL])
 def test_trap_hidden_by_an_interruption_is_named(state: State, interruption: Event) -> None:
