@@ -64,9 +64,9 @@ class Session:
 
     def view(self, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
         """Return what the faces say about the attempt in a row."""
-        return attempt_view(row, snapshot, self._next_stage(row))
+        return attempt_view(row, snapshot, self.next_stage(row))
 
-    def _next_stage(self, row: JobRow) -> str | None:
+    def next_stage(self, row: JobRow) -> str | None:
         """Return the stage at which the job's work item is now."""
         item = self.store.find_work_item(row.repo, row.work_item)
         return None if item is None else item.stage
