@@ -21,6 +21,7 @@ from staging_fsm.core.artifact import written
 from staging_fsm.core.errors import TransitionRefusedError
 from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.outcome import Reason
+from staging_fsm.core.ports import RunCondition
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.drive import runner
@@ -29,6 +30,7 @@ from staging_fsm.effects import telemetry
 from staging_fsm.effects.files import ARTIFACT_MODE
 from staging_fsm.effects.processes import identify, this_process
 from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
 from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery, Fleet, FleetRows, FleetSuites
@@ -373,10 +375,44 @@ def test_launch_that_breaks_is_made_again_unless_the_job_has_ended(
         raise ZeroDivisionError
 
     monkeypatch.setattr(delivery, "launch_job", launch)
-    deliver(fleet, job)
+    Delivery(fleet.seen_from("one"), job, "shop", tries=9).run()
 
     assert fleet.row(job).status == ("done" if ended else QUEUED)
     assert len(fleet.deliveries()) == (0 if ended else 1)
+    assert ended or fleet.take_delivery() == 10
+
+
+def test_run_of_a_worker_of_whom_nothing_is_known_is_waited_for(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the fence a run is adopted from nobody but a worker that is known to be dead."""
+    job, there = fleet.submit("shop", "WI-1"), fleet.seen_from("one")
+    worker = f"{there.machine}/elsewhere:boot:1/7/1"
+    assert there.store.claim_next(there.clock.now(), worker, job) is not None
+    fleet.set_attempt(job, walked(CLAIM, worker=worker))
+    fleet.take_delivery()
+    monkeypatch.setattr(LocalSuites, "condition", lambda *_: RunCondition.LIVE)
+    monkeypatch.setattr(LocalSuites, "await_report", lambda *_: pytest.fail("it was adopted"))
+    before = fleet.attempt(job)
+    with Fence(there.server, "shop") as fence:
+        assert fence.take()
+        Delivery(there, job, "shop").run()
+
+    assert fleet.attempt(job) == before
+    assert len(fleet.deliveries()) == 1
+
+
+def test_run_of_a_machine_that_is_gone_is_delivered_to_nobody_there(fleet: FleetStand) -> None:
+    """A run that is taken up from a machine without workers is not given to it as well."""
+    job = fleet.submit("shop", "WI-1")
+    worker = f"two-0a1b/{this_process()}"
+    assert fleet.desk.store.claim_next(fleet.desk.clock.now(), worker, job) is not None
+    fleet.set_attempt(job, walked(CLAIM, worker=worker))
+    fleet.take_delivery()
+    deliver(fleet, job)
+
+    assert fleet.attempt(job).state is State.DEFERRED
+    assert len(fleet.deliveries()) == 1
 
 
 def test_job_that_nobody_was_told_of_is_delivered(fleet: FleetStand) -> None:

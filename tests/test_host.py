@@ -626,6 +626,33 @@ def test_worker_goes_on_with_what_a_job_in_hand_has_queued(make_host: Maker) -> 
     assert launched == ["WI-1", "WI-2"]
 
 
+def test_worker_takes_up_what_comes_while_a_job_in_hand_lasts(make_host: Maker) -> None:
+    """A job that lasts keeps no other waiting that is queued meanwhile, while there is room."""
+    kit = make_host()
+    kit.add("analysis")
+    nothing_is_due, other_is_done = threading.Event(), threading.Event()
+
+    class Store(SqlHostStore):
+        def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
+            job = super().claim_next(now, claimed_by, only)
+            if job is None:
+                nothing_is_due.set()
+            return job
+
+    def launch(_host: Host, job: Job) -> None:
+        if job.work_item == "WI-2":
+            other_is_done.set()
+            return
+        assert nothing_is_due.wait(DEADLINE_SECONDS)
+        kit.add("analysis", "WI-2")
+        assert other_is_done.wait(DEADLINE_SECONDS)
+
+    host = attrs.evolve(kit.host, store=Store(kit.store.engine))
+    Worker(host, "worker", launch=launch, concurrency=2).run_until_idle()
+
+    assert other_is_done.is_set()
+
+
 def test_many_threads_have_a_connection_each_at_once(make_host: Maker) -> None:
     """A thread that needs a second connection inside its transaction gets it at once."""
     engine = make_host().store.engine

@@ -83,6 +83,7 @@ def test_report_outside_the_runs_folder_must_be_of_this_run(
     ("stamp", "state", "dated"),
     [
         ("$(date -u -d '3 hours ago' +%FT%TZ)", EvidenceState.STALE, None),
+        ("$(date -u -d '5 minutes ago' +%FT%TZ)", EvidenceState.STALE, None),
         ("$(date -u +%FT%T)", EvidenceState.READ, True),
         ("$(date +%FT%T)", EvidenceState.READ, True),
         ("", EvidenceState.READ, False),

@@ -27,10 +27,11 @@ from desk import (
 )
 from hosts import git
 from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
+from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import RunCondition
-from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
@@ -545,7 +546,7 @@ def test_nothing_is_removed_while_a_row_is_refused(desk: Desk) -> None:
 
 
 def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
-    """An attempt whose worker is dead is taken up by the next launch, and its run is lost."""
+    """An attempt of a dead worker is taken up by the next launch: of its run nothing is known."""
     here = this_process()
     dead = str(ProcessIdentity(here.scope, here.pid, here.start + 1))
     under_worker(desk, dead)
@@ -558,7 +559,13 @@ def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
         Event.WORKER_LOST,
         Event.BUDGET_LEFT,
     ]
-    assert desk.snapshot().last_run.detail == f"worker {dead} is gone"
+    lost = desk.snapshot().last_run
+    told = f"worker {dead} is gone"
+    assert lost == Run(
+        *(1, lost.started_at, lost.ended_at, Reason.WORKER_LOST, "engine"),
+        detail=told,
+        evidence=EvidenceState.NOT_REQUIRED,
+    )
 
 
 def test_deferral_that_is_claimed_again_is_its_claimants(desk: Desk) -> None:
