@@ -33,6 +33,7 @@ from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
+from staging_fsm.fleet.deliveries import QUEUE, TASK
 from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery, Fleet, FleetRows, FleetSuites
 from staging_fsm.fleet.fence import Fence, FenceLostError, Presence
 from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts, SharedFolder
@@ -411,8 +412,12 @@ def test_run_of_a_machine_that_is_gone_is_delivered_to_nobody_there(fleet: Fleet
     fleet.take_delivery()
     deliver(fleet, job)
 
+    query = f"SELECT queue_name FROM {fleet.schema}.procrastinate_jobs WHERE task_name = :task"  # noqa: S608  # a name of ours
+    with fleet.engine.connect() as connection:
+        queues = list(connection.execute(sa.text(query), {"task": TASK}).scalars())
+
     assert fleet.attempt(job).state is State.DEFERRED
-    assert len(fleet.deliveries()) == 1
+    assert queues == [QUEUE]
 
 
 def test_job_that_nobody_was_told_of_is_delivered(fleet: FleetStand) -> None:

@@ -110,13 +110,16 @@ def test_machine_that_becomes_unfit_between_two_runs_costs_one(
     assert desk.alerts() == ["machine_unfit", "failed_closed"]
 
 
-def test_machine_that_cannot_be_looked_at_between_two_runs_costs_one(desk: Desk) -> None:
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_machine_that_cannot_be_looked_at_between_two_runs_costs_one(
+    desk: Desk, error: type[Exception]
+) -> None:
     """A machine that cannot even be looked at costs a run: nothing is tried for ever, uncounted."""
     desk.defer()
 
     def broken(*_: object) -> str | None:
         message = "no such share"
-        raise OSError(message)
+        raise error(message)
 
     desk.staging.runner.preflight = broken
 
