@@ -29,7 +29,9 @@ def session(tmp_path: Path) -> Session:
 
 
 @pytest.mark.parametrize(
-    ("claimant", "waits"), [(str(DEAD), False), (str(ELSEWHERE), True), ("w", True), ("", True)]
+    ("claimant", "waits"),
+    [(str(DEAD), False), (str(ELSEWHERE), True), ("w", True), ("", True)],
+    ids=["dead", "elsewhere", "unreadable", "nobody"],
 )
 def test_claimed_job_is_taken_from_a_dead_worker_only(
     session: Session, repository: Path, claimant: str, *, waits: bool
