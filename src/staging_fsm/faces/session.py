@@ -23,6 +23,7 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.jobs import QUEUED, STAGE, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
+from staging_fsm.drive.cancelling import cancel_in_the_end
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.rulings import Decision, Ruling
@@ -204,8 +205,6 @@ class AttemptDriver:
 
     def cancel(self) -> None:
         """Cancel the attempt, unless it is too late, and have whoever waits look again."""
-        from staging_fsm.drive.cancelling import cancel_in_the_end  # noqa: PLC0415  # seldom needed
-
         cancel_in_the_end(self.staging.runner, self.job_id, threading.Event().wait)
         self.session.clock.wake()
 

@@ -17,7 +17,6 @@ from staging_fsm.core.artifact import said
 from staging_fsm.core.errors import PreparationError, in_words
 from staging_fsm.core.jobs import STAGE, JobRow, JobRows, Place
 from staging_fsm.core.plan import UNVERSIONED
-from staging_fsm.core.ports import Clock
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.effects.files import set_aside
 from staging_fsm.effects.rows import SqlRows
