@@ -30,7 +30,7 @@ from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.fleet import requests
 from staging_fsm.fleet.deliveries import TASK
-from staging_fsm.fleet.delivery import Fleet
+from staging_fsm.fleet.fleet import Fleet
 from staging_fsm.fleet.worker import open_fleet
 from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import staging_intercept

@@ -34,8 +34,9 @@ from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
 from staging_fsm.fleet.deliveries import QUEUE, TASK
-from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery, Fleet, FleetRows, FleetSuites
+from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery
 from staging_fsm.fleet.fence import Fence, FenceLostError, Presence
+from staging_fsm.fleet.fleet import Fleet, FleetRows, FleetSuites
 from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts, SharedFolder
 from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status

@@ -45,7 +45,7 @@ HOMES = {
         "host/move.py",
         "faces/session.py",
         "fleet/deliveries.py",
-        "fleet/delivery.py",
+        "fleet/fleet.py",
         "fleet/fence.py",
         "fleet/worker.py",
     },

@@ -8,7 +8,7 @@ from staging_fsm.faces.session import Session
 from staging_fsm.fleet.settings import load_fleet_settings
 
 if TYPE_CHECKING:
-    from staging_fsm.fleet.delivery import Fleet
+    from staging_fsm.fleet.fleet import Fleet
 
 
 def is_fleet_session(session: Session) -> bool:

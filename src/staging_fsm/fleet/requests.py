@@ -9,7 +9,7 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.cancelling import cancel_at, is_beyond, refuse_other_stage
 from staging_fsm.drive.intercept import StagingIntercept
-from staging_fsm.fleet.delivery import Fleet
+from staging_fsm.fleet.fleet import Fleet
 
 #: Beyond the time after which a silent worker's jobs are delivered to another.
 CANCEL_MARGIN_SECONDS: Final = 60.0
