@@ -1,5 +1,6 @@
 """Optional parts: each says in the same words what to install, before anything is done."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -36,9 +37,15 @@ def test_extra_brings_what_is_looked_for(extra: str) -> None:
     ],
 )
 def test_part_that_is_not_installed_is_refused_in_the_same_words(
-    extra: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    extra: str,
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A command whose packages are missing says which extra brings them, and does nothing."""
+    # What a command does to the level ends with the test, as with the command's process.
+    caplog.set_level(logging.NOTSET, "staging_fsm")
     monkeypatch.setenv(variable_name("state_dir"), str(tmp_path / "state"))
     monkeypatch.setitem(sys.modules, EXTRAS[extra][-1], None)
     refused = CliRunner().invoke(main, command)
