@@ -670,11 +670,12 @@ def test_host_tells_what_it_found_when_it_claimed(
     assert spawned == ([job] if metadata == "{}" else [])
 
 
-def test_key_in_escapes_is_an_attempt_too(desk: Desk) -> None:
+@pytest.mark.parametrize("key", ["staging\\u005frunner", "\\u0073taging_runner"])
+def test_key_in_escapes_is_an_attempt_too(desk: Desk, key: str) -> None:
     """Metadata in which our key is spelt with escapes may hold an attempt: nobody is started."""
     desk.break_part("rows.load", OSError("boom"))
 
-    assert desk.launch('{"staging\\u005frunner": {"version": 3}}').ruling is Ruling.HELD
+    assert desk.launch(f'{{"{key}": {{"version": 3}}}}').ruling is Ruling.HELD
     assert desk.launch('{"staging": {"version": 3}}').ruling is Ruling.DECLINED
 
 
@@ -734,6 +735,17 @@ def test_job_is_one_job_under_every_form_of_its_key(desk: Desk) -> None:
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert [answer.reason for answer in answers] == ["this process is already working on it"]
+
+
+def test_what_the_host_found_counts_under_every_form_of_the_key(desk: Desk) -> None:
+    """A host that found no attempt has its agent, also where it gave the key in another form."""
+    desk.claim()
+    rows = desk.engine.rows
+    away = Failing(rows, "load", OSError("boom"), lambda job_id: job_id == desk.job_id)
+    desk.use_rows(away)
+
+    assert desk.staging.launch(str(desk.job_id), "{}").ruling is Ruling.DECLINED
+    assert desk.staging.launch(str(desk.job_id)).ruling is Ruling.HELD
 
 
 def test_key_of_any_text_names_no_folder_outside(desk: Desk) -> None:

@@ -409,6 +409,20 @@ def test_requeue_queues_the_job_for_later(kit: Kit) -> None:
     assert kit.store.claim_next(LATER, "w").id == JOB
 
 
+def test_job_that_was_due_before_is_queued_once_more(kit: Kit) -> None:
+    """A job is left as it is where it is due at that very moment, and not for an earlier wait."""
+    kit.add("{}")
+    kit.rows.save(JOB, attempt(1))
+    for due in (NOW, LATER):
+        kit.rows.requeue(JOB, due, 1, once=True)
+        assert kit.raw()[:2] == ("queued", format_time(due))
+        assert kit.store.claim_next(LATER, "w").id == JOB
+
+    kit.rows.requeue(JOB, LATER, 1, once=True)
+
+    assert kit.raw()[:2] == ("running", format_time(LATER))
+
+
 def test_cancel_ends_the_job(kit: Kit) -> None:
     """A cancelled job is neither claimed nor finished nor found by recovery any more."""
     kit.add("{}", status="queued")

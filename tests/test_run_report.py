@@ -167,6 +167,16 @@ def test_report_that_changed_after_the_end_is_stale(stand: Stand) -> None:
     assert stand.collect().facts.evidence.state == EvidenceState.STALE
 
 
+def test_report_that_comes_after_the_end_is_missing(stand: Stand) -> None:
+    """A report that somebody writes for a suite that left none is no evidence of its run."""
+    report = stand.root / "tree" / "report.xml"
+    stand.start("true", report=str(report))
+    stand.await_result()
+    report.write_text(JUNIT)
+
+    assert stand.collect().facts.evidence.state == EvidenceState.MISSING
+
+
 def test_report_that_is_rewritten_at_its_old_time_after_the_end_is_stale(stand: Stand) -> None:
     """A report rewritten in place before the verdict is nobody's, whatever its size and time."""
     report = stand.root / "tree" / "report.xml"

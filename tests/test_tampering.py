@@ -13,7 +13,7 @@ import pytest
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
-from staging_fsm.core.ports import RunOrder
+from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.effects import supervised
 from staging_fsm.effects.processes import ProcessIdentity, identify, is_stopped, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
@@ -311,6 +311,16 @@ def test_forger_that_killed_its_supervisor_leaves_nobody(stand: Stand) -> None:
 
     assert stand.collect().facts.supervision == Supervision.FORGED
     assert stand.lifeline.is_cut()
+
+
+def test_result_that_nobody_sealed_is_there_to_be_judged(stand: Stand) -> None:
+    """A run whose supervisor left nothing but a forged result is not lost: the forgery is told."""
+    stand.start("true")
+    stand.await_result()
+    stand.file("result").write_text(f"run={RUN}\nexit_code=0\n" + "0" * 64 + "\n")
+
+    assert stand.collect().facts.supervision == Supervision.FORGED
+    assert stand.suites.condition(RUN) is RunCondition.FINISHED
 
 
 @pytest.mark.parametrize("killed", ["supervisor killed", "supervisor alive"])
