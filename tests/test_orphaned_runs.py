@@ -148,6 +148,21 @@ def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:
     assert not (stand.root / "tree" / "it-ran").exists()
 
 
+def test_reaping_of_a_finished_run_ends_what_is_left_of_it(stand: Stand) -> None:
+    """A run that has a result is reaped of what it could not stop itself."""
+    stand.run("true")
+    mark = {suite_module.RUN_VARIABLE: RUN}
+    left = subprocess.Popen(["sleep", "600"], env={**stand.variables, **mark})
+    try:
+        stand.suites.reap(RUN)
+        ended = left.wait(PATIENCE_SECONDS)
+    finally:
+        left.kill()
+        left.wait()
+
+    assert ended == -signal.SIGKILL
+
+
 def test_run_is_closed_before_anybody_else_gets_its_lock(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.host.launcher import staging_intercept
@@ -771,6 +772,15 @@ def test_recovery_goes_on_behind_a_row_that_cannot_be_driven(desk: Desk) -> None
     assert [row.id for row in recovered] == [desk.job_id]
     assert desk.state() is State.ADVANCED
     assert desk.alerts() == ["internal_error"]
+
+
+def test_recovery_goes_through_all_there_is(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many attempts a crash has left, one recovery looks at each of them."""
+    rows = [attrs.evolve(desk.row(), id=number) for number in range(2000)]
+    monkeypatch.setattr(StagingRunner, "unfinished", lambda _runner: rows)
+    monkeypatch.setattr(StagingRunner, "recover", lambda _runner, _job_id: True)
+
+    assert desk.staging.recover() == rows
 
 
 def test_recovery_says_nothing_of_rows_of_other_stages(desk: Desk) -> None:
