@@ -776,7 +776,8 @@ def test_recovery_goes_on_behind_a_row_that_cannot_be_driven(desk: Desk) -> None
 
 def test_recovery_goes_through_all_there_is(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many attempts a crash has left, one recovery looks at each of them."""
-    rows = [attrs.evolve(desk.row(), id=number) for number in range(2000)]
+    row = desk.row()
+    rows = [attrs.evolve(row, id=number) for number in range(2000)]
     monkeypatch.setattr(StagingRunner, "unfinished", lambda _runner: rows)
     monkeypatch.setattr(StagingRunner, "recover", lambda _runner, _job_id: True)
 
