@@ -482,9 +482,9 @@ def test_artifact_shows_so_much_and_no_more() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, TAIL_LINES, TAIL_LINES + 1, 1000])
 def test_only_the_last_lines_are_shown(count: int) -> None:
-    """Of a long output the last lines are shown, and said to be so many."""
+    """Of a long output the last lines are shown, empty ones too, and said to be so many."""
     snapshot = judged(FAILED)
-    lines = [f"line {number}" for number in range(count)]
+    lines = ["" if number % 3 == 1 else f"line {number}" for number in range(count)]
     text = render(snapshot, log(snapshot, "".join(f"{line}\n" for line in lines).encode()))
 
     shown = [f"    {line}" for line in lines[-TAIL_LINES:]]
