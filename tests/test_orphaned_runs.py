@@ -15,7 +15,7 @@ import pytest
 
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision
-from staging_fsm.core.plan import Workspace
+from staging_fsm.core.plan import RUN_VARIABLE, Workspace
 from staging_fsm.core.ports import RunCondition, RunReport
 from staging_fsm.effects import supervised
 from staging_fsm.effects.processes import ProcessIdentity, start_ticks, wait_for_end
@@ -151,7 +151,7 @@ def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:
 def test_reaping_of_a_finished_run_ends_what_is_left_of_it(stand: Stand) -> None:
     """A run that has a result is reaped of what it could not stop itself."""
     stand.run("true")
-    mark = {suite_module.RUN_VARIABLE: RUN}
+    mark = {RUN_VARIABLE: RUN}
     left = subprocess.Popen(["sleep", "600"], env={**stand.variables, **mark})
     try:
         stand.suites.reap(RUN)
