@@ -20,6 +20,7 @@ from staging_fsm.faces import commands
 from staging_fsm.faces.cli import COMMANDS, main
 from staging_fsm.faces.demo import STORIES
 from staging_fsm.faces.exits import ExitCode
+from staging_fsm.faces.session import AttemptDriver
 from staging_fsm.faces.settings import every_setting
 from staging_fsm.host.contract.gate import check_staging_status
 
@@ -278,6 +279,28 @@ def test_run_answers_for_nothing_else(shell: Shell) -> None:
     assert (another.returncode, later.returncode) == (ExitCode.DECLINED, ExitCode.DECLINED)
     assert "is bound to another suite" in another.stderr
     assert "is bound to commit" in later.stderr
+
+
+def test_run_that_was_overtaken_answers_for_nothing_else(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two runs of a work item at one moment none answers with what the other's suite did."""
+    drive = AttemptDriver.drive
+    overtaken_by = []
+
+    def late(driver: AttemptDriver) -> Any:
+        overtaken_by.append(shell.run("--work-item", "WI-1", "--", "true")[1]["state"])
+        return drive(driver)
+
+    monkeypatch.setattr(AttemptDriver, "drive", late)
+    for name, value in shell.environment().items():
+        monkeypatch.setenv(name, value)
+    asked = ["run", "--repo", str(shell.repository), "--work-item", "WI-1", "--", "false"]
+    code = main.main(asked, standalone_mode=False)
+
+    assert overtaken_by == [State.ADVANCED]
+    assert code == ExitCode.DECLINED
+    assert "is bound to another suite" in capsys.readouterr().err
 
 
 def test_show_and_queue_speak_json(shell: Shell) -> None:

@@ -1,12 +1,15 @@
 """The command line's own orchestrator: its database, and the drive of one job to its end."""
 
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
-from crashing_worker import suite, variables
-from staging_fsm.core.jobs import JobRow
+from crashing_worker import TOOL_EXIT_CODE, suite, variables
+from staging_fsm.core.errors import RefusedError
+from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.effects.processes import ProcessIdentity, this_process
@@ -17,6 +20,7 @@ from staging_fsm.faces.session import (
     open_session,
     staging_job,
 )
+from staging_fsm.host.store import SqlHostStore
 
 DEAD = attrs.evolve(this_process(), start=this_process().start + 1)
 ELSEWHERE = ProcessIdentity("elsewhere:boot:namespace", 1, 1)
@@ -55,3 +59,31 @@ def test_claimed_job_is_taken_from_a_dead_worker_only(
     assert decision is None
     assert ended is not None
     assert (ended.state, held) == (State.ADVANCED, [claimant] * waits)
+
+
+def test_attempt_that_another_began_and_put_off_is_not_taken_for_ours(
+    session: Session, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is overtaken by a whole run, up to its deferral, looks at whose it is before the next."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    claim_next = SqlHostStore.claim_next
+    theirs = session.staging(suites=one_suite(suite(["sh", "-c", f"exit {TOOL_EXIT_CODE}"])))
+
+    def late(store: SqlHostStore, now: datetime, claimed_by: str, only: int | None) -> Any:
+        monkeypatch.undo()
+        claim_next(store, now, claimed_by, only)
+        theirs.launch(only)
+        return claim_next(store, now + timedelta(hours=1), claimed_by, only)
+
+    def refuse(_snapshot: Snapshot) -> None:
+        raise RefusedError
+
+    monkeypatch.setattr(SqlHostStore, "claim_next", late)
+    ours = session.staging(suites=one_suite(suite(["true"])))
+    with pytest.raises(RefusedError):
+        AttemptDriver(session, ours, job_id, accept=refuse).drive()
+    row = session.rows.load(job_id)
+    left = row.snapshot()
+
+    assert left is not None
+    assert (row.status, left.state, len(left.runs)) == (QUEUED, State.DEFERRED, 1)

@@ -25,7 +25,7 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.cancelling import cancel_in_the_end
 from staging_fsm.drive.intercept import StagingIntercept
-from staging_fsm.drive.recovery import worker_is_alive
+from staging_fsm.drive.recovery import put_back, worker_is_alive
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import this_process
@@ -145,12 +145,22 @@ class AttemptDriver:
     job_id: int
     #: Called while the attempt waits: for its next run, or for another worker.
     waiting: Callable[[JobRow, Snapshot | None], None] = lambda _row, _snapshot: None
+    #: Called with an attempt that somebody else has begun, before it is waited for; may refuse it.
+    accept: Callable[[Snapshot], None] = lambda _snapshot: None
+    #: Whether the attempt is the one that was asked for.
+    _is_accepted: bool = attrs.field(default=False, init=False)
 
     def drive(self) -> Decision | None:
-        """Return None when the attempt is terminal, else why it cannot be driven."""
+        """Return None when the attempt is terminal, else why it cannot be driven.
+
+        Raises what `accept` raises.
+        """
         while True:
             row = self.session.rows.load(self.job_id)
             snapshot = row.snapshot()
+            if snapshot is not None and not self._is_accepted:
+                self.accept(snapshot)
+                self._is_accepted = True
             if (
                 snapshot is not None
                 and snapshot.is_terminal
@@ -169,7 +179,15 @@ class AttemptDriver:
         session = self.session
         if row.status == QUEUED:
             job = session.store.claim_next(session.clock.now(), session.worker, self.job_id)
-            return None if job is None else self.staging.launch(self.job_id)
+            if job is None:
+                return None
+            if snapshot is None and self.session.rows.load(self.job_id).document is not None:
+                # Somebody has begun it and put it off since it was looked at.
+                put_back(self.staging.runner, self.job_id)
+                return None
+            # A claim is exclusive: what it begins is ours, and no answer of another's.
+            self._is_accepted = True
+            return self.staging.launch(self.job_id)
         job = session.store.job(self.job_id)
         if snapshot is None and job.claimed_by != session.worker:
             # Claimed, but nothing begun: if its worker is gone the job is anybody's.

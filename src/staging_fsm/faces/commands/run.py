@@ -13,6 +13,7 @@ from rich.console import Console
 from staging_fsm.core.config import load_config
 from staging_fsm.core.errors import RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
+from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import AUTO, OF_EVERY_SUITE, SuiteEntry
 from staging_fsm.drive.rulings import Decision
@@ -131,11 +132,16 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
         replaced["place"] = place_in(session, folder)
     repo = session.store.register(options["repo"])
     job_id = staging_job(session, repo, work_item)
-    _refuse_another_plan(session, job_id, entry, options["repo"])
-    driver = AttemptDriver(session, session.staging(**replaced), job_id)
-    with driver.cancelled_by_signals():
-        decision = driver.drive()
-    progress.stop()
+
+    def accept(snapshot: Snapshot) -> None:
+        _refuse_another_plan(session, job_id, snapshot, entry, options["repo"])
+
+    driver = AttemptDriver(session, session.staging(**replaced), job_id, accept=accept)
+    try:
+        with driver.cancelled_by_signals():
+            decision = driver.drive()
+    finally:
+        progress.stop()
     sys.exit(_end_of_run(session, job_id, decision, console, as_json=options["as_json"]))
 
 
@@ -155,14 +161,13 @@ def _refuse_dirty(options: dict[str, Any]) -> None:
 
 
 def _refuse_another_plan(
-    session: Session, job_id: int, entry: SuiteEntry, repository: Path
+    session: Session, job_id: int, snapshot: Snapshot, entry: SuiteEntry, repository: Path
 ) -> None:
-    """Raise RunRefusedError where an unfinished attempt is bound to another suite or commit.
+    """Raise RunRefusedError where an attempt of another's is bound to another suite or commit.
 
     What it shows would be taken for what was asked for.
     """
-    snapshot = session.rows.load(job_id).snapshot()
-    if snapshot is None or snapshot.plan is None:
+    if snapshot.plan is None:
         return
     bound, asked = snapshot.plan, entry.plan(load_config(session.variables))
     if entry.min_tests == AUTO:
@@ -172,7 +177,7 @@ def _refuse_another_plan(
     if (bound.suite, bound.revision) != (asked, revision):
         what = "another suite" if bound.suite != asked else f"commit {bound.revision}"
         message = (
-            f"job {job_id} has an unfinished attempt, which is bound to {what}: take it up with"
+            f"job {job_id} has an attempt already, which is bound to {what}: take it up with"
             f" `staging-fsm recover`, stop it with `staging-fsm cancel {job_id}`, or name another"
             " work item"
         )
