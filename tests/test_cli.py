@@ -281,6 +281,21 @@ def test_run_answers_for_nothing_else(shell: Shell) -> None:
     assert "is bound to commit" in later.stderr
 
 
+def test_commands_hear_how_processes_end_whatever_started_them(shell: Shell) -> None:
+    """A parent that ignored the end of its children does not make a run impossible."""
+    careless = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = shell.command("run", "--repo", str(shell.repository), "--", "true")
+    ended = subprocess.run(
+        [PYTHON, "-c", careless, *command], env=shell.environment(), check=False, timeout=120
+    )
+
+    assert ended.returncode == ExitCode.ADVANCED
+
+
 def test_run_that_was_overtaken_answers_for_nothing_else(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -246,6 +246,28 @@ def test_each_of_many_hidden_files_is_compared(site: Site, monkeypatch: pytest.M
     assert tracked_changes(site.repository, filtered=True) == ""
 
 
+@pytest.mark.parametrize("name", ["caf\udce9.py", "Icon\r"], ids=ascii)
+def test_hidden_file_of_any_name_is_compared(site: Site, name: str) -> None:
+    """The name of a file that git was told not to look at may hold any byte but one."""
+    commit(site.repository, name, "PRICE = 4\n")
+    git(site.repository, "update-index", "--assume-unchanged", name)
+    clean = tracked_changes(site.repository, filtered=True)
+    (site.repository / name).write_text("PRICE = 5\n")
+
+    assert clean == ""
+    assert tracked_changes(site.repository, filtered=True) != ""
+
+
+def test_git_whose_end_nobody_knows_has_said_nothing(site: Site) -> None:
+    """Where the exit status of a git was taken away, it is no 0: nothing passes for clean."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(PreparationError, match="could not be run"):
+            tracked_changes(site.repository, filtered=True)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.mark.parametrize("kind", ["clean", "process"])
 def test_filter_of_a_suite_hides_nothing_and_is_not_run(site: Site, kind: str) -> None:
     """A filter that a suite sets up hides no change, and the worker's git does not run it."""
@@ -654,6 +676,20 @@ def test_git_that_hangs_is_given_up(
     with pytest.raises(PreparationError, match="git could not be run"):
         site.start("true", revision)
     os.kill(int(filter_pid.read_text()), signal.SIGKILL)
+
+
+def test_git_that_closes_its_output_and_does_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A git that has said all that it has to say has as much time as any other to end."""
+    stub = tmp_path / "git"
+    stub.write_text("#!/bin/sh\nexec >&- 2>&-\nexec sleep 600\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(worktree, "GIT_TIMEOUT_SECONDS", 0.1)
+
+    with pytest.raises(PreparationError, match="timed out"):
+        tracked_changes(tmp_path, filtered=True)
 
 
 def test_checkout_that_differs_from_the_start_is_not_the_suites_doing(site: Site) -> None:

@@ -5,9 +5,11 @@ test has no say in it. Once a suite has run it starts no program at all: no filt
 transport to a remote, and none of a submodule either.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
-from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.folders import is_all_ours, remove_folder
+from staging_fsm.effects.supervisor.system import HAS_WAITID
 
 GIT_TIMEOUT_SECONDS: Final = 300
 _QUIET: Final = (
@@ -58,6 +60,8 @@ _SUBMODULE_MODE: Final = "160000"
 #: What a remote is reached by, where none may be: a partial clone would fetch what it lacks.
 _ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
+#: How long after its output has ended the end of a git itself is looked for again.
+_PAUSE_SECONDS: Final = 0.001
 NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -69,27 +73,61 @@ def run_git(
 ) -> subprocess.CompletedProcess[str]:
     """Run git in `folder`, whatever it answers; `settings` go over those of the repository.
 
-    `alone` it reaches no remote. Raises PreparationError if it cannot be run.
+    `alone` it reaches no remote. What it prints is as it printed it: the name of a file may
+    hold any byte. Raises PreparationError if it cannot be run, or if nobody can tell how it
+    ended.
     """
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(_NOT_PASSED_ON) or name in _CREDENTIALS
     }
+    command = ["git", *_QUIET, "-C", str(folder), *arguments]
     try:
-        return subprocess.run(
-            ["git", *_QUIET, "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
+        with _Child(
+            command,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environment | _UNATTENDED | _as_variables(settings) | (_ALONE if alone else {}),
-            timeout=GIT_TIMEOUT_SECONDS,
-        )
+        ) as child:
+            try:
+                out, err = child.communicate(timeout=GIT_TIMEOUT_SECONDS)
+            except BaseException:
+                child.kill()
+                raise
     except (OSError, subprocess.SubprocessError) as error:
         message = f"git could not be run in {folder}: {error}"
         raise PreparationError(message) from error
+    said = err.decode("utf-8", "replace")
+    return subprocess.CompletedProcess(command, child.returncode, os.fsdecode(out), said)
+
+
+class _Child(subprocess.Popen[bytes]):
+    """A process whose end is known, or an error: to Popen one that others reaped exited with 0."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit status; raises ChildProcessError where somebody else took it.
+
+        That is the kernel, where our parent had us ignore SIGCHLD, or a host that reaps
+        whatever ends.
+        """
+        if self.returncode is None and HAS_WAITID:
+            found = self._look(timeout)
+            super().wait(timeout)
+            exited = found.si_code == os.CLD_EXITED
+            self.returncode = found.si_status if exited else -found.si_status
+        return super().wait(timeout)
+
+    def _look(self, timeout: float | None) -> os.waitid_result:
+        """Wait for the end and leave it to be reaped; raises TimeoutExpired."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        options = os.WEXITED | os.WNOWAIT | (0 if deadline is None else os.WNOHANG)
+        while (found := os.waitid(os.P_PID, self.pid, options)) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            time.sleep(_PAUSE_SECONDS)
+        return found
 
 
 def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
@@ -119,7 +157,8 @@ def is_versioned(repository: Path) -> bool:
         top = found.stdout.partition("\n")[2].removesuffix("\n")
         if Path(top).resolve() == repository.resolve():
             return True
-        message = f"git takes {top} for the work tree of {repository}: see core.worktree there"
+        shown = os.fsencode(top).decode("utf-8", "replace")
+        message = f"git takes {shown} for the work tree of {repository}: see core.worktree there"
         raise PreparationError(message)
     branches = run_git(repository, "for-each-ref", "--count=1")
     if branches.returncode == 0 and not branches.stdout and not branches.stderr:
@@ -192,7 +231,7 @@ def tracked_changes(tree: Path, *, filtered: bool, whole: bool = False) -> str:
         # One that is not checked out has no git of its own.
         if os.path.lexists(tree / path / ".git"):
             changes += tracked_changes(tree / path, filtered=filtered)
-    return sha256_of_text(changes) if changes else ""
+    return hashlib.sha256(os.fsencode(changes)).hexdigest() if changes else ""
 
 
 def _without_filters(tree: Path) -> dict[str, str]:

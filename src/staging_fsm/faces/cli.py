@@ -3,6 +3,7 @@
 import importlib
 import io
 import logging
+import signal
 import sys
 import traceback
 from typing import Any, Final
@@ -84,4 +85,6 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # What a terminal has no sign for is no reason to end anything.
             stream.reconfigure(errors="replace")
+    # Whoever started us may have ignored it, and then no process that ends says how it did.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")

@@ -8,7 +8,7 @@ import os
 
 from .result import write_identity
 from .sweep import REAPS_AT_ONCE, direct_children
-from .system import IS_LINUX, signal
+from .system import HAS_WAITID, IS_LINUX, signal
 
 TYPE_CHECKING = False  # typing itself would take longer to import than all the rest
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ PR_SET_PDEATHSIG = 1
 F_SETPIPE_SZ = 1031
 PIPE_BYTES = 1024 * 1024
 DETAIL_CHARACTERS = 1000
-HAS_WAITID = hasattr(os, "waitid")  # macOS has it since Python 3.13
 LOOK_ONLY = os.WEXITED | os.WNOHANG | os.WNOWAIT if HAS_WAITID else 0
 
 _NOT_FOUND = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}

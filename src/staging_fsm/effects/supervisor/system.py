@@ -20,9 +20,10 @@ try:
 except ImportError:
     from hashlib import blake2b
 
-__all__ = ["IS_LINUX", "NEW_FILE", "blake2b", "signal", "system_prctl", "write_all"]
+__all__ = ["HAS_WAITID", "IS_LINUX", "NEW_FILE", "blake2b", "signal", "system_prctl", "write_all"]
 
 IS_LINUX = sys.platform == "linux"
+HAS_WAITID = hasattr(os, "waitid")  # macOS has it since Python 3.13
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
