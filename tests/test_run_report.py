@@ -134,6 +134,15 @@ def test_report_outside_the_runs_folder_has_one_writer(stand: Stand) -> None:
     stand.suites.await_report(f"{ATTEMPT}.4")
 
 
+def test_report_that_is_named_out_of_its_runs_folder_has_one_writer(stand: Stand) -> None:
+    """A name that leads out of a run's own report folder is no name within it."""
+    stand.start("/bin/sh", "-c", "until test -e go; do sleep 0.01; done", report="../report.xml")
+    with pytest.raises(PreparationError, match="another run that writes the report"):
+        stand.start("true", run_id=f"{ATTEMPT}.2", report="sub/../../report.xml")
+    (stand.root / "tree" / "go").touch()
+    stand.collect()
+
+
 def test_report_counts_as_it_was_when_its_run_ended(stand: Stand) -> None:
     """What is written between the end of a run and its verdict is another run's report."""
     report = stand.root / "tree" / "report.xml"
