@@ -57,6 +57,25 @@ def test_run_outlives_its_worker_and_is_collected_by_another(
     assert (stand.collect().facts.exit_code, stand.log()) == (3, b"the last words\n")
 
 
+def test_run_of_a_worker_without_standard_input_is_held_by_its_supervisor(stand: Stand) -> None:
+    """A worker that was started with its input closed has its runs be adopted as any other's."""
+    waiting = "echo > $LIFELINE; until test -e go; do sleep 0.01; done; exit 3"
+    command = worker_command(stand, "abandon", "/bin/sh", "-c", waiting)
+    with subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *command],
+        env={**os.environ, **stand.variables},
+        stdout=subprocess.PIPE,
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"started\n"
+        stand.lifeline.await_members(1)
+        worker.kill()
+
+    assert stand.suites.condition(RUN) == RunCondition.LIVE
+    (stand.root / "go").touch()
+    assert stand.collect().facts.exit_code == 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_terminal_that_ends_a_worker_does_not_end_its_run(
     stand: Stand, number: signal.Signals

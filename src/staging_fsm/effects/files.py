@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -19,6 +19,8 @@ from staging_fsm.core.errors import is_shortage
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 _BLOCK_BYTES: Final = 1024 * 1024
+#: How many there are of input, output and errors.
+_STANDARD: Final = 3
 
 
 def write_durably(path: Path, data: bytes, mode: int = FILE_MODE) -> None:
@@ -127,6 +129,24 @@ def _take_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def above_standard(descriptors: Sequence[int]) -> Iterator[list[int]]:
+    """Yield doubles of `descriptors` that are none of 0, 1 and 2.
+
+    A process that was started with those closed has them given to whatever it opens first,
+    and what it starts has others in their place.
+    """
+    doubles: list[int] = []
+    try:
+        doubles.extend(
+            fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _STANDARD) for number in descriptors
+        )
+        yield doubles
+    finally:
+        for number in doubles:
+            os.close(number)
 
 
 def open_regular(path: Path) -> BinaryIO | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from staging_fsm.core.plan import SuitePlan
+from staging_fsm.effects.files import above_standard
 from staging_fsm.effects.processes import (
     ProcessIdentity,
     age_seconds,
@@ -66,13 +67,8 @@ def start_supervisor(
     # What it must not take from anybody else: whoever knows the folder may write there.
     digest = hashlib.blake2b(words, digest_size=SEAL_BYTES).digest()
     told = folder.state.secret() + digest
-    arguments = [
-        str(Path(__file__).parent),
-        str(folder.path),
-        str(tree),
-        str(report or ""),
-        ",".join(map(str, locks)),
-        ",".join(map(str, inherited)),
+    places = [str(Path(__file__).parent), str(folder.path), str(tree), str(report or "")]
+    settings = [
         f"timeout={suite.timeout_seconds}",
         f"grace={suite.kill_grace_seconds}",
         f"idle={suite.idle_timeout_seconds}",
@@ -83,15 +79,21 @@ def start_supervisor(
         f"file_bytes={suite.file_max_bytes}",
     ]
     # Lock and secret are there before it is: whatever becomes of us, it goes on.
-    with folder.shim_errors.open("wb") as errors, _pipe_of(told) as pipe:
+    with (
+        folder.shim_errors.open("wb") as errors,
+        _pipe_of(told) as pipe,
+        above_standard(locks) as held,
+        above_standard(inherited) as fences,
+    ):
+        numbers = [",".join(map(str, descriptors)) for descriptors in (held, fences)]
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", SUPERVISOR_CODE, *arguments],
+            [sys.executable, "-I", "-S", "-c", SUPERVISOR_CODE, *places, *numbers, *settings],
             stdin=pipe,
             stdout=subprocess.DEVNULL,
             stderr=errors,
             env=environment,
             start_new_session=True,
-            pass_fds=(*locks, *inherited),
+            pass_fds=(*held, *fences),
         )
     _CHILDREN[folder.path] = process, identify(process.pid)
 
