@@ -28,6 +28,7 @@ from hosts import no_descriptors_left
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.outcome import Reason
+from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.engine import HAND_OVER_TRIES
@@ -630,6 +631,26 @@ def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:
         assert "does not keep the key staging_runner" in decision.reason
     assert not (desk.folder / "state" / "runs").exists()
     assert desk.row().document is None
+
+
+@pytest.mark.parametrize("answer", [None, 1, "refused", object()], ids=lambda it: type(it).__name__)
+def test_gate_that_answers_neither_yes_nor_no_ends_nothing(desk: Desk, answer: object) -> None:
+    """An answer that is no bool is an error of the host's, and opens and refuses nothing."""
+    gate, answers = desk.engine.gate, [answer]
+
+    def vague(row: JobRow, tx: Any) -> Any:
+        opened = gate(row, tx)
+        return answers.pop() if answers else opened
+
+    desk.engine.gate = vague
+    desk.claim()
+    held = desk.launch()
+    before, alerts = desk.state(), desk.alerts()
+    desk.staging.recover()
+
+    assert (held.ruling, before) == (Ruling.HELD, State.VERDICT_PASSED)
+    assert alerts == [AlertKind.INTERNAL_ERROR]
+    assert desk.state() is State.ADVANCED
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), OSError("boom")])

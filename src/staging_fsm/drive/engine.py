@@ -293,6 +293,10 @@ class Engine:
     ) -> Snapshot:
         with self.rows.transaction() as tx:
             opened = self.gate(row, tx)
+            if type(opened) is not bool:
+                # A coroutine that nobody awaits, say, or a result that is true whatever it holds.
+                message = f"the gate answered with {type(opened).__name__}, neither True nor False"
+                raise TypeError(message)
             event = Event.GATE_OPENED if opened else Event.GATE_REFUSED
             words = "the gate opened" if opened else "the gate refused"
             # At last a no is safe, whatever was read; until then somebody may have been in the way.
