@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from django.conf import settings
-from django.db import OperationalError, connections
+from django.db import OperationalError, connections, transaction
 
 from staging_fsm.core.machine import step
 from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
@@ -97,6 +97,17 @@ def test_transaction_is_one_of_the_models_own_database(
     saved = first()
     rows.save(1, saved)
     assert rows.load(1).snapshot() == saved
+
+
+def test_nothing_is_stored_within_a_transaction_of_the_hosts(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """What a transaction around it all could take back is no run that was counted."""
+    rows = rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+    with transaction.atomic(using=USING), pytest.raises(RuntimeError, match="durable"):
+        rows.save(1, first())
+
+    assert rows.load(1).document is None
 
 
 @pytest.mark.parametrize("lasts_seconds", [0, None], ids=["one use", "for ever"])

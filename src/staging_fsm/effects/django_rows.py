@@ -48,7 +48,8 @@ class DjangoRows(SqlRows):
     def transaction(self) -> Iterator[Any]:
         """Yield Django's connection inside `transaction.atomic`; a gate may leave it alone."""
         connected = self._connected()
-        with transaction.atomic(using=self._using):
+        # Within another one nothing would be durable when it has to be, before its effect.
+        with transaction.atomic(using=self._using, durable=True):
             yield connected
 
     def _connected(self) -> "_Connected":
