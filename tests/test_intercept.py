@@ -633,6 +633,40 @@ def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:
     assert desk.row().document is None
 
 
+class LandsLate(Failing):
+    """Rows whose first write is answered with an error, and is committed before the next one."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what `whole` has, but for the one method."""
+        if name != self._method:
+            return getattr(self._whole, name)
+        return self._save
+
+    def _save(self, *arguments: Any) -> None:
+        late, self._late = getattr(self, "_late", None), arguments
+        if late is None:
+            raise self._error
+        self._whole.save(*late)
+        self._whole.save(*arguments)
+
+
+def test_claim_that_is_committed_after_its_connection_was_lost_has_one_producer(
+    desk: Desk,
+) -> None:
+    """Where a first claim may still be committed no agent is started beside it."""
+    desk.claim()
+    rows = desk.engine.rows
+    desk.use_rows(LandsLate(rows, "save", OSError("the connection was lost")))
+    decision = desk.launch()
+    desk.use_rows(rows)
+
+    assert decision.ruling is Ruling.HELD
+    assert desk.state() is State.RUNNING
+    assert desk.alerts() == [AlertKind.INTERNAL_ERROR]
+    desk.staging.recover()
+    assert desk.state() is State.DEFERRED
+
+
 @pytest.mark.parametrize("answer", [None, 1, "refused", object()], ids=lambda it: type(it).__name__)
 def test_gate_that_answers_neither_yes_nor_no_ends_nothing(desk: Desk, answer: object) -> None:
     """An answer that is no bool is an error of the host's, and opens and refuses nothing."""

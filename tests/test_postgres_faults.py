@@ -168,10 +168,18 @@ def test_connection_lost_at_any_commit_loses_nothing(
             proxy = CuttingProxy(Path(folder), server.folder, cut)
             session = site.session(through(url, folder))
             proxy.arm(commit)
-            site.launch(session, command)
+            decision = site.launch(session, command)
             session.store.engine.dispose()
             proxy.close()
-            assert site.end(command).state is end
+            if decision.ruling is Ruling.DECLINED:
+                # An agent has it: nobody may find it as if nothing had been said.
+                looking = site.session()
+                snapshot = looking.rows.load(site.job_id).snapshot()
+                looking.store.engine.dispose()
+                assert snapshot is not None
+                assert snapshot.state is State.LLM_FALLBACK
+            else:
+                assert site.end(command).state is end
         if not proxy.was_cut:
             break
         cuts += 1

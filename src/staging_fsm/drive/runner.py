@@ -178,12 +178,36 @@ class StagingRunner:
             {"plan": plan, "runs": (self._new_run(1),)},
         )
         try:
-            return self._drive(row, self.engine.move(row, attempt, claim))
+            claimed = self.engine.move(row, attempt, claim)
         except StaleSnapshotError:
             raise
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
-            # A run may have been counted, so what the caller knew of the row is void.
+            return self._after_claim_in_doubt(row, attempt, error)
+        try:
+            return self._drive(row, claimed)
+        except StaleSnapshotError:
+            raise
+        except Exception as error:  # noqa: BLE001  # as above
+            # A run was counted, so what the caller knew of the row is void.
             return self.after_failure(row.id, error, first_launch=False)
+
+    def _after_claim_in_doubt(self, row: JobRow, attempt: Snapshot, error: Exception) -> Decision:
+        """Decide after a claim that failed, and may be committed all the same, even later.
+
+        A connection can be lost while its commit is still under way, and a look at the row
+        shows nothing of it. Only a write waits for that one: whichever is there first wins.
+        """
+        decision = self.after_failure(row.id, error, first_launch=False)
+        if decision.ruling is not Ruling.DECLINED or isinstance(error, ConfigInvalidError):
+            return decision
+        try:
+            self.engine.move(row, attempt, Step(Event.RUNNER_DECLINED, decision.reason))
+        except StaleSnapshotError:
+            # The claim was committed after all: it is left for recovery.
+            return Decision(Ruling.HELD, decision.reason)
+        except Exception as failure:  # noqa: BLE001  # where nothing can be written, no claim was
+            log_error("no trace was left", job=str(row.id), error=in_words(failure))
+        return decision
 
     def _stay_in_shadow(self, row: JobRow) -> Decision:
         """Decline at once, and note for the shadow that the agent was launched."""
