@@ -29,7 +29,7 @@ from in_toto_attestation.v1.statement import Statement
 from staging_fsm.core.errors import AttestationRefusedError
 from staging_fsm.core.machine import step
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import UNVERSIONED
+from staging_fsm.core.plan import UNVERSIONED, Workspace
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.trail import walk
@@ -271,6 +271,17 @@ def test_verdict_on_no_commit_is_not_attested() -> None:
     """A folder without git has no revision that a verdict could be on."""
     with pytest.raises(AttestationRefusedError, match="it ran on no commit"):
         statement_of(7, "WI-1", _advanced(revision=UNVERSIONED))
+
+
+def test_verdict_on_a_tree_that_may_have_differed_is_not_attested() -> None:
+    """What ran in place with uncommitted changes allowed says nothing of a commit."""
+    plan = _advanced().bound_plan
+    dirty = attrs.evolve(plan.suite, workspace=Workspace.IN_PLACE, allow_dirty=True)
+    in_worktree = attrs.evolve(dirty, workspace=Workspace.WORKTREE)
+
+    with pytest.raises(AttestationRefusedError, match="allow_dirty"):
+        statement_of(7, "WI-1", _advanced(suite=dirty))
+    assert statement_of(7, "WI-1", _advanced(suite=in_worktree))
 
 
 def test_attestation_of_another_attempt_is_told() -> None:

@@ -21,7 +21,7 @@ import attrs
 
 from staging_fsm.core.errors import AttestationRefusedError, in_words
 from staging_fsm.core.outcome import Verdict
-from staging_fsm.core.plan import UNVERSIONED
+from staging_fsm.core.plan import UNVERSIONED, Workspace
 from staging_fsm.core.snapshot import Snapshot, as_json
 from staging_fsm.core.spec import Event, State
 from staging_fsm.effects.files import write_durably
@@ -52,6 +52,9 @@ def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str
     plan, run = snapshot.bound_plan, snapshot.last_run
     if plan.revision == UNVERSIONED:
         raise AttestationRefusedError(job_id, "it ran on no commit: there is no subject")
+    if plan.suite.workspace is Workspace.IN_PLACE and plan.suite.allow_dirty:
+        message = "it ran in place with allow_dirty: what it ran on may be another than the commit"
+        raise AttestationRefusedError(job_id, message)
     suite = json.dumps(as_json(plan), sort_keys=True, separators=(",", ":"))
     attempt = {
         "attempt_id": snapshot.attempt_id,
