@@ -124,6 +124,18 @@ METADATA_KINDS = [
 ]
 
 
+def test_engine_that_commits_every_statement_is_refused(foreign: Foreign) -> None:
+    """Where nothing can be undone nothing is stored: a gate could open against a verdict."""
+    rows = foreign.create()
+    rows.engine = foreign.engine.execution_options(isolation_level="AUTOCOMMIT")
+    [problem] = problems_of(rows)
+    with pytest.raises(ConfigInvalidError, match="AUTOCOMMIT"):
+        rows.save("j-1", attempt(1))
+
+    assert "nothing can be undone" in problem
+    assert rows.load("j-1").document is None
+
+
 @pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
 def test_foreign_names_and_types_are_used_throughout(
     make_foreign: Callable[[str], Foreign], dialect: str, extra: str

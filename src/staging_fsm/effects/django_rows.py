@@ -52,6 +52,9 @@ class DjangoRows(SqlRows):
         with transaction.atomic(using=self._using, durable=True):
             yield connected
 
+    def _is_in_transaction(self, connection: Any) -> bool:
+        return bool(connection.connection.in_atomic_block)
+
     def _connected(self) -> "_Connected":
         connection = connections[self._using]
         if not connection.in_atomic_block:

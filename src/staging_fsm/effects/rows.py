@@ -84,6 +84,30 @@ class SqlRows:
         problems = self._host.problems(self._reading)
         if problems:
             raise ConfigInvalidError(problems)
+        with self.transaction() as connection:
+            self._refuse_autocommit(connection)
+
+    def _refuse_autocommit(self, connection: Any) -> None:
+        """Raise ConfigInvalidError where no statement waits for the end of its transaction.
+
+        A gate that opens against a verdict could not be undone.
+        """
+        column = self._host.column("metadata")
+        # Some drivers begin a transaction with its first write, and not before.
+        connection.execute(sa.update(self._host.table).values({column: column}).where(sa.false()))
+        if not self._is_in_transaction(connection):
+            message = (
+                f"table {self._host.full_name} is written in AUTOCOMMIT, in which nothing can be"
+                " undone: give an engine with another isolation_level"
+            )
+            raise ConfigInvalidError([message])
+
+    def _is_in_transaction(self, connection: Any) -> bool:
+        driver = connection.connection.driver_connection
+        if self.engine.dialect.name == "sqlite":
+            return bool(driver.in_transaction)
+        # The status of libpq, which not every driver tells; 0 is "idle".
+        return getattr(getattr(driver, "info", None), "transaction_status", None) != 0
 
     def load(self, job_id: Any) -> JobRow:
         """Return the row; raises JobNotFoundError."""
@@ -204,10 +228,12 @@ class SqlRows:
         """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError.
 
         The first time it is looked at again: raises ConfigInvalidError, and nothing is
-        stored, where the table does not keep it.
+        stored, where the table does not keep it, or keeps it before the transaction ends.
         """
         expected = snapshot.version - 1 or None
         with self._within(tx) as connection:
+            if not self._keeps:
+                self._refuse_autocommit(connection)
             self._write(connection, job_id, expected, {}, dump_snapshot(snapshot))
             if not self._keeps and not self._holds(connection, job_id, snapshot.version):
                 # A trigger of the host's, say. Without the row no run would ever be counted.
