@@ -633,6 +633,18 @@ def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:
     assert desk.row().document is None
 
 
+def test_job_that_no_recovery_would_find_is_declined(desk: Desk) -> None:
+    """A status that is none of the words that stand for a claimed job is told of before a run."""
+    desk.claim()
+    with desk.kit.store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET status = 'done'")
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "is 'done' while it is launched" in decision.reason
+    assert desk.alerts() == [AlertKind.CONFIGURATION_INVALID]
+
+
 class LandsLate(Failing):
     """Rows whose first write is answered with an error, and is committed before the next one."""
 

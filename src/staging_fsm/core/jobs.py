@@ -23,6 +23,8 @@ STAGE: Final = "deploy-staging"
 SNAPSHOT_KEY: Final = "staging_runner"
 #: The word of `JobRow.status` for a job that waits to be claimed.
 QUEUED: Final = "queued"
+#: The word for a job that is in work.
+RUNNING: Final = "running"
 
 
 @attrs.frozen

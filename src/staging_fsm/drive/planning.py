@@ -14,7 +14,7 @@ from staging_fsm.core.errors import (
     SnapshotRefusedError,
     in_words,
 )
-from staging_fsm.core.jobs import JobRow, JobRows
+from staging_fsm.core.jobs import QUEUED, RUNNING, JobRow, JobRows
 from staging_fsm.core.plan import Plan
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
@@ -41,11 +41,17 @@ def read_suites(config: RunnerConfig) -> SuitesConfig:
 def plan_of(runner: "StagingRunner", row: JobRow, config: RunnerConfig) -> Plan:
     """Return what the first attempt at a job is bound to.
 
-    Raises ConfigInvalidError where no suite can be made of what is configured, or the rows
-    cannot be relied on, MachineUnfitError, and what binding the revision raises.
+    Raises ConfigInvalidError where no suite can be made of what is configured, or rows and
+    status cannot be relied on, MachineUnfitError, and what binding the revision raises.
     """
     if runner.misfit is not None:
         raise runner.misfit
+    if row.status not in (QUEUED, RUNNING):
+        unknown = (
+            f"the status of job {row.id} is {row.status!r} while it is launched, so that no"
+            " recovery would find it again: map your word for a claimed job to 'running'"
+        )
+        raise ConfigInvalidError([unknown])
     entry = runner.suites(config).entry(row.repo)
     if entry is None:
         raise ConfigInvalidError(

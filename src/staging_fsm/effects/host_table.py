@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import DOMAIN, JSONB
 from sqlalchemy.engine import Connection, Engine
 
 from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError
-from staging_fsm.core.jobs import QUEUED
+from staging_fsm.core.jobs import QUEUED, RUNNING
 from staging_fsm.effects.due import SQLITE_FORMAT, DueTimes, NoDueTimes, Seconds, Timestamps, Words
 from staging_fsm.effects.metadata import (
     Documents,
@@ -38,7 +38,7 @@ COLUMNS: Final = (
 #: The names that may stand for one value in every row, of a host without such a column.
 CONSTANTS: Final = ("repo", "work_item", "stage", "not_before")
 #: The status words we write or look for; a host maps its own to them.
-STATUSES: Final = (QUEUED, "running", "cancelled")
+STATUSES: Final = (QUEUED, RUNNING, "cancelled")
 #: The columns that are written, in our names.
 WRITTEN: Final = ("status", "not_before", "metadata")
 DIALECTS: Final = ("sqlite", "postgresql")

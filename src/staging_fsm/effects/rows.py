@@ -20,7 +20,7 @@ from staging_fsm.core.errors import (
     JobNotFoundError,
     StaleSnapshotError,
 )
-from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import QUEUED, RUNNING, SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.effects.host_table import HostTable
 from staging_fsm.effects.metadata import our_document
@@ -119,7 +119,7 @@ class SqlRows:
 
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
-        words = (self._host.statuses[QUEUED], self._host.statuses["running"])
+        words = (self._host.statuses[QUEUED], self._host.statuses[RUNNING])
         status = self._host.column("status")
         few: sa.ColumnElement[bool] = sa.or_(*(status == word for word in words))
         if self.engine.dialect.name == "sqlite":

@@ -25,7 +25,7 @@ import attrs
 import msgspec
 
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
-from staging_fsm.core.jobs import QUEUED, BrokenMetadata, JobRow
+from staging_fsm.core.jobs import QUEUED, RUNNING, BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot, load_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time, parse_time
@@ -223,7 +223,7 @@ def _row(folder: Path, launch: Launch) -> JobRow:
             pass  # whoever asks the row for its snapshot is told
     status, due = QUEUED, snapshot and snapshot.next_run_at
     if snapshot is not None and snapshot.state is not State.DEFERRED:
-        status = ENDED if snapshot.is_terminal else "running"
+        status = ENDED if snapshot.is_terminal else RUNNING
     return JobRow(
         launch.job_id,
         launch.repo,

@@ -26,7 +26,7 @@ import attrs
 from staging_fsm.core.artifact import line_of, said, written
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
-from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
+from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import GATE_EVENTS, TRANSITIONS, State
 from staging_fsm.effects.files import read_small, sha256_of_file
@@ -47,7 +47,7 @@ FINDINGS_KEPT: Final = 1000
 
 _FORWARD: Final = STAGE_TRANSITIONS[STAGE, "success"]
 _ENDED_BY_GATE: Final = frozenset(row.target for row in TRANSITIONS if row.event in GATE_EVENTS)
-_LIVE: Final = (QUEUED, "running")
+_LIVE: Final = (QUEUED, RUNNING)
 
 RESTORE: Final = "Compare the row with a backup, the log of transitions and links noted elsewhere"
 STOP: Final = "Stop what was deployed on it, and run the suite again"

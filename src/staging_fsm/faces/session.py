@@ -20,7 +20,7 @@ from staging_fsm.core.errors import (
     JobNotFoundError,
     RefusedError,
 )
-from staging_fsm.core.jobs import QUEUED, STAGE, JobRow, Place
+from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.cancelling import cancel_in_the_end
@@ -164,7 +164,7 @@ class AttemptDriver:
             if (
                 snapshot is not None
                 and snapshot.is_terminal
-                and row.status not in (QUEUED, "running")
+                and row.status not in (QUEUED, RUNNING)
             ):
                 return None
             decision = self._launch(row, snapshot)

@@ -19,7 +19,7 @@ from staging_fsm.core.errors import (
     PreparationError,
     SnapshotRefusedError,
 )
-from staging_fsm.core.jobs import QUEUED, STAGE, JobRow, Place
+from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow, Place
 from staging_fsm.core.plan import Budget, SuitePlan, Workspace
 from staging_fsm.core.ports import AlertKind, RunCondition
 from staging_fsm.core.snapshot import Snapshot
@@ -72,7 +72,7 @@ class Delivery:
         with Fence(self.fleet.server, self.repo) as fence:
             taken = fence.take()
             row = self.fleet.rows.load(self.job_id)
-            if row.status not in (QUEUED, "running"):
+            if row.status not in (QUEUED, RUNNING):
                 return
             # Before anything of the job is touched, such as an agent that is at it.
             if self._is_a_strangers(row) or self._wants_for_an_agent(row):

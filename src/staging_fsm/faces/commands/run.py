@@ -12,6 +12,7 @@ from rich.console import Console
 
 from staging_fsm.core.config import load_config
 from staging_fsm.core.errors import RunRefusedError
+from staging_fsm.core.jobs import RUNNING
 from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
@@ -211,7 +212,7 @@ def _end_of_run(
     if snapshot is None:
         click.echo(f"staging-fsm: {decision.reason if decision else 'nothing was run'}", err=True)
         return ExitCode.DECLINED
-    if snapshot.state is State.LLM_FALLBACK and row.status == "running":
+    if snapshot.state is State.LLM_FALLBACK and row.status == RUNNING:
         # The reason stays on its row.
         end_without_agent(session.rows, job_id, snapshot)
     view = session.view(row, snapshot)
