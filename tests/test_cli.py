@@ -318,6 +318,18 @@ def test_run_that_was_overtaken_answers_for_nothing_else(
     assert "is bound to another suite" in capsys.readouterr().err
 
 
+def test_run_does_not_wait_for_a_job_that_was_opened_again(shell: Shell) -> None:
+    """A job whose attempt has ended, and that somebody opened by hand, is no job to wait for."""
+    ask = ("--work-item", "WI-1", "--", "true")
+    shell.run(*ask)
+    with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
+        database.execute("UPDATE jobs SET status = 'running' WHERE stage = 'deploy-staging'")
+    again = shell.call("run", "--repo", str(shell.repository), *ask)
+
+    assert again.returncode == ExitCode.DECLINED
+    assert "its attempt has ended" in again.stderr
+
+
 def test_show_and_queue_speak_json(shell: Shell) -> None:
     """`show` repeats what `run` said, and a finished attempt is not in the queue."""
     _, view = shell.run("--", "true")

@@ -645,6 +645,21 @@ def test_job_that_no_recovery_would_find_is_declined(desk: Desk) -> None:
     assert desk.alerts() == [AlertKind.CONFIGURATION_INVALID]
 
 
+def test_job_that_is_opened_again_after_its_end_is_told_of(desk: Desk) -> None:
+    """An ended attempt does not run again, and a person learns that its job waits for nothing."""
+    desk.claim()
+    desk.launch()
+    with desk.kit.store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE jobs SET status = 'queued' WHERE status = 'done'")
+    before = desk.snapshot()
+    desk.claim()
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    assert desk.snapshot() == before
+    assert desk.alerts() == [AlertKind.ROW_REFUSED]
+
+
 class LandsLate(Failing):
     """Rows whose first write is answered with an error, and is committed before the next one."""
 

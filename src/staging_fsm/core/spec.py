@@ -161,6 +161,8 @@ INTERRUPTIONS: Final = frozenset({E.WORKER_LOST, E.CANCEL_REQUESTED, E.RUN_ADOPT
 ROW_BY_ID: Final[Mapping[str, Transition]] = MappingProxyType({row.id: row for row in TRANSITIONS})
 #: The answers of the gate, to each of which an artifact belongs.
 GATE_EVENTS: Final = frozenset({E.GATE_OPENED, E.GATE_REFUSED})
+#: Where the gate ended the attempt, and with it the job.
+ENDED_BY_GATE: Final = frozenset(row.target for row in TRANSITIONS if row.event in GATE_EVENTS)
 #: The events that end a run with a reason. A cancelled run is stopped and not judged.
 RUN_ENDS: Final = frozenset(
     row.event

@@ -28,12 +28,12 @@ from staging_fsm.core.errors import (
     StaleSnapshotError,
     in_words,
 )
-from staging_fsm.core.jobs import Gate, JobRow, JobRows, Place
+from staging_fsm.core.jobs import QUEUED, RUNNING, Gate, JobRow, JobRows, Place
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import SuitePlan
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
-from staging_fsm.core.spec import Event, State
+from staging_fsm.core.spec import ENDED_BY_GATE, Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.engine import Engine, Step
@@ -162,6 +162,10 @@ class StagingRunner:
             return Decision(Ruling.DECLINED, snapshot.history[-1].reason)
         if snapshot.state is State.DEFERRED:
             return self._next_launch(row, snapshot)
+        if snapshot.state in ENDED_BY_GATE and row.status in (QUEUED, RUNNING):
+            # Its gate ended the job along with it; nothing here will end it once more.
+            words = f"the job is {row.status} again, and its attempt has ended: {snapshot.state}"
+            self.engine.alert(AlertKind.ROW_REFUSED, row.id, f"{words}; queue another job")
         return self._take_up(row, snapshot)
 
     def _first_launch(self, row: JobRow) -> Decision:

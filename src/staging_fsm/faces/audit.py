@@ -28,7 +28,7 @@ from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
 from staging_fsm.core.snapshot import Run, Snapshot
-from staging_fsm.core.spec import GATE_EVENTS, TRANSITIONS, State
+from staging_fsm.core.spec import ENDED_BY_GATE, State
 from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import STATUS_KEY
@@ -46,7 +46,6 @@ ARTIFACT_BYTES_MAX: Final = 1024 * 1024
 FINDINGS_KEPT: Final = 1000
 
 _FORWARD: Final = STAGE_TRANSITIONS[STAGE, "success"]
-_ENDED_BY_GATE: Final = frozenset(row.target for row in TRANSITIONS if row.event in GATE_EVENTS)
 _LIVE: Final = (QUEUED, RUNNING)
 
 RESTORE: Final = "Compare the row with a backup, the log of transitions and links noted elsewhere"
@@ -260,12 +259,12 @@ def _movements(snapshot: Snapshot, went_to: str | None) -> tuple[Movement, ...] 
         return None
     if went_to == _FORWARD:
         return (Movement.FORWARD,)
-    return (Movement.BACK,) if snapshot.state in _ENDED_BY_GATE else ()
+    return (Movement.BACK,) if snapshot.state in ENDED_BY_GATE else ()
 
 
 def _artifact(row: JobRow, snapshot: Snapshot) -> tuple[str | None, list[_Problem]]:
     """Return the artifact's text if it is the one that was written, and what is wrong with it."""
-    if snapshot.artifact is None or snapshot.state not in _ENDED_BY_GATE:
+    if snapshot.artifact is None or snapshot.state not in ENDED_BY_GATE:
         return None, []
     raw = read_small(snapshot.artifact.path, ARTIFACT_BYTES_MAX)
     if raw is None or hashlib.sha256(raw).hexdigest() != snapshot.artifact.sha256:
@@ -339,7 +338,7 @@ def _host_words(row: JobRow, snapshot: Snapshot, went_to: str | None) -> Iterato
     if row.stage != STAGE:
         words = f"it holds an attempt, and its stage is {row.stage} and not {STAGE}"
         yield _Problem("row", words, RESTORE)
-    if snapshot.state in _ENDED_BY_GATE and row.status in (*_LIVE, "cancelled"):
+    if snapshot.state in ENDED_BY_GATE and row.status in (*_LIVE, "cancelled"):
         words = f"the attempt is {snapshot.state}, and the job is {row.status} and not ended"
         yield _Problem("job_status", words, ASK_HOST)
     if snapshot.state is State.CANCELLED and row.status not in (*_LIVE, "cancelled"):

@@ -22,6 +22,7 @@ from staging_fsm.core.errors import (
 )
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import ENDED_BY_GATE
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.cancelling import cancel_in_the_end
 from staging_fsm.drive.intercept import StagingIntercept
@@ -153,7 +154,7 @@ class AttemptDriver:
     def drive(self) -> Decision | None:
         """Return None when the attempt is terminal, else why it cannot be driven.
 
-        Raises what `accept` raises.
+        Raises what `accept` raises, and RefusedError for a job that was opened again.
         """
         while True:
             row = self.session.rows.load(self.job_id)
@@ -167,6 +168,13 @@ class AttemptDriver:
                 and row.status not in (QUEUED, RUNNING)
             ):
                 return None
+            if snapshot is not None and snapshot.state in ENDED_BY_GATE:
+                # Its gate ends the job along with it: somebody has opened the job again.
+                message = (
+                    f"job {self.job_id} is {row.status}, and its attempt has ended: it is"
+                    f" {snapshot.state}. Set its status to done, and ask again"
+                )
+                raise RefusedError(message)
             decision = self._launch(row, snapshot)
             if decision is None:
                 self.waiting(row, snapshot)
