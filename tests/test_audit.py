@@ -22,6 +22,7 @@ from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces import audit as auditing
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
 from staging_fsm.faces.cli import main
+from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.session import (
     AttemptDriver,
     Session,
@@ -496,3 +497,13 @@ def test_report_is_one_file_that_needs_nothing(archive: Archive, tmp_path: Path)
     for page in (text, attempt):
         assert "<script" not in page
         assert re.findall(r"(?:src|href|url)\s*[=(]", page) == []
+
+
+def test_audit_of_a_database_that_is_not_there_is_none(tmp_path: Path) -> None:
+    """A mistyped address is no empty table in which nothing deviates, and none is made there."""
+    missing = tmp_path / "typo.db"
+    audited = CliRunner().invoke(main, ["audit", "--verify", "--db", f"sqlite:///{missing}"])
+
+    assert audited.exit_code == ExitCode.DECLINED
+    assert f"there is no database at {missing}" in audited.stderr
+    assert not missing.exists()

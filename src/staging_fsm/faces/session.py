@@ -74,11 +74,14 @@ class Session:
         return None if item is None else item.stage
 
 
-def open_session(db_url: str | None, variables: Mapping[str, str] | None = None) -> Session:
+def open_session(
+    db_url: str | None, variables: Mapping[str, str] | None = None, *, create: bool = True
+) -> Session:
     """Open the orchestrator's database, creating it where it is a new SQLite file.
 
     Raises ConfigInvalidError for settings that cannot be used, the address among them, and
-    RefusedError where the database cannot be reached, or no driver for it is installed.
+    RefusedError where the database cannot be reached, no driver for it is installed, or,
+    without `create`, there is none.
     """
     variables = os.environ if variables is None else variables
     state = StateDir(state_dir(variables))
@@ -86,6 +89,11 @@ def open_session(db_url: str | None, variables: Mapping[str, str] | None = None)
     settings = load_host_settings(variables)
     url = db_url or settings.db_url or f"sqlite:///{state.database}"
     store = SqlHostStore(_database(url))
+    address = store.engine.url
+    file = address.database if address.get_backend_name() == "sqlite" else None
+    if not create and file and not Path(file).exists():
+        message = f"there is no database at {file}, and in a new one there would be nothing to see"
+        raise RefusedError(message)
     try:
         store.create_schema()
     except sa.exc.DatabaseError as error:
