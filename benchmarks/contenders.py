@@ -208,6 +208,7 @@ def staging_fsm(task: Task, cost: Cost, *, supervised: bool) -> None:
     from staging_fsm.effects.clock import SystemClock
     from staging_fsm.host.database import open_database
     from staging_fsm.host.launcher import Host, staging_intercept
+    from staging_fsm.host.pipeline import work_item_dir
     from staging_fsm.host.settings import load_host_settings
     from staging_fsm.host.store import SqlHostStore, WorkItem
     from staging_fsm.host.worker import Worker
@@ -234,6 +235,8 @@ def staging_fsm(task: Task, cost: Cost, *, supervised: bool) -> None:
 
     def work(number: int) -> None:
         item = WorkItem("shop", f"WI-{number}", "deploy-staging", 3, None)
+        # As any stage before has left it.
+        work_item_dir(repository, item.id).mkdir(parents=True)
         job = store.add_work_item(item, "deployer", clock.now())
         worker.run_one(only=job)
 

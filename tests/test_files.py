@@ -267,6 +267,24 @@ def test_artifact_is_compared_to_its_last_byte(artifact: Path, altered: int) -> 
     assert (whole, ArtifactFiles().is_written(artifact.parent, text)) == (True, False)
 
 
+def test_folder_that_is_made_for_an_artifact_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each folder that is made for an artifact is synced under its name, the topmost one first."""
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    folder = ArtifactFiles().write(tmp_path / "work" / "items", NEW).parent
+
+    assert synced == [path.stat().st_ino for path in (tmp_path, folder.parent, folder)]
+
+
 def test_older_artifact_that_cannot_be_moved_is_told(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,14 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_durably(folder: Path) -> None:
+    """Make a folder, and those above it, where there are none, for ever. Raises OSError."""
+    if not folder.is_dir():
+        make_durably(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_directory(folder.parent)
+
+
 def set_aside(path: Path, suffix: str) -> Path | None:
     """Rename whatever is at `path` to a free name beside it; return that name, or None."""
     if not os.path.lexists(path):
@@ -251,7 +259,7 @@ class ArtifactFiles:
 
     def write(self, folder: Path, text: str) -> Path:
         """Write the artifact, atomically and durably; return its path."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_durably(folder)
         path = artifact_in(folder)
         write_durably(path, text.encode(), ARTIFACT_MODE)
         return path

@@ -13,7 +13,13 @@ import attrs
 
 from staging_fsm.core.artifact import is_of_run
 from staging_fsm.core.jobs import JobRow
-from staging_fsm.effects.files import ARTIFACT_MODE, ArtifactFiles, read_small, write_durably
+from staging_fsm.effects.files import (
+    ARTIFACT_MODE,
+    ArtifactFiles,
+    make_durably,
+    read_small,
+    write_durably,
+)
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
@@ -64,7 +70,7 @@ class SharedFolder:
         """Replace each file, whole or not at all."""
         for name, content in files.items():
             path = self.open(row) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_durably(path.parent)
             permitted()
             write_durably(path, content, ARTIFACT_MODE)
 
