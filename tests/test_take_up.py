@@ -35,9 +35,9 @@ from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
+from staging_fsm.drive import recovery
 from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Decision, Ruling
-from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.host.launcher import staging_intercept
@@ -778,8 +778,8 @@ def test_recovery_goes_through_all_there_is(desk: Desk, monkeypatch: pytest.Monk
     """However many attempts a crash has left, one recovery looks at each of them."""
     row = desk.row()
     rows = [attrs.evolve(row, id=number) for number in range(2000)]
-    monkeypatch.setattr(StagingRunner, "unfinished", lambda _runner: rows)
-    monkeypatch.setattr(StagingRunner, "recover", lambda _runner, _job_id: True)
+    monkeypatch.setattr(recovery, "unfinished", lambda _runner: rows)
+    monkeypatch.setattr(recovery, "recover", lambda _runner, _job_id: True)
 
     assert desk.staging.recover() == rows
 
