@@ -761,6 +761,26 @@ def test_names_that_are_none_of_ours_are_all_refused(foreign: Foreign) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("statuses", "shared"),
+    [
+        ({"queued": "open", "running": "open"}, "queued and running"),
+        ({"queued": "gone", "cancelled": "gone"}, "queued and cancelled"),
+        ({"running": "cancelled"}, "running and cancelled"),
+        (dict.fromkeys(["queued", "running", "cancelled"], 1), "queued and running and cancelled"),
+    ],
+)
+def test_status_that_stands_for_two_of_our_words_is_refused(
+    foreign: Foreign, statuses: dict[str, Any], shared: str
+) -> None:
+    """What waits, what is in work and what was cancelled is told apart by its status alone."""
+    with pytest.raises(ConfigInvalidError) as refused:
+        SqlRows(foreign.engine, statuses=statuses)
+
+    [problem] = refused.value.problems
+    assert f" stands for {shared} in statuses" in problem
+
+
 def test_other_databases_are_refused_by_name() -> None:
     """A database that is neither SQLite nor PostgreSQL is refused before anything is asked."""
     engine = sa.create_mock_engine("mysql+pymysql://", executor=lambda *_: None)

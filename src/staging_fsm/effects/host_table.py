@@ -89,8 +89,20 @@ class HostTable:
                 yield f"{name!r} of {parameter} is none of {', '.join(ours)}"
         for name in sorted({*self.columns} & {*self.constants}):
             yield f"{name!r} is both a column and a constant"
+        for actual, words in self._shared_words():
+            yield (
+                f"{actual!r} stands for {' and '.join(words)} in statuses: a job that waits, one"
+                " in work and one that was cancelled could not be told apart"
+            )
         if self.constants.get("not_before") is not None:
             yield "the constant 'not_before' can only be None: no job has a due time"
+
+    def _shared_words(self) -> Iterator[tuple[Any, list[str]]]:
+        """Yield each status of the host's that stands for more than one of our words."""
+        for actual in self._words:
+            words = [word for word, theirs in self.statuses.items() if theirs == actual]
+            if len(words) > 1:
+                yield actual, words
 
     @property
     def full_name(self) -> str:
