@@ -355,6 +355,19 @@ def test_nothing_is_run_before_the_agent_has_ended(begin: Begin) -> None:
     assert beside.view()["comparison"] == Comparison.WAITING
 
 
+def test_launch_of_a_host_with_another_word_for_the_stage_is_run(
+    begin: Begin, tmp_path: Path
+) -> None:
+    """The shadow makes an attempt beside each launch, whatever the host calls its stage."""
+    beside, now = begin(), datetime.now(UTC)
+    row = JobRow("7", "shop", "WI-1", "staging", "running", None, None)
+    beside.shadow.records.launched(row, beside.kit.repository, now)
+    beside.shadow.records.agent_ended("7", tmp_path, now, opened=True, log=None)
+
+    assert beside.shadow.run_once() == 1
+    assert beside.view()["runner"]["state"] == State.ADVANCED
+
+
 def test_each_launch_is_run_once(begin: Begin) -> None:
     """An attempt that has ended is not made again."""
     beside = begin()

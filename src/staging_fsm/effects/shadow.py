@@ -25,7 +25,7 @@ import attrs
 import msgspec
 
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
-from staging_fsm.core.jobs import QUEUED, RUNNING, BrokenMetadata, JobRow
+from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot, load_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time, parse_time
@@ -228,7 +228,8 @@ def _row(folder: Path, launch: Launch) -> JobRow:
         launch.job_id,
         launch.repo,
         launch.work_item,
-        launch.stage,
+        # Only launches of our stage are noted, and here it has our own name.
+        STAGE,
         status,
         parse_time(due) if due else None,
         document,
