@@ -1,5 +1,6 @@
 """The command line's own orchestrator: its database, and the drive of one job to its end."""
 
+import functools
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,21 @@ def test_attempt_that_another_began_and_put_off_is_not_taken_for_ours(
 
     assert left is not None
     assert (row.status, left.state, len(left.runs)) == (QUEUED, State.DEFERRED, 1)
+
+
+def test_cancellation_that_comes_too_late_lets_the_drive_wait_as_before(
+    session: Session, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a drive whose attempt was cancelled need not wait any more: any other would spin."""
+    repo = session.store.register(repository)
+    staging = session.staging(suites=one_suite(suite(["true"])))
+    judged, queued = (
+        AttemptDriver(session, staging, staging_job(session, repo, name)) for name in "AB"
+    )
+    judged.drive()
+    woken: list[str] = []
+    for driver, name in ((judged, "judged"), (queued, "queued")):
+        monkeypatch.setattr(session.clock, "wake", functools.partial(woken.append, name))
+        driver.cancel()
+
+    assert woken == ["queued"]

@@ -63,8 +63,8 @@ def cancel_at(runner: "StagingRunner", row: JobRow, snapshot: Snapshot | None) -
 
 def cancel_in_the_end(
     runner: "StagingRunner", job_id: Any, wait: Callable[[float], object]
-) -> None:
-    """Stop an attempt, asking again while it moves; it is too late once it is judged.
+) -> bool:
+    """Stop an attempt, asking again while it moves, and say whether it was; once judged it is not.
 
     Gives up after CANCEL_TRIES. `wait` waits for so many seconds. Raises what `cancel`
     does but for StaleSnapshotError and TransitionRefusedError.
@@ -76,8 +76,9 @@ def cancel_in_the_end(
             continue
         except TransitionRefusedError as error:
             if is_beyond(State(error.state)):
-                return
+                break
             # A tool error: the next state is not far, and from there it can be.
             wait(CANCEL_PAUSE_SECONDS)
         else:
-            return
+            return True
+    return False

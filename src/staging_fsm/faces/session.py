@@ -238,9 +238,10 @@ class AttemptDriver:
                 signal.signal(number, handler)
 
     def cancel(self) -> None:
-        """Cancel the attempt, unless it is too late, and have whoever waits look again."""
-        cancel_in_the_end(self.staging.runner, self.job_id, threading.Event().wait)
-        self.session.clock.wake()
+        """Cancel the attempt, unless it is too late, and have whoever waits for it look again."""
+        if cancel_in_the_end(self.staging.runner, self.job_id, threading.Event().wait):
+            # Nobody waits after that: woken any earlier, a drive that goes on never would again.
+            self.session.clock.wake()
 
 
 def place_in(session: Session, folder: Path) -> Callable[[JobRow], Place]:
