@@ -26,6 +26,7 @@ from staging_fsm.faces.queue import (
     RECENT_JOBS,
     STUCK_SECONDS,
     StagingRunnerBlock,
+    active_attempt,
     staging_runner_block,
 )
 from staging_fsm.faces.views import attempt_view, duration_words, sentence
@@ -120,6 +121,21 @@ def test_stuck_attempt_comes_first_and_says_why(name: str) -> None:
 def test_slow_attempt_is_not_called_stuck(name: str) -> None:
     """What is merely slow, or cannot be judged from this machine, is not called stuck."""
     assert block_of(NOT_STUCK[name])["attempts"][0]["stuck"] is None
+
+
+@pytest.mark.parametrize("status", ["queued", "running"])
+@pytest.mark.parametrize("state", [State.ADVANCED, State.ROLLED_BACK, State.FAILED_CLOSED])
+def test_job_that_was_opened_again_after_its_attempt_ended_is_stuck(
+    state: State, status: str
+) -> None:
+    """Nothing ends a job whose gate has ended it before: a person has to."""
+    opened, done = (
+        JobRow(1, "shop", "WI-1", "deploy-staging", word, None, None) for word in (status, "done")
+    )
+    ended = attempt(state)
+
+    assert "opened again" in (active_attempt(opened, ended, {}, NOW)["stuck"] or "")
+    assert active_attempt(done, ended, {}, NOW)["stuck"] is None
 
 
 def test_refused_rows_are_listed_whether_finished_or_not() -> None:

@@ -18,9 +18,9 @@ from typing_extensions import TypedDict
 from staging_fsm.core.artifact import fault
 from staging_fsm.core.config import RunnerConfig, load_config
 from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError
-from staging_fsm.core.jobs import JobRow, JobRows
+from staging_fsm.core.jobs import QUEUED, RUNNING, JobRow, JobRows
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import TERMINAL, State
+from staging_fsm.core.spec import ENDED_BY_GATE, TERMINAL, State
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.faces.output import last_line, output_tail
 from staging_fsm.faces.views import (
@@ -206,7 +206,7 @@ def active_attempt(
         "fault": fault(snapshot),
         "worker": plain(snapshot.worker),
         "next": _next(snapshot, started, now),
-        "stuck": _stuck(snapshot, since, started, now),
+        "stuck": _stuck(row, snapshot, since, started, now),
     }
 
 
@@ -220,7 +220,11 @@ def _last_output(snapshot: Snapshot, variables: Mapping[str, str]) -> str | None
 
 
 def _stuck(
-    snapshot: Snapshot, since: datetime | None, started: datetime | None, now: datetime
+    row: JobRow,
+    snapshot: Snapshot,
+    since: datetime | None,
+    started: datetime | None,
+    now: datetime,
 ) -> str | None:
     """Return why nothing will happen by itself, for a person who can do something about it."""
     if snapshot.state is State.DEFERRED:
@@ -228,7 +232,10 @@ def _stuck(
         words = f"Due {duration_words(late)} ago, and no worker has claimed it: is one running?"
         return words if late > STUCK_SECONDS else None
     if snapshot.is_terminal:
-        return None
+        # Its gate ends the job along with it, and nobody does so once more.
+        is_open = snapshot.state in ENDED_BY_GATE and row.status in (QUEUED, RUNNING)
+        words = "Its attempt has ended, and the job was left open or opened again: end it by hand."
+        return words if is_open else None
     if worker_is_alive(snapshot.worker) is False:
         return "Its worker is gone: run staging-fsm recover, or start a worker, to take it up."
     if snapshot.state is State.RUNNING:
