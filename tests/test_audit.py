@@ -215,6 +215,11 @@ ROW: dict[str, tuple[State, str, str]] = {
         LONGER_NUMBER,
         "0-f, which is of job",
     ),
+    "metadata that is cut short within our key": (
+        State.ADVANCED,
+        "UPDATE jobs SET metadata = substr(metadata, 1, 9) WHERE id = :id",
+        "row_refused: the row's metadata is no JSON",
+    ),
     "broken metadata": (
         State.ADVANCED,
         "UPDATE jobs SET metadata = replace(metadata, '}}', '}') WHERE id = :id",

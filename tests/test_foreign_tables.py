@@ -581,6 +581,32 @@ def test_long_table_is_parted_into_spans_that_hold_each_row_once(
     assert list(SqlRows(foreign.engine, "deploys", constants=said, where="1 = 0").spans(size)) == []
 
 
+@pytest.mark.parametrize("dialect", [SQLITE, POSTGRESQL])
+@pytest.mark.parametrize(
+    ("text", "is_seen"),
+    [
+        ('{"staging', True),
+        ('{"a": {"b": 1}', True),
+        ('"b": 1}', True),
+        ("certainly not", True),
+        (' {"a": {"b": 1}} ', False),
+        ('{"a": "{"}', False),
+        ("{}", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+def test_metadata_that_is_no_whole_json_is_walked_too(
+    make_foreign: Callable[[str], Foreign], dialect: str, text: str, *, is_seen: bool
+) -> None:
+    """Of what is cut short nobody knows which keys it held: it is shown to an audit."""
+    foreign = make_foreign(dialect)
+    rows = foreign.create(extra="text")
+    foreign.set(f"extra = '{text}'")
+
+    assert len(list(rows.attempts())) == is_seen
+
+
 def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreign) -> None:
     """With `where`, a row of somebody else with the same id and version stays as it is."""
     foreign.create(uid="TEXT")

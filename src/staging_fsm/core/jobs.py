@@ -110,7 +110,10 @@ class JobRows(Protocol):
         ...
 
     def attempts(self) -> Iterator[JobRow]:
-        """Yield every row that carries our key, ended or not, however broken, in order of ids."""
+        """Yield every row that carries our key, ended or not, however broken, in order of ids.
+
+        And every one whose metadata is no whole JSON: nobody knows which keys it held.
+        """
         ...
 
     def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:

@@ -109,6 +109,10 @@ class Documents(Protocol):
     def document(self) -> sa.ColumnElement[Any]:
         """Return the metadata with our key set, to be written under the guard."""
 
+    @property
+    def broken(self) -> sa.ColumnElement[bool]:
+        """Return a condition on every text that is no whole JSON; on some others it may hold."""
+
     def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
         """Return the condition under which a row may be written.
 
@@ -136,6 +140,7 @@ class SqliteDocuments:
         self.text = sa.type_coerce(column, sa.Text)
         nothing = sa.func.nullif(sa.func.nullif(self.text, _EMPTY[0]), _EMPTY[1])
         self._object = sa.func.coalesce(nothing, "{}")
+        self.broken: sa.ColumnElement[bool] = sa.func.json_valid(self._object) == 0
         ours = sa.func.json(sa.bindparam("our_snapshot", type_=sa.Text))
         self.document: sa.ColumnElement[Any] = sa.func.json_set(self._object, _PATH, ours)
 
@@ -167,6 +172,7 @@ class JsonbDocuments:
     def __init__(self, column: sa.Column[Any]) -> None:
         """Take the host's column."""
         self.text = sa.cast(column, sa.Text)
+        self.broken: sa.ColumnElement[bool] = sa.false()
         null: sa.ColumnElement[Any] = sa.literal_column("'null'::jsonb")
         empty: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb")
         self._object: sa.ColumnElement[Any] = sa.func.coalesce(sa.func.nullif(column, null), empty)
@@ -205,6 +211,7 @@ class LockedDocuments:
     def __init__(self, column: sa.Column[Any], mine: sa.ColumnElement[bool]) -> None:
         """Take the host's column, and the condition on one row."""
         self.text = sa.cast(column, sa.Text)
+        self.broken = sa.false() if isinstance(column.type, sa.JSON) else _is_cut(self.text)
         self._locking = sa.select(self.text).where(mine).with_for_update(key_share=True)
         self.document: sa.ColumnElement[Any] = sa.cast(
             sa.bindparam("our_document", type_=sa.Text), column.type
@@ -232,6 +239,12 @@ class LockedDocuments:
         # What is no object the guard has refused, and nothing is written.
         document = with_key(text, SNAPSHOT_KEY, snapshot) if guard else None
         return {"our_guard": guard, "our_document": document}
+
+
+def _is_cut(text: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Return a condition on every text of which an end is missing, for want of a test for JSON."""
+    opened, closed = (sa.func.length(sa.func.replace(text, sign, "")) for sign in "{}")
+    return sa.or_(sa.func.btrim(text, _SPACES).not_like("{%}"), opened != closed)
 
 
 def _said(**values: Any) -> dict[str, Any]:

@@ -150,13 +150,17 @@ class SqlRows:
     def attempts(self, after: Any = None, upto: Any = None) -> Iterator[JobRow]:
         """Yield every row that carries our key, ended or not, however broken, in order of ids.
 
-        Read in batches by the primary key: however long the table, little of it is
-        in memory, and no transaction is open between two batches. `after` and `upto`
-        bound the ids.
+        Metadata that is no whole JSON counts as ours: nobody knows which keys it held. Read
+        in batches by the primary key: however long the table, little of it is in memory, and
+        no transaction is open between two batches. `after` and `upto` bound the ids.
         """
         id_, text = self._host.column("id"), self._host.documents.text
         # A key in escapes is ours too.
-        ours = sa.or_(text.contains(f'"{SNAPSHOT_KEY}"'), text.contains("\\u", autoescape=True))
+        ours = sa.or_(
+            text.contains(f'"{SNAPSHOT_KEY}"'),
+            text.contains("\\u", autoescape=True),
+            self._host.documents.broken,
+        )
         batch = self._select(text).where(ours, self._host.ours).order_by(id_).limit(BATCH_ROWS)
         if upto is not None:
             batch = batch.where(id_ <= upto)
