@@ -525,8 +525,8 @@ def test_doctor_names_what_is_missing(shell: Shell) -> None:
 
 
 def test_config_hides_secrets(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`config` shows every setting, but no value of one that may hold a password."""
-    monkeypatch.setenv("COLUMNS", "200")
+    """`config` shows every setting by its whole name, and no value that may hold a password."""
+    monkeypatch.setenv("COLUMNS", "40")
     secrets = [setting for setting in every_setting() if setting.is_secret]
     for setting in secrets:
         monkeypatch.setenv(setting.name, "json://user:hunter2@localhost")

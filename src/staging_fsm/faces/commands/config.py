@@ -3,10 +3,9 @@
 import os
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.core.visible import visible
 from staging_fsm.faces.settings import every_setting, problems
 
 
@@ -17,12 +16,11 @@ def config(*, env_example: bool) -> None:
     if env_example:
         click.echo(env_file(), nl=False)
         return
-    table = Table("setting", "value", "meaning")
     for setting in every_setting():
         value = os.environ.get(setting.name, setting.default)
-        shown = "<set>" if setting.is_secret and value else value
-        table.add_row(setting.name, shown, setting.help)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+        shown = "<set>" if setting.is_secret and value else visible(value)
+        # No table: in a narrow terminal it would cut names short, or leave no room for the rest.
+        click.echo(f"{click.style(setting.name, bold=True)}={shown}\n    {setting.help}")
     found = problems(os.environ)
     if found:
         raise ConfigInvalidError(found)
