@@ -279,8 +279,8 @@ STAMPS = {
     "9999-12-31T23:59:59-23:59": False,
     "1970-01-01T00:00:00": None,
     "0001-01-01T00:00:00Z": None,
-    "yesterday": None,
     "": None,
+    " ": None,
 }
 
 
@@ -294,6 +294,17 @@ def test_time_stamps_say_whether_a_report_is_of_its_run(stamp: str) -> None:
     else:
         assert read_junit(io.BytesIO(text), WINDOW).dated is bool(STAMPS[stamp])
     assert read(text).dated is False
+
+
+@pytest.mark.parametrize("stamp", ["yesterday", "Sat, 01 Jun 2030 12:03:00 GMT", "1906545780"])
+@pytest.mark.parametrize("other", ["", 'timestamp="2030-06-01T12:03:00Z"'])
+def test_stamp_that_cannot_be_read_is_told_from_none(stamp: str, other: str) -> None:
+    """A report with a stamp that cannot be read is not dated, whatever its other stamps say."""
+    suites = [f'<testsuite timestamp="{stamp}">{CASE}</testsuite>', f"<testsuite {other}/>"]
+    for ordered in (suites, suites[::-1]):
+        text = f"<testsuites>{''.join(ordered)}</testsuites>".encode()
+
+        assert read_junit(io.BytesIO(text), WINDOW).dated is None
 
 
 @pytest.mark.parametrize(

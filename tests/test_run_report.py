@@ -86,6 +86,7 @@ def test_report_outside_the_runs_folder_must_be_of_this_run(
         ("$(date -u -d '5 minutes ago' +%FT%TZ)", EvidenceState.STALE, None),
         ("$(date -u +%FT%T)", EvidenceState.READ, True),
         ("$(date +%FT%T)", EvidenceState.READ, True),
+        ("$(date -R)", EvidenceState.READ, None),
         ("", EvidenceState.READ, False),
     ],
 )

@@ -33,6 +33,13 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 #: To YAML 1.1 a number with an exponent and no point is a text.
 _NO_POINT: Final = re.compile(r"^(-?\d+)e")
 _FAULTS: Final = {Verdict.PASSED: "none", Verdict.FAILED: "code"}
+_UNDATED: Final = "so nothing but the time of its file says when it was made."
+#: How far a report's own time stamps say that it is of its run.
+_DATED: Final = {
+    True: "Its time stamps are of this run.",
+    None: f"A time stamp in it cannot be read, {_UNDATED}",
+    False: f"It carries no time stamps, {_UNDATED}",
+}
 #: What stands bare in the front matter: words of ours, none of which YAML takes for
 #: anything but a text. Whatever comes from elsewhere is quoted.
 _BARE: Final = frozenset(
@@ -230,15 +237,10 @@ def _evidence_words(snapshot: Snapshot) -> str:
     if run.counts is None:
         return f"Evidence: the JUnit report `{name}` was asked for and is {run.evidence}.\n"
     counts = run.counts
-    dated = (
-        "Its time stamps are of this run."
-        if counts.dated
-        else "It carries no time stamps, so nothing but the time of its file says when it was made."
-    )
     return (
         f"Evidence: the JUnit report `{name}` counts {counts.tests} tests,"
         f" {counts.executed} executed, {counts.failures} failures, {counts.errors} errors,"
-        f" {counts.skipped} skipped. {dated}\n"
+        f" {counts.skipped} skipped. {_DATED[counts.dated]}\n"
     )
 
 

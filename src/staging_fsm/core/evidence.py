@@ -54,8 +54,9 @@ class Counts:
     failures: int
     errors: int
     skipped: int
-    #: Whether its own time stamps say that it is of this run. Without any nothing is known.
-    dated: bool = False
+    #: Whether its own time stamps say that it is of this run: False where there are none, None
+    #: where one cannot be read. Of when it was made nothing is known in either case.
+    dated: bool | None = False
 
     @property
     def executed(self) -> int:
@@ -123,7 +124,7 @@ class _Tally:
     #: The elements that are open, each with the telling children it had so far.
     open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
     window: RunWindow | None = None
-    dated: bool = False
+    dated: bool | None = False
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
 
@@ -159,16 +160,21 @@ class _Tally:
             self.open_elements[-1][1].add(name)
 
     def _check_time(self, text: str) -> None:
+        if self.window is None or not text.strip():
+            return
         try:
             stamp = datetime.fromisoformat(text.strip())
         except ValueError:
+            # No more than none, and what others of the report say is not said of this part.
+            self.dated = None
             return
-        if self.window is None or stamp.year <= NO_TIME_YEAR:
+        if stamp.year <= NO_TIME_YEAR:
             return
         if not self.window.holds(stamp):
             message = f"a suite in the report ran at {text}, and not in this run"
             raise ReportStaleError(message)
-        self.dated = True
+        if self.dated is not None:
+            self.dated = True
 
     def _learn(self, *names: str) -> None:
         # The parser never forgets a name, so a report of nothing but names would fill the memory.
