@@ -431,6 +431,18 @@ def test_dirty_tree_may_be_allowed(site: Site) -> None:
     assert bind_revision(site.repository, SuitePlan(("true",))) == head
 
 
+@pytest.mark.parametrize("workspace", Workspace)
+@pytest.mark.parametrize("text", ["PRICE = 4\n", "PRICE = 5\n"], ids=["clean", "dirty"])
+def test_run_over_uncommitted_changes_says_so(site: Site, workspace: Workspace, text: str) -> None:
+    """A run in place over a tree that differed says that its revision does not say what ran."""
+    (site.repository / "shop.py").write_text(text)
+    site.start("true", workspace=workspace, allow_dirty=True)
+    detail = site.suites.await_report(RUN).detail
+    differed = workspace is Workspace.IN_PLACE and "5" in text
+
+    assert ("uncommitted changes were tested" in (detail or "")) is differed
+
+
 # In a worktree.
 
 

@@ -23,6 +23,9 @@ from staging_fsm.effects.supervisor.result import mark_of
 
 #: So much of what a supervisor said at its end is told.
 _LAST_WORDS_BYTES: Final = 500
+_UNCOMMITTED: Final = (
+    "uncommitted changes were tested too, and the revision alone does not say what ran"
+)
 
 
 def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) -> RunReport:
@@ -54,7 +57,7 @@ def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) ->
     return RunReport(
         facts,
         duration_seconds=float(result["duration_seconds"]),
-        detail=_detail(result),
+        detail=_detail(order, result),
         log=str(log) if sha256 else None,
         log_sha256=sha256,
         log_bytes=int(result["log_bytes"]),
@@ -123,12 +126,15 @@ def _window(order: Order) -> RunWindow:
     return RunWindow(begin, now, now.astimezone().tzinfo or UTC)
 
 
-def _detail(result: dict[str, str]) -> str | None:
+def _detail(order: Order, result: dict[str, str]) -> str | None:
     if result["spawn_detail"]:
         return result["spawn_detail"]
+    told = []
+    if order.changes and order.workspace == Workspace.IN_PLACE:
+        told.append(_UNCOMMITTED)
     if result["survivors"] != "0":
-        return f"{result['survivors']} processes outlived the suite and were killed"
-    return None
+        told.append(f"{result['survivors']} processes outlived the suite and were killed")
+    return "; ".join(told) or None
 
 
 def _optional_int(text: str) -> int | None:
