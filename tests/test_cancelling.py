@@ -69,9 +69,11 @@ def test_job_that_never_ran_can_be_cancelled(desk: Desk) -> None:
         desk.staging.cancel(desk.job_id)
 
 
-def test_only_staging_jobs_can_be_cancelled(desk: Desk) -> None:
-    """A job of another stage is not touched by a cancellation, which says so."""
-    desk.job_id = desk.kit.add("testing", "WI-2")
+@pytest.mark.parametrize("stage", ["analysis", "testing"])
+def test_only_staging_jobs_can_be_cancelled(desk: Desk, stage: str) -> None:
+    """A job of another stage is not touched by a cancellation, which says so, however broken."""
+    desk.job_id = desk.kit.add(stage, "WI-2")
+    desk.write_metadata("certainly not")
     before = desk.raw_row()
 
     with pytest.raises(RefusedError, match="only deploy-staging has attempts"):
