@@ -1,12 +1,11 @@
 """The machine-readable blocks of documents, as the tests read them."""
 
 import re
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-ROOT: Final = Path(__file__).parent.parent
+from sources import ROOT
 
 
 def yaml_block(document: str) -> dict[str, Any]:
@@ -15,3 +14,7 @@ def yaml_block(document: str) -> dict[str, Any]:
     [block] = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     facts: dict[str, Any] = yaml.safe_load(block)
     return facts
+
+
+#: Where an LLM, a process or the network can be reached.
+SITES: Final = yaml_block("docs/llm-call-sites.md")

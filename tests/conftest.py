@@ -14,8 +14,10 @@ from hypothesis import settings
 
 import postgres
 import staging_fsm
+from archive import Archive, opened_archive, run_attempts
 from desk import AGENT, Desk, made_desk
 from hosts import REPO, HostKit, git
+from sources import TESTS
 from staging_fsm.core.spec import TRANSITIONS
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.faces.diagrams import Diagram, svg
@@ -38,7 +40,7 @@ settings.load_profile("specification")
 for _module in pkgutil.walk_packages(staging_fsm.__path__, "staging_fsm."):
     importlib.import_module(_module.name)
 NO_POSTGRESQL = f"there is no PostgreSQL: set {postgres.VARIABLE}, or install one"
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TESTS / "golden"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -160,6 +162,21 @@ def stand(tmp_path: Path) -> Iterator[Stand]:
     """Return a place for real runs."""
     with made_stand(tmp_path) as stand:
         yield stand
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a database, artifacts and logs of three attempts that really ran."""
+    folder = tmp_path_factory.mktemp("audit")
+    run_attempts(folder)
+    return folder
+
+
+@pytest.fixture
+def archive(ran: Path, tmp_path: Path) -> Iterator[Archive]:
+    """Return an archive; files that a test altered are as they were when the next begins."""
+    with opened_archive(ran, tmp_path) as archive:
+        yield archive
 
 
 @pytest.fixture

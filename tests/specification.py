@@ -1,22 +1,20 @@
 """`docs/specification.md`: each invariant, and what holds it. Generated; run `pytest --rewrite`."""
 
-import ast
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import attrs
 
+from sources import ROOT, TESTS, functions
 from staging_fsm.core.invariants import INVARIANTS
 from staging_fsm.core.spec import RUN_ENDS, TRANSITIONS, Effect, Event, State, Transition
 from staging_fsm.faces.diagrams.spin import LIVENESS, PROPERTIES
 
-TESTS: Final = Path(__file__).parent
-DOCUMENT: Final = TESTS.parent / "docs" / "specification.md"
-MODEL: Final = TESTS.parent / "diagrams" / "staging.pml"
+DOCUMENT: Final = ROOT / "docs" / "specification.md"
+MODEL: Final = ROOT / "diagrams" / "staging.pml"
 STORIES: Final = TESTS / "golden" / "stories"
 
 #: A property that no bug can break is no property.
@@ -227,8 +225,8 @@ def test_functions() -> Mapping[str, str]:
     return {
         node.name: path.name
         for path in sorted(TESTS.glob("test_*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        for node in functions(path)
+        if node.name.startswith("test_")
     }
 
 

@@ -4,18 +4,14 @@ What may start a process or speak to the network stands in `docs/llm-call-sites.
 """
 
 import ast
-import functools
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import staging_fsm
-from blocks import yaml_block
+from blocks import SITES
+from sources import MODULES, SOURCE, nodes, tree
 
-SOURCE = Path(staging_fsm.__file__).parent
-SITES = yaml_block("docs/llm-call-sites.md")
 #: Whatever can start a process, in any module.
 STARTERS = {
     "Popen",
@@ -51,23 +47,6 @@ NETWORK_CLIENTS = {
     "urllib.request",
     "xmlrpc.client",
 }
-MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
-
-
-@functools.cache
-def tree(module: str) -> ast.Module:
-    """Return the syntax tree of a module."""
-    return ast.parse((SOURCE / module).read_text(encoding="utf-8"))
-
-
-def nodes(node: ast.AST, function: str = "<module>") -> Iterator[tuple[str, ast.AST]]:
-    """Yield every node with the innermost function it stands in."""
-    for child in ast.iter_child_nodes(node):
-        yield function, child
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from nodes(child, child.name)
-        else:
-            yield from nodes(child, function)
 
 
 def starts_process(node: ast.AST) -> bool:
@@ -91,7 +70,7 @@ def users(name: str) -> set[str]:
     return {
         f"{module}::{function}"
         for module in MODULES
-        for function, node in nodes(tree(module))
+        for function, node in nodes(tree(SOURCE / module))
         if (isinstance(node, ast.Attribute) and node.attr == name)
         or (isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load))
     }
@@ -102,7 +81,7 @@ def test_every_process_start_is_listed() -> None:
     found = {
         f"{module}::{function}"
         for module in MODULES
-        for function, node in nodes(tree(module))
+        for function, node in nodes(tree(SOURCE / module))
         if starts_process(node)
     }
 
@@ -114,7 +93,7 @@ def test_every_process_start_is_listed() -> None:
 def test_no_start_hides_behind_another_name(module: str) -> None:
     """What can start a process is called by its module's own name, where it can be seen."""
     hidden = []
-    for node in ast.walk(tree(module)):
+    for node in ast.walk(tree(SOURCE / module)):
         if isinstance(node, ast.Import):
             hidden += [n.name for n in node.names if n.name in MODULES_THAT_START and n.asname]
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES_THAT_START:
@@ -127,7 +106,7 @@ def test_every_network_client_is_listed() -> None:
     """Each module that imports a client of the network is listed with whom it speaks to."""
     found = set()
     for module in MODULES:
-        for _, node in nodes(tree(module)):
+        for _, node in nodes(tree(SOURCE / module)):
             names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
@@ -139,7 +118,7 @@ def test_every_network_client_is_listed() -> None:
 
 def imported(module: str) -> Iterator[str]:
     """Yield what a module imports, as dotted names."""
-    for node in ast.walk(tree(module)):
+    for node in ast.walk(tree(SOURCE / module)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

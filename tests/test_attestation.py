@@ -26,6 +26,7 @@ from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
 from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
+from archive import Archive, jobs
 from staging_fsm.core.errors import AttestationRefusedError
 from staging_fsm.core.machine import step
 from staging_fsm.core.outcome import Reason
@@ -36,8 +37,7 @@ from staging_fsm.core.trail import walk
 from staging_fsm.faces.attestation import PAYLOAD_TYPE, contradiction, sign, statement_of
 from staging_fsm.faces.cli import main
 from staging_fsm.faces.exits import ExitCode
-from test_audit import Archive, archive, jobs, ran
-from test_trail import (
+from trails import (
     ATTEMPTS,
     BROKEN,
     CLAIM,
@@ -51,7 +51,6 @@ from test_trail import (
     walked,
 )
 
-__all__ = ["archive", "ran"]
 KEY = "ORCH_STAGING_RUNNER_ATTEST_KEY"
 Attest = Callable[..., Result]
 

@@ -7,6 +7,7 @@ one bash whose output must be the block's. `pytest --rewrite` writes outputs and
 blocks afresh; whoever commits that has read the difference.
 """
 
+import ast
 import difflib
 import inspect
 import json
@@ -30,10 +31,9 @@ from sybil import Document, Example, Region
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
-import test_anti_drift
 from benchmarks.report import BLOCKS
 from hosts import git
-from specification import test_functions
+from sources import LAYERS, ROOT, TESTS, functions
 from staging_fsm import Effect, Event, Ruling, State
 from staging_fsm.core.config import RunnerConfig
 from staging_fsm.core.jobs import STAGE
@@ -54,10 +54,8 @@ from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import RESERVED_AGENTS
 from staging_fsm.host.pipeline import ARTIFACT_GATES
 from staging_fsm.host.settings import HostSettings
-from test_repo import LAYERS
-from test_stories import STORIES
+from stories import STORIES
 
-ROOT: Final = Path(__file__).parent.parent
 EXAMPLES: Final = ROOT / "examples"
 DOCUMENTS: Final = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
@@ -69,6 +67,7 @@ GIVEN: Final = {
     "docs/howto-grow.md": "DATABASE_URL",
     "docs/howto-procrastinate.md": "DATABASE_URL",
 }
+ANTI_DRIFT: Final = "test_anti_drift.py"
 COMMAND_SECONDS: Final = 120
 
 #: What differs from run to run, and nothing else. Both sides of a comparison go through it.
@@ -375,9 +374,9 @@ def stage_rows() -> str:
     return table(["stage", "agent", "producer", "the gate reads", "success", "failure"], rows)
 
 
-def first_paragraph(described: object) -> str:
+def first_paragraph(docstring: str | None) -> str:
     """Return a docstring's first paragraph on one line, as a table has it."""
-    return (inspect.getdoc(described) or "").partition("\n\n")[0].replace("\n", " ")
+    return (docstring or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def case_rows() -> str:
@@ -385,16 +384,16 @@ def case_rows() -> str:
     held = [
         (
             f"TC-{story.__name__.split('_')[1]}",
-            first_paragraph(story),
+            first_paragraph(inspect.getdoc(story)),
             f"`test_stories.py::test_story[{story.__name__}]`",
         )
         for story in STORIES
         if story.__name__.startswith("tc_")
     ]
     held += [
-        ("TC-14", first_paragraph(getattr(test_anti_drift, name)), f"`{file}::{name}`")
-        for name, file in test_functions().items()
-        if file == "test_anti_drift.py"
+        ("TC-14", first_paragraph(ast.get_docstring(test)), f"`{ANTI_DRIFT}::{test.name}`")
+        for test in functions(TESTS / ANTI_DRIFT)
+        if test.name.startswith("test_")
     ]
     return table(["case", "rule", "held by"], held)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from sources import ROOT
 from staging_fsm.core.config import variable_name
 from staging_fsm.faces.cli import main
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.extras import EXTRAS
 from staging_fsm.host.database import open_database
-from test_repo import ROOT
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -43,18 +43,7 @@ from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.launcher import AGENT_MARK, Host
 from staging_fsm.host.pipeline import work_item_dir
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
-from test_trail import (
-    BROKEN,
-    BROKEN_AGAIN,
-    CLAIM,
-    CLAIM_AGAIN,
-    ERROR,
-    FAILED,
-    PASSED,
-    WAIT,
-    Walked,
-    walked,
-)
+from trails import CLAIM, CLAIM_AGAIN, ERROR, ERROR_AGAIN, FAILED, PASSED, WAIT, walked
 
 
 @pytest.fixture
@@ -73,11 +62,10 @@ def patient_fleet(tmp_path: Path, postgres_url: str) -> Iterator[FleetStand]:
         yield stand
 
 
-BROKEN_DOWN: Walked = (Event.SUITE_NOT_EXECUTED, {"runs": (BROKEN, BROKEN_AGAIN)})
 JUDGED = {
     State.VERDICT_PASSED: walked(CLAIM, (Event.SUITE_PASSED, {"runs": (PASSED,)})),
     State.VERDICT_FAILED: walked(CLAIM, (Event.SUITE_FAILED, {"runs": (FAILED,)})),
-    State.EXHAUSTED: walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN, BROKEN_DOWN, (Event.BUDGET_SPENT, {})),
+    State.EXHAUSTED: walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN, ERROR_AGAIN, (Event.BUDGET_SPENT, {})),
 }
 
 

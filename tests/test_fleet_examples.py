@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from fleets import PATIENCE_SECONDS, fleet_stand
+from sources import ROOT
 from staging_fsm.core.spec import State
 from staging_fsm.faces.cli import COMMANDS
 from staging_fsm.faces.settings import every_setting
 
-EXAMPLES: Final = Path(__file__).parent.parent / "examples"
+EXAMPLES: Final = ROOT / "examples"
 UNIT: Final = EXAMPLES / "staging-fsm-fleet@.service"
 COMPOSE: Final = EXAMPLES / "fleet-compose.yaml"
 #: What a test puts in the place of what an example says.

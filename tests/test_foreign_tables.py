@@ -19,7 +19,7 @@ from staging_fsm.core.jobs import SNAPSHOT_KEY
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import open_database
-from test_rows import LATER, attempt
+from versions import LATER, attempt
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 TABLE: Final = "Agent Runs"

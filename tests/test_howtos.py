@@ -16,11 +16,11 @@ import yaml
 
 import postgres
 from hosts import git
+from sources import ROOT
 from staging_fsm.core.spec import State
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.host.database import open_database
-from test_docs import ROOT
 
 NAMES: Final = {
     "repo": "project",

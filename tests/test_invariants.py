@@ -1,44 +1,22 @@
 """Each invariant speaks where its promise is broken, by name and in a sentence, and only there."""
 
-import hashlib
 from typing import Any
 
 import attrs
 import pytest
 
 from attempts import linked
+from sound import BROKEN, FAILED, NOW, OPEN, PASSED, PLAN, RED_TEXT, TEXT, artifact, attempt
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.invariants import INVARIANTS, Movement, Sight, Start, violations
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import Budget, Plan, SuitePlan
+from staging_fsm.core.plan import Budget
 from staging_fsm.core.ports import AlertKind
-from staging_fsm.core.snapshot import ADOPTIONS_MAX, Artifact, Move, Run, Snapshot, replay
+from staging_fsm.core.snapshot import ADOPTIONS_MAX, Move, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.trail import NO_LINK
 
-NOW = "2026-01-01T00:00:00.000000Z"
-TEXT = "---\nstaging_status: SUCCESS\n---\n"
-RED_TEXT = "---\nstaging_status: FAILED\n---\n"
-PASSED = Run(1, NOW, NOW, Reason.PASSED, "J12", 0, None, 60.0)
-FAILED = Run(1, NOW, NOW, Reason.EXIT_CODE, "J11", 1, None, 60.0)
-BROKEN = Run(1, NOW, NOW, Reason.TOOL_EXIT_CODE, "J08", 126, None, 60.0)
-OPEN = Run(1, NOW)
-PLAN = Plan(SuitePlan(("suite",), timeout_seconds=60), Budget(infra_retries=1), "abc123")
 JUNIT = attrs.evolve(PLAN, suite=attrs.evolve(PLAN.suite, report="junit.xml", min_tests=3))
-
-
-def attempt(path: str, *runs: Run, plan: Plan | None = PLAN, **changes: Any) -> Snapshot:
-    """Return a sound attempt that walked the rows of `path`."""
-    moves = tuple(Move(id_, NOW, "because", "w", NO_LINK) for id_ in path.split())
-    numbered = tuple(attrs.evolve(run, number=number) for number, run in enumerate(runs, 1))
-    sound = Snapshot(len(moves), "1-a", replay(moves), "w", plan, numbered, moves, None, None)
-    return linked(attrs.evolve(sound, **changes))
-
-
-def artifact(text: str) -> Artifact:
-    """Return the record of a written artifact."""
-    return Artifact("/a", hashlib.sha256(text.encode()).hexdigest())
-
 
 ADVANCED = attempt("T01 T03 T11", PASSED, artifact=artifact(TEXT))
 FAILED_CLOSED = attempt("T01 T05 T07 T09 T05 T08 T14", BROKEN, BROKEN, artifact=artifact(RED_TEXT))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from blocks import ROOT, yaml_block
+from blocks import SITES, yaml_block
+from sources import MODULES, ROOT, SOURCE, nodes, tree
 from specification import test_functions
 from staging_fsm.core.jobs import STAGE
 from staging_fsm.faces.settings import every_setting
@@ -15,7 +16,6 @@ from staging_fsm.host.contract.self_deploy import map_exit_code_to_status
 from staging_fsm.host.contract.stages import STAGE_AGENTS
 from staging_fsm.host.launcher import RESERVED_AGENTS
 from staging_fsm.host.settings import HostSettings
-from test_anti_drift import MODULES, SITES, SOURCE, nodes, tree
 
 ITEMS = yaml_block("docs/llm-determinization-roadmap.md")["items"]
 RULES = yaml_block("docs/llm-usage-policy.md")["rules"]
@@ -26,7 +26,7 @@ LLM_STAGES = {stage: agent for stage, agent in STAGE_AGENTS.items() if agent not
 def functions() -> Iterator[str]:
     """Yield every function of the code as a site."""
     for module in MODULES:
-        for node in ast.walk(tree(module)):
+        for node in ast.walk(tree(SOURCE / module)):
             if isinstance(node, ast.FunctionDef):
                 yield f"{module}::{node.name}"
 
@@ -68,7 +68,7 @@ def test_runner_is_asked_before_the_transport() -> None:
     """In `launch_job` the intercept's answer comes before `_spawn`, which it may rule out."""
     [launch_job] = [
         node
-        for node in tree("host/launcher.py").body
+        for node in tree(SOURCE / "host/launcher.py").body
         if isinstance(node, ast.FunctionDef) and node.name == "launch_job"
     ]
     called = [

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from served import WAYS, Shelf, ask, attempt, serving
+from sources import ROOT
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, State
@@ -172,7 +173,7 @@ def test_every_metric_is_explained(shelf: Shelf) -> None:
         for sample in family.samples
         if not sample.name.endswith("_created")
     }
-    page = (Path(__file__).parent.parent / "docs" / "operating.md").read_text()
+    page = (ROOT / "docs" / "operating.md").read_text()
     rows = re.findall(r"^\| `(staging_fsm_\w+)` \| (.*?) \|", page, re.MULTILINE)
 
     assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == found

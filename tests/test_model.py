@@ -12,10 +12,10 @@ from typing import Any, Final
 import attrs
 import pytest
 
+from sources import ROOT
 from staging_fsm.core.spec import TERMINAL, TRANSITIONS, Effect, Event, State, Transition
 from staging_fsm.faces.diagrams.spin import FILE_NAME, LIVENESS, PROPERTIES, promela
 
-ROOT: Final = Path(__file__).parent.parent
 DOCUMENT: Final = ROOT / "docs" / "model.md"
 
 SPIN: Final = shutil.which("spin")

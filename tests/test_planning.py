@@ -6,6 +6,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from sound import BROKEN, FAILED, PASSED, TEXT, artifact, attempt
 from staging_fsm.core.config import load_config, variable_name
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.evidence import Counts, EvidenceState
@@ -13,7 +14,6 @@ from staging_fsm.core.jobs import STAGE, JobRow
 from staging_fsm.core.snapshot import Run, Snapshot, dump_snapshot
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.drive.planning import RECENT_ROWS, last_passed_tests, read_suites
-from test_invariants import BROKEN, FAILED, PASSED, TEXT, artifact, attempt
 
 SUITES = '[default]\ncommand = ["make", "check"]\n'
 

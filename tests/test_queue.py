@@ -32,7 +32,7 @@ from staging_fsm.faces.queue import (
 from staging_fsm.faces.views import attempt_view, duration_words, sentence
 from staging_fsm.host.database import open_database
 from staging_fsm.host.store import SqlHostStore
-from test_trail import BROKEN, CLAIM, CLAIM_AGAIN, ERROR, FAILED, WAIT, walked
+from trails import BROKEN, CLAIM, CLAIM_AGAIN, ERROR, FAILED, WAIT, walked
 
 
 def block_of(

@@ -1,7 +1,6 @@
 """The style of the repository, as rules that a machine checks."""
 
 import ast
-import functools
 import io
 import re
 import sys
@@ -11,24 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sources import LAYERS, MODULES, ROOT, SOURCE, TESTS, functions, imports
 from staging_fsm.faces.commands.config import env_file
 from staging_fsm.faces.diagrams import Diagram, outdated
 
-ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "src" / "staging_fsm"
-
-#: Layer -> layers it may import. An import only ever points down this table.
-LAYERS = {
-    "host/contract": (),
-    "core": ("host/contract",),
-    "effects/supervisor": (),
-    "effects": ("host/contract", "core", "effects/supervisor"),
-    "drive": ("host/contract", "core", "effects"),
-    "host": ("host/contract", "core", "effects", "drive"),
-    "fleet": ("host/contract", "core", "effects", "drive", "host"),
-    "testing": ("host/contract", "core"),
-    "faces": ("host/contract", "core", "effects/supervisor", "effects", "drive", "host", "fleet"),
-}
 #: What the core may not touch: it gets time, environment, files and processes as arguments.
 IMPURE = {"os", "subprocess", "time", "random", "secrets", "socket", "psutil", "sqlalchemy"}
 #: Each side effect has one home: module -> who may import it.
@@ -67,36 +52,13 @@ HOMES = {
     "opentelemetry": {"effects/telemetry.py"},
 }
 FUNCTION_LINES_MAX = 70
-MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
-TESTS = sorted(path.name for path in (ROOT / "tests").glob("test_*.py"))
+TEST_FILES = sorted(path.name for path in TESTS.glob("test_*.py"))
 
 
 def layer_of(module: str) -> str | None:
     """Return the layer of a module, the longest folder name that fits; None outside all."""
     fitting = [layer for layer in LAYERS if module.startswith(layer + "/")]
     return max(fitting, key=len, default=None)
-
-
-@functools.cache
-def imports(module: str) -> frozenset[str]:
-    """Return the dotted names that a module imports anywhere in it."""
-    names = set[str]()
-    for node in ast.walk(ast.parse((SOURCE / module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            # A relative name is one of ours as well: each dot leads one folder up.
-            above = ("staging_fsm", *Path(module).parts[: -node.level]) if node.level else ()
-            source = ".".join((*above, *filter(None, [node.module])))
-            names.update([source, *(f"{source}.{alias.name}" for alias in node.names)])
-    return frozenset(names)
-
-
-def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Yield every function of a file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -113,7 +75,7 @@ def test_imports_point_down(module: str) -> None:
     allowed = {layer, *LAYERS[layer]}
     ours = {
         name.removeprefix("staging_fsm.").replace(".", "/") + "/"
-        for name in imports(module)
+        for name in imports(SOURCE / module)
         if name.startswith("staging_fsm.")
     }
     upward = {name for name in ours if (target := layer_of(name)) and target not in allowed}
@@ -124,7 +86,7 @@ def test_imports_point_down(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("core/")])
 def test_core_is_pure(module: str) -> None:
     """The core has no clock, no environment, no file, no process and no randomness."""
-    names = {name.split(".")[0] for name in imports(module)}
+    names = {name.split(".")[0] for name in imports(SOURCE / module)}
     text = (SOURCE / module).read_text(encoding="utf-8")
 
     assert not names & IMPURE
@@ -134,7 +96,7 @@ def test_core_is_pure(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("effects/supervisor/")])
 def test_supervisor_is_made_of_itself_and_the_standard_library(module: str) -> None:
     """What runs without our packages imports none, and no file of it is called as one it uses."""
-    tops = {name.split(".")[0] for name in imports(module)}
+    tops = {name.split(".")[0] for name in imports(SOURCE / module)}
 
     assert tops <= {"staging_fsm", *sys.stdlib_module_names}
     assert Path(module).stem not in sys.stdlib_module_names
@@ -144,7 +106,9 @@ def test_supervisor_is_made_of_itself_and_the_standard_library(module: str) -> N
 def test_each_side_effect_has_its_home(home: str) -> None:
     """What can act on the world is imported where its home is, and nowhere else."""
     users = {
-        module for module in MODULES if home in {name.split(".")[0] for name in imports(module)}
+        module
+        for module in MODULES
+        if home in {name.split(".")[0] for name in imports(SOURCE / module)}
     }
 
     assert users == HOMES[home]
@@ -162,12 +126,12 @@ def test_functions_fit_on_a_screen(module: str) -> None:
     assert not long
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", TEST_FILES)
 def test_each_test_states_a_rule(name: str) -> None:
     """Each test's docstring is one rule of the product, a sentence with its full stop."""
     without = [
         node.name
-        for node in functions(ROOT / "tests" / name)
+        for node in functions(TESTS / name)
         if node.name.startswith("test_")
         and not re.search(r"[.\"»)]$", (ast.get_docstring(node) or "").strip().split("\n\n")[0])
     ]
@@ -175,10 +139,10 @@ def test_each_test_states_a_rule(name: str) -> None:
     assert not without
 
 
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("name", TEST_FILES)
 def test_tests_do_not_sleep(name: str) -> None:
     """A test waits for a condition, never for a time."""
-    text = (ROOT / "tests" / name).read_text(encoding="utf-8")
+    text = (TESTS / name).read_text(encoding="utf-8")
 
     assert not re.search(r"\btime\.sleep\(", text)
 

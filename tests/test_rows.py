@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,18 +22,15 @@ from staging_fsm.core.errors import (
     StaleSnapshotError,
 )
 from staging_fsm.core.jobs import SNAPSHOT_KEY, BrokenMetadata, JobRows
-from staging_fsm.core.plan import Budget, Plan, SuitePlan
-from staging_fsm.core.snapshot import FORMAT, Move, Run, Snapshot, dump_snapshot, fresh_snapshot
-from staging_fsm.core.spec import State
+from staging_fsm.core.snapshot import FORMAT, dump_snapshot
 from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.metadata import our_document, with_key
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import BUSY_TIMEOUT_SECONDS, open_database
 from staging_fsm.host.store import SqlHostStore, WorkItem
+from versions import LATER, NOW, attempt
 
-NOW = datetime(2026, 3, 29, 1, 30, 0, 500_000, UTC)
-LATER = NOW + timedelta(minutes=15)
 JOB = 1
 
 
@@ -130,22 +127,6 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kit]:
     SqlHostStore(engine).create_schema()
     yield SqlKit(engine)
     engine.dispose()
-
-
-def attempt(version: int) -> Snapshot:
-    """Return an attempt that was written `version` times: it started, and then changed hands."""
-    ids = ["T01", *["T18"] * (version - 1)]
-    moves = tuple(Move(id_, format_time(NOW), "because it did", "w", "5e1f") for id_ in ids)
-    plan = Plan(SuitePlan(("run-the-suite", "é\u2028\\")), Budget(), "abc123")
-    fresh = fresh_snapshot("1-a", "w")
-    return attrs.evolve(
-        fresh,
-        version=version,
-        state=State.RUNNING,
-        plan=plan,
-        runs=(Run(1, format_time(NOW)),),
-        history=moves,
-    )
 
 
 def tokens(metadata: str) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -30,12 +30,10 @@ from staging_fsm.core.snapshot import (
 )
 from staging_fsm.core.spec import INITIAL, ROW_BY_ID, TERMINAL, TRANSITIONS, Event, State
 from staging_fsm.core.trail import NO_LINK
+from trails import Document, Path, at, document, drop, leaves, objects, put
 
 #: The load of the machine must not decide.
 unhurried = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-
-Document = dict[str, Any]
-Path = tuple[str | int, ...]
 
 ROWS = {(row.source, row.event): row for row in TRANSITIONS}
 PLAN = Plan(
@@ -110,12 +108,6 @@ JUDGED = attempt(Event.JOB_CLAIMED, Event.SUITE_PASSED, runs=(PASSED,))
 STORED = {"deferred": DEFERRED, "running": RUNNING, "judged": JUDGED}
 
 
-def document(snapshot: Snapshot) -> Document:
-    """Return a snapshot as it comes out of a row."""
-    stored: Document = json.loads(dump_snapshot(snapshot))
-    return stored
-
-
 def same(first: object, second: object) -> bool:
     """Say whether two JSON values are equal, where true is no 1, though 1.0 is 1."""
     if isinstance(first, dict) and isinstance(second, dict):
@@ -134,49 +126,6 @@ def refused_or_the_same(value: object) -> SnapshotRefusedError | None:
 
     assert same(document(snapshot), value)
     return None
-
-
-def leaves(value: object, path: Path = ()) -> Iterator[Path]:
-    """Yield the path of every leaf of a JSON value."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, (*path, key))
-    else:
-        yield path
-
-
-def objects(value: object, path: Path = ()) -> Iterator[Path]:
-    """Yield the path of every object in a JSON value."""
-    if isinstance(value, dict):
-        yield path
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from objects(inner, (*path, key))
-
-
-def at(value: Any, path: Path) -> Any:
-    """Return what stands at `path`."""
-    for key in path:
-        value = value[key]
-    return value
-
-
-def put(path: Path, new: Any) -> Callable[[Document], None]:
-    """Return a change that puts `new` at `path`."""
-
-    def change(stored: Document) -> None:
-        at(stored, path[:-1])[path[-1]] = new
-
-    return change
-
-
-def drop(*path: str | int) -> Callable[[Document], None]:
-    """Return a change that removes what stands at `path`."""
-
-    def change(stored: Document) -> None:
-        del at(stored, path[:-1])[path[-1]]
-
-    return change
 
 
 @unhurried

@@ -19,10 +19,10 @@ import sqlalchemy as sa
 
 from benchmarks import contenders
 from benchmarks.parts import attempt_host
+from sources import ROOT
 from staging_fsm.host.store import WorkItem
 from staging_fsm.host.worker import Worker
 
-ROOT = Path(__file__).parent.parent
 FEW, MANY = 1, 4
 #: 7,800 with Python 3.11, SQLAlchemy 2.1 and PyYAML 6; others may differ a little.
 CALLS_MAX = 8_600
