@@ -147,6 +147,15 @@ def test_tests_do_not_sleep(name: str) -> None:
     assert not re.search(r"\btime\.sleep\(", text)
 
 
+@pytest.mark.parametrize("name", TEST_FILES)
+def test_tests_do_not_import_each_other(name: str) -> None:
+    """What two test files need stands in a module that is none: no test file imports another."""
+    parts = {part for dotted in imports(TESTS / name) for part in dotted.split(".")}
+    imported = parts & {Path(other).stem for other in TEST_FILES}
+
+    assert not imported
+
+
 def suppressions() -> Iterator[str]:
     """Yield every lint or type suppression that gives no reason."""
     for folder in ("src", "tests"):
