@@ -6,9 +6,17 @@ import attrs
 import pytest
 
 from attempts import linked
+from conftest import Golden
 from sound import BROKEN, FAILED, NOW, OPEN, PASSED, PLAN, RED_TEXT, TEXT, artifact, attempt
 from staging_fsm.core.evidence import Counts, EvidenceState
-from staging_fsm.core.invariants import INVARIANTS, Movement, Sight, Start, violations
+from staging_fsm.core.invariants import (
+    DEADLINE_MARGIN_SECONDS,
+    INVARIANTS,
+    Movement,
+    Sight,
+    Start,
+    violations,
+)
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import Budget
 from staging_fsm.core.ports import AlertKind
@@ -69,6 +77,17 @@ SOUND = {
         )
     ),
     "a pass whose late output took a moment": Sight(passed_with(duration_seconds=60.5)),
+    "a pass at its deadline and the whole margin": Sight(
+        passed_with(duration_seconds=60 + DEADLINE_MARGIN_SECONDS)
+    ),
+    "a pass of the one test that was asked for": Sight(
+        linked(
+            attrs.evolve(
+                with_report(EvidenceState.READ, Counts(1, 0, 0, 0)),
+                plan=attrs.evolve(JUNIT, suite=attrs.evolve(JUNIT.suite, min_tests=1)),
+            )
+        )
+    ),
     "a failure": Sight(
         attempt("T01 T04 T13", FAILED, artifact=artifact(RED_TEXT)),
         movements=(Movement.BACK,),
@@ -88,6 +107,16 @@ SOUND = {
         written=(RED_TEXT,),
         alerts=(AlertKind.FAILED_CLOSED,),
     ),
+    "an ended attempt that stayed as it was": Sight(FAILED_CLOSED, earlier=FAILED_CLOSED),
+    "an artifact with another word": Sight(
+        FAILED_CLOSED, written=("---\nstaging_status: UNKNOWN\n---\n",)
+    ),
+    "a run after one that may come once": Sight(after(Reason.DEADLINE_EXCEEDED)),
+    "a run after two that may come again": Sight(after(*[Reason.TOOL_EXIT_CODE] * 2)),
+    "a run that was started when the next was counted": Sight(
+        attempt("T01 T05 T07 T09", BROKEN, OPEN), starts=(Start(1, 2, older_artifact=False),)
+    ),
+    "a fallback before the first run": Sight(attempt("T02", plan=None), switched_off=False),
     "a run under way": Sight(RUNNING, live_runs=(1,), job_ended=False),
     "a cancelled run that is still to be reaped": Sight(
         attempt("T01 T16", OPEN), live_runs=(1,), job_ended=False
@@ -122,6 +151,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "no_silent_advance",
         Sight(attrs.evolve(FAILED_CLOSED, state=State.ADVANCED)),
     ),
+    "it is VERDICT_PASSED, and its history holds no SUITE_PASSED": (
+        "no_silent_advance",
+        Sight(attrs.evolve(RUNNING, state=State.VERDICT_PASSED)),
+    ),
     "it advanced without an artifact": (
         "no_silent_advance",
         Sight(attrs.evolve(ADVANCED, artifact=None)),
@@ -133,6 +166,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "a suite passed, but there is no run or no plan": (
         "no_silent_advance",
         Sight(attrs.evolve(ADVANCED, plan=None)),
+    ),
+    "a suite passed, but there is no run or no": (
+        "no_silent_advance",
+        Sight(attrs.evolve(ADVANCED, runs=())),
     ),
     "run 1 passed, and its reason is tool_exit_code": (
         "no_silent_advance",
@@ -182,6 +219,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "the report it was asked for is missing": (
         "no_silent_advance",
         Sight(with_report(EvidenceState.MISSING, None)),
+    ),
+    "the report it was asked for is read": (
+        "no_silent_advance",
+        Sight(with_report(EvidenceState.READ, None)),
     ),
     "the report it was asked for is stale": (
         "no_silent_advance",
@@ -312,6 +353,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "terminal_is_forever",
         Sight(attrs.evolve(RUNNING, attempt_id="1-b"), earlier=RUNNING),
     ),
+    "attempt 1-a became 1-0": (
+        "terminal_is_forever",
+        Sight(attrs.evolve(RUNNING, attempt_id="1-0"), earlier=RUNNING),
+    ),
     "move 2 is 'T99', which is no row": (
         "history_is_a_path",
         Sight(
@@ -329,6 +374,14 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "its version is 2 after 1 moves": (
         "history_is_a_path",
         Sight(attrs.evolve(RUNNING, version=2)),
+    ),
+    "its version is 0 after 1 moves": (
+        "history_is_a_path",
+        Sight(attrs.evolve(RUNNING, version=0)),
+    ),
+    "and nothing… is stored": (
+        "trail_is_unbroken",
+        Sight(attrs.evolve(RUNNING, history=(attrs.evolve(RUNNING.history[0], link=""),))),
     ),
     "move 1, T01, or what was stored with it, is not what was linked": (
         "trail_is_unbroken",
@@ -373,6 +426,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "a process of run 1 is alive, and the attempt is RUNNING": (
         "no_process_outlives_its_run",
         Sight(attempt("T01 T05 T07 T09", BROKEN, OPEN), live_runs=(1,)),
+    ),
+    "a process of run 2 is alive, and the attempt is RUNNING": (
+        "no_process_outlives_its_run",
+        Sight(RUNNING, live_runs=(2,)),
     ),
     "a process of run 1 is alive, and the attempt is CANCELLED": (
         "no_process_outlives_its_run",
@@ -424,6 +481,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "run 1 is alive beside the LLM agent": (
         "one_producer_per_launch",
         Sight(attempt("T01 T05 T07 T10", BROKEN), live_runs=(1,)),
+    ),
+    "run 1 is alive beside the LLM": (
+        "one_producer_per_launch",
+        Sight(attempt("T01 T05 T07 T10", BROKEN), live_runs=(1, 2)),
     ),
     "a suite was started for a job that the runner never": (
         "one_producer_per_launch",
@@ -489,6 +550,38 @@ def test_broken_promise_is_named_and_told(sentence: str) -> None:
     told = [line for line in violations(sight) if line.startswith(f"{name}: ")]
 
     assert any(sentence in line for line in told)
+
+
+HEADER = """\
+Each kind of broken promise, and every sentence in which it is told.
+`pytest --rewrite` writes this file afresh. Commit that only if a promise was meant to be
+asked otherwise, or to be told in other words: an auditor reads these.
+"""
+
+
+def test_broken_promises_are_told_in_the_agreed_words(golden: Golden) -> None:
+    """All that is told of an attempt that broke a promise is what was agreed on, to the letter."""
+    told = [line for _, sight in BREACHES.values() for line in ["", *violations(sight)]]
+
+    golden("breaches.txt", "\n".join(told[1:]) + "\n", HEADER)
+
+
+@pytest.mark.parametrize("other", [f"{TEXT}{number}" for number in range(8)])
+def test_gate_that_read_anything_else_is_told(other: str) -> None:
+    """Whatever the gate read in the place of this attempt's artifact is a broken promise."""
+    told = violations(Sight(ADVANCED, gate_text=other))
+
+    assert [line.partition(":")[0] for line in told] == ["no_silent_advance"]
+
+
+@pytest.mark.parametrize("revision", [*map(str, range(8))])
+def test_plan_that_was_exchanged_breaks_the_trail(revision: str) -> None:
+    """Whatever a stored plan was changed to, the move that bound it is found."""
+    altered = attrs.evolve(RUNNING, plan=attrs.evolve(PLAN, revision=revision))
+
+    told = violations(Sight(altered))
+
+    assert [line.partition(":")[0] for line in told] == ["trail_is_unbroken"]
 
 
 @pytest.mark.parametrize("answered", [ADVANCED, FAILED_CLOSED], ids=["opened", "refused"])
