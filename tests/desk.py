@@ -199,8 +199,13 @@ class Desk:
 
     def write_metadata(self, metadata: str) -> None:
         """Write the metadata of the row by hand."""
+        self.write("metadata", metadata)
+
+    def write(self, column: str, value: str | None) -> None:
+        """Write one column of the row by hand."""
+        statement = f"UPDATE jobs SET {column} = ? WHERE id = ?"  # noqa: S608  # the tests' own words
         with closing(sqlite3.connect(self.folder / "orchestrator.db")) as database, database:
-            database.execute("UPDATE jobs SET metadata = ? WHERE id = ?", (metadata, self.job_id))
+            database.execute(statement, (value, self.job_id))
 
 
 @attrs.frozen

@@ -431,6 +431,35 @@ def test_deferral_of_the_longest_wait_is_left_waiting(desk: Desk) -> None:
     assert desk.staging.recover() == []
 
 
+def test_deferral_without_a_due_time_is_left_waiting(desk: Desk) -> None:
+    """A deferred job that waits in the queue of a host without due times is none of recovery's."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    desk.write("not_before", None)
+
+    assert (desk.staging.recover(), desk.alerts()) == ([], [])
+
+
+def test_lost_run_is_taken_up_though_its_job_was_queued(desk: Desk) -> None:
+    """An attempt whose worker died in a run is taken up, also where its job was queued again."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    desk.write("status", "queued")
+
+    assert [row.id for row in desk.staging.recover()] == [desk.job_id]
+    assert desk.snapshot().reasons == (Reason.WORKER_LOST,)
+
+
+def test_attempt_that_is_gone_is_none_of_recoverys(desk: Desk) -> None:
+    """A job whose attempt somebody removed meanwhile is left alone, and nobody is told."""
+    desk.claim()
+    before = desk.raw_row()
+    touched = recovery.recover(desk.staging.runner, desk.job_id)
+    put_back(desk.staging.runner, desk.job_id)
+
+    assert (touched, desk.alerts(), desk.raw_row()) == (False, [], before)
+
+
 def test_recovery_that_was_overtaken_touched_nothing(desk: Desk) -> None:
     """An attempt that somebody moves while it is taken up is not among what was recovered."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
@@ -784,9 +813,10 @@ def test_recovery_goes_through_all_there_is(desk: Desk, monkeypatch: pytest.Monk
     assert desk.staging.recover() == rows
 
 
-def test_recovery_says_nothing_of_rows_of_other_stages(desk: Desk) -> None:
+@pytest.mark.parametrize("stage", ["analysis", "testing"])
+def test_recovery_says_nothing_of_rows_of_other_stages(desk: Desk, stage: str) -> None:
     """A row of another stage is not the runner's to complain of, however broken."""
-    desk.job_id = desk.kit.add("testing", "WI-2")
+    desk.job_id = desk.kit.add(stage, "WI-2")
     desk.write_metadata("certainly not")
 
     assert desk.staging.recover() == []
