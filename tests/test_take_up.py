@@ -431,6 +431,35 @@ def test_deferral_of_the_longest_wait_is_left_waiting(desk: Desk) -> None:
     assert desk.staging.recover() == []
 
 
+def test_deferrals_at_one_moment_are_told_apart(desk: Desk) -> None:
+    """A job that was to be queued again, and was not, is queued by recovery at any due time."""
+
+    class StoppedClock(SystemClock):
+        """A clock that stands still."""
+
+        def now(self) -> datetime:
+            """Return one moment."""
+            return datetime(2026, 1, 1, tzinfo=UTC)
+
+    desk.set("RETRY_BACKOFF_SECONDS", "0")
+    desk.set("RETRY_BACKOFF_MAX_SECONDS", "0")
+    desk.set("INFRA_RETRIES", "3")
+    desk.suites_file = TOOL_ERROR
+    desk.engine.clock = StoppedClock()
+    desk.claim()
+    desk.launch()
+    desk.claim()
+    desk.break_part("rows.requeue", OSError("boom"))
+    desk.launch()
+    before = desk.raw_row()["status"]
+    staging = desk.new_worker()
+    staging.runner.engine.clock = StoppedClock()
+
+    assert (before, len(desk.snapshot().runs)) == ("running", 2)
+    assert [row.id for row in staging.recover()] == [desk.job_id]
+    assert desk.raw_row()["status"] == "queued"
+
+
 def test_deferral_without_a_due_time_is_left_waiting(desk: Desk) -> None:
     """A deferred job that waits in the queue of a host without due times is none of recovery's."""
     desk.suites_file = TOOL_ERROR

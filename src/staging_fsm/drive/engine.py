@@ -39,6 +39,8 @@ TAIL_BYTES: Final = 32 * 1024
 #: A gate that contradicts the verdict, or an artifact that will not stay written, is
 #: tried this often before the attempt is left for a person.
 HAND_OVER_TRIES: Final = 3
+#: By how much a host may round a due time up.
+COARSEST_DUE_TIME: Final = timedelta(seconds=1)
 _NOTHING_KNOWN: Final = RunFacts()
 
 
@@ -131,7 +133,7 @@ class Engine:
             case Effect.AWAIT_RUN:
                 return self.move(row, snapshot, self._judged(row, snapshot, self._await_run))
             case Effect.SPEND_BUDGET:
-                return self.move(row, snapshot, self._spend_budget(snapshot))
+                return self.move(row, snapshot, self._spend_budget(row, snapshot))
             case Effect.HAND_OVER:
                 return self._hand_over(row, snapshot)
             case Effect.REQUEUE_JOB:
@@ -210,14 +212,18 @@ class Engine:
         ended = self._ended_run(snapshot.last_run, report, Outcome(reason, "engine"))
         return Step(event, reason, {"runs": (*snapshot.runs[:-1], ended)})
 
-    def _spend_budget(self, snapshot: Snapshot) -> Step:
+    def _spend_budget(self, row: JobRow, snapshot: Snapshot) -> Step:
         budget = snapshot.bound_plan.budget
         event = budget.spend(snapshot.reasons)
         number = snapshot.last_run.number
         if event is Event.BUDGET_SPENT:
             return Step(event, f"run {number} of at most {budget.runs_max} was the last")
         seconds = budget.delay_seconds(snapshot.attempt_id, number)
-        due = self.clock.now() + timedelta(seconds=seconds)
+        now = self.clock.now()
+        due = now + timedelta(seconds=seconds)
+        if row.not_before is not None and row.not_before <= now + COARSEST_DUE_TIME:
+            # By its due time it is seen whether the job was queued again after this deferral.
+            due = max(due, row.not_before + timedelta.resolution)
         changes = {"next_run_at": format_time(due)}
         return Step(
             event, f"run {number + 1} of at most {budget.runs_max} in {seconds:.1f} s", changes
