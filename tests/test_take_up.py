@@ -44,6 +44,14 @@ from staging_fsm.host.launcher import staging_intercept
 from staging_fsm.host.worker import Worker
 
 
+class StoppedClock(SystemClock):
+    """A clock that stands still."""
+
+    def now(self) -> datetime:
+        """Return one moment that is past."""
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
+
 @pytest.mark.parametrize("name", OFF)
 def test_kill_switch_between_two_runs_leads_to_the_llm(desk: Desk, name: str) -> None:
     """A deferred attempt goes to the LLM when it is launched switched off or out of scope."""
@@ -412,14 +420,6 @@ def test_deferral_that_is_queued_is_left_to_its_claimant(desk: Desk) -> None:
 
 def test_deferral_of_the_longest_wait_is_left_waiting(desk: Desk) -> None:
     """A job that waits as long as a wait can last, to the microsecond, is none of recovery's."""
-
-    class StoppedClock(SystemClock):
-        """A clock that stands still."""
-
-        def now(self) -> datetime:
-            """Return one moment."""
-            return datetime(2030, 1, 1, tzinfo=UTC)
-
     desk.set("RETRY_BACKOFF_SECONDS", "900")
     desk.set("RETRY_BACKOFF_MAX_SECONDS", "900")
     desk.suites_file = TOOL_ERROR
@@ -433,14 +433,6 @@ def test_deferral_of_the_longest_wait_is_left_waiting(desk: Desk) -> None:
 
 def test_deferrals_at_one_moment_are_told_apart(desk: Desk) -> None:
     """A job that was to be queued again, and was not, is queued by recovery at any due time."""
-
-    class StoppedClock(SystemClock):
-        """A clock that stands still."""
-
-        def now(self) -> datetime:
-            """Return one moment."""
-            return datetime(2026, 1, 1, tzinfo=UTC)
-
     desk.set("RETRY_BACKOFF_SECONDS", "0")
     desk.set("RETRY_BACKOFF_MAX_SECONDS", "0")
     desk.set("INFRA_RETRIES", "3")
