@@ -28,6 +28,9 @@ from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.processes import this_process
 
+#: Whether an attempt was cancelled in the end, and how long was waited for it each time.
+Asked = Callable[..., tuple[bool, list[float]]]
+
 
 def test_run_on_another_machine_is_not_cancelled_from_here(desk: Desk) -> None:
     """A run that cannot be stopped from here is not said to be cancelled."""
@@ -145,10 +148,10 @@ def test_cancelled_job_starts_nobody(desk: Desk, broken: str | None, expected: R
 
 
 @pytest.fixture
-def answer_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
-    """Return what has a cancellation fail so often before it works, and tells of its waits."""
+def answer_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Return what has a cancellation fail so often before it works; its answer, and its waits."""
 
-    def ask(*errors: Exception) -> list[float]:
+    def ask(*errors: Exception) -> tuple[bool, list[float]]:
         waits, left = list[float](), [*errors]
 
         def fail_first(runner: StagingRunner, job_id: Any) -> Snapshot:
@@ -157,8 +160,7 @@ def answer_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
             return cancel(runner, job_id)
 
         monkeypatch.setattr(cancelling, "cancel", fail_first)
-        cancel_in_the_end(desk.staging.runner, desk.job_id, waits.append)
-        return waits
+        return cancel_in_the_end(desk.staging.runner, desk.job_id, waits.append), waits
 
     return ask
 
@@ -169,34 +171,30 @@ def refused_in(state: State) -> TransitionRefusedError:
 
 
 def test_cancellation_is_asked_for_again_while_the_attempt_moves(
-    desk: Desk, answer_first: Callable[..., list[float]]
+    desk: Desk, answer_first: Asked
 ) -> None:
     """Who asks while an attempt moves asks again, and waits where it is between two states."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
     moved = StaleSnapshotError(desk.job_id, 1)
-    waits = answer_first(moved, refused_in(State.TOOL_ERROR), moved)
+    answer = answer_first(moved, refused_in(State.TOOL_ERROR), moved)
 
-    assert waits == [CANCEL_PAUSE_SECONDS]
+    assert answer == (True, [CANCEL_PAUSE_SECONDS])
     assert desk.state() is State.CANCELLED
 
 
 @pytest.mark.parametrize("state", [State.VERDICT_PASSED, State.EXHAUSTED, State.ADVANCED])
-def test_cancellation_that_is_too_late_is_given_up(
-    answer_first: Callable[..., list[float]], state: State
-) -> None:
+def test_cancellation_that_is_too_late_is_given_up(answer_first: Asked, state: State) -> None:
     """Once an attempt is judged nobody waits for its end: no cancellation will be allowed there."""
-    assert answer_first(refused_in(state), RuntimeError("asked again")) == []
+    assert answer_first(refused_in(state), RuntimeError("asked again")) == (False, [])
 
 
-def test_cancellation_is_not_asked_for_without_end(
-    desk: Desk, answer_first: Callable[..., list[float]]
-) -> None:
+def test_cancellation_is_not_asked_for_without_end(desk: Desk, answer_first: Asked) -> None:
     """An attempt that neither ends nor lets itself be cancelled is given up in the end."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
 
-    waits = answer_first(*[refused_in(State.TOOL_ERROR)] * CANCEL_TRIES)
+    answer = answer_first(*[refused_in(State.TOOL_ERROR)] * CANCEL_TRIES)
 
-    assert waits == [CANCEL_PAUSE_SECONDS] * CANCEL_TRIES
+    assert answer == (False, [CANCEL_PAUSE_SECONDS] * CANCEL_TRIES)
     assert desk.state() is State.RUNNING
 
 
