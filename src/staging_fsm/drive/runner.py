@@ -209,7 +209,8 @@ class StagingRunner:
         except StaleSnapshotError:
             # The claim was committed after all: it is left for recovery.
             return Decision(Ruling.HELD, decision.reason)
-        except Exception as failure:  # noqa: BLE001  # where nothing can be written, no claim was
+        except Exception as failure:  # noqa: BLE001  # a store that takes no write leaves the job to the LLM
+            # Likely it took no claim either. One that is committed later still is not seen here.
             log_error("no trace was left", job=str(row.id), error=in_words(failure))
         return decision
 
