@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
-from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import QUEUED, RUNNING, SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Snapshot, as_json
 
 
@@ -83,39 +83,52 @@ class DictRows:
             self.documents = changed
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Documents | None = None) -> None:
-        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
+        """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError."""
         if tx is None:
             with self.transaction() as own:
                 self.save(job_id, snapshot, own)
             return
-        self.fenced(tx, job_id, snapshot.version - 1 or None).metadata[SNAPSHOT_KEY] = as_json(
-            snapshot
-        )
+        found = self.fenced(tx, job_id, snapshot.attempt_id, snapshot.version - 1 or None)
+        found.metadata[SNAPSHOT_KEY] = as_json(snapshot)
 
     def requeue(
-        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+        self, job_id: Any, not_before: datetime, snapshot: Snapshot, *, once: bool = False
     ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`."""
+        """Queue the job again, due later, if it is unfinished and `snapshot` is still stored."""
         with self.transaction() as tx:
-            found = self.fenced(tx, job_id, version)
-            if not (once and found.due == not_before):
-                found.status, found.due = QUEUED, not_before
+            found = self.fenced(tx, job_id, snapshot.attempt_id, snapshot.version)
+            if once and found.due == not_before:
+                return
+            if self.has_ended(found):
+                raise StaleSnapshotError(job_id, snapshot.attempt_id, snapshot.version)
+            found.status, found.due = QUEUED, not_before
 
-    def cancel(self, job_id: Any, version: int) -> None:
-        """End the job as cancelled, if the stored version still is `version`."""
+    def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
+        """End the job as cancelled, if `snapshot` is still stored."""
         with self.transaction() as tx:
-            self.fenced(tx, job_id, version).status = "cancelled"
+            found = self.fenced(tx, job_id, snapshot.attempt_id, snapshot.version)
+            found.status = "cancelled"
 
-    def fenced(self, tx: Documents, job_id: int, version: int | None) -> Document:
-        """Return the document if its version is `version`; raises StaleSnapshotError."""
+    def has_ended(self, found: Document) -> bool:
+        """Say whether a job neither waits nor is in work."""
+        return found.status not in (QUEUED, RUNNING)
+
+    def fenced(self, tx: Documents, job_id: int, attempt_id: str, version: int | None) -> Document:
+        """Return the document if it holds that version of the attempt, or None of any.
+
+        Raises StaleSnapshotError.
+        """
         found = tx.get(job_id)
-        if found is None:
-            raise StaleSnapshotError(job_id, version)
-        ours = found.metadata.get(SNAPSHOT_KEY)
-        stored = ours.get("version", ours) if isinstance(ours, dict) else ours
-        if stored != version or (version is None and ours is not None):
-            raise StaleSnapshotError(job_id, version)
+        ours = found.metadata.get(SNAPSHOT_KEY) if found else None
+        expected = None if version is None else (attempt_id, version)
+        stored = self.told(ours) if isinstance(ours, dict) else ours
+        if found is None or stored != expected:
+            raise StaleSnapshotError(job_id, attempt_id, version)
         return found
+
+    def told(self, ours: dict[str, Any]) -> object:
+        """Return which version of which attempt is stored."""
+        return ours.get("attempt_id"), ours.get("version")
 
 
 @attrs.frozen

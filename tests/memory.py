@@ -320,10 +320,11 @@ class MemoryRows(_Connected):
         return self.hands.do("recent", lambda: rows)
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Transaction | None = None) -> None:
-        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
+        """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError."""
 
         def change(tx: Transaction) -> None:
-            record, found = _fenced(tx, job_id, snapshot.version - 1 or None)
+            version = snapshot.version - 1 or None
+            record, found = _fenced(tx, job_id, snapshot.attempt_id, version)
             found[SNAPSHOT_KEY] = dump_snapshot(snapshot)
             tx.change(attrs.evolve(record, metadata=_object(found.items())))
             tx.saved.add(job_id)
@@ -331,49 +332,56 @@ class MemoryRows(_Connected):
         self._write(f"save {snapshot.history[-1].id}", change, tx)
 
     def requeue(
-        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+        self, job_id: Any, not_before: datetime, snapshot: Snapshot, *, once: bool = False
     ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`."""
+        """Queue the job again, due later, if it is unfinished and `snapshot` is still stored."""
 
         def change(tx: Transaction) -> None:
-            record, _ = _fenced(tx, job_id, version)
+            record, _ = _fenced(tx, job_id, snapshot.attempt_id, snapshot.version)
             due = format_time(not_before)
-            if not (once and record.not_before == due):
-                tx.change(attrs.evolve(record, status="queued", not_before=due))
+            if once and record.not_before == due:
+                return
+            if record.status not in UNFINISHED:
+                raise StaleSnapshotError(job_id, snapshot.attempt_id, snapshot.version)
+            tx.change(attrs.evolve(record, status="queued", not_before=due))
 
         self._write("requeue", change, None)
 
-    def cancel(self, job_id: Any, version: int) -> None:
-        """End the job as cancelled, if the stored version still is `version`."""
+    def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
+        """End the job as cancelled, if `snapshot` is still stored."""
 
         def change(tx: Transaction) -> None:
-            record, _ = _fenced(tx, job_id, version)
+            record, _ = _fenced(tx, job_id, snapshot.attempt_id, snapshot.version)
             tx.change(attrs.evolve(record, status="cancelled"))
 
         self._write("cancel", change, None)
 
 
-def _fenced(tx: Transaction, job_id: int, version: int | None) -> tuple[Record, dict[str, str]]:
-    """Return the job and its metadata if the stored version is `version`.
+def _fenced(
+    tx: Transaction, job_id: int, attempt_id: str, version: int | None
+) -> tuple[Record, dict[str, str]]:
+    """Return the job and its metadata if that version of the attempt is stored, or None of any.
 
     Raises StaleSnapshotError.
     """
     record = tx.job(job_id)
     if record is None:
-        raise StaleSnapshotError(job_id, version)
+        raise StaleSnapshotError(job_id, attempt_id, version)
     empty = record.metadata in ("", "null")
     found = dict(members("{}" if empty else record.metadata))
     ours = found.get(SNAPSHOT_KEY, "null")
-    stored = None if ours == "null" else _stored_version(ours)
-    if stored != version:
-        raise StaleSnapshotError(job_id, version)
+    stored = None if ours == "null" else _told(ours)
+    if stored != (None if version is None else (attempt_id, version)):
+        raise StaleSnapshotError(job_id, attempt_id, version)
     return record, found
 
 
 @functools.lru_cache(TEXTS_KEPT)
-def _stored_version(ours: str) -> object:
+def _told(ours: str) -> tuple[object, object]:
+    """Return which version of which attempt is stored."""
     document = _DECODER.decode(ours)
-    return document.get("version", "none") if isinstance(document, dict) else "none"
+    found = document if isinstance(document, dict) else {}
+    return found.get("attempt_id"), found.get("version")
 
 
 class MemoryStore(_Connected):

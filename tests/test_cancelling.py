@@ -175,7 +175,7 @@ def test_cancellation_is_asked_for_again_while_the_attempt_moves(
 ) -> None:
     """Who asks while an attempt moves asks again, and waits where it is between two states."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
-    moved = StaleSnapshotError(desk.job_id, 1)
+    moved = StaleSnapshotError(desk.job_id, "7-3f", 1)
     answer = answer_first(moved, refused_in(State.TOOL_ERROR), moved)
 
     assert answer == (True, [CANCEL_PAUSE_SECONDS])

@@ -33,14 +33,20 @@ SAID = [
         ),
     ),
     (
-        StaleSnapshotError(7, 3),
-        {"job_id": 7, "version": 3},
-        "job 7 no longer has version 3: another worker moved it; nothing was written",
+        StaleSnapshotError(7, "7-3f", 3),
+        {"job_id": 7, "attempt_id": "7-3f", "version": 3},
+        (
+            "job 7 no longer is in work with version 3 of attempt 7-3f: another worker moved it,"
+            " or a person did; nothing was written"
+        ),
     ),
     (
-        StaleSnapshotError("a-b", None),
-        {"job_id": "a-b", "version": None},
-        "job a-b no longer has no snapshot: another worker moved it; nothing was written",
+        StaleSnapshotError("a-b", "7-3f", None),
+        {"job_id": "a-b", "attempt_id": "7-3f", "version": None},
+        (
+            "job a-b no longer is without an attempt: another worker moved it, or a person did;"
+            " nothing was written"
+        ),
     ),
     (
         ConfigInvalidError(["one is wrong", "so is another"]),

@@ -329,7 +329,7 @@ def test_job_that_is_queued_again_is_delivered_by_the_same_transaction(
     monkeypatch.setattr(type(there.deliveries), "defer", refuse)
 
     with pytest.raises(ZeroDivisionError):
-        there.rows.requeue(job, there.clock.now(), deferred.version)
+        there.rows.requeue(job, there.clock.now(), deferred)
     assert fleet.row(job).status == "running"
 
 

@@ -152,10 +152,10 @@ def test_foreign_names_and_types_are_used_throughout(
         rows.save("j-1", attempt(2))
     assert [row.id for row in rows.unfinished()] == ["j-1"]
     assert [row.snapshot() for row in rows.recent(1, "shop")] == [attempt(2)]
-    rows.requeue("j-1", LATER, 2)
+    rows.requeue("j-1", LATER, attempt(2))
     assert (rows.load("j-1").status, rows.load("j-1").snapshot()) == ("queued", attempt(2))
     assert rows.load("j-1").not_before == LATER
-    rows.cancel("j-1", 2)
+    rows.cancel("j-1", attempt(2))
     assert foreign.ask('"Condition"') == "STOPPED"
     assert rows.load("j-1").status == "cancelled"
 
@@ -231,20 +231,23 @@ def test_only_the_very_version_lets_anybody_write(
     for version in (1, 2, 9, 11, 100):
         for write in (
             partial(rows.save, "j-1", attempt(version + 1)),
-            partial(rows.requeue, "j-1", LATER, version),
-            partial(rows.requeue, "j-1", LATER, version, once=True),
-            partial(rows.cancel, "j-1", version),
+            partial(rows.requeue, "j-1", LATER, attempt(version)),
+            partial(rows.requeue, "j-1", LATER, attempt(version), once=True),
+            partial(rows.cancel, "j-1", attempt(version)),
         ):
-            with pytest.raises(StaleSnapshotError, match=f"no longer has version {version}:"):
+            with pytest.raises(
+                StaleSnapshotError,
+                match=f"no longer is in work with version {version} of attempt 1-a:",
+            ):
                 write()
-    with pytest.raises(StaleSnapshotError, match="no longer has no snapshot:"):
+    with pytest.raises(StaleSnapshotError, match="no longer is without an attempt:"):
         rows.save("j-1", attempt(1))
 
     assert foreign.ask(everything) == before
-    rows.requeue("j-1", LATER, 10, once=True)
-    rows.requeue("j-1", LATER, 10, once=True)
+    rows.requeue("j-1", LATER, attempt(10), once=True)
+    rows.requeue("j-1", LATER, attempt(10), once=True)
     with pytest.raises(StaleSnapshotError):
-        rows.requeue("j-1", LATER, 9, once=True)
+        rows.requeue("j-1", LATER, attempt(9), once=True)
     rows.save("j-1", attempt(11))
     assert rows.load("j-1").snapshot() == attempt(11)
 
@@ -359,7 +362,7 @@ def test_status_may_be_an_enumeration_or_a_number(make_foreign: Callable[[str], 
     rows = foreign.create(condition="condition")
     rows.check()
     rows.save("j-1", attempt(1))
-    rows.cancel("j-1", 1)
+    rows.cancel("j-1", attempt(1))
 
     assert rows.load("j-1").status == "cancelled"
     assert rows.unfinished() == []
@@ -371,7 +374,7 @@ def test_status_may_be_an_enumeration_or_a_number(make_foreign: Callable[[str], 
     rows.check()
     rows.save("j-1", attempt(1))
     assert [row.status for row in rows.unfinished()] == ["running"]
-    rows.cancel("j-1", 1)
+    rows.cancel("j-1", attempt(1))
     assert foreign.ask('"Condition"') == 9
 
 
@@ -419,11 +422,11 @@ def test_not_before_is_written_in_the_hosts_own_kind(
         rows = make_foreign(dialect).create(due=kind)
         rows.save("j-1", attempt(1))
 
-        rows.requeue("j-1", LATER, 1)
+        rows.requeue("j-1", LATER, attempt(1))
         rows.check()
         assert rows.load("j-1").not_before == expected
 
-        rows.requeue("j-1", WHOLE_SECOND, 1)
+        rows.requeue("j-1", WHOLE_SECOND, attempt(1))
         assert rows.load("j-1").not_before == WHOLE_SECOND
     finally:
         monkeypatch.undo()
@@ -438,7 +441,7 @@ def test_not_before_agrees_with_the_databases_own_clock(
     rows = foreign.create(due="timestamptz")
     rows.save("j-1", attempt(1))
 
-    rows.requeue("j-1", LATER, 1)
+    rows.requeue("j-1", LATER, attempt(1))
 
     foreign.run("SET timezone TO 'Asia/Kathmandu'")
     assert foreign.ask('extract(epoch FROM "run after")') == pytest.approx(LATER.timestamp())
@@ -491,7 +494,7 @@ def test_text_due_times_sort_among_the_hosts_own(
     rows.check()
     rows.save("j-1", attempt(1))
 
-    rows.requeue("j-1", LATER, 1)
+    rows.requeue("j-1", LATER, attempt(1))
 
     assert foreign.ask('"run after"') > theirs
     found = rows.load("j-1").not_before
@@ -537,7 +540,7 @@ def test_names_may_hold_any_sign(foreign: Foreign) -> None:
     rows = SqlRows(foreign.engine, "a%b:c", columns)
     rows.check()
     rows.save(1, attempt(1))
-    rows.requeue(1, LATER, 1, once=True)
+    rows.requeue(1, LATER, attempt(1), once=True)
 
     assert rows.load(1).snapshot() == attempt(1)
     assert (rows.load(1).status, rows.load(1).not_before) == ("queued", LATER)
@@ -551,7 +554,7 @@ def test_host_without_some_columns_says_what_stands_in_every_row(foreign: Foreig
     rows = SqlRows(foreign.engine, "deploys", constants=said)
     rows.check()
     rows.save(1, attempt(1))
-    rows.requeue(1, LATER, 1)
+    rows.requeue(1, LATER, attempt(1))
 
     row = rows.load(1)
     assert (row.repo, row.work_item, row.stage) == ("shop", "WI-1", "deploy-staging")
@@ -632,7 +635,7 @@ def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreig
         either.save("j-1", attempt(2))
     with pytest.raises(JobNotFoundError):
         either.load("j-2")
-    second.cancel("j-1", 2)
+    second.cancel("j-1", attempt(2))
 
     assert (first.load("j-1").snapshot(), first.load("j-1").status) == (attempt(1), "running")
     assert [row.snapshot() for row in second.recent(5)] == [attempt(2)]

@@ -24,10 +24,11 @@ from desk import (
     fill_the_disk,
     first,
 )
-from hosts import no_descriptors_left
+from hosts import REPO, no_descriptors_left
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.outcome import Reason
+from staging_fsm.core.plan import WITHOUT_REPORT
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
@@ -113,6 +114,49 @@ def test_invalid_configuration_declines_loudly(desk: Desk, name: str) -> None:
     assert desk.alerts() == ["configuration_invalid"]
     assert len(desk.agent_calls()) == 1
     assert desk.kit.item().stage == "deploy"
+
+
+@pytest.mark.parametrize(
+    ("suites", "told"),
+    [
+        (
+            '[repos.other]\ncommand = ["true"]\n',
+            f"repository {REPO} is in scope, but no suite is configured for it",
+        ),
+        (PASSING + 'min_tests = "auto"\n', f"the suite of {REPO}: {WITHOUT_REPORT}"),
+    ],
+)
+def test_decline_says_whose_suite_cannot_be_run(desk: Desk, suites: str, told: str) -> None:
+    """A launch that is declined for its suite says which repository's, and what is wrong."""
+    desk.suites_file = suites
+
+    assert desk.launch().reason == f"invalid configuration: {told}"
+
+
+def test_suite_has_to_run_what_last_passed_at_its_stage(desk: Desk) -> None:
+    """With `min_tests = "auto"` a plan asks for nine tenths of what last passed, where counted."""
+    suite = f"""
+[default]
+command = ["cp", "{desk.folder}/junit.xml", "{{report_dir}}"]
+report = "junit.xml"
+min_tests = "auto"
+workspace = "in-place"
+"""
+    plans = []
+    for tests in (20, 18):
+        report = "<testsuite>" + '<testcase name="a"/>' * tests + "</testsuite>"
+        (desk.folder / "junit.xml").write_text(report)
+        desk.suites_file = suite
+        desk.launch()
+        assert desk.state() is State.ADVANCED
+        plans.append(desk.snapshot().bound_plan.suite)
+        desk.job_id = desk.kit.add("deploy-staging", f"WI-{tests}")
+    desk.suites_file = PASSING
+    desk.launch()
+    plans.append(desk.snapshot().bound_plan.suite)
+
+    assert [plan.tests_last_passed for plan in plans] == [None, 20, None]
+    assert [plan.min_tests for plan in plans] == [1, 18, 1]
 
 
 def test_worker_that_dies_over_a_decline_has_told_of_it(desk: Desk) -> None:
@@ -207,6 +251,24 @@ def test_preparation_that_fails_is_a_tool_error(desk: Desk) -> None:
     assert desk.launch().ruling is Ruling.TAKEN
     assert desk.snapshot().reasons == (Reason.PREPARATION_FAILED,)
     assert "cannot be checked out" in str(desk.snapshot().last_run.detail)
+
+
+@pytest.mark.parametrize("status", ["done", "cancelled"])
+def test_job_that_a_person_ended_is_not_queued_by_a_deferral(desk: Desk, status: str) -> None:
+    """A job that was ended by its status while its run was under way stays ended."""
+
+    def end(_row: JobRow, moved: Snapshot) -> None:
+        if moved.state is State.DEFERRED:
+            desk.write("status", status)
+
+    desk.claim()
+    desk.suites_file = TOOL_ERROR
+    desk.engine.watch = end
+    decision = desk.launch()
+
+    assert (decision.ruling, desk.row().status) == (Ruling.TAKEN, status)
+    assert (desk.state(), desk.alerts(), desk.agent_calls()) == (State.DEFERRED, [], [])
+    assert desk.new_worker().recover() == []
 
 
 def test_run_of_which_nothing_can_be_seen_is_held(desk: Desk) -> None:

@@ -198,7 +198,8 @@ def test_rules_and_presets_are_the_golden_ones(golden: Golden) -> None:
         for code, reason in sorted(facts.exit_reasons.items())
     )
     reports = aligned(
-        (preset, facts.report, facts.variable, facts.option) for preset, facts in PRESETS.items()
+        (preset, facts.report, *(facts.reporting or (None, None)))
+        for preset, facts in PRESETS.items()
     )
 
     golden("rules.txt", f"{rules}\n{codes}\n{reports}", RULES_HEADER)

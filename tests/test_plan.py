@@ -403,6 +403,15 @@ def test_suite_gets_what_its_plan_names_and_nothing_else() -> None:
     assert given == dict.fromkeys((*BASE_ENVIRONMENT, "TOKEN"), "the worker's") | TOLD
 
 
+def test_every_suite_has_the_same_base() -> None:
+    """Where to find programs and to put files, whose they are, language and zone; and its run."""
+    base = {"PATH", "HOME", "TMPDIR", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ"}
+    worker = dict.fromkeys((*base, "PYTHONPATH", "ORCH_DB", "SHELL"), "the worker's")
+    given = environment_of(SuitePlan(("suite",)), worker, "7-a.1", REPORTS)
+
+    assert given.keys() == base | {"CI", "STAGING_REPORT_DIR", "STAGING_ATTEMPT"}
+
+
 @pytest.mark.parametrize(
     ("plan", "inherited", "expected"),
     [

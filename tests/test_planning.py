@@ -101,6 +101,7 @@ def row(stored: Snapshot | str | None, stage: str = STAGE) -> JobRow:
         ([row(counted(3, "T01 T04 T13")), row(counted(7))], 7),
         ([row(counted(3, "T01 T03")), row(counted(7))], 7),
         ([row(counted(3), stage="testing"), row(counted(7))], 7),
+        ([row(counted(3), stage="deploy"), row(counted(7))], 7),
         ([row(UNCOUNTED)], None),
         ([row(SECOND_PASSED), row(counted(8))], 7),
     ],

@@ -161,7 +161,7 @@ def test_job_that_is_not_there_is_named(kit: Kit) -> None:
 
     with pytest.raises(JobNotFoundError, match="there is no job 17"):
         kit.rows.load(17)
-    with pytest.raises(StaleSnapshotError, match="job 17 no longer has no snapshot"):
+    with pytest.raises(StaleSnapshotError, match="job 17 no longer is without an attempt"):
         kit.rows.save(17, attempt(1))
 
 
@@ -171,7 +171,7 @@ def test_of_two_first_saves_one_wins(kit: Kit) -> None:
     first = attrs.evolve(attempt(1), attempt_id="1-first")
     kit.rows.save(JOB, first)
 
-    with pytest.raises(StaleSnapshotError, match="no longer has no snapshot"):
+    with pytest.raises(StaleSnapshotError, match="no longer is without an attempt"):
         kit.rows.save(JOB, attrs.evolve(attempt(1), attempt_id="1-second"))
 
     assert kit.rows.load(JOB).snapshot() == first
@@ -210,7 +210,7 @@ def test_save_without_an_attempt_in_the_row_is_refused(kit: Kit) -> None:
     """An attempt whose key somebody removed is not brought back by its worker."""
     kit.add('{"theirs": 1}')
 
-    with pytest.raises(StaleSnapshotError, match="no longer has version 1"):
+    with pytest.raises(StaleSnapshotError, match="in work with version 1 of attempt 1-a"):
         kit.rows.save(JOB, attempt(2))
 
     assert kit.raw()[2] == '{"theirs": 1}'
@@ -235,8 +235,8 @@ def test_foreign_metadata_stays_as_it_is(kit: Kit, name: str) -> None:
 
     kit.rows.save(JOB, attempt(version))
     kit.rows.save(JOB, attempt(version + 1))
-    kit.rows.requeue(JOB, LATER, version + 1)
-    kit.rows.cancel(JOB, version + 1)
+    kit.rows.requeue(JOB, LATER, attempt(version + 1))
+    kit.rows.cancel(JOB, attempt(version + 1))
 
     after = [pair for pair in tokens(kit.raw()[2]) if pair[0] != SNAPSHOT_KEY]
     assert after == before
@@ -316,7 +316,9 @@ def test_first_attempt_never_overwrites_damaged_metadata(kit: Kit, name: str) ->
     kit.add((BROKEN | DAMAGED)[name][0])
     before = kit.raw()
 
-    with pytest.raises(Exception, match=r"no longer has no snapshot|malformed JSON|recursion"):
+    with pytest.raises(
+        Exception, match=r"no longer is without an attempt|malformed JSON|recursion"
+    ):
         kit.rows.save(JOB, attempt(1))
 
     assert kit.raw() == before
@@ -382,7 +384,7 @@ def test_requeue_queues_the_job_for_later(kit: Kit) -> None:
     kit.add("{}")
     kit.rows.save(JOB, attempt(1))
 
-    kit.rows.requeue(JOB, LATER, 1)
+    kit.rows.requeue(JOB, LATER, attempt(1))
 
     assert kit.raw()[:2] == ("queued", format_time(LATER))
     assert kit.rows.load(JOB).not_before == LATER
@@ -395,11 +397,11 @@ def test_job_that_was_due_before_is_queued_once_more(kit: Kit) -> None:
     kit.add("{}")
     kit.rows.save(JOB, attempt(1))
     for due in (NOW, LATER):
-        kit.rows.requeue(JOB, due, 1, once=True)
+        kit.rows.requeue(JOB, due, attempt(1), once=True)
         assert kit.raw()[:2] == ("queued", format_time(due))
         assert kit.store.claim_next(LATER, "w").id == JOB
 
-    kit.rows.requeue(JOB, LATER, 1, once=True)
+    kit.rows.requeue(JOB, LATER, attempt(1), once=True)
 
     assert kit.raw()[:2] == ("running", format_time(LATER))
 
@@ -409,7 +411,7 @@ def test_cancel_ends_the_job(kit: Kit) -> None:
     kit.add("{}", status="queued")
     kit.rows.save(JOB, attempt(1))
 
-    kit.rows.cancel(JOB, 1)
+    kit.rows.cancel(JOB, attempt(1))
 
     assert kit.raw()[0] == "cancelled"
     assert kit.rows.unfinished() == []
@@ -427,9 +429,9 @@ def test_requeue_and_cancel_of_a_worker_that_lost_its_claim_change_nothing(
     before = kit.raw()
 
     with pytest.raises(StaleSnapshotError):
-        kit.rows.requeue(JOB, LATER, version)
+        kit.rows.requeue(JOB, LATER, attempt(version))
     with pytest.raises(StaleSnapshotError):
-        kit.rows.cancel(JOB, version)
+        kit.rows.cancel(JOB, attempt(version))
 
     assert kit.raw() == before
 
@@ -442,7 +444,7 @@ def test_unfinished_are_the_queued_and_running_rows_with_our_key(kit: Kit) -> No
         others = [kit.store.enqueue(tx, item, "deployer", NOW) for _ in range(4)]
     for job_id in (JOB, *others[1:]):
         kit.rows.save(job_id, attempt(1))
-    kit.rows.cancel(others[1], 1)
+    kit.rows.cancel(others[1], attempt(1))
     kit.store.claim_next(NOW, "w", others[2])
     with kit.store.transaction() as tx:
         kit.store.finish_job(tx, others[2], NOW)
@@ -485,7 +487,7 @@ def test_every_attempt_is_walked_in_batches(kit: Kit, monkeypatch: pytest.Monkey
         others = [kit.store.enqueue(tx, item, "deployer", NOW) for _ in range(6)]
     for job_id in (JOB, *others[1:]):
         kit.rows.save(job_id, attempt(1))
-    kit.rows.cancel(others[2], 1)
+    kit.rows.cancel(others[2], attempt(1))
 
     assert [row.id for row in kit.rows.attempts()] == [JOB, *others[1:]]
 

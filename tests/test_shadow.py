@@ -458,6 +458,25 @@ def test_of_two_shadows_one_writes(tmp_path: Path) -> None:
     assert records.load(row.id).snapshot() == first
 
 
+def test_attempt_of_the_shadow_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
+    """Where a record was removed and made anew, whoever follows the removed attempt is refused."""
+    records = ShadowRecords(tmp_path)
+    row = JobRow(7, REPO, "WI-1", "deploy-staging", "running", None, None)
+    records.launched(row, tmp_path, datetime.now(UTC))
+    gone, stored = (
+        attrs.evolve(fresh_snapshot(name, "w"), version=1) for name in ("7-gone", "7-stored")
+    )
+    records.save(7, stored)
+
+    with pytest.raises(StaleSnapshotError, match="version 1 of attempt 7-gone"):
+        records.save(7, attrs.evolve(gone, version=2))
+    records.save(7, attrs.evolve(stored, version=2))
+
+    document = records.load(7).document
+    assert isinstance(document, dict)
+    assert (document["attempt_id"], document["version"]) == ("7-stored", 2)
+
+
 def test_version_of_an_attempt_in_the_shadow_survives_a_power_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

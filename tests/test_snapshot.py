@@ -205,15 +205,21 @@ def test_attempt_without_a_judged_run_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "expected"), [(None, "no snapshot"), (0, "version 0"), (7, "version 7")]
+    ("version", "expected"),
+    [
+        (None, "is without an attempt"),
+        (0, "is in work with version 0 of attempt 12-3f"),
+        (7, "is in work with version 7 of attempt 12-3f"),
+    ],
 )
 def test_lost_claim_says_whose_and_which(version: int | None, expected: str) -> None:
-    """A write that came too late is refused with the job and the version it relied on."""
-    error = StaleSnapshotError(12, version)
+    """A write that came too late is refused with the job and the attempt it relied on."""
+    error = StaleSnapshotError(12, "12-3f", version)
 
-    assert (error.job_id, error.version) == (12, version)
+    assert (error.job_id, error.attempt_id, error.version) == (12, "12-3f", version)
     assert str(error) == (
-        f"job 12 no longer has {expected}: another worker moved it; nothing was written"
+        f"job 12 no longer {expected}: another worker moved it, or a person did;"
+        " nothing was written"
     )
 
 

@@ -336,7 +336,7 @@ def test_claim_that_is_lost_at_the_gate_is_left_to_the_other(desk: Desk) -> None
         return asked[-1]
 
     desk.engine.gate = watched
-    lost = StaleSnapshotError(desk.job_id, 3)
+    lost = StaleSnapshotError(desk.job_id, "7-3f", 3)
     desk.use_rows(Failing(rows, "save", lost, lambda _id, saved, *_: len(saved.history) == 3))
     decision = desk.launch()
 
@@ -484,7 +484,7 @@ def test_attempt_that_is_gone_is_none_of_recoverys(desk: Desk) -> None:
 def test_recovery_that_was_overtaken_touched_nothing(desk: Desk) -> None:
     """An attempt that somebody moves while it is taken up is not among what was recovered."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
-    desk.break_part("rows.requeue", StaleSnapshotError(desk.job_id, 1))
+    desk.break_part("rows.requeue", StaleSnapshotError(desk.job_id, "7-3f", 1))
 
     assert desk.staging.recover() == []
     assert desk.state() is State.DEFERRED

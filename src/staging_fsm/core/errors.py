@@ -48,14 +48,17 @@ class SnapshotRefusedError(StagingError):
 
 
 class StaleSnapshotError(StagingError):
-    """Somebody else moved the attempt since it was read: this worker has lost its claim."""
+    """Somebody else moved the attempt or ended the job: this worker has lost its claim."""
 
-    def __init__(self, job_id: object, version: int | None) -> None:
-        """Keep the job and the version that was expected."""
-        self.job_id, self.version = job_id, version
-        expected = "no snapshot" if version is None else f"version {version}"
+    def __init__(self, job_id: object, attempt_id: str, version: int | None) -> None:
+        """Keep the job, and which version of which attempt was expected; None for no attempt."""
+        self.job_id, self.attempt_id, self.version = job_id, attempt_id, version
+        expected = f"is in work with version {version} of attempt {attempt_id}"
+        if version is None:
+            expected = "is without an attempt"
         super().__init__(
-            f"job {job_id} no longer has {expected}: another worker moved it; nothing was written"
+            f"job {job_id} no longer {expected}: another worker moved it, or a person did;"
+            " nothing was written"
         )
 
 

@@ -65,7 +65,11 @@ class JobRow:
 
 
 class JobRows(Protocol):
-    """A host's jobs. Every write is fenced by the version of the snapshot."""
+    """A host's jobs. Every write is fenced by the name of the attempt and its version.
+
+    The version alone would not do: where a person removes our key, another attempt of the
+    job reaches the same version, and the worker of the first may still be alive.
+    """
 
     def check(self) -> None:
         """Look at the store once, at start; raises ConfigInvalidError in sentences."""
@@ -76,17 +80,18 @@ class JobRows(Protocol):
         ...
 
     def save(self, job_id: Any, snapshot: "Snapshot", tx: Any = None) -> None:
-        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError.
+        """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError.
 
-        With `tx`, as part of that transaction. Durable when it returns, or when
-        the transaction has ended.
+        It follows the same `attempt_id` with a `version` of one less; version 1 follows
+        nothing, and needs a row without an attempt. With `tx`, as part of that transaction.
+        Durable when it returns, or when the transaction has ended.
         """
         ...
 
     def requeue(
-        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+        self, job_id: Any, not_before: datetime, snapshot: "Snapshot", *, once: bool = False
     ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`.
+        """Queue the job again, due later, if it is unfinished and `snapshot` is still stored.
 
         With `once`, a job that is due at that very moment already is left as it is: it
         has been queued again before, and whoever has claimed it since is not to lose it.
@@ -94,8 +99,8 @@ class JobRows(Protocol):
         """
         ...
 
-    def cancel(self, job_id: Any, version: int) -> None:
-        """End the job as cancelled, if the stored version still is `version`.
+    def cancel(self, job_id: Any, snapshot: "Snapshot") -> None:
+        """End the job as cancelled, if `snapshot` is still stored.
 
         Raises StaleSnapshotError.
         """

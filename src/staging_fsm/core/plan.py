@@ -56,8 +56,8 @@ class PresetFacts:
 
     exit_reasons: Mapping[int, Reason]
     report: str | None = None
-    variable: str | None = None
-    option: str | None = None
+    #: The variable with options of the suite, and the option that names its report.
+    reporting: tuple[str, str] | None = None
 
 
 #: 126 and 127 are a shell's "cannot execute" and "not found" (POSIX, 2.8.2); the
@@ -75,8 +75,7 @@ PRESETS: Final[Mapping[Preset, PresetFacts]] = MappingProxyType(
                 5: Reason.NO_TESTS,
             },
             report="junit.xml",
-            variable="PYTEST_ADDOPTS",
-            option="--junit-xml",
+            reporting=("PYTEST_ADDOPTS", "--junit-xml"),
         ),
     }
 )
@@ -198,14 +197,12 @@ def environment_of(
     names = (*BASE_ENVIRONMENT, *suite.environment)
     environment = {name: variables[name] for name in names if name in variables}
     environment |= {"CI": "true", "STAGING_REPORT_DIR": str(reports), RUN_VARIABLE: run_id}
-    preset = PRESETS[suite.preset]
-    wanted = preset.option is not None and not any(
-        word.startswith(("--junitxml", "--junit-xml")) for word in suite.command
-    )
-    if preset.variable and wanted and suite.report and not Path(suite.report).is_absolute():
-        option = shlex.quote(f"{preset.option}={reports / suite.report}")
-        inherited = environment.get(preset.variable, "")
-        environment[preset.variable] = f"{inherited} {option}".strip()
+    reporting, report = PRESETS[suite.preset].reporting, suite.report
+    named = any(word.startswith(("--junitxml", "--junit-xml")) for word in suite.command)
+    if reporting is not None and report is not None and not (named or Path(report).is_absolute()):
+        variable, option = reporting
+        asked = shlex.quote(f"{option}={reports / report}")
+        environment[variable] = f"{environment.get(variable, '')} {asked}".strip()
     return environment
 
 

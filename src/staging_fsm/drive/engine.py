@@ -247,7 +247,7 @@ class Engine:
         due = min(_next_run_time(snapshot), self.latest_due(snapshot))
         # Whoever saw the job due then has its claim, too early; everybody else may be late.
         seen = row.not_before is not None and row.not_before >= due
-        self.rows.requeue(row.id, due, snapshot.version, once=not seen)
+        self.rows.requeue(row.id, due, snapshot, once=not seen)
 
     def is_claimed_again(self, row: JobRow, snapshot: Snapshot) -> bool:
         """Say whether a deferred attempt's job was queued again, and has been claimed since.
@@ -260,7 +260,7 @@ class Engine:
     def _reap_run(self, row: JobRow, snapshot: Snapshot) -> None:
         if snapshot.runs:
             self.suites.reap(run_id_of(snapshot))
-        self.rows.cancel(row.id, snapshot.version)
+        self.rows.cancel(row.id, snapshot)
 
     def _hand_over(self, row: JobRow, snapshot: Snapshot) -> Snapshot | None:
         """Write the artifact, initiate the gate, and end the attempt in one transaction.

@@ -58,9 +58,8 @@ def plan_of(runner: "StagingRunner", row: JobRow, config: RunnerConfig) -> Plan:
             [f"repository {row.repo} is in scope, but no suite is configured for it"]
         )
     try:
-        last = None
-        if entry.min_tests == AUTO:
-            last = last_passed_tests(runner.engine.rows, runner.stage, row.repo)
+        counted = entry.min_tests == AUTO
+        last = last_passed_tests(runner.engine.rows, runner.stage, row.repo) if counted else None
         suite, budget = entry.plan(config, last), budget_of(config)
     except ValueError as error:
         raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error

@@ -250,6 +250,12 @@ class HostTable:
         column = self.column("id")
         return sa.and_(column == sa.bindparam("our_id", type_=column.type), self.ours)
 
+    @cached_property
+    def unfinished(self) -> sa.ColumnElement[bool]:
+        """Return the condition on a job that waits or is in work."""
+        status = self.column("status")
+        return sa.or_(*(status == self.statuses[word] for word in (QUEUED, RUNNING)))
+
     def names(self, job_id: Any) -> dict[str, Any]:
         """Return the parameter of `mine`; raises JobNotFoundError for what can be no id here."""
         return {"our_id": self._key(job_id)}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+import attrs
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
@@ -95,6 +96,14 @@ def _expect(text: str, at: int, sign: str) -> int:
     return at + 1
 
 
+@attrs.frozen
+class Expected:
+    """What a write expects under our key: a version of an attempt, or None for nothing."""
+
+    attempt_id: str
+    version: int | None
+
+
 class Documents(Protocol):
     """How our key is fenced and written in one kind of column.
 
@@ -116,8 +125,8 @@ class Documents(Protocol):
     def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
         """Return the condition under which a row may be written.
 
-        It is that the stored version is the one that is asked for, or, for the first
-        write, that nothing is stored under our key.
+        It is that the stored attempt and its version are the ones that are asked for, or,
+        for the first write, that nothing is stored under our key.
         """
         ...
 
@@ -125,7 +134,7 @@ class Documents(Protocol):
         self,
         connection: Connection,
         mine: Mapping[str, Any],
-        version: int | None,
+        expected: Expected,
         snapshot: str | None,
     ) -> dict[str, Any]:
         """Return the parameters of one write to the row that `mine` stands for."""
@@ -147,8 +156,12 @@ class SqliteDocuments:
     def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
         """Compare within the statement itself."""
         if not first:
-            stored = sa.func.json_extract(self._object, f"{_PATH}.version")
-            return stored == sa.bindparam("our_version", type_=sa.Integer)
+            version = sa.func.json_extract(self._object, f"{_PATH}.version")
+            attempt_id = sa.func.json_extract(self._object, f"{_PATH}.attempt_id")
+            return sa.and_(
+                version == sa.bindparam("our_version", type_=sa.Integer),
+                attempt_id == sa.bindparam("our_attempt", type_=sa.Text),
+            )
         # Into anything but an object json_set would write nothing and say nothing.
         return sa.and_(
             sa.func.json_type(self._object) == "object",
@@ -159,11 +172,11 @@ class SqliteDocuments:
         self,
         _connection: Connection,
         _mine: Mapping[str, Any],
-        version: int | None,
+        expected: Expected,
         snapshot: str | None,
     ) -> dict[str, Any]:
         """Compare and set within the statement."""
-        return _said(our_version=version, our_snapshot=snapshot)
+        return _parameters(expected, expected.version, snapshot)
 
 
 class JsonbDocuments:
@@ -184,8 +197,13 @@ class JsonbDocuments:
         """Compare within the statement itself."""
         key = sa.literal(SNAPSHOT_KEY, sa.Text)
         if not first:
-            stored = self._object.op("->")(key).op("->>")(sa.literal("version", sa.Text))
-            return stored == sa.bindparam("our_version", type_=sa.Text)
+            stored = self._object.op("->")(key)
+            version = stored.op("->>")(sa.literal("version", sa.Text))
+            attempt_id = stored.op("->>")(sa.literal("attempt_id", sa.Text))
+            return sa.and_(
+                version == sa.bindparam("our_version", type_=sa.Text),
+                attempt_id == sa.bindparam("our_attempt", type_=sa.Text),
+            )
         ours = self._object.op("->>")(key)
         return sa.and_(sa.func.jsonb_typeof(self._object) == "object", ours.is_(None))
 
@@ -193,12 +211,11 @@ class JsonbDocuments:
         self,
         _connection: Connection,
         _mine: Mapping[str, Any],
-        version: int | None,
+        expected: Expected,
         snapshot: str | None,
     ) -> dict[str, Any]:
         """Compare and set within the statement."""
-        as_text = None if version is None else str(version)
-        return _said(our_version=as_text, our_snapshot=snapshot)
+        return _parameters(expected, str(expected.version), snapshot)
 
 
 class LockedDocuments:
@@ -225,15 +242,18 @@ class LockedDocuments:
         self,
         connection: Connection,
         mine: Mapping[str, Any],
-        version: int | None,
+        expected: Expected,
         snapshot: str | None,
     ) -> dict[str, Any]:
         """Lock the row until the transaction ends, compare here, and set our key in its text."""
         found = connection.execute(self._locking, mine).all()
         text = found[0][0] if found else None
         ours = our_document(text) if found else BrokenMetadata("there is no such row")
-        stored = ours.get("version") if isinstance(ours, dict) else None
-        guard = ours is None if version is None else stored == version
+        guard = ours is None
+        if expected.version is not None:
+            stored = ours if isinstance(ours, dict) else {}
+            told = stored.get("attempt_id"), stored.get("version")
+            guard = told == (expected.attempt_id, expected.version)
         if snapshot is None:
             return {"our_guard": guard}
         # What is no object the guard has refused, and nothing is written.
@@ -247,6 +267,8 @@ def _is_cut(text: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     return sa.or_(sa.func.btrim(text, _SPACES).not_like("{%}"), opened != closed)
 
 
-def _said(**values: Any) -> dict[str, Any]:
-    """Return the parameters that have a value; the statement has no others."""
-    return {name: value for name, value in values.items() if value is not None}
+def _parameters(expected: Expected, version: object, snapshot: str | None) -> dict[str, Any]:
+    """Return the parameters that the statement has; `version` as its column's kind compares it."""
+    fence = {"our_attempt": expected.attempt_id, "our_version": version}
+    document = {} if snapshot is None else {"our_snapshot": snapshot}
+    return document if expected.version is None else fence | document

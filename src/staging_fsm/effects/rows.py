@@ -1,12 +1,12 @@
 """Our part of a host's job rows, in its own table and under its own names.
 
 Nothing here creates or alters a table. Every write is one transaction that touches
-our key of the metadata and is fenced by the version stored there, so a worker
-that has lost its claim changes nothing, and a host that writes other keys at the
-same time loses nothing.
+our key of the metadata and is fenced by the attempt and the version stored there,
+so a worker that has lost its claim changes nothing, and a host that writes other
+keys at the same time loses nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property
@@ -20,10 +20,10 @@ from staging_fsm.core.errors import (
     JobNotFoundError,
     StaleSnapshotError,
 )
-from staging_fsm.core.jobs import QUEUED, RUNNING, SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.effects.host_table import HostTable
-from staging_fsm.effects.metadata import our_document
+from staging_fsm.effects.metadata import Expected, our_document
 
 #: How likely SQLite is to take a row for an unfinished one. ANALYZE counts how many different
 #: values there are, not how often each occurs: of 'done' and 'queued' each seems to be half of
@@ -119,9 +119,7 @@ class SqlRows:
 
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
-        words = (self._host.statuses[QUEUED], self._host.statuses[RUNNING])
-        status = self._host.column("status")
-        few: sa.ColumnElement[bool] = sa.or_(*(status == word for word in words))
+        few = self._host.unfinished
         if self.engine.dialect.name == "sqlite":
             few = sa.func.likelihood(few, sa.literal_column(SELDOM))
         rows = self._fetch(
@@ -229,17 +227,17 @@ class SqlRows:
             yield connection
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Connection | None = None) -> None:
-        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError.
+        """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError.
 
         The first time it is looked at again: raises ConfigInvalidError, and nothing is
         stored, where the table does not keep it, or keeps it before the transaction ends.
         """
-        expected = snapshot.version - 1 or None
+        expected = Expected(snapshot.attempt_id, snapshot.version - 1 or None)
         with self._within(tx) as connection:
             if not self._keeps:
                 self._refuse_autocommit(connection)
-            self._write(connection, job_id, expected, {}, dump_snapshot(snapshot))
-            if not self._keeps and not self._holds(connection, job_id, snapshot.version):
+            self._write(connection, job_id, expected, {}, document=dump_snapshot(snapshot))
+            if not self._keeps and not self._holds(connection, job_id, _stored(snapshot)):
                 # A trigger of the host's, say. Without the row no run would ever be counted.
                 message = f"{self._host.called('metadata')} does not keep the key {SNAPSHOT_KEY}"
                 raise ConfigInvalidError([message])
@@ -249,14 +247,15 @@ class SqlRows:
         self,
         job_id: Any,
         not_before: datetime,
-        version: int,
+        snapshot: Snapshot,
         tx: Connection | None = None,
         *,
         once: bool = False,
     ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`.
+        """Queue the job again, due later, if it is unfinished and `snapshot` is still stored.
 
-        With `once` a job that is due at that very moment already is left as it is. A host
+        A job that somebody has ended meanwhile stays so: raises StaleSnapshotError. With
+        `once` a job that is due at that very moment already is left as it is. A host
         without due times cannot be asked.
         """
         values = {self._host.columns["status"]: self._host.statuses[QUEUED]}
@@ -266,18 +265,19 @@ class SqlRows:
             for name, value in due.items()
             if once
         ]
+        expected, wanted = _stored(snapshot), [self._host.unfinished, *map(sa.not_, made)]
         with self._within(tx) as connection:
             try:
-                self._write(connection, job_id, version, {**values, **due}, unless=made)
+                self._write(connection, job_id, expected, {**values, **due}, *wanted)
             except StaleSnapshotError:
-                if not made or not self._holds(connection, job_id, version, *made):
+                if not made or not self._holds(connection, job_id, expected, *made):
                     raise
 
-    def cancel(self, job_id: Any, version: int) -> None:
-        """End the job as cancelled, if the stored version still is `version`."""
+    def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
+        """End the job as cancelled, if `snapshot` is still stored."""
         values = {self._host.columns["status"]: self._host.statuses["cancelled"]}
         with self.transaction() as connection:
-            self._write(connection, job_id, version, values)
+            self._write(connection, job_id, _stored(snapshot), values)
 
     def _within(self, tx: Connection | None) -> AbstractContextManager[Connection]:
         return self.transaction() if tx is None else nullcontext(tx)
@@ -286,29 +286,30 @@ class SqlRows:
         self,
         connection: Connection,
         job_id: Any,
-        version: int | None,
+        expected: Expected,
         values: dict[str, Any],
-        snapshot: str | None = None,
-        unless: Sequence[sa.ColumnElement[bool]] = (),
+        *facts: sa.ColumnElement[bool],
+        document: str | None = None,
     ) -> None:
-        first, mine = version is None, self._host.names(job_id)
-        statement = self._saving[first] if snapshot is not None else self._updating(first=first)
+        """Write `values`, and `document` under our key, where `expected` and `facts` hold."""
+        first, mine = expected.version is None, self._host.names(job_id)
+        statement = self._saving[first] if document is not None else self._updating(first=first)
         if values:
             statement = statement.values(values)
-        if unless:
-            statement = statement.where(*map(sa.not_, unless))
-        asked = self._host.documents.values(connection, mine, version, snapshot)
+        if facts:
+            statement = statement.where(*facts)
+        asked = self._host.documents.values(connection, mine, expected, document)
         # Raised inside the transaction: where an id stands for two rows, neither is written.
         if connection.execute(statement, {**mine, **asked}).rowcount != 1:
-            raise StaleSnapshotError(job_id, version)
+            raise StaleSnapshotError(job_id, expected.attempt_id, expected.version)
 
     def _holds(
-        self, connection: Connection, job_id: Any, version: int, *facts: sa.ColumnElement[bool]
+        self, connection: Connection, job_id: Any, stored: Expected, *facts: sa.ColumnElement[bool]
     ) -> bool:
-        """Say whether the stored version is `version`, and `facts` hold of the row."""
+        """Say whether `stored` is what is stored, and `facts` hold of the row."""
         mine, guard = self._host.names(job_id), self._host.documents.guard(first=False)
         found = sa.select(self._host.column("id")).where(self._host.mine, guard, *facts)
-        asked = self._host.documents.values(connection, mine, version, None)
+        asked = self._host.documents.values(connection, mine, stored, None)
         return len(connection.execute(found, {**mine, **asked}).all()) == 1
 
     @cached_property
@@ -321,3 +322,7 @@ class SqlRows:
         return sa.update(self._host.table).where(
             self._host.mine, self._host.documents.guard(first=first)
         )
+
+
+def _stored(snapshot: Snapshot) -> Expected:
+    return Expected(snapshot.attempt_id, snapshot.version)

@@ -156,24 +156,24 @@ class ShadowRecords:
         return self.record(job_id).row
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Any = None) -> None:
-        """Store `snapshot` if the stored version is one less, else raise StaleSnapshotError."""
+        """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError."""
         del tx  # A record has no transaction: its gate moves nothing that could be rolled back.
         folder = self.folder(job_id)
         expected = snapshot.version - 1
         path = _attempt_file(folder, snapshot.version)
-        is_next = expected == 0 or _attempt_file(folder, expected).exists()
+        is_next = expected == 0 or _attempt_id(folder, expected) == snapshot.attempt_id
         if not (is_next and create_durably(path, dump_snapshot(snapshot).encode())):
-            raise StaleSnapshotError(job_id, expected or None)
+            raise StaleSnapshotError(job_id, snapshot.attempt_id, expected or None)
 
     def check(self) -> None:
         """Nothing can fail to fit: the records are of our own making."""
 
     def requeue(
-        self, job_id: Any, not_before: datetime, version: int, *, once: bool = False
+        self, job_id: Any, not_before: datetime, snapshot: Snapshot, *, once: bool = False
     ) -> None:
         """Nothing is owed: when a deferred attempt is due stands in its snapshot."""
 
-    def cancel(self, job_id: Any, version: int) -> None:
+    def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
         """Nothing is owed: a record is no job that could end."""
 
     @contextmanager
@@ -205,6 +205,14 @@ def _record(folder: Path) -> Record:
 
 def _attempt_file(folder: Path, version: int) -> Path:
     return folder / f"attempt.{version}.json"
+
+
+def _attempt_id(folder: Path, version: int) -> object:
+    """Return whose version it is, or None where none can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        document = json.loads(_attempt_file(folder, version).read_bytes())
+        return document.get("attempt_id") if isinstance(document, dict) else None
+    return None
 
 
 def _row(folder: Path, launch: Launch) -> JobRow:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.ports import RunCondition, RunOrder
+from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.rows import SqlRows
@@ -107,19 +108,19 @@ class FleetRows(SqlRows):
         self,
         job_id: Any,
         not_before: datetime,
-        version: int,
+        snapshot: Snapshot,
         tx: sa.Connection | None = None,
         *,
         once: bool = False,
     ) -> None:
-        """Queue the job again, due later, if the stored version still is `version`.
+        """Queue the job again, due later, if it is unfinished and `snapshot` is still stored.
 
         One that was queued before, where it is to be `once`, is only delivered once more.
         """
         repo = self.load(job_id).repo
         own: AbstractContextManager[Any] = self.transaction() if tx is None else nullcontext(tx)
         with own as connection:
-            super().requeue(job_id, not_before, version, connection, once=once)
+            super().requeue(job_id, not_before, snapshot, connection, once=once)
             self._deliveries.defer(connection, job_id, repo, not_before)
 
 

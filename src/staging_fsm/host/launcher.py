@@ -82,7 +82,7 @@ def end_without_agent(rows: JobRows, job_id: int, declined: "Snapshot") -> None:
 
     Raises StaleSnapshotError if its attempt has moved since.
     """
-    rows.cancel(job_id, declined.version)
+    rows.cancel(job_id, declined)
 
 
 def agent_command(host: Host, job: Job) -> list[str]:

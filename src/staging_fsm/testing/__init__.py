@@ -169,12 +169,35 @@ class JobRowsContract:
 
         for version in (1, 2, 3, 5):
             with _refused(StaleSnapshotError):
-                bench.rows.save(job, attempt(version, "stale"))
+                bench.rows.save(job, attempt(version))
         for version in (1, 2, 4):
             with _refused(StaleSnapshotError):
-                bench.rows.requeue(job, LATER, version)
+                bench.rows.requeue(job, LATER, attempt(version))
             with _refused(StaleSnapshotError):
-                bench.rows.cancel(job, version)
+                bench.rows.cancel(job, attempt(version))
+
+        assert bench.metadata(job) == before
+        assert bench.rows.load(job).status == "running"
+
+    def test_worker_of_an_attempt_that_was_replaced_changes_nothing(self) -> None:
+        """Where another attempt has come to the same version, a worker of the first is refused.
+
+        So it goes where somebody removed our key, to start afresh, while a worker lived.
+        """
+        bench = self.bench()
+        job = bench.add(THEIRS)
+        bench.rows.save(job, attempt(1, "first"))
+        bench.remove_key(job, SNAPSHOT_KEY)
+        bench.rows.save(job, attempt(1, "second"))
+        before = bench.metadata(job)
+
+        with _refused(StaleSnapshotError):
+            bench.rows.save(job, attempt(2, "first"))
+        for once in (False, True):
+            with _refused(StaleSnapshotError):
+                bench.rows.requeue(job, LATER, attempt(1, "first"), once=once)
+        with _refused(StaleSnapshotError):
+            bench.rows.cancel(job, attempt(1, "first"))
 
         assert bench.metadata(job) == before
         assert bench.rows.load(job).status == "running"
@@ -198,8 +221,8 @@ class JobRowsContract:
 
         bench.rows.save(job, attempt(1))
         bench.rows.save(job, attempt(2))
-        bench.rows.requeue(job, LATER, 2)
-        bench.rows.cancel(job, 2)
+        bench.rows.requeue(job, LATER, attempt(2))
+        bench.rows.cancel(job, attempt(2))
 
         metadata = bench.metadata(job)
         assert metadata.pop(SNAPSHOT_KEY)["version"] == 2
@@ -265,7 +288,7 @@ class JobRowsContract:
         job = bench.add({})
         bench.rows.save(job, attempt(1))
 
-        bench.rows.requeue(job, LATER, 1)
+        bench.rows.requeue(job, LATER, attempt(1))
 
         row = bench.rows.load(job)
         assert row.status == QUEUED
@@ -276,25 +299,36 @@ class JobRowsContract:
     def test_job_that_was_queued_again_is_not_queued_once_more(self) -> None:
         """A job that is to be queued once and is due then already keeps what became of it since.
 
-        So whoever is late takes no claim away. Without `once` it is queued all the same, and
-        a worker that lost its claim is refused either way.
+        So whoever is late takes no claim away. A worker that lost its claim is refused.
         """
         bench = self.bench()
         job = bench.add({})
         bench.rows.save(job, attempt(1))
 
-        bench.rows.requeue(job, LATER, 1, once=True)
+        bench.rows.requeue(job, LATER, attempt(1), once=True)
         queued = bench.rows.load(job)
-        bench.rows.cancel(job, 1)
+        bench.rows.cancel(job, attempt(1))
         with _refused(StaleSnapshotError):
-            bench.rows.requeue(job, LATER, 2, once=True)
-        # A store without due times cannot know, and queues.
+            bench.rows.requeue(job, LATER, attempt(2), once=True)
+        # A store without due times cannot know.
         if queued.not_before is not None:
-            bench.rows.requeue(job, LATER, 1, once=True)
-            assert bench.rows.load(job).status == "cancelled"
-        bench.rows.requeue(job, LATER, 1)
+            bench.rows.requeue(job, LATER, attempt(1), once=True)
 
-        assert queued.status == bench.rows.load(job).status == QUEUED
+        assert queued.status == QUEUED
+        assert bench.rows.load(job).status == "cancelled"
+
+    def test_job_that_has_ended_is_not_queued_again(self) -> None:
+        """A job that somebody has ended stays so, and whoever would queue it is refused."""
+        bench = self.bench()
+        job = bench.add({})
+        bench.rows.save(job, attempt(1))
+        bench.rows.cancel(job, attempt(1))
+
+        for once in (False, True):
+            with _refused(StaleSnapshotError):
+                bench.rows.requeue(job, LATER, attempt(1), once=once)
+
+        assert bench.rows.load(job).status == "cancelled"
 
     def test_unfinished_are_the_queued_and_running_rows_with_our_key(self) -> None:
         """Recovery is shown each queued or running row with our key, however broken, and no other.
@@ -305,8 +339,8 @@ class JobRowsContract:
         without, running, queued, cancelled, broken = (bench.add({}) for _ in range(5))
         for job in (running, queued, cancelled):
             bench.rows.save(job, attempt(1))
-        bench.rows.requeue(queued, LATER, 1)
-        bench.rows.cancel(cancelled, 1)
+        bench.rows.requeue(queued, LATER, attempt(1))
+        bench.rows.cancel(cancelled, attempt(1))
         bench.set_key(broken, SNAPSHOT_KEY, 17)
 
         found = {row.id for row in bench.rows.unfinished()}
