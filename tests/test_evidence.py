@@ -138,6 +138,10 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(0, 0, 1, 0),
     ),
     "failure of the root": ("<testsuites><failure/></testsuites>", Counts(0, 1, 0, 0)),
+    "telling elements of something else": (
+        "<testsuite><tool><failure/></tool><vendor><error/></vendor><testcase/></testsuite>",
+        Counts(1, 0, 0, 0),
+    ),
     "claims no test was seen for": (
         '<testsuite tests="500" skipped="3"/>',
         Counts(0, 0, 0, 0),
