@@ -748,7 +748,9 @@ def test_job_that_is_queued_is_not_put_back(desk: Desk) -> None:
     assert desk.raw_row() == before
 
 
-def test_job_that_cannot_be_put_back_breaks_no_launch(desk: Desk) -> None:
+def test_job_that_cannot_be_put_back_breaks_no_launch(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
     """A store that is away when somebody is turned away changes nothing of the answer."""
     desk.suites_file = TOOL_ERROR
     desk.claim()
@@ -759,6 +761,7 @@ def test_job_that_cannot_be_put_back_breaks_no_launch(desk: Desk) -> None:
         assert desk.launch().ruling is Ruling.TAKEN
 
     assert desk.raw_row()["status"] == "running"
+    assert 'event="a job that was turned away was not queued again"' in caplog.text
 
 
 def test_of_two_workers_at_a_first_launch_one_runs_the_suite(desk: Desk) -> None:

@@ -5,9 +5,9 @@ its tests need is imported once, and each mutant gets a process forked from ther
 mutant changes nothing but functions, the process also has the product and the collected
 tests, and the changed functions are exchanged in it: that takes milliseconds. Only the
 tests that call a changed function are run then, first those that are fast for the mutants
-that they have killed so far. Any other mutant, and one that survives this although its
-function was called while modules were imported, is imported afresh. The first test that
-fails, or a process that does not end, kills a mutant.
+that they have killed so far. Any other mutant is imported afresh, and so is one that
+survives this although its function was called while modules were imported, or by no test
+of this process. The first test that fails, or a process that does not end, kills a mutant.
 """
 
 import ast
@@ -286,7 +286,8 @@ class Tests:
         if in_child(run, sum(self._seconds[item.nodeid] for item in items)):
             self._kills[items[int.from_bytes(self._at[:])].nodeid] += 1
             return "killed"
-        return "cold" if codes & self._at_import else "survived"
+        # What is called in another process, one that a test forks, is seen by no profile.
+        return "cold" if not items or codes & self._at_import else "survived"
 
 
 def _followed(items: list[pytest.Item]) -> Iterator[tuple[pytest.Item, pytest.Item]]:
