@@ -533,3 +533,10 @@ def test_no_evidence_counts_nothing() -> None:
     """Where no report is asked for there are no counts."""
     assert NO_EVIDENCE_REQUIRED.state is EvidenceState.NOT_REQUIRED
     assert NO_EVIDENCE_REQUIRED.counts is None
+
+
+def test_words_for_what_became_of_a_report_stay() -> None:
+    """Rows hold these words for ever, so none is ever spelt in another way."""
+    words = ["not_required", "missing", "stale", "unreadable", "read"]
+
+    assert [state.value for state in EvidenceState] == words

@@ -502,6 +502,7 @@ def test_interrupt_by_a_person_goes_through(desk: Desk) -> None:
         ('{"staging_runner": {}}', Ruling.HELD),
         ({"staging_runner": {}}, Ruling.HELD),
         (17, Ruling.HELD),
+        (["theirs"], Ruling.HELD),
         (UNSEEN, Ruling.HELD),
     ],
 )

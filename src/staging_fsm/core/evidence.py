@@ -115,6 +115,7 @@ def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
 class _Tally:
     """What a parser meets, counted at once and then forgotten. Its methods are the parser's."""
 
+    window: RunWindow | None
     tests: int = 0
     failures: int = 0
     errors: int = 0
@@ -123,7 +124,6 @@ class _Tally:
     claimed_errors: int = 0
     #: The elements that are open, each with the telling children it had so far.
     open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
-    window: RunWindow | None = None
     dated: bool | None = False
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
@@ -198,7 +198,7 @@ class _Tally:
 def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
     from defusedxml.ElementTree import XMLParser  # noqa: PLC0415  # only where a report is read
 
-    tally = _Tally(window=window)
+    tally = _Tally(window)
     parser = XMLParser(target=tally, forbid_dtd=True)
     size = 0
     while block := stream.read(_BLOCK_BYTES):
