@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import pytest
@@ -207,6 +207,59 @@ def test_refused_alert_is_kept_and_tried_again(
 
     assert webhook.text.count("it failed") == 1
     assert alerts.outbox.is_empty()
+
+
+#: An alert that is owed, as its file holds it.
+OWED: Final = {"time": "2026-01-31T12:00:00.000000Z", "kind": "k", "job": "1", "text": "it failed"}
+
+
+def test_address_that_is_dead_for_months_keeps_no_alert(
+    make: Callable[..., FileAlerts], webhook: Webhook
+) -> None:
+    """However often an alert was tried, it is tried again an hour later, and so is every other."""
+    alerts = make(webhook)
+    alerts.send(KIND, 7, "at first", "7-a")
+    settled(alerts)
+    webhook.refuses = True
+    (alerts.outbox.folder / "old.json").write_text(json.dumps(OWED | {"tries": 100_000}))
+    alerts.deliver()
+    settled(alerts)
+    [owed] = alerts.outbox.owed()
+    alerts.deliver()
+    settled(alerts)
+
+    assert (owed.tries, webhook.asked) == (100_001, 2)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        17,
+        OWED | {"tries": "many"},
+        OWED | {"told": 7},
+        OWED | {"told": [7]},
+        OWED | {"time": "today"},
+        OWED | {"next_try_at": "tomorrow"},
+        OWED | {"text": None},
+        OWED | {"of a newer version": 1},
+        {"text": "it failed"},
+    ],
+    ids=str,
+)
+def test_file_that_is_no_alert_keeps_none(
+    make: Callable[..., FileAlerts], webhook: Webhook, document: object
+) -> None:
+    """What cannot be read as an alert is left where it is, and every other one is delivered."""
+    alerts = make(webhook)
+    alerts.outbox.folder.mkdir(parents=True)
+    strange = alerts.outbox.folder / "0.json"
+    strange.write_text(json.dumps(document))
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+
+    assert (webhook.asked, webhook.text.count("it failed")) == (1, 1)
+    assert json.loads(strange.read_bytes()) == document
 
 
 def test_alert_outlives_its_worker(

@@ -20,6 +20,7 @@ from staging_fsm.core.ports import RunCondition, RunReport
 from staging_fsm.effects import supervised
 from staging_fsm.effects.processes import ProcessIdentity, start_ticks, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.suite import LocalSuites
 from stand import PATIENCE_SECONDS, RUN, Stand, has_ended, patch_supervisor, program, worker_command
 
 # A worker that is gone.
@@ -420,6 +421,34 @@ def test_old_runs_are_removed_and_none_that_is_needed(stand: Stand) -> None:
     assert left == ["foreign.1", "live.1", "unfinished.1", "young.1"]
     assert not stand.state.reports("old.1").exists()
     assert stand.collect("live.1").facts.exit_code == 3
+
+
+def test_run_that_cannot_be_looked_at_keeps_no_other(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no run, or cannot be looked at, stays, and every old run around it is removed."""
+    suites = stand.suites
+    condition = type(suites).condition
+
+    def asked(suites: LocalSuites, run_id: str) -> RunCondition:
+        if run_id == "c.1":
+            raise PermissionError(run_id)
+        return condition(suites, run_id)
+
+    runs = stand.state.root / "runs"
+    for run in ("a.1", "c.1", "e.1"):
+        stand.run("true", run_id=run)
+        os.utime(runs / run, (0, 0))
+    (runs / "b.1").write_text("no folder")
+    (runs / "d.1").symlink_to(stand.state.root)
+    monkeypatch.setattr(type(suites), "condition", asked)
+    suites.prune(1, frozenset)
+
+    left = sorted(path.name for path in runs.iterdir())
+    for name in ("b.1", "d.1"):
+        (runs / name).unlink()
+
+    assert left == ["b.1", "c.1", "d.1"]
 
 
 def test_nobody_is_asked_while_nothing_is_old(stand: Stand) -> None:

@@ -40,7 +40,9 @@ def test_run_is_removed_with_its_reports_and_no_other(tmp_path: Path) -> None:
 
     assert state.run_ids() == ["a.1"]
     assert [*state.reports("b.1").parent.iterdir()] == [state.reports("a.1")]
-    assert state.last_change("a.1") == state.run("a.1").stat().st_mtime
+    changed = state.run("a.1").stat().st_mtime
+    assert [state.is_unchanged_since("a.1", changed + late) for late in (0, 1)] == [False, True]
+    assert not state.is_unchanged_since("b.1", changed + 1)
 
 
 def made(folder: Path) -> Path:

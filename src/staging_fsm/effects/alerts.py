@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import attrs
+import msgspec
 
 from staging_fsm.core.errors import in_words
 from staging_fsm.core.ports import AlertKind, Clock
@@ -132,8 +133,7 @@ class Outbox:
                 alert = _read(path)
                 if alert is None or not _is_due(alert, now):
                     continue
-                wait = min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0**alert.tries)
-                due = format_time(now + timedelta(seconds=wait))
+                due = format_time(now + timedelta(seconds=_wait_seconds(alert.tries)))
                 alert = attrs.evolve(alert, tries=alert.tries + 1, next_try_at=due)
                 write_durably(path, _written(alert))
                 leased.append((path, alert))
@@ -310,9 +310,19 @@ def _read(path: Path) -> Alert | None:
     """Return the alert in a file; None if it is gone, or no alert."""
     try:
         found = json.loads(path.read_bytes())
-        return Alert(**{**found, "told": tuple(found["told"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        alert = msgspec.convert(found, Alert)
+        for moment in (alert.time, alert.next_try_at or alert.time):
+            parse_time(moment)
+    except (OSError, ValueError, RecursionError):
         return None
+    # One of a newer version is left to it: what else it says would be lost.
+    return alert if found.keys() <= attrs.fields_dict(Alert).keys() else None
+
+
+def _wait_seconds(tries: int) -> float:
+    # An address may be dead for months: so many times two is beyond every float.
+    doubled = BACKOFF_SECONDS * 2.0 ** min(tries, 60)
+    return min(BACKOFF_MAX_SECONDS, doubled)
 
 
 def _is_like_of(told: Alert, alert: Alert) -> bool:

@@ -38,15 +38,19 @@ class StateDir:
         return self.root / "worktrees" / run_id
 
     def run_ids(self) -> list[str]:
-        """Return the names of all runs that left something behind."""
+        """Return the names of all runs that left something behind; what is no folder is none."""
         try:
-            return sorted(path.name for path in (self.root / "runs").iterdir())
+            with os.scandir(self.root / "runs") as found:
+                return sorted(one.name for one in found if one.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
 
-    def last_change(self, run_id: str) -> float:
-        """Return when the folder of a run was changed last, in seconds since the epoch."""
-        return self.run(run_id).lstat().st_mtime
+    def is_unchanged_since(self, run_id: str, moment: float) -> bool:
+        """Say whether the folder of a run is there, and as it was before `moment`, of the epoch."""
+        try:
+            return self.run(run_id).lstat().st_mtime < moment
+        except FileNotFoundError:
+            return False
 
     def remove_run(self, run_id: str) -> None:
         """Remove what a run left behind, its reports first."""

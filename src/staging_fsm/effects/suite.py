@@ -27,6 +27,7 @@ from staging_fsm.core.plan import (
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import worktree
 from staging_fsm.effects.files import DIRECTORY_MODE
+from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.processes import (
     ProcessIdentity,
     is_alive,
@@ -203,19 +204,23 @@ class LocalSuites:
             return
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         before = time.time() - days * 86_400
-        old = [run for run in self._state.run_ids() if self._state.last_change(run) < before]
+        old = [run for run in self._state.run_ids() if self._state.is_unchanged_since(run, before)]
         kept = unfinished() if old else ()
         for run_id in old:
-            attempt = run_id.rpartition(".")[0]
-            if attempt in kept or self.condition(run_id) in (
-                RunCondition.LIVE,
-                RunCondition.FOREIGN,
-            ):
-                continue
-            if os.path.lexists(self._state.worktree(run_id)):
-                # It could not be removed in its time, or nobody came back for it.
-                self._remove_checkout(run_id, None)
-            self._state.remove_run(run_id)
+            try:
+                if run_id.rpartition(".")[0] not in kept:
+                    self._remove_old(run_id)
+            except (OSError, PreparationError) as error:
+                # One that cannot be looked at keeps no other.
+                log_error("an old run was not removed", run=run_id, error=in_words(error))
+
+    def _remove_old(self, run_id: str) -> None:
+        if self.condition(run_id) in (RunCondition.LIVE, RunCondition.FOREIGN):
+            return
+        if os.path.lexists(self._state.worktree(run_id)):
+            # It could not be removed in its time, or nobody came back for it.
+            self._remove_checkout(run_id, None)
+        self._state.remove_run(run_id)
 
     def log_tail(self, run_id: str, size: int) -> bytes:
         """Return the last `size` bytes of a run's output, as `RunOutput.tail` does."""
