@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.jobs import SNAPSHOT_KEY
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
+from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import open_database
 from versions import LATER, attempt
@@ -286,6 +287,39 @@ def test_concurrent_host_loses_no_key_and_we_lose_no_version(
     assert document[SNAPSHOT_KEY] == json.loads(dump_snapshot(attempt(21)))
 
 
+@pytest.mark.parametrize("extra", ["json", "text"])
+def test_overtaken_worker_queues_no_job(
+    make_foreign: Callable[[str], Foreign], postgres_url: str, extra: str
+) -> None:
+    """Between the look of a worker at a row and its write nobody moves the attempt there."""
+    rows = make_foreign(POSTGRESQL).create(extra=extra)
+    rows.save("j-1", attempt(1))
+    beside = open_database(postgres_url)
+    sa.event.listen(
+        beside,
+        "connect",
+        lambda driver, _: driver.execute("SET lock_timeout TO '200ms'").connection.commit(),
+    )
+    overtaking = SqlRows(beside, TABLE, NAMES, STATUSES)
+    kept_off = []
+
+    def overtake(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE"):
+            try:
+                overtaking.save("j-1", attempt(2))
+            except sa.exc.OperationalError:
+                kept_off.append(statement)
+
+    sa.event.listen(rows.engine, "before_cursor_execute", overtake)
+    rows.requeue("j-1", LATER, attempt(1))
+    rows.cancel("j-1", attempt(1))
+    sa.event.remove(rows.engine, "before_cursor_execute", overtake)
+    beside.dispose()
+
+    assert len(kept_off) == 2
+    assert rows.load("j-1").snapshot() == attempt(1)
+
+
 @pytest.mark.parametrize("dialect", [SQLITE, POSTGRESQL])
 def test_of_two_writers_at_once_one_wins(
     make_foreign: Callable[[str], Foreign], dialect: str
@@ -298,7 +332,7 @@ def test_of_two_writers_at_once_one_wins(
         for version in range(1, 11):
             start.wait()
             try:
-                rows.save("j-1", attrs.evolve(attempt(version), attempt_id=name))
+                rows.save("j-1", attrs.evolve(attempt(version), worker=name))
             except StaleSnapshotError:
                 continue
             accepted.append((version, name))
@@ -314,7 +348,9 @@ def test_of_two_writers_at_once_one_wins(
 KEYS = [
     (SQLITE, "INTEGER PRIMARY KEY", 7, "7"),
     (SQLITE, "CHAR(32) PRIMARY KEY", uuid.UUID(int=7).hex, uuid.UUID(int=7)),
+    (SQLITE, "CHAR(36) PRIMARY KEY", str(uuid.UUID(int=7)), uuid.UUID(int=7)),
     (SQLITE, "TEXT UNIQUE", "org/repo#7", "org/repo#7"),
+    (SQLITE, "TEXT UNIQUE", str(uuid.UUID(int=7)), uuid.UUID(int=7)),
     (POSTGRESQL, "bigint PRIMARY KEY", 2**60, str(2**60)),
     (POSTGRESQL, "uuid PRIMARY KEY", uuid.UUID(int=7), str(uuid.UUID(int=7))),
     (POSTGRESQL, "text PRIMARY KEY", "org/repo#7", "org/repo#7"),
@@ -426,6 +462,11 @@ def test_not_before_is_written_in_the_hosts_own_kind(
         rows.check()
         assert rows.load("j-1").not_before == expected
 
+        quarter = LATER - timedelta(seconds=0.25)
+        rows.requeue("j-1", quarter, attempt(1))
+        rounded = WHOLE_SECOND if expected == WHOLE_SECOND else quarter
+        assert rows.load("j-1").not_before == rounded
+
         rows.requeue("j-1", WHOLE_SECOND, attempt(1))
         assert rows.load("j-1").not_before == WHOLE_SECOND
     finally:
@@ -445,6 +486,29 @@ def test_not_before_agrees_with_the_databases_own_clock(
 
     foreign.run("SET timezone TO 'Asia/Kathmandu'")
     assert foreign.ask('extract(epoch FROM "run after")') == pytest.approx(LATER.timestamp())
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz"])
+def test_zone_of_a_session_moves_no_due_time(
+    make_foreign: Callable[[str], Foreign], postgres_url: str, kind: str
+) -> None:
+    """A native due time without a zone is in UTC, whatever zone the sessions are in."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.create(due=kind)
+    engine = open_database(postgres_url)
+    sa.event.listen(
+        engine,
+        "connect",
+        lambda driver, _: driver.execute("SET timezone TO 'Asia/Kathmandu'").connection.commit(),
+    )
+    rows = SqlRows(engine, TABLE, NAMES, STATUSES)
+    rows.save("j-1", attempt(1))
+    rows.requeue("j-1", LATER, attempt(1))
+    stored = foreign.ask("extract(epoch FROM \"run after\" AT TIME ZONE 'UTC')")
+    engine.dispose()
+
+    utc = stored if kind == "timestamp" else foreign.ask('extract(epoch FROM "run after")')
+    assert float(utc) == pytest.approx(LATER.timestamp())
 
 
 @pytest.mark.parametrize(
@@ -494,12 +558,13 @@ def test_text_due_times_sort_among_the_hosts_own(
     rows.check()
     rows.save("j-1", attempt(1))
 
-    rows.requeue("j-1", LATER, attempt(1))
+    for due in (LATER, LATER - timedelta(seconds=0.25)):
+        rows.requeue("j-1", due, attempt(1))
 
-    assert foreign.ask('"run after"') > theirs
-    found = rows.load("j-1").not_before
-    assert found is not None
-    assert timedelta(0) <= found - LATER < timedelta(seconds=1)
+        assert foreign.ask('"run after"') > theirs
+        found = rows.load("j-1").not_before
+        assert found is not None
+        assert timedelta(0) <= found - due < timedelta(seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -519,9 +584,12 @@ def test_due_times_of_another_form_are_refused(
     foreign.set('"run after" = :theirs', theirs=theirs)
 
     (problem,) = problems_of(rows)
+    # A queue that is idle tells as much by the jobs that have ended.
+    foreign.set("\"Condition\" = 'OVER'")
 
     assert repr(theirs) in problem
     assert words in problem
+    assert problems_of(rows) == (problem,)
 
 
 def test_names_may_hold_any_sign(foreign: Foreign) -> None:
@@ -610,6 +678,38 @@ def test_metadata_that_is_no_whole_json_is_walked_too(
     assert len(list(rows.attempts())) == is_seen
 
 
+def test_walk_misses_nothing_when_rows_before_it_go(
+    foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that deletes old jobs while all are walked has each of the others shown once."""
+    monkeypatch.setattr(rows_module, "BATCH_ROWS", 2)
+    rows = foreign.create()
+    jobs = ["j-1", "j-2", "j-3", "j-4", "j-5"]
+    for job in jobs[1:]:
+        foreign.insert(job)
+    for job in jobs:
+        rows.save(job, attempt(1))
+    walk = rows.attempts()
+    found = [next(walk).id]
+    foreign.run(f"""DELETE FROM "{TABLE}" WHERE uid = 'j-1'""")  # noqa: S608  # a test's own
+
+    assert found + [row.id for row in walk] == jobs
+
+
+def test_attempt_behind_a_long_queue_is_found(make_foreign: Callable[[str], Foreign]) -> None:
+    """Recovery is shown the last unfinished job of a queue of any length."""
+    foreign, many = make_foreign(SQLITE), 20_000
+    rows = foreign.create()
+    foreign.run(
+        f'INSERT INTO "{TABLE}" WITH RECURSIVE numbers(i) AS'  # noqa: S608  # a test's own
+        f" (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < {many}) SELECT 'n-' || i,"
+        " 'shop', 'WI-1', 'deploy-staging', 'WAITING', NULL, :ours, 1 FROM numbers",
+        ours='{"staging_runner": 1}',
+    )
+
+    assert len(rows.unfinished()) == many
+
+
 def test_rows_outside_the_condition_are_neither_seen_nor_written(foreign: Foreign) -> None:
     """With `where`, a row of somebody else with the same id and version stays as it is."""
     foreign.create(uid="TEXT")
@@ -656,10 +756,18 @@ def test_id_that_is_no_key_is_refused(foreign: Foreign) -> None:
     assert [row.document for row in rows.recent(2)] == [None, None]
 
 
-def test_half_of_a_key_is_no_key(foreign: Foreign) -> None:
-    """An id that is a key together with another column only may stand there twice."""
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("behind", "(tenant, uid)"),
+        ("before", "(uid, tenant)"),
+        ("partial", "(uid) WHERE tenant = 1"),
+    ],
+)
+def test_half_of_a_key_is_no_key(foreign: Foreign, name: str, columns: str) -> None:
+    """An id that is a key with another column only, or of some rows only, may stand there twice."""
     rows = foreign.create(uid="TEXT")
-    foreign.run(f'CREATE UNIQUE INDEX pair ON "{TABLE}" (tenant, uid)')
+    foreign.run(f'CREATE UNIQUE INDEX {name} ON "{TABLE}" {columns}')
     foreign.insert("j-1", tenant=2)
 
     assert problems_of(rows) == (

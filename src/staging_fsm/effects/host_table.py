@@ -216,7 +216,7 @@ class HostTable:
         ]
         indexes = inspector.get_indexes(self._name, self._schema)
         unique = inspector.get_unique_constraints(self._name, self._schema)
-        keys += [index["column_names"] for index in indexes if index["unique"]]
+        keys += [index["column_names"] for index in indexes if _is_of_all(index)]
         keys += [constraint["column_names"] for constraint in unique]
         return [name] in keys or self._name in inspector.get_view_names(self._schema)
 
@@ -282,6 +282,12 @@ class HostTable:
             is_bare = isinstance(job_id, uuid.UUID) and kind.length == len(job_id.hex)
             return job_id.hex if is_bare else str(job_id)
         return job_id
+
+
+def _is_of_all(index: Mapping[str, Any]) -> bool:
+    """Say whether an index is unique, and one of every row, not of some of them."""
+    options = index.get("dialect_options", {})
+    return bool(index["unique"]) and not any(name.endswith("_where") for name in options)
 
 
 def _base(kind: Any) -> Any:

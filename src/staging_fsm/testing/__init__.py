@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
+import attrs
+
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
 from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRows
 from staging_fsm.core.machine import step
@@ -260,7 +262,7 @@ class JobRowsContract:
         assert metadata == {f"key-{number}": number for number in range(ROUNDS)}
 
     def test_of_two_writers_at_once_one_wins(self) -> None:
-        """Of two saves of one version at the same time exactly one is accepted."""
+        """Of two saves of one version of an attempt at the same time exactly one is accepted."""
         bench = self.bench()
         job = bench.add({})
         together = threading.Barrier(2)
@@ -271,7 +273,7 @@ class JobRowsContract:
                 for version in range(1, ROUNDS + 1):
                     together.wait()
                     try:
-                        bench.rows.save(job, attempt(version, name))
+                        bench.rows.save(job, attrs.evolve(attempt(version), worker=name))
                     except StaleSnapshotError:
                         continue
                     accepted.append(version)
@@ -401,4 +403,5 @@ class JobRowsContract:
         assert [row.id for row in found] == expected
         assert [row.snapshot() for row in found if row.id == jobs[2]] == [attempt(1)]
         assert [row.repo for row in bench.rows.recent(4, "other")] == ["other"]
+        assert bench.rows.recent(2, "other") == []
         assert bench.rows.recent(0) == []
