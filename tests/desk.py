@@ -12,6 +12,7 @@ import pytest
 
 from hosts import REPO, HostKit
 from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuitesConfig, parse_suites
@@ -78,6 +79,22 @@ class LosesTheAnswer(Failing):
             return result
 
         return do_and_fail
+
+
+@attrs.define
+class Heard:
+    """Alerts that are kept as they are sent."""
+
+    alerts: list[tuple[AlertKind, object, str, str | None]] = attrs.field(factory=list)
+
+    def send(
+        self, kind: AlertKind, job_id: object, text: str, attempt_id: str | None = None
+    ) -> None:
+        """Keep an alert."""
+        self.alerts.append((kind, job_id, text, attempt_id))
+
+    def deliver(self) -> None:
+        """Owe nobody anything."""
 
 
 @attrs.define

@@ -198,6 +198,15 @@ def test_cancellation_is_not_asked_for_without_end(desk: Desk, answer_first: Ask
     assert desk.state() is State.RUNNING
 
 
+def test_cancellation_of_what_always_moves_is_given_up(desk: Desk, answer_first: Asked) -> None:
+    """An attempt that somebody else moves each time is asked for so often, and no more."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    moved = StaleSnapshotError(desk.job_id, "7-3f", 1)
+
+    assert answer_first(*[moved] * CANCEL_TRIES) == (False, [])
+    assert desk.state() is State.RUNNING
+
+
 @pytest.mark.parametrize("state", State)
 def test_it_is_too_late_where_no_way_leads_to_a_cancellation(state: State) -> None:
     """Where the table has no way to CANCELLED it is too late to ask, and nowhere else."""

@@ -7,13 +7,13 @@ import attrs
 import pytest
 
 from staging_fsm.core.jobs import QUEUED, JobRow
-from staging_fsm.core.outcome import RunFacts
+from staging_fsm.core.outcome import REASONS, Reason, Retry, RunFacts
 from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.ports import AlertKind, RunCondition, RunReport
 from staging_fsm.core.snapshot import Move, Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.times import format_time
-from staging_fsm.drive.engine import TAIL_BYTES, Engine
+from staging_fsm.drive.engine import COARSEST_DUE_TIME, TAIL_BYTES, Engine
 from staging_fsm.drive.rulings import Ruling
 
 NOW: Final = datetime(2030, 1, 1, tzinfo=UTC)
@@ -36,9 +36,9 @@ class Requeues:
 
     asked: list[tuple[datetime, int, bool]] = attrs.field(factory=list)
 
-    def requeue(self, _id: Any, not_before: datetime, version: int, *, once: bool) -> None:
+    def requeue(self, _id: Any, not_before: datetime, snapshot: Snapshot, *, once: bool) -> None:
         """Note what was asked."""
-        self.asked.append((not_before, version, once))
+        self.asked.append((not_before, snapshot.version, once))
 
 
 def engine(rows: Any = None) -> Engine:
@@ -104,6 +104,67 @@ def test_job_is_queued_for_no_later_than_the_longest_wait() -> None:
     engine(rows).drive(row(None), deferred(NOW + 2 * LONGEST))
 
     assert rows.asked == [(NOW + LONGEST, 3, True)]
+
+
+def test_longest_wait_may_be_less_than_a_second() -> None:
+    """A wait is as long as it is configured to be, to the microsecond."""
+    plan = Plan(SuitePlan(("true",)), Budget(backoff_max_seconds=0.5), "abc123")
+    waiting = attrs.evolve(deferred(NOW + timedelta(seconds=0.4)), plan=plan)
+
+    assert engine().is_early(waiting)
+    assert engine().latest_due(waiting) == NOW + timedelta(seconds=0.5)
+
+
+def broken(*reasons: Reason, budget: Budget) -> Snapshot:
+    """Return an attempt whose runs ended for `reasons`, and whose budget is to be spent."""
+    runs = (
+        Run(number, format_time(NOW), format_time(NOW), reason)
+        for number, reason in enumerate(reasons, 1)
+    )
+    plan = Plan(SuitePlan(("true",)), budget, "abc123")
+    return attrs.evolve(deferred(NOW), state=State.TOOL_ERROR, plan=plan, runs=tuple(runs))
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 2])
+@pytest.mark.parametrize(
+    "reason", [reason for reason, facts in REASONS.items() if facts.retry is not Retry.NEVER]
+)
+def test_deferral_lasts_as_long_as_the_budget_says(reason: Reason, earlier: int) -> None:
+    """Whatever a run was lost for, the next one waits its backoff, and is told by its number."""
+    budget = Budget(infra_retries=4, backoff_seconds=20, backoff_max_seconds=3600)
+    lost = broken(*[Reason.TOOL_EXIT_CODE] * earlier, reason, budget=budget)
+    step = engine()._spend_budget(row(None), lost)
+    seconds = budget.delay_seconds(lost.attempt_id, 1 + earlier)
+
+    assert step.event is Event.BUDGET_LEFT
+    assert step.changes == {"next_run_at": format_time(NOW + timedelta(seconds=seconds))}
+    assert step.reason == f"run {2 + earlier} of at most 5 in {seconds:.1f} s"
+
+
+@pytest.mark.parametrize(
+    ("not_before", "due"),
+    [
+        (None, NOW),
+        (NOW - TICK, NOW),
+        (NOW, NOW + TICK),
+        (NOW + TICK, NOW + 2 * TICK),
+        (NOW + COARSEST_DUE_TIME, NOW + COARSEST_DUE_TIME + TICK),
+        (NOW + COARSEST_DUE_TIME + TICK, NOW),
+    ],
+)
+def test_each_deferral_is_due_later_than_the_row_says(
+    not_before: datetime | None, due: datetime
+) -> None:
+    """By its due time a job shows that it was queued again, though the host rounds it up.
+
+    A row that is due later yet was claimed too early: its deferral goes by the clock.
+    """
+    lost = broken(Reason.TOOL_EXIT_CODE, budget=Budget(backoff_seconds=0))
+    begun = attrs.evolve(lost.runs[0], due_at=format_time(NOW - LONGEST))
+    for attempt in (lost, attrs.evolve(lost, runs=(begun,))):
+        step = engine()._spend_budget(row(not_before), attempt)
+
+        assert step.changes == {"next_run_at": format_time(due)}
 
 
 @pytest.mark.parametrize("status", [QUEUED, "running", "a", "z"])

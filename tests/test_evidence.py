@@ -137,6 +137,18 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         "<testsuites><testsuite><error/></testsuite></testsuites>",
         Counts(0, 0, 1, 0),
     ),
+    "error beside test cases": (
+        f"<testsuite>{CASE}<testcase><failure/></testcase><error/></testsuite>",
+        Counts(2, 1, 1, 0),
+    ),
+    "failure beside test cases of another suite": (
+        f"<testsuites><testsuite>{CASE}</testsuite><testsuite><failure/>{CASE}</testsuite></testsuites>",
+        Counts(2, 1, 0, 0),
+    ),
+    "claims of suites within suites": (
+        '<testsuite><testsuite><testsuite failures="2" errors="3"/></testsuite></testsuite>',
+        Counts(0, 2, 3, 0),
+    ),
     "failure of the root": ("<testsuites><failure/></testsuites>", Counts(0, 1, 0, 0)),
     "telling elements of something else": (
         "<testsuite><tool><failure/></tool><vendor><error/></vendor><testcase/></testsuite>",
@@ -298,6 +310,26 @@ def test_time_stamps_say_whether_a_report_is_of_its_run(stamp: str) -> None:
     else:
         assert read_junit(io.BytesIO(text), WINDOW).dated is bool(STAMPS[stamp])
     assert read(text).dated is False
+
+
+OLD = 'timestamp="2030-06-01T09:00:00Z"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<testsuites {OLD}><testsuite/></testsuites>",
+        f"<testsuite {OLD}>{CASE}</testsuite>",
+        f"<testsuite><testsuite><testsuite {OLD}/></testsuite></testsuite>",
+        f'<testsuites timestamp="2030-06-01T12:03:00Z"><testsuite {OLD}/></testsuites>',
+        f'<testsuites><testsuite timestamp="yesterday"/><testsuite {OLD}/></testsuites>',
+        f'<testsuites><testsuite {OLD}/><testsuite timestamp="yesterday"/></testsuites>',
+    ],
+)
+def test_one_stale_part_makes_a_report_stale(text: str) -> None:
+    """Wherever a report says that a part of it ran before this run, no part is believed."""
+    with pytest.raises(ReportStaleError):
+        read_junit(io.BytesIO(text.encode()), WINDOW)
 
 
 @pytest.mark.parametrize("stamp", ["yesterday", "Sat, 01 Jun 2030 12:03:00 GMT", "1906545780"])

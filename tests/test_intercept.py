@@ -4,9 +4,11 @@ import contextlib
 import json
 import re
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -19,12 +21,14 @@ from desk import (
     TOOL_ERROR,
     Desk,
     Failing,
+    Heard,
     LosesTheAnswer,
     deferred,
     fill_the_disk,
     first,
 )
 from hosts import REPO, no_descriptors_left
+from staging_fsm.core.errors import StagingError
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.outcome import Reason
@@ -133,7 +137,8 @@ def test_decline_says_whose_suite_cannot_be_run(desk: Desk, suites: str, told: s
     assert desk.launch().reason == f"invalid configuration: {told}"
 
 
-def test_suite_has_to_run_what_last_passed_at_its_stage(desk: Desk) -> None:
+@pytest.mark.parametrize("stage", ["deploy-staging", "pre-production"])
+def test_suite_has_to_run_what_last_passed_at_its_stage(desk: Desk, stage: str) -> None:
     """With `min_tests = "auto"` a plan asks for nine tenths of what last passed, where counted."""
     suite = f"""
 [default]
@@ -143,6 +148,9 @@ min_tests = "auto"
 workspace = "in-place"
 """
     plans = []
+    desk.staging = StagingIntercept.of(attrs.evolve(desk.staging.runner, stage=stage))
+    desk.engine.gate = lambda _row, _tx: True
+    desk.job_id = desk.kit.add(stage, "WI-7")
     for tests in (20, 18):
         report = "<testsuite>" + '<testcase name="a"/>' * tests + "</testsuite>"
         (desk.folder / "junit.xml").write_text(report)
@@ -150,7 +158,7 @@ workspace = "in-place"
         desk.launch()
         assert desk.state() is State.ADVANCED
         plans.append(desk.snapshot().bound_plan.suite)
-        desk.job_id = desk.kit.add("deploy-staging", f"WI-{tests}")
+        desk.job_id = desk.kit.add(stage, f"WI-{tests}")
     desk.suites_file = PASSING
     desk.launch()
     plans.append(desk.snapshot().bound_plan.suite)
@@ -499,6 +507,8 @@ def test_interrupt_by_a_person_goes_through(desk: Desk) -> None:
         ("", Ruling.DECLINED),
         ('{"theirs": 1}', Ruling.DECLINED),
         ({"theirs": 1}, Ruling.DECLINED),
+        (MappingProxyType({"theirs": 1}), Ruling.DECLINED),
+        (MappingProxyType({"staging_runner": 1}), Ruling.HELD),
         ('{"staging_runner": {}}', Ruling.HELD),
         ({"staging_runner": {}}, Ruling.HELD),
         (17, Ruling.HELD),
@@ -516,6 +526,88 @@ def test_row_that_cannot_be_read_is_held_unless_nothing_can_be_in_it(
     desk.break_part("rows.load", OSError("boom"))
 
     assert desk.launch(metadata).ruling is expected
+    assert desk.alerts() == ["internal_error"]
+
+
+def test_key_that_can_be_none_stops_no_other_launch(desk: Desk) -> None:
+    """A launch by what cannot be a key, a list say, is answered, and so is every later one."""
+    answers: list[Ruling] = []
+
+    def launch_both() -> None:
+        answers.append(desk.staging.launch([desk.job_id]).ruling)
+        answers.append(desk.launch().ruling)
+
+    desk.claim()
+    thread = threading.Thread(target=launch_both, daemon=True)
+    thread.start()
+    thread.join(60)
+
+    assert answers == [Ruling.HELD, Ruling.TAKEN]
+
+
+@pytest.mark.parametrize("problem", ["configuration", "internal"])
+def test_alert_of_a_declined_launch_names_its_job(desk: Desk, problem: str) -> None:
+    """Whoever hears that a launch was declined is told of which job, in words of the machine's."""
+    heard = Heard()
+    desk.engine.alerts = heard
+    if problem == "internal":
+        desk.break_part("bind", OSError("boom"))
+    else:
+        desk.set("INFRA_RETRIES", "many")
+    reason = desk.launch().reason
+    [(kind, job_id, text, _)] = heard.alerts
+
+    assert (str(kind).partition("_")[0], job_id) == (problem, desk.job_id)
+    assert text == f"declined to the LLM path: {reason}"
+
+
+def test_same_typo_is_told_once_for_all_jobs(desk: Desk) -> None:
+    """However many jobs are declined for one mistake, one message goes out."""
+    desk.set("INFRA_RETRIES", "many")
+    for item in ("WI-2", "WI-3"):
+        assert desk.launch().ruling is Ruling.DECLINED
+        desk.job_id = desk.kit.add("deploy-staging", item)
+
+    assert desk.alerts() == ["configuration_invalid"]
+
+
+def test_each_error_of_a_job_is_told(desk: Desk) -> None:
+    """Of a job that meets one error after another, one of ours among them, each is told."""
+    heard = Heard()
+    desk.engine.alerts = heard
+    desk.claim()
+    for error in (OSError("first"), StagingError("the remote refuses it")):
+        desk.engine.gate = Failing(desk.engine, "gate", error).gate
+        assert desk.launch().ruling is Ruling.HELD
+
+    told = [(kind, job_id) for kind, job_id, _, _ in heard.alerts]
+    assert told == [(AlertKind.INTERNAL_ERROR, desk.job_id)] * 2
+    assert ["first" in heard.alerts[0][2], "refuses" in heard.alerts[1][2]] == [True, True]
+    assert [attempt_id for *_, attempt_id in heard.alerts] == [None, None]
+
+
+@pytest.mark.parametrize("suites", [PASSING, FAILING, TOOL_ERROR])
+def test_job_that_is_opened_again_is_told_of(desk: Desk, suites: str) -> None:
+    """A job whose attempt has ended, however, and that is in work again waits for a person."""
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = suites
+    desk.claim()
+    desk.launch()
+    desk.write("status", "running")
+    heard = Heard()
+    desk.engine.alerts = heard
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert [kind for kind, *_ in heard.alerts] == [AlertKind.ROW_REFUSED]
+
+
+def test_store_that_breaks_while_it_is_searched_is_no_configuration(desk: Desk) -> None:
+    """A connection that is lost while the last pass is looked up is told as what it is."""
+    desk.suites_file = PASSING + 'min_tests = "auto"\nreport = "r"\n'
+    desk.break_part("rows.recent", OSError("away"))
+    reason = desk.launch().reason
+
+    assert reason == "OSError: away"
     assert desk.alerts() == ["internal_error"]
 
 

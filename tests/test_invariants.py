@@ -147,6 +147,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "no_silent_advance",
         Sight(FAILED_CLOSED, movements=(Movement.BACK, Movement.FORWARD)),
     ),
+    "the work item moved forwards, but the attempt is FAILED": (
+        "no_silent_advance",
+        Sight(FAILED_CLOSED, movements=(Movement.FORWARD, Movement.BACK)),
+    ),
     "it is ADVANCED, and its history holds no SUITE_PASSED": (
         "no_silent_advance",
         Sight(attrs.evolve(FAILED_CLOSED, state=State.ADVANCED)),
@@ -162,6 +166,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "the artifact that the gate read is not the one that this attempt wrote": (
         "no_silent_advance",
         Sight(ADVANCED, gate_text=TEXT + " "),
+    ),
+    "the artifact that the gate read is not the one": (
+        "no_silent_advance",
+        Sight(ADVANCED, gate_text=""),
     ),
     "a suite passed, but there is no run or no plan": (
         "no_silent_advance",
@@ -281,6 +289,14 @@ BREACHES: dict[str, tuple[str, Sight]] = {
     "it cost 1 developer retries, and it is ADVANCED": (
         "tool_error_is_nobodys_fault",
         Sight(ADVANCED, developer_retries_spent=1),
+    ),
+    "it cost 1 developer retries, and it is CANCELLED": (
+        "tool_error_is_nobodys_fault",
+        Sight(attempt("T01 T16", OPEN), developer_retries_spent=1),
+    ),
+    "it cost 1 developer retries, and it is LLM_FALLBACK": (
+        "tool_error_is_nobodys_fault",
+        Sight(attempt("T02", plan=None), developer_retries_spent=1),
     ),
     "it cost 2 developer retries, and it is FAILED_CLOSED": (
         "tool_error_is_nobodys_fault",
@@ -412,6 +428,13 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "one_live_run_per_job",
         Sight(RUNNING, starts=(Start(1, 1, older_artifact=False),) * 2),
     ),
+    "run 1 was started more": (
+        "one_live_run_per_job",
+        Sight(
+            attempt("T01 T05 T07 T09", BROKEN, OPEN),
+            starts=tuple(Start(run, 2, older_artifact=False) for run in (1, 2, 1)),
+        ),
+    ),
     "run 1 was started more than": (
         "one_live_run_per_job",
         Sight(
@@ -528,6 +551,21 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         Sight(ADVANCED, shadow_before="one job", shadow_after="two jobs"),
     ),
 }
+
+
+@pytest.mark.parametrize("state", [None, *State])
+def test_agent_is_started_for_no_attempt_but_one_that_fell_back(state: State | None) -> None:
+    """A launch that goes to the LLM while an attempt is in any other state breaks a promise."""
+    sight = Sight(attempt("T02", plan=None), declined_in=(state,))
+    sound = state in (None, State.LLM_FALLBACK)
+
+    assert violations(sight) == (
+        []
+        if sound
+        else [
+            f"one_producer_per_launch: a launch went to the LLM path while the attempt was {state}"
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", SOUND)

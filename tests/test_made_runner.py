@@ -1,6 +1,8 @@
 """The runner behind the intercept: made once, from the environment, or not at all."""
 
 import os
+import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from desk import FAILING, PASSING, Desk, Failing, under_worker
 from hosts import REPO
 from staging_fsm.core.jobs import STAGE
 from staging_fsm.core.spec import State
+from staging_fsm.drive import runner as runner_module
 from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import StagingRunner
@@ -143,6 +146,83 @@ def test_rows_that_name_no_table_decline_a_launch_that_is_known_to_be_the_first(
     assert staging.launch(desk.job_id, "{}").ruling is Ruling.DECLINED
     assert staging.launch(desk.job_id).ruling is Ruling.HELD
     assert desk.alerts()[0] == "configuration_invalid"
+
+
+def test_everything_that_does_not_fit_is_told_at_once(desk: Desk) -> None:
+    """Of a table that does not fit in more than one way a person is told of each at the start."""
+    columns = {"repo": "project", "stage": "phase"}
+    rows = SqlRows(desk.kit.store.engine, "jobs", columns)
+    engine = desk.engine
+    StagingIntercept.for_host(rows, engine.gate, engine.place, desk.variables)
+    text = (desk.folder / "state" / "alerts.jsonl").read_text()
+
+    assert all(f"no column '{name}'" in text for name in columns.values())
+
+
+def test_intercept_of_a_runner_knows_its_stage(desk: Desk) -> None:
+    """An intercept before a runner takes the jobs of that runner's stage, by the host's word."""
+    runner = attrs.evolve(desk.staging.runner, stage="pre-production")
+    runner.engine.gate = lambda _row, _tx: True
+    staging = StagingIntercept.of(runner)
+    desk.job_id = desk.kit.add("pre-production", "WI-2")
+    desk.claim()
+
+    assert staging.launch(desk.job_id).ruling is Ruling.TAKEN
+    assert not staging.launch(desk.kit.add("deploy-staging", "WI-3"))
+
+
+def test_host_may_look_at_its_machine_itself(desk: Desk) -> None:
+    """A host's own look at the machine is the one that counts, and no other is taken."""
+    desk.staging = desk.new_worker(preflight=lambda _place, _suite: "it rains")
+    desk.claim()
+    decision = desk.launch()
+
+    assert (decision.ruling, "it rains" in decision.reason) == (Ruling.DECLINED, True)
+    assert desk.alerts() == ["machine_unfit"]
+
+
+def test_room_is_looked_for_as_a_log_may_take(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is asked for room for the whole log of a run, and for its artifact."""
+    desk.set("LOG_MAX_BYTES", "7654321")
+    desk.suites_file = PASSING + "file_max_bytes = 99999999\n"
+    asked: list[object] = []
+    monkeypatch.setattr(runner_module, "unfit", lambda _state, *about: asked.append(about))
+    desk.claim()
+    desk.launch()
+    place = desk.engine.place(desk.row())
+
+    assert asked == [(7654321, place.repository, place.artifact_dir)]
+
+
+def test_answer_is_given_though_nothing_can_be_loaded_any_more(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that cannot even load the log, for want of descriptors say, gets its answer."""
+    desk.claim()
+    desk.break_runner()
+    monkeypatch.setitem(sys.modules, "staging_fsm.effects.journal", None)
+
+    assert desk.launch("{}").ruling is Ruling.DECLINED
+
+
+def test_process_that_is_forked_before_there_is_a_runner_waits_for_nobody(desk: Desk) -> None:
+    """A fork while another thread makes the first runner, or has a job in hand, leaves no lock."""
+    staging = StagingIntercept(desk.staging.rows, lambda: desk.staging.runner, desk.variables)
+    desk.claim()
+    with staging._lock:
+        staging._driving.add(desk.job_id)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            code = 1
+            try:
+                code = 0 if staging.launch(desk.job_id).reason.startswith("ADVANCED") else 2
+            finally:
+                os._exit(code)
+    _, status = os.waitpid(pid, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert desk.state() is State.ADVANCED
 
 
 def test_store_that_is_away_at_start_is_asked_again_at_each_launch(

@@ -410,6 +410,15 @@ def test_share_of_skipped_tests_is_met_to_the_test(ratio: str, tests: int, allow
     assert more.verdict is Verdict.NOT_EXECUTED
 
 
+@pytest.mark.parametrize("counts", [Counts(0, 0, 0, 0), Counts(7, 0, 0, 7)], ids=str)
+def test_not_one_test_is_no_pass_whatever_was_asked_for(counts: Counts) -> None:
+    """A suite that was asked for no test, and ran none, says nothing of what it is to test."""
+    policy = attrs.evolve(PYTEST, min_tests=0)
+    facts = attrs.evolve(CLEAN, evidence=Evidence(EvidenceState.READ, counts))
+
+    assert judge(facts, policy).reason is Reason.NO_TESTS
+
+
 @given(evidences)
 def test_exit_code_policy_asks_for_no_report(evidence: Evidence) -> None:
     """Where no report is asked for, exit code 0 passes, unless a report shows failures."""

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import attrs
+import pytest
 
+from hosts import no_descriptors_left
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
 
@@ -27,6 +29,15 @@ def test_worker_of_another_start_is_gone() -> None:
 
     assert worker_is_alive(str(this_process())) is True
     assert worker_is_alive(str(worker)) is False
+
+
+def test_worker_that_cannot_be_looked_at_does_not_pass_for_dead() -> None:
+    """Without a descriptor left nobody can be looked at: that is told, and nothing is taken."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        worker = str(identify(process.pid))
+        with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+            worker_is_alive(worker)
+        process.communicate()
 
 
 def test_worker_of_another_machine_is_unknown() -> None:

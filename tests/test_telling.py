@@ -1,12 +1,13 @@
 """What is kept and told of an attempt: its row, its artifact, the log, alerts."""
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import attrs
 import pytest
 
-from desk import FAILING, PASSING, TOOL_ERROR, Desk, Failing
+from desk import FAILING, PASSING, TOOL_ERROR, Desk, Failing, Heard
 from hosts import REPO
 from staging_fsm.core.errors import (
     TransitionRefusedError,
@@ -19,6 +20,7 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.drive.engine import HAND_OVER_TRIES
 from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.effects.files import sha256_of_file
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import launch_job
 
@@ -111,7 +113,7 @@ class Reporting:
 )
 def test_run_keeps_what_its_report_said(desk: Desk, facts: RunFacts) -> None:
     """Everything that a report says is stored with its run, and by which rule it was judged."""
-    report = RunReport(facts, 1.5, "a detail", "/its/log", "0" * 64, 40, 2)
+    report = RunReport(facts, 1.5, "a detail\nof two lines", "/its/log", "0" * 64, 40, 2)
     desk.engine.suites = Reporting(desk.engine.suites, report)
     desk.claim()
     desk.launch()
@@ -122,7 +124,7 @@ def test_run_keeps_what_its_report_said(desk: Desk, facts: RunFacts) -> None:
     assert (run.reason, run.rule) == (outcome.reason, outcome.rule)
     assert (run.exit_code, run.signal) == (facts.exit_code, facts.signal)
     assert (run.evidence, run.counts) == (facts.evidence.state, facts.evidence.counts)
-    assert (run.duration_seconds, run.detail) == (1.5, "a detail")
+    assert (run.duration_seconds, run.detail) == (1.5, "a detail\nof two lines")
     kept = (run.log, run.log_sha256, run.log_bytes, run.log_dropped_bytes)
     assert kept == ("/its/log", "0" * 64, 40, 2)
 
@@ -156,11 +158,70 @@ def test_attempt_that_failed_closed_is_told_in_words(desk: Desk) -> None:
     )
 
 
-def test_alert_that_fails_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_alert_tells_of_the_run_that_was_the_last(desk: Desk) -> None:
+    """An attempt whose runs were lost for different reasons fails closed for the last of them."""
+    been, heard = desk.folder / "been", Heard()
+    desk.suites_file = TOOL_ERROR.replace(
+        "exit 126", f"test -e {been} && kill $$; > {been}; exit 126"
+    )
+    for _ in range(2):
+        desk.engine.alerts = heard
+        desk.claim()
+        desk.launch()
+    [(kind, job_id, text, attempt_id)] = heard.alerts
+
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.KILLED_BY_SIGNAL)
+    assert (kind, job_id) == (AlertKind.FAILED_CLOSED, desk.job_id)
+    assert f"in run 2: {REASONS[Reason.KILLED_BY_SIGNAL].sentence}" in text
+    assert attempt_id == desk.snapshot().attempt_id
+
+
+def test_artifact_shows_what_a_run_printed_before_it_was_lost(desk: Desk) -> None:
+    """The output of a run of which there is no report is shown: it may say why there is none."""
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = PASSING.replace('["true"]', '["echo", "last words"]')
+    whole = desk.engine.suites
+
+    class Losing(Failing):
+        """Suites whose report is lost once it is there."""
+
+        def await_report(self, run_id: str) -> RunReport:
+            whole.await_report(run_id)
+            message = "boom"
+            raise OSError(message)
+
+    desk.engine.suites = Losing(whole, "", OSError())
+    desk.claim()
+    desk.launch()
+    text = (desk.engine.place(desk.row()).artifact_dir / ARTIFACT_NAME).read_text()
+
+    assert (desk.state(), desk.snapshot().last_run.log) == (State.FAILED_CLOSED, None)
+    assert "\n    last words\n" in text
+
+
+def test_every_problem_of_a_declined_launch_is_kept(desk: Desk) -> None:
+    """However many settings are wrong, row and answer name each, and so does the next launch's."""
+    names = ("INFRA_RETRIES", "BACKOFF_SECONDS", "TIMEOUT_SECONDS", "KILL_GRACE_SECONDS")
+    for name in names:
+        desk.set(name, "a value that is none at all")
+    reason = desk.launch().reason
+
+    assert len(reason) > 250
+    assert all(f"ORCH_STAGING_RUNNER_{name}" in reason for name in names)
+    assert desk.snapshot().history[-1].reason == desk.launch().reason == reason
+
+
+ERRORS: Final = [OSError("boom"), RuntimeError("boom")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_alert_that_fails_is_logged(
+    desk: Desk, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
     """What an alert that fails was about stands in the log, and the attempt goes on."""
     desk.set("INFRA_RETRIES", "0")
     desk.suites_file = TOOL_ERROR
-    desk.break_part("alerts.send", OSError("boom"))
+    desk.break_part("alerts.send", error)
     desk.claim()
     desk.launch()
 
@@ -168,13 +229,14 @@ def test_alert_that_fails_is_logged(desk: Desk, caplog: pytest.LogCaptureFixture
     assert caplog.messages == [
         (
             f'event="an alert was lost" alert={AlertKind.FAILED_CLOSED} job={desk.job_id}'
-            ' error="OSError: boom"'
+            f' error="{type(error).__name__}: boom"'
         )
     ]
 
 
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
 def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    desk: Desk, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     """After a move is told of, alerts that are owed are tried again, come what may."""
     heard: list[object] = []
@@ -185,7 +247,7 @@ def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
 
     engine = desk.engine
     engine.watch = lambda _row, snapshot: heard.append(snapshot.state)
-    engine.alerts = Failing(engine.alerts, "deliver", OSError("boom"), is_tried)
+    engine.alerts = Failing(engine.alerts, "deliver", error, is_tried)
     desk.claim()
     desk.launch()
 
@@ -197,7 +259,8 @@ def test_what_is_owed_is_delivered_after_each_move_and_stops_nothing(
         State.ADVANCED,
         "delivery",
     ]
-    assert caplog.messages == ['event="alerts were not delivered" error="OSError: boom"'] * 3
+    told = f'event="alerts were not delivered" error="{type(error).__name__}: boom"'
+    assert caplog.messages == [told] * 3
 
 
 def test_what_is_owed_is_delivered_whatever_a_watcher_does(desk: Desk) -> None:
@@ -258,21 +321,7 @@ def test_gate_that_contradicts_the_verdict_is_told_in_words(
 ) -> None:
     """An attempt that its gate contradicts stays where it is, and the alert says how at last."""
     tries = iter(range(HAND_OVER_TRIES)[::-1])
-    heard: list[tuple[object, ...]] = []
-
-    class Heard:
-        """Alerts that are kept as they are sent."""
-
-        @staticmethod
-        def send(*alert: object) -> None:
-            """Keep an alert."""
-            heard.append(alert)
-
-        @staticmethod
-        def deliver() -> None:
-            """Owe nobody anything."""
-
-    alerts: Any = Heard()
+    heard = Heard()
 
     def gate(row: JobRow, tx: Any) -> bool:  # noqa: ARG001  # the host would move the item by it
         if next(tries) < meddling:
@@ -281,20 +330,46 @@ def test_gate_that_contradicts_the_verdict_is_told_in_words(
         return True
 
     desk.suites_file = suites
-    desk.engine.gate, desk.engine.alerts = gate, alerts
+    desk.engine.gate, desk.engine.alerts = gate, heard
     desk.claim()
     desk.launch()
 
     assert desk.snapshot().history[-1].row.effect is Effect.HAND_OVER
     kind = AlertKind.GATE_CONTRADICTED_VERDICT
-    assert heard == [(kind, desk.job_id, told, desk.snapshot().attempt_id)]
+    assert heard.alerts == [(kind, desk.job_id, told, desk.snapshot().attempt_id)]
+
+
+@pytest.mark.parametrize("suites", [FAILING, TOOL_ERROR], ids=["failed", "exhausted"])
+def test_artifact_that_is_written_over_is_written_again(desk: Desk, suites: str) -> None:
+    """An artifact of somebody else at the gate is replaced, whatever the verdict it stands for."""
+    written_over: list[bool] = []
+
+    def gate(row: JobRow, tx: Any) -> bool:  # noqa: ARG001  # the host would move the item by it
+        if not written_over:
+            written_over.append(True)
+            artifact = desk.engine.place(row).artifact_dir / ARTIFACT_NAME
+            artifact.write_text("---\nstaging_status: FAILED\n---\nof somebody else\n")
+        return False
+
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file, desk.engine.gate = suites, gate
+    desk.claim()
+    desk.launch()
+    ended = desk.snapshot()
+
+    assert ended.is_terminal
+    assert ended.artifact is not None
+    assert sha256_of_file(Path(ended.artifact.path)) == ended.artifact.sha256
 
 
 def test_run_of_too_few_tests_says_how_many_are_missing(desk: Desk) -> None:
     """The detail of a run that executed too few tests says how many it did, and should have."""
     desk.suites_file = """
         [default]
-        command = ["sh", "-c", 'echo "<testsuite><testcase/></testsuite>" > $STAGING_REPORT_DIR/r']
+        command = [
+            "sh", "-c", 'echo "<testsuite><testcase/>$0</testsuite>" > $STAGING_REPORT_DIR/r',
+            "<testcase><skipped/></testcase>",
+        ]
         workspace = "in-place"
         report = "r"
         min_tests = 3

@@ -1,0 +1,250 @@
+"""Between two runs of an attempt: who is told, what waits, and what recovery finds."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import attrs
+import pytest
+
+from desk import PASSING, TOOL_ERROR, Desk, Failing, Heard, fill_the_disk
+from staging_fsm.core.errors import StaleSnapshotError
+from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.outcome import Reason
+from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.spec import State
+from staging_fsm.core.suites import SuitesConfig
+from staging_fsm.core.times import format_time
+from staging_fsm.drive.recovery import put_back
+from staging_fsm.drive.rulings import Ruling
+from staging_fsm.effects.processes import this_process
+
+
+def deferred(desk: Desk, retries: int = 1) -> Heard:
+    """Have a first run deferred, and the job claimed again; return who hears of it since."""
+    desk.set("INFRA_RETRIES", str(retries))
+    desk.defer()
+    heard = Heard()
+    desk.engine.alerts = heard
+    return heard
+
+
+def stop_after(desk: Desk, version: int) -> None:
+    """Have the store take no later version of an attempt."""
+
+    def is_later(_id: object, saved: Snapshot, *_: object) -> bool:
+        return saved.version > version
+
+    desk.use_rows(Failing(desk.engine.rows, "save", OSError("gone"), is_later))
+
+
+def no_place(_row: JobRow) -> None:
+    """Have no repository anywhere."""
+    message = "no such share"
+    raise OSError(message)
+
+
+def broken_setting(desk: Desk, _monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a setting that cannot be used."""
+    desk.set("INFRA_RETRIES", "many")
+
+
+def full_disk(_desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no room for a run."""
+    fill_the_disk(monkeypatch)
+
+
+@pytest.mark.parametrize("trouble", [broken_setting, full_disk])
+def test_every_run_that_is_lost_unstarted_is_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., None]
+) -> None:
+    """However many runs are left: whoever could mend what eats them hears of each, in one form.
+
+    It is about the machine: the same words for every job, so that one message is sent.
+    """
+    heard = deferred(desk, retries=3)
+    trouble(desk, monkeypatch)
+    desk.launch()
+    for _ in range(2):
+        desk.claim()
+        desk.launch()
+
+    *lost, ended = heard.alerts
+    details = [run.detail for run in desk.snapshot().runs[1:]]
+    assert desk.state() is State.FAILED_CLOSED
+    assert [text for _, _, text, _ in lost] == details
+    assert len(lost) == 3
+    assert {job_id for _, job_id, _, _ in lost} == {desk.job_id}
+    assert all(str(desk.job_id) not in text.split() for _, _, text, _ in lost)
+    assert ended[0] is AlertKind.FAILED_CLOSED
+
+
+def test_repository_that_cannot_be_found_again_costs_a_run(desk: Desk) -> None:
+    """A deferred attempt whose repository has no place any more is not tried for ever."""
+    deferred(desk, retries=2)
+    place = desk.engine.place
+    desk.engine.place = no_place  # type: ignore[assignment]  # it only ever raises
+    decision = desk.launch()
+    desk.engine.place = place
+
+    assert decision.ruling is Ruling.TAKEN
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.MACHINE_UNFIT)
+    assert "no such share" in str(desk.snapshot().last_run.detail)
+
+
+def test_each_run_is_told_by_its_number(desk: Desk) -> None:
+    """The moves of an attempt say which run of how many each of them begins or waits for."""
+    deferred(desk, retries=3)
+    desk.suites_file = TOOL_ERROR
+    desk.launch()
+    for _ in range(2):
+        desk.claim()
+        desk.launch()
+
+    told = [move.reason for move in desk.snapshot().history if move.id in ("T01", "T07", "T09")]
+    waits = [f"run {number} of at most 4 in 0.0 s" for number in (2, 3, 4)]
+    begun = [f"run {number} of at most 4" for number in (1, 2, 3, 4)]
+    assert told == [begun[0], waits[0], begun[1], waits[1], begun[2], waits[2], begun[3]]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_shadow_mode_leads_a_waiting_attempt_to_the_agent(desk: Desk, *, broken: bool) -> None:
+    """Switched to the shadow, a deferred attempt goes to the agent at once, before it is due too.
+
+    A setting that is broken beside it changes nothing of that.
+    """
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    desk.set("SHADOW", "1")
+    if broken:
+        desk.set("INFRA_RETRIES", "many")
+
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert desk.state() is State.LLM_FALLBACK
+
+
+def test_job_that_is_claimed_early_waits_all_the_same(desk: Desk) -> None:
+    """A deferred job that was queued again, and is claimed and launched before its time, waits."""
+    desk.set("RETRY_BACKOFF_SECONDS", "600")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    before = desk.raw_row()
+    desk.write("status", "running")
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.raw_row() == before
+    assert len(desk.snapshot().runs) == 1
+
+
+def test_run_begins_by_the_hosts_own_clock(desk: Desk) -> None:
+    """When a run began is said by the clock that everything of its attempt is told by."""
+    moment = desk.engine.clock.now() - timedelta(days=400)
+
+    class Slow:
+        """A clock that is a year late, and stands still."""
+
+        @staticmethod
+        def now() -> object:
+            """Return its moment."""
+            return moment
+
+    desk.engine.clock = Slow()  # type: ignore[assignment]  # one method is all that is asked of it
+    desk.claim()
+    desk.launch()
+    attempt = desk.snapshot()
+
+    assert {attempt.runs[0].started_at, *(move.time for move in attempt.history)} == {
+        format_time(moment)
+    }
+
+
+def test_recovery_goes_on_behind_a_job_in_hand(desk: Desk) -> None:
+    """What a process works on itself keeps it from no other attempt that nobody works on."""
+    dead = str(attrs.evolve(this_process(), start=1))
+    abandoned = []
+    for item in ("WI-1", "WI-2", "WI-3"):
+        if item != "WI-1":
+            desk.job_id = desk.kit.add("deploy-staging", item)
+        desk.claim()
+        desk.engine.worker = dead
+        stop_after(desk, 1)
+        desk.launch()
+        abandoned.append(desk.job_id)
+        desk.staging = desk.new_worker()
+
+    with desk.staging._hold(abandoned[0]):
+        touched = [row.id for row in desk.staging.recover()]
+
+    assert touched == abandoned[1:]
+
+
+def test_far_due_time_is_brought_forward_whoever_waits_for_it(desk: Desk) -> None:
+    """After a clock was set back a job is queued for no later than the longest wait by anybody."""
+    desk.set("RETRY_BACKOFF_SECONDS", "60")
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    desk.launch()
+    far = desk.engine.clock.now() + timedelta(days=40)
+    desk.write("not_before", format_time(far))
+    other = desk.new_worker(liveness=lambda _worker: True)
+    other.runner.engine.worker = "another"
+
+    assert [row.id for row in other.recover()] == [desk.job_id]
+    due = desk.row().not_before
+    assert due is not None
+    assert due < far - timedelta(days=30)
+
+
+def test_claim_that_cannot_be_given_back_is_told(desk: Desk) -> None:
+    """Who is overtaken when he gives a claim back has nothing to do; a broken store is told."""
+    deferred(desk)
+    desk.break_part("rows.requeue", StaleSnapshotError(desk.job_id, "1-a", 3))
+    put_back(desk.staging.runner, desk.job_id)
+    desk.break_part("rows.requeue", OSError("away"))
+
+    with pytest.raises(OSError, match="away"):
+        put_back(desk.staging.runner, desk.job_id)
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "VERDICT_PASSED", "DEFERRED"])
+def test_runs_of_every_unfinished_attempt_are_kept(desk: Desk, state: str) -> None:
+    """Nothing of an attempt that has not ended is removed as old, wherever it stands."""
+    if state == "DEFERRED":
+        deferred(desk)
+    else:
+        desk.claim()
+        stop_after(desk, {"RUNNING": 1, "VERDICT_PASSED": 2}[state])
+        desk.launch()
+        desk.staging = desk.new_worker()
+
+    assert desk.state() is State[state]
+    assert desk.staging.runner._unfinished_attempts() == {desk.snapshot().attempt_id}
+
+
+@pytest.mark.parametrize(("switch", "days"), [("1", "0.5"), ("0", "0.5"), ("1", "7")])
+def test_old_runs_are_removed_after_as_long_as_is_said(desk: Desk, switch: str, days: str) -> None:
+    """Runs are kept for as many days as are set, half of one too, whether switched on or off."""
+    asked: list[float] = []
+    desk.staging.runner.prune = lambda kept, _unfinished: asked.append(kept)
+    desk.set("RUN_RETENTION_DAYS", days)
+    desk.set("ENABLED", switch)
+    desk.staging.runner.tidy_up()
+
+    assert asked == [float(days)]
+
+
+def test_suite_that_changed_is_none_of_a_deferred_attempts(desk: Desk) -> None:
+    """No suites file is read for a run whose plan is bound."""
+    deferred(desk)
+
+    def gone(_config: object) -> SuitesConfig:
+        raise AssertionError
+
+    desk.staging.runner.suites = gone
+    desk.suites_file = PASSING
+    desk.launch()
+
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.TOOL_EXIT_CODE)
