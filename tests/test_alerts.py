@@ -320,21 +320,76 @@ def test_hanging_address_keeps_nobody_waiting(
     assert alerts.outbox.is_empty()
 
 
+@pytest.mark.parametrize("broken_first", [False, True])
 def test_address_that_has_an_alert_is_not_told_again(
-    make: Callable[..., FileAlerts], make_webhook: Callable[[], Webhook], clock: Calendar
+    make: Callable[..., FileAlerts],
+    make_webhook: Callable[[], Webhook],
+    clock: Calendar,
+    *,
+    broken_first: bool,
 ) -> None:
-    """Where one of two addresses refuses, only that one is tried again."""
+    """Where one of two addresses refuses, the other has it at once, and only that one waits."""
     sound, broken = make_webhook(), make_webhook()
     broken.refuses = True
-    alerts = make(sound, broken)
+    alerts = make(*[broken, sound] if broken_first else [sound, broken])
     alerts.send(KIND, 7, "it failed", "7-a")
     settled(alerts)
+    at_once = [len(webhook.messages) for webhook in (sound, broken)]
     broken.refuses = False
     clock.wait(alerting.BACKOFF_MAX_SECONDS)
     alerts.deliver()
     settled(alerts)
 
+    assert at_once == [1, 0]
     assert [len(webhook.messages) for webhook in (sound, broken)] == [1, 1]
+
+
+def test_address_that_is_new_is_told_what_is_owed(
+    tmp_path: Path, make_webhook: Callable[[], Webhook], clock: Calendar
+) -> None:
+    """Whom an alert has reached is known by the address, wherever in the list it stands today."""
+    old, broken, new = make_webhook(), make_webhook(), make_webhook()
+    addresses = [old, broken]
+    urls = lambda: tuple(webhook.url for webhook in addresses)  # noqa: E731  # as it is today
+    alerts = FileAlerts(StateDir(tmp_path), clock, urls)
+    broken.refuses = True
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+    broken.refuses = False
+    addresses[:] = [new, broken, old]
+    clock.wait(alerting.BACKOFF_MAX_SECONDS)
+    alerts.deliver()
+    settled(alerts)
+
+    assert [len(webhook.messages) for webhook in (old, broken, new)] == [1, 1, 1]
+
+
+def test_attempt_is_told_of_once_for_each_kind(
+    make: Callable[..., FileAlerts], tmp_path: Path
+) -> None:
+    """An attempt of which an error was told is told of all the same when it fails closed."""
+    alerts = make()
+    for kind in (AlertKind.INTERNAL_ERROR, AlertKind.FAILED_CLOSED, AlertKind.FAILED_CLOSED):
+        alerts.send(kind, 7, str(kind), "7-a")
+        settled(alerts)
+
+    assert kept(tmp_path) == [AlertKind.INTERNAL_ERROR, AlertKind.FAILED_CLOSED]
+
+
+def test_alert_under_way_is_its_workers_alone_from_the_first_try_on(
+    make: Callable[..., FileAlerts], webhook: Webhook, clock: Calendar
+) -> None:
+    """What one worker is sending no other one sends, until its time for that is over."""
+    webhook.refuses = True
+    one, other = make(webhook), make(webhook)
+    one.outbox.put("key", Alert(format_time(clock.now()), "k", "7", "it failed"))
+    first = one.outbox.lease(clock.now())
+    second = other.outbox.lease(clock.now())
+    clock.wait(alerting.BACKOFF_SECONDS)
+    third = other.outbox.lease(clock.now())
+
+    assert [len(leased) for leased in (first, second, third)] == [1, 0, 1]
+    assert third[0][1].tries == 2
 
 
 SAME: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, str | None]]] = {

@@ -407,6 +407,16 @@ def test_artifact_is_of_the_run_that_its_front_matter_names() -> None:
     assert not is_of_run(f"---\n---\n{below}\n", snapshot.attempt_id, 2)
 
 
+def test_artifact_says_how_much_was_printed_and_not_how_much_was_kept() -> None:
+    """Of output with a gap the artifact shows the end, and how much there was of it in all."""
+    run = attrs.evolve(PASSED, log_bytes=2_000_000_000, log_dropped_bytes=1_983_222_784)
+    snapshot = judged(run)
+
+    assert "The last 4 lines of 2000000000 bytes of output:" in render(
+        snapshot, log(snapshot, b"a\nb\nc\nd\n")
+    )
+
+
 @pytest.mark.parametrize("report", [None, "junit.xml"])
 def test_evidence_is_said_in_words(report: str | None) -> None:
     """An artifact says whether a report or the exit code alone was the evidence."""

@@ -72,6 +72,20 @@ def test_suite_that_lost_its_fence_is_killed_at_once(
     assert stand.file("signals").read_text().split() == [str(signal.SIGKILL.value)]
 
 
+def test_fence_that_its_server_has_left_is_lost(stand: Stand) -> None:
+    """A connection whose other side only says that it will send no more keeps nobody off."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    with ours, theirs:
+        stand.start(*program("tree", "plain", "stay"), inherited=[ours.fileno()])
+        stand.lifeline.await_members(1)
+        theirs.shutdown(socket.SHUT_WR)
+
+        assert stand.lifeline.is_cut()
+        assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
+
+
 def test_suite_that_lost_its_fence_has_no_more_grace(
     stand: Stand, fence: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:

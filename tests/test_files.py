@@ -1,6 +1,7 @@
 """Files: whole or not at all, for ever once it was promised, and never through somebody's link."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -17,6 +18,7 @@ from staging_fsm.effects.files import (
     ArtifactFiles,
     create_durably,
     create_whole,
+    locked,
     open_regular,
     read_small,
     read_tail,
@@ -419,3 +421,20 @@ def test_new_file_that_cannot_be_made_is_no_file_that_is_there(
     with pytest.raises(PermissionError):
         create_durably(tmp_path / "new", b"mine")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_lock_that_cannot_be_had_at_all_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system knows no locks that is told, and never taken for a lock of another's."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+
+    with pytest.raises(OSError, match="No locks"), locked(descriptor):
+        pass
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

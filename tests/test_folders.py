@@ -72,3 +72,24 @@ def test_what_is_mounted_beside_a_folder_is_not_in_it(
 
     assert _mounts_in(tmp_path / "7-a.1") == [str(mounts[1])]
     assert _mounts_in(tmp_path / "7-a.10") == [str(mounts[0])]
+
+
+def test_mount_is_found_whatever_its_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with a blank in its name, or that is reached by a link, shows what is mounted in it.
+
+    A link in the place of the folder itself does not: it is removed, and not followed.
+    """
+    real = tmp_path / "a state"
+    mount = real / "7-a.1" / "in"
+    mount.mkdir(parents=True)
+    (tmp_path / "state").symlink_to(real)
+    (tmp_path / "7-a.2").symlink_to(real / "7-a.1")
+    told = "36 25 0:32 / {} rw - tmpfs tmpfs rw\n".format(str(mount).replace(" ", r"\040"))
+    read, mine = Path.read_bytes, {"/proc/self/mountinfo": told.encode()}
+    monkeypatch.setattr(Path, "read_bytes", lambda path: mine.get(str(path)) or read(path))
+
+    assert _mounts_in(real / "7-a.1") == [str(mount)]
+    assert _mounts_in(tmp_path / "state" / "7-a.1") == [str(mount)]
+    assert _mounts_in(tmp_path / "7-a.2") == []

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shlex
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
 from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import ARTIFACT_GATES, JobAlreadyEndedError
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
-from staging_fsm.host.worker import Worker
+from staging_fsm.host.worker import IDLE_SECONDS, Worker
 
 DEADLINE_SECONDS = 60
 Maker = Callable[..., HostKit]
@@ -278,6 +279,25 @@ def test_place_is_that_of_the_threads_own_row() -> None:
         assert [*pool.map(ask, range(2))] == [[f"the place of {n}"] * 2 for n in range(2)]
 
 
+def test_place_that_cannot_be_found_is_not_that_of_another_row() -> None:
+    """A place that could not be found is looked for again, and the one before is never taken."""
+    rows: list[Any] = [object(), object()]
+    answers = iter(["of the first", OSError("away"), "of the second"])
+
+    def place(_row: Any) -> Any:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    found = once_for_each_row(place)
+    told: list[Any] = [found(rows[0])]
+    with pytest.raises(OSError, match="away"):
+        found(rows[1])
+
+    assert [*told, found(rows[1])] == ["of the first", "of the second"]
+
+
 def test_place_is_asked_anew_for_a_row_that_was_loaded_anew(make_host: Maker) -> None:
     """A row that was loaded later has a place of its own, though it looks like the one before."""
     kit = make_host()
@@ -482,6 +502,45 @@ def test_probe_that_does_not_answer_is_an_unhealthy_one(
     worker(kit).run_one()
 
     assert (kit.item().stage, kit.store.job(job_id).status) == ("development", "done")
+
+
+def test_service_that_never_answers_is_an_unhealthy_one(
+    make_host: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deployed service that takes a connection and says nothing is not waited for for ever."""
+    monkeypatch.setattr(launcher, "PROBE_TIMEOUT_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        kit = make_host(monitor_url=url, monitor_probes="1")
+        kit.add("post-deploy")
+        probing = threading.Thread(target=worker(kit).run_one, daemon=True)
+        probing.start()
+        probing.join(DEADLINE_SECONDS)
+
+    assert not probing.is_alive()
+    assert kit.item().stage == "development"
+
+
+def test_command_of_an_agent_may_hold_braces(make_host: Maker) -> None:
+    """What stands in braces and is no name of a job's stays as it is, JSON for one."""
+    words = ("agent", '{"stage": "{stage}"}', "{work_item}{", "{}", "{other}")
+    kit = make_host(agent_command=shlex.join(words))
+    job = kit.store.job(kit.add("testing"))
+
+    assert launcher.agent_command(kit.host, job) == [
+        *("agent", '{"stage": "testing"}', "WI-1{", "{}", "{other}")
+    ]
+
+
+def test_what_an_agent_printed_outlives_its_next_launch(make_host: Maker) -> None:
+    """A job that is launched again keeps what its first agent printed, and why it died."""
+    kit = make_host(agent_command="sh -c 'echo told once; exit 1'")
+    job = kit.store.job(kit.add("testing"))
+    for _ in range(2):
+        launcher._spawn(kit.host, job)
+
+    log = kit.host.settings.log_dir / f"job-{job.id}.log"
+    assert log.read_text() == "told once\n" * 2
 
 
 def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
@@ -824,3 +883,36 @@ def test_idle_worker_recovers_again_and_outlives_its_store(make_host: Maker) -> 
     tireless.run_forever()
 
     assert len(looks) == 3
+
+
+def test_worker_that_is_seldom_idle_recovers_all_the_same(make_host: Maker) -> None:
+    """A worker that gets a job again and again looks for what others left when idle in all."""
+    kit = make_host(recovery_seconds=str(3 * IDLE_SECONDS))
+    looks: list[int] = []
+    waits: list[float] = []
+
+    class Store(SqlHostStore):
+        """Counts the looks for jobs that somebody has left."""
+
+        def running_jobs(self) -> list[Job]:
+            """Count."""
+            looks.append(len(waits))
+            return []
+
+    class Clock(NoWaiting):
+        """Has a job come with each wait, and stops the worker in the end."""
+
+        def wait(self, seconds: float) -> None:
+            """Add a job."""
+            waits.append(seconds)
+            kit.add("testing", f"WI-{len(waits)}")
+            if len(waits) == 10:
+                steady.stop()
+
+    host = attrs.evolve(kit.host, store=Store(kit.store.engine), clock=Clock())
+    launched: list[Job] = []
+    steady = Worker(host, str(this_process()), launch=lambda _host, job: launched.append(job))
+    steady.run_forever()
+
+    assert looks == [0, 3, 6, 9]
+    assert len(launched) == 9

@@ -49,6 +49,14 @@ def test_silent_suite_that_ignores_its_end_has_no_more_than_its_grace(stand: Sta
     assert report.duration_seconds < PATIENCE_SECONDS
 
 
+def test_suite_is_idle_whoever_of_it_ends(stand: Stand) -> None:
+    """That processes of a suite come and go without a word is no sign of its life."""
+    coming = "while :; do (sleep 0.05 &); sleep 0.05; done"
+    facts = stand.facts("/bin/sh", "-c", coming, idle_timeout_seconds=0.5, timeout_seconds=20)
+
+    assert facts.stopped_by == Stop.IDLE
+
+
 def test_suite_that_goes_on_printing_is_not_idle(stand: Stand) -> None:
     """A suite that prints again and again ends at its deadline, not by its silence."""
     facts = stand.facts("/bin/sh", "-c", CHATTY, idle_timeout_seconds=30, timeout_seconds=0.5)
@@ -134,6 +142,46 @@ def test_memory_is_counted_in_bytes_whatever_the_size_of_a_page() -> None:
 
     # The kernel counts the two at different moments, and not to the page.
     assert told * 2 // 3 < charged < told * 3 // 2
+
+
+def test_memory_that_cannot_be_shared_out_is_charged_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a process of another user shares nobody can tell: it is charged for all it has."""
+    read = limits._read
+    monkeypatch.setattr(
+        limits, "_read", lambda pid, name: b"" if name == "smaps_rollup" else read(pid, name)
+    )
+
+    assert limits.proportional_bytes(os.getpid()) == limits.resident_bytes(os.getpid()) > 0
+
+
+#: A process whose child was started by another thread than its first.
+FORKING = """
+import os, subprocess, threading
+def start():
+    subprocess.Popen(["cat"]).wait()
+threading.Thread(target=start).start()
+import time
+while not open(f"/proc/self/task/{os.getpid()}/children").read() and not any(
+    open(f"/proc/self/task/{one}/children").read() for one in os.listdir("/proc/self/task")
+):
+    os.sched_yield()
+os.write(1, b".")
+"""
+
+
+def test_children_of_every_thread_are_seen() -> None:
+    """Whichever thread of a suite has started a process, it is one of the suite's."""
+    with subprocess.Popen(
+        [*PYTHON, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"."
+        children = direct_children(process.pid)
+        process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+
+    assert len(children) == 1
 
 
 #: A process of four threads, until its input ends.

@@ -47,6 +47,9 @@ secrets = st.text(
         ("GPG_PASSPHRASE", True),
         ("SSH_PASSCODE", True),
         ("API_KEY2", True),
+        ("AUTHORIZATION", True),
+        ("HTTP_AUTHORIZATION", True),
+        ("AUTHORS", False),
         ("SIGNING_KEY1", True),
         ("JWT_KEYS", True),
         ("PATH", False),
@@ -95,6 +98,8 @@ def test_names_tell_secrets(name: str, secret: bool) -> None:  # noqa: FBT001  #
         (("t", "-H", "Cookie: Token hun'ter22", "hun'ter22"), ("t", "-H", "Cookie: ***", "***")),
         (("t", "--password=my hunter22", "hunter22"), ("t", "--password=***", "hunter22")),
         (("sh", "-c", "t;A_TOKEN=hunter22"), ("sh", "-c", "t;A_TOKEN=***")),
+        (("t", "--private-key=-----BEGIN-----\nMIIEvQ\n-----END-----"), ("t", "--private-key=***")),
+        (("t", "Cookie: hunter\n22"), ("t", "Cookie: ***")),
     ],
 )
 def test_secret_in_a_command_is_masked(command: tuple[str, ...], shown: tuple[str, ...]) -> None:
@@ -208,6 +213,9 @@ def test_password_in_an_address_is_a_secret_whatever_its_variable() -> None:
     # As it is, and not only as we would write it.
     assert Masker.of({"URL": "pg://me:hunt%2fer2@db"}).mask(b"hunt%2fer2") == MASK
     assert Masker.of({"URL": "redis://:hunter22@cache"}).mask(b"hunter22") == MASK
+    # A plus is a plus in this part of an address, and a colon there ends nothing.
+    assert Masker.of({"URL": "pg://me:a+b%2Fc99@db"}).mask(b"a+b/c99 a+b%2Fc99") == b"*** ***"
+    assert Masker.of({"URL": "pg://me:hun:ter22@db"}).mask(b"hun:ter22") == MASK
 
 
 def test_named_variables_are_secret_and_others_are_not() -> None:

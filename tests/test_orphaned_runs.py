@@ -18,7 +18,7 @@ from staging_fsm.core.outcome import Stop, Supervision
 from staging_fsm.core.plan import RUN_VARIABLE, Workspace
 from staging_fsm.core.ports import RunCondition, RunReport
 from staging_fsm.effects import supervised
-from staging_fsm.effects.processes import ProcessIdentity, start_ticks, wait_for_end
+from staging_fsm.effects.processes import ProcessIdentity, start_ticks, this_scope, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from stand import PATIENCE_SECONDS, RUN, Stand, has_ended, patch_supervisor, program, worker_command
@@ -394,6 +394,31 @@ def test_bystander_with_another_mark_survives_the_sweep(stand: Stand) -> None:
         answer, _ = bystander.communicate(b"alive")
 
     assert (left, answer) == (0, b"alive")
+
+
+def test_run_of_an_earlier_boot_is_this_machines(stand: Stand) -> None:
+    """After a reboot what was under way is lost, and not another machine's to look after."""
+    stand.run("true")
+    host, _, namespace = this_scope().rsplit(":", 2)
+    order = json.loads(stand.file("order.json").read_bytes())
+    order["scope"] = f"{host}:another-boot:{namespace}"
+    stand.file("order.json").write_text(json.dumps(order))
+    stand.file("result").unlink()
+
+    assert stand.suites.condition(RUN) is RunCondition.LOST
+
+
+def test_suite_that_leaves_somebody_elsewhere_is_stopped_at_once(stand: Stand) -> None:
+    """Nobody waits out the grace of a stop for who has left the suite's session."""
+    left = "setsid sh -c 'echo > $LIFELINE; exec sleep 600' & echo > $LIFELINE; exec sleep 600"
+    stand.start("/bin/sh", "-c", left, kill_grace_seconds=100 * PATIENCE_SECONDS)
+    stand.lifeline.await_members(2)
+    reaping = threading.Thread(target=stand.suites.reap, args=(RUN,), daemon=True)
+    reaping.start()
+    reaping.join(PATIENCE_SECONDS)
+
+    assert not reaping.is_alive()
+    assert stand.lifeline.is_cut()
 
 
 # What is kept.

@@ -22,6 +22,7 @@ from hosts import no_descriptors_left
 from staging_fsm.effects import processes
 from staging_fsm.effects.processes import (
     ProcessIdentity,
+    _stat,
     age_seconds,
     identify,
     is_alive,
@@ -33,6 +34,7 @@ from staging_fsm.effects.processes import (
     this_scope,
     wait_for_end,
 )
+from staging_fsm.effects.supervisor import limits
 
 MARK = "STAGING_TEST_MARK"
 PATIENCE_SECONDS = 60.0
@@ -137,6 +139,30 @@ def test_number_that_was_given_to_another_process_is_not_alive(
 def test_this_process_knows_itself(system: str) -> None:
     """The calling process has an identity, and it is alive."""
     assert is_alive(this_process()), system
+
+
+@pytest.mark.parametrize("name", ["(sd-pam)", "a) R 1", ") (", "a b"])
+def test_name_of_a_process_is_no_fact_about_it(
+    bystanders: Bystanders, tmp_path: Path, name: str
+) -> None:
+    """Whatever a process is called: its start, session and threads are found behind its name."""
+    plain = bystanders.start()
+    program = tmp_path / name
+    shutil.copy(shutil.which("cat") or "/bin/cat", program)
+    process = bystanders.start(str(program))
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"a")
+    process.stdin.flush()
+    assert process.stdout.read(1) == b"a"
+    found, called = _stat(process.pid), Path(f"/proc/{process.pid}/comm").read_text()
+
+    assert called == f"{name}\n"
+    assert found is not None
+    assert (found.session, found.start >= identity_of(plain).start) == (os.getsid(0), True)
+    assert is_alive(identity_of(process))
+    assert limits.threads(process.pid) == 1
+    assert identity_of(process).start == found.start
 
 
 def test_process_of_an_earlier_boot_is_dead_and_one_of_another_machine_unknown() -> None:

@@ -501,6 +501,37 @@ def test_recent_of_a_repository_are_those_among_the_newest(kit: Kit) -> None:
     assert kit.rows.recent(0, "shop") == []
 
 
+def test_note_of_the_host_writes_over_no_move(postgres_url: str) -> None:
+    """Between the look of the host at the metadata and its note nobody moves the attempt there."""
+    kit, beside = SqlKit(open_database(postgres_url)), SqlKit(open_database(postgres_url))
+    kit.store.create_schema()
+    kit.add("{}")
+    kit.rows.save(JOB, attempt(1))
+    sa.event.listen(
+        beside.engine,
+        "connect",
+        lambda driver, _: driver.execute("SET lock_timeout TO '200ms'").connection.commit(),
+    )
+    kept_off: list[str] = []
+
+    def overtake(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE"):
+            try:
+                beside.rows.save(JOB, attempt(2))
+            except sa.exc.OperationalError:
+                kept_off.append(statement)
+
+    sa.event.listen(kit.engine, "before_cursor_execute", overtake)
+    kit.store.record(JOB, "note", "written")
+    sa.event.remove(kit.engine, "before_cursor_execute", overtake)
+    beside.rows.save(JOB, attempt(2))
+    stored = json.loads(kit.raw()[2])
+    for each in (kit, beside):
+        each.engine.dispose()
+
+    assert (len(kept_off), stored["note"], stored[SNAPSHOT_KEY]["version"]) == (1, "written", 2)
+
+
 def test_rows_of_two_connections_are_fenced_alike(tmp_path: Path) -> None:
     """Two processes' rows over one database refuse each other's stale writes."""
     url = f"sqlite:///{tmp_path}/orchestrator.db"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from staging_fsm.core.outcome import Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunOrder
+from staging_fsm.effects import suite as suite_module
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.supervisor.log import BoundedLog
@@ -135,6 +136,23 @@ def test_command_is_shown_without_secrets_and_stays_as_it_was(stand: Stand) -> N
     assert changed.shown_command(RUN, suite) == suites.shown_command(RUN, suite)
     assert changed.shown_command("unknown.1", suite)[2] == "swordfish"
     assert stand.log() == b"--token=hunter22 swordfish\n"
+
+
+def test_command_is_masked_before_its_suite_starts(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies as it starts a suite leaves the command masked to who goes on with it."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite_module, "start_supervisor", die)
+    suite = SuitePlan(("/bin/echo", "swordfish"))
+    dying = LocalSuites(stand.state, {**stand.variables, "API_KEY": "swordfish"})
+    with pytest.raises(KeyboardInterrupt):
+        dying.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, suite))
+
+    assert stand.suites.shown_command(RUN, suite) == ("/bin/echo", "***")
 
 
 @pytest.mark.parametrize("deed", ["printf 'run=attempt.1\ncommand=[]\n'", "echo"])

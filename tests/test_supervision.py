@@ -8,16 +8,18 @@ import threading
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import SpawnError, Stop, Supervision, Verdict
-from staging_fsm.core.plan import UNVERSIONED, SuitePlan
+from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.suite import LocalSuites
+from staging_fsm.effects.supervisor import sweep as sweeping
 from stand import (
     ATTEMPT,
     PATIENCE_SECONDS,
@@ -197,6 +199,38 @@ def test_script_without_its_interpreter_is_told_from_a_missing_command(
     suites.start(RunOrder(RUN, command.parent, UNVERSIONED, SuitePlan((named,))))
 
     assert suites.await_report(RUN).facts.spawn_error == SpawnError.BAD_INTERPRETER
+
+
+def test_sweep_that_is_given_up_never_says_that_nobody_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where nobody below a supervisor can be listed, whoever would not die is at least one."""
+    monkeypatch.setattr(sweeping, "SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(sweeping, "IS_LINUX", False)
+    monkeypatch.setattr(sweeping, "direct_children", lambda _pid: [])
+    suite: Any = SimpleNamespace(signal_group=lambda _number: None)
+
+    assert sweeping.sweep(suite, None) == 1
+
+
+def test_program_is_looked_for_from_where_the_suite_runs(stand: Stand) -> None:
+    """A folder of PATH that is named relatively is one of the tree's, also for what is missing."""
+    script = stand.root / "tree" / "bin" / "suite"
+    script.parent.mkdir()
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    suites = LocalSuites(stand.state, {**stand.variables, "PATH": "bin"})
+    suite = SuitePlan(("suite",), workspace=Workspace.IN_PLACE)
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, suite))
+
+    assert suites.await_report(RUN).facts.spawn_error == SpawnError.BAD_INTERPRETER
+
+
+def test_suite_that_cannot_be_started_is_told_by_its_first_word(stand: Stand) -> None:
+    """What could not be started is named, and what it was to be told, a secret say, is not."""
+    report = stand.run("no-such-program", "--token=hunter22", "hunter23")
+
+    assert report.detail == "no-such-program: No such file or directory"
 
 
 @pytest.mark.parametrize("folder", ["absent", "file"])

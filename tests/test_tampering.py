@@ -218,6 +218,8 @@ def test_result_that_the_suite_wrote_is_found_out(stand: Stand, deed: str) -> No
 
     assert (facts.supervision, facts.exit_code) == (Supervision.FORGED, None)
     assert verdict(facts) == Verdict.NOT_EXECUTED
+    # What was put there is kept for a person to look at, where it can be moved.
+    assert os.path.lexists(stand.file("result.foreign")) or deed == "immovable"
 
 
 def test_sealed_result_of_another_run_is_found_out(stand: Stand) -> None:
@@ -300,6 +302,79 @@ def test_order_that_was_replaced_ends_the_run(stand: Stand, deed: str) -> None:
     with pytest.raises(PreparationError, match="order"):
         stand.collect()
     assert has_ended(stand.pid("leader"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "7", "null", "{}", '{"environment": []}', '{"environment": 7}', '"an order"']
+)
+def test_order_of_another_shape_ends_the_run(stand: Stand, text: str) -> None:
+    """An order that is JSON and none of ours is none: the run is ended and can be reaped."""
+    stand.start(*program("tree", "plain", "stay"))
+    stand.lifeline.await_members(1)
+    stand.file("order.json").write_text(text)
+
+    with pytest.raises(PreparationError, match="order"):
+        stand.collect()
+    stand.suites.reap(RUN)
+    assert stand.lifeline.is_cut()
+
+
+def test_result_that_leads_nowhere_is_found_out(stand: Stand) -> None:
+    """A suite that ends its supervisor, and leaves a dangling link for a result, has forged one."""
+    stand.run("true")
+    stand.file("result").unlink()
+    stand.file("result").symlink_to("nowhere")
+
+    assert stand.suites.condition(RUN) is RunCondition.FINISHED
+    assert stand.collect().facts.supervision == Supervision.FORGED
+
+
+def test_lock_that_was_replaced_is_nobodys(stand: Stand) -> None:
+    """A link in the place of the lock keeps a run that nobody supervises from passing for live."""
+    stand.run("true")
+    stand.file("result").unlink()
+    stand.file("lock").unlink()
+    stand.file("lock").symlink_to("nowhere")
+
+    assert stand.suites.condition(RUN) is RunCondition.LOST
+
+
+def test_last_words_of_a_suite_are_not_its_supervisors(stand: Stand) -> None:
+    """Of a supervisor that was killed without a word none is told, whatever the suite printed.
+
+    What is shown as the end of the output is its log's, and not what a suite calls that.
+    """
+    tail, log = stand.file("tail"), stand.file("output.log")
+    kept = f"until grep -q seven {log}; do sleep 0.01; done"
+    script = f"echo seven; {kept}; echo eight > {tail}; kill -9 $PPID; exec sleep 600"
+    stand.start("/bin/sh", "-c", script)
+    assert has_ended(stand.pid())
+    report = stand.collect()
+
+    assert (report.facts.supervision, report.detail) == (Supervision.LOST, None)
+    assert stand.suites.log_tail(RUN, 100) == b"seven\n"
+
+
+#: A supervisor whose clock goes an hour ahead while it waits for late output.
+WAITER = """
+clock, until, late = main.time.monotonic, main.Watch.until, [0.0]
+def wait(watch, is_so, deadline):
+    if watch.suite.ended:
+        late[0] = 3600.0
+    return until(watch, is_so, deadline)
+main.time.monotonic = lambda: clock() + late[0]
+main.Watch.until = wait
+"""
+
+
+def test_suite_that_ended_in_time_did_so_whoever_held_its_output(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a supervisor waits for late output is no time of the suite's."""
+    patch_supervisor(monkeypatch, f"exec({WAITER!r});")
+    facts = stand.facts("/bin/sh", "-c", "sleep 600 & exit 0", timeout_seconds=PATIENCE_SECONDS)
+
+    assert (facts.stopped_by, facts.exit_code) == (None, 0)
 
 
 def test_forger_that_killed_its_supervisor_leaves_nobody(stand: Stand) -> None:

@@ -29,6 +29,7 @@ from staging_fsm.effects.worktree import (
     head_revision,
     remove_worktree,
     revision_at,
+    run_git,
     tracked_changes,
 )
 from stand import RUN, as_nobody
@@ -156,13 +157,26 @@ def test_repository_that_cannot_be_read_is_no_unversioned_folder(site: Site, dam
         bind_revision(site.repository, IN_PLACE)
 
 
+@pytest.mark.parametrize("name", ["a{}b", "{}b", "a{}"])
 @pytest.mark.parametrize("sign", ["\n", "\f", "\u2028", " ", "é", '"'])
-def test_name_of_a_repository_may_hold_any_sign(site: Site, sign: str) -> None:
+def test_name_of_a_repository_may_hold_any_sign(site: Site, sign: str, name: str) -> None:
     """A repository is one whatever its folder is called."""
-    moved = site.repository.rename(site.repository.with_name(f"a{sign}b"))
+    moved = site.repository.rename(site.repository.with_name(name.format(sign)))
     head = git(moved, "rev-parse", "HEAD")
 
     assert head_revision(moved) == head
+
+
+def test_repository_may_be_reached_by_a_link(site: Site, tmp_path: Path) -> None:
+    """A repository is bound by whatever way its host reaches it, by a link to it or above it."""
+    above = tmp_path / "above"
+    above.symlink_to(site.repository.parent)
+    by_link = tmp_path / "link"
+    by_link.symlink_to(site.repository)
+    head = git(site.repository, "rev-parse", "HEAD")
+
+    for way in (by_link, above / site.repository.name):
+        assert bind_revision(way, IN_PLACE) == head
 
 
 @pytest.mark.parametrize("zone", ["HERE+5", "THERE-5"])
@@ -246,7 +260,9 @@ def test_each_of_many_hidden_files_is_compared(site: Site, monkeypatch: pytest.M
     assert tracked_changes(site.repository, filtered=True) == ""
 
 
-@pytest.mark.parametrize("name", ["caf\udce9.py", "Icon\r"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["caf\udce9.py", "Icon\r", "a\tb.py", "\ta.py", "a b.py "], ids=ascii
+)
 def test_hidden_file_of_any_name_is_compared(site: Site, name: str) -> None:
     """The name of a file that git was told not to look at may hold any byte but one."""
     commit(site.repository, name, "PRICE = 4\n")
@@ -268,15 +284,20 @@ def test_git_whose_end_nobody_knows_has_said_nothing(site: Site) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.parametrize("whose", ["--local", "--global"])
+@pytest.mark.parametrize("name", ["a=b", "a.b", "a.b.clean", "A"])
 @pytest.mark.parametrize("kind", ["clean", "process"])
-def test_filter_of_a_suite_hides_nothing_and_is_not_run(site: Site, kind: str) -> None:
+def test_filter_of_a_suite_hides_nothing_and_is_not_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, whose: str
+) -> None:
     """A filter that a suite sets up hides no change, and the worker's git does not run it."""
+    monkeypatch.setenv("HOME", str(site.repository.parent))
     ran = site.repository.parent / "ran"
     suite = (
-        f"git config filter.a=b.{kind} 'touch {ran}; git show HEAD:shop.py'\n"
-        "git config filter.a=b.required true\n"
+        f"git config {whose} filter.{name}.{kind} 'touch {ran}; git show HEAD:shop.py'\n"
+        f"git config {whose} filter.{name}.required true\n"
         "mkdir -p $(git rev-parse --git-common-dir)/info\n"
-        "echo 'shop.py filter=a=b' > $(git rev-parse --git-common-dir)/info/attributes\n"
+        f"echo 'shop.py filter={name}' > $(git rev-parse --git-common-dir)/info/attributes\n"
         "echo >> shop.py"
     )
 
@@ -305,12 +326,16 @@ def submodule(site: Site, tmp_path: Path) -> Path:
         ("git -C parts commit --quiet --allow-empty -m x", True),
     ],
 )
+@pytest.mark.parametrize("where", ["", "--separate-git-dir $STAGING_REPORT_DIR/parts.git "])
 def test_submodule_that_moved_is_a_change(
-    site: Site, submodule: Path, deed: str, *, moves: bool
+    site: Site, submodule: Path, deed: str, where: str, *, moves: bool
 ) -> None:
-    """A tracked file of a submodule that was checked out, or its commit, is part of the tree."""
+    """A tracked file of a submodule that was checked out, or its commit, is part of the tree.
+
+    Git itself leaves a file there that says where the rest of the submodule's repository is.
+    """
     named = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=b"
-    suite = f"{named}; rmdir parts && git clone --quiet {submodule} parts && {deed}"
+    suite = f"{named}; rmdir parts && git clone --quiet {where}{submodule} parts && {deed}"
 
     facts = site.run(suite)
 
@@ -404,6 +429,59 @@ def test_sparse_checkout_is_clean(site: Site) -> None:
     assert tracked_changes(site.repository, filtered=True) == ""
 
 
+def test_sparse_checkout_is_a_tree_like_any_other(site: Site) -> None:
+    """A run in place misses no file that was left out of the repository's own checkout."""
+    git(site.repository, "sparse-checkout", "set", "--no-cone", "/other/")
+
+    assert not site.run("true", workspace=Workspace.IN_PLACE).tree_changed
+
+
+def test_work_items_are_left_out_where_the_host_keeps_them_and_nowhere_else(site: Site) -> None:
+    """A tracked file below another folder of that name is part of what is tested."""
+    nested = site.repository / "services" / "a" / "docs" / "work-items"
+    nested.mkdir(parents=True)
+    (nested / "prices.md").write_text("1\n")
+    commit(site.repository, "other.py", "")
+    before = tracked_changes(site.repository, filtered=True)
+    (site.repository / "docs/work-items/WI-1/log.md").write_text("new\n")
+    beside = tracked_changes(site.repository, filtered=True)
+    (nested / "prices.md").write_text("2\n")
+
+    assert (before, beside) == ("", "")
+    assert tracked_changes(site.repository, filtered=True) != ""
+
+
+def test_folder_that_an_order_names_is_not_removed(site: Site, tmp_path: Path) -> None:
+    """A suite that writes another folder into its order has the worker remove its checkout only."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    order = site.state.run(RUN) / "order.json"
+    pattern = f's#"tree": *"[^"]*"#"tree": "{precious}"#'
+    facts = site.run(f"sed -i '{pattern}' {order}; grep -q {precious} {order}")
+
+    assert facts.exit_code == 0
+    assert precious.is_dir()
+    assert not os.path.lexists(site.checkout)
+
+
+def test_git_of_a_worker_that_is_interrupted_is_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever interrupts a worker while git works leaves no git behind."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(child: subprocess.Popen[bytes], **_: object) -> None:
+        children.append(child)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worktree._Child, "communicate", interrupted)
+    slow = ("-c", "alias.slow=!exec sleep 600", "slow")
+    with pytest.raises(KeyboardInterrupt):
+        run_git(site.repository, *slow)
+
+    assert children[0].returncode == -signal.SIGKILL
+
+
 def test_suite_runs_on_all_of_the_commit(site: Site) -> None:
     """A suite sees every file of its commit, though the repository's own checkout is sparse."""
     git(site.repository, "sparse-checkout", "set", "--no-cone", "/other/")
@@ -481,6 +559,7 @@ def test_checkout_is_gone_when_the_run_is_over(site: Site) -> None:
         "mkdir -p a/b; touch a/b/c; chmod 500 a/b; chmod 0 a; rm .git",
         "cd ..; mv $STAGING_ATTEMPT elsewhere; ln -s $PWD/elsewhere $STAGING_ATTEMPT",
         "cd ..; rm -rf $STAGING_ATTEMPT; touch $STAGING_ATTEMPT",
+        "cd ..; rm -rf $STAGING_ATTEMPT; ln -s nowhere $STAGING_ATTEMPT",
     ],
 )
 def test_checkout_is_removed_whatever_the_suite_made_of_it(site: Site, deed: str) -> None:
