@@ -125,6 +125,16 @@ def test_shadow_mode_leads_a_waiting_attempt_to_the_agent(desk: Desk, *, broken:
     assert desk.state() is State.LLM_FALLBACK
 
 
+def test_unclear_shadow_mode_costs_a_waiting_attempt_a_run(desk: Desk) -> None:
+    """A word for the shadow that is neither on nor off is a broken setting, and no way out."""
+    heard = deferred(desk, retries=2)
+    desk.set("SHADOW", "maybe")
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.CONFIGURATION_INVALID)
+    assert [kind for kind, *_ in heard.alerts] == [AlertKind.CONFIGURATION_INVALID]
+
+
 def test_job_that_is_claimed_early_waits_all_the_same(desk: Desk) -> None:
     """A deferred job that was queued again, and is claimed and launched before its time, waits."""
     desk.set("RETRY_BACKOFF_SECONDS", "600")

@@ -230,6 +230,19 @@ def test_any_variables_are_a_configuration_or_problems(variables: dict[str, str]
     assert all(any(name in problem for name in variables) for problem in problems or ())
 
 
+@pytest.mark.parametrize("token", ["x" * 15, "é" * 20, "a\tb" * 10, "\x7f" * 20])
+def test_token_that_could_be_guessed_is_refused(token: str) -> None:
+    """What a server asks for has sixteen characters at least, which a header can hold."""
+    [problem] = problems_of(http_token=token)
+
+    assert problem == (
+        "ORCH_STAGING_RUNNER_HTTP_TOKEN: its value is not a token of at least 16 printable ASCII"
+        " characters"
+    )
+    assert load(http_token="x" * 16).http_token == "x" * 16
+    assert load().http_token == ""
+
+
 @pytest.mark.parametrize(
     ("repos", "expected"),
     [

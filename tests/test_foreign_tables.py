@@ -698,7 +698,7 @@ def test_walk_misses_nothing_when_rows_before_it_go(
 
 def test_attempt_behind_a_long_queue_is_found(make_foreign: Callable[[str], Foreign]) -> None:
     """Recovery is shown the last unfinished job of a queue of any length."""
-    foreign, many = make_foreign(SQLITE), 20_000
+    foreign, many = make_foreign(SQLITE), 10_500
     rows = foreign.create()
     foreign.run(
         f'INSERT INTO "{TABLE}" WITH RECURSIVE numbers(i) AS'  # noqa: S608  # a test's own
