@@ -219,6 +219,23 @@ def test_unclear_shadow_mode_never_makes_the_runner_the_producer(begin: Begin) -
     assert beside.shadow.run_once() == 0
 
 
+def test_end_of_an_agent_is_noted_though_the_shadow_is_over(begin: Begin) -> None:
+    """A launch that was noted is not left waiting for its agent, whatever is switched since."""
+    beside = begin()
+    staging = beside.host.staging
+    assert staging is not None
+    job_id = beside.kit.add("deploy-staging")
+    beside.kit.store.claim_next(beside.kit.host.clock.now(), "w", job_id)
+    decision = staging.launch(job_id)
+    beside.variables["ORCH_STAGING_RUNNER_SHADOW"] = "0"
+    staging.agent_ended(job_id, opened=False)
+    ended = beside.shadow.records.record(job_id).agent
+
+    assert not decision
+    assert ended is not None
+    assert not ended.opened
+
+
 @pytest.mark.parametrize("switch", ["enabled", "repos", "shadow"])
 def test_kill_switch_wins_over_the_shadow(begin: Begin, switch: str) -> None:
     """Switched off, out of scope or out of the shadow, no launch is noted and no suite is run."""
