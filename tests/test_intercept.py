@@ -655,7 +655,9 @@ def test_attempt_that_was_seen_is_not_forgotten(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "expected"), [("{}", Ruling.DECLINED), (UNSEEN, Ruling.HELD)], ids=repr
+    ("metadata", "expected"),
+    [("{}", Ruling.DECLINED), (UNSEEN, Ruling.HELD)],
+    ids=["seen", "unseen"],
 )
 def test_store_that_goes_away_before_the_first_run(
     desk: Desk, metadata: object, expected: Ruling
