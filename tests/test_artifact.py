@@ -526,3 +526,66 @@ def test_long_line_is_cut(length: int, shown: str) -> None:
     snapshot = judged(FAILED)
 
     assert output_lines(render(snapshot, log(snapshot, b"x" * length))) == [f"    {shown}"]
+
+
+@pytest.mark.parametrize("name", ["NO", "NULL", "YES", "ON", "TRUE", "N", "1.0", "0x1", "A"])
+def test_work_item_of_any_name_is_a_text(name: str) -> None:
+    """What a work item is called is read as it is called, and not as a switch or a number."""
+    snapshot = judged(PASSED)
+
+    assert front_matter(snapshot, log(snapshot, work_item=name))["work_item"] == name
+
+
+def test_artifact_that_somebody_typed_is_not_the_runners() -> None:
+    """An artifact is one run's by the lines that the runner writes, and not by others like them."""
+    snapshot = judged(PASSED)
+    text = render(snapshot, log(snapshot))
+    typed = text.replace(f'attempt: "{snapshot.attempt_id}"', f"attempt: {snapshot.attempt_id}")
+
+    assert typed != text
+    assert not is_of_run(typed, snapshot.attempt_id, 1)
+
+
+@pytest.mark.parametrize("sign", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r"])
+def test_key_begins_at_a_line_feed_and_nowhere_else(sign: str) -> None:
+    """What stands in the middle of a line is no key of the front matter, whatever is before it."""
+    text = f"---\nnote: a{sign}staging_status: SUCCESS\n---\n"
+
+    assert line_of(text, "staging_status") is None
+
+
+def test_blank_lines_of_the_output_are_lines() -> None:
+    """Blank lines at the end of an output are shown, and were printed."""
+    snapshot = judged(PASSED)
+
+    assert "The last 3 lines of" in render(snapshot, log(snapshot, b"a\n\n\n"))
+    assert "printed nothing" not in render(snapshot, log(snapshot, b"\n\n"))
+
+
+@pytest.mark.parametrize("sign", ["a", "é", "\U0001f600"])
+def test_line_is_cut_by_its_characters(sign: str) -> None:
+    """A line of as many characters as are shown is shown whole, however many bytes they are."""
+    snapshot = judged(PASSED)
+    most, more = sign * TAIL_LINE_CHARACTERS, sign * (TAIL_LINE_CHARACTERS + 1)
+
+    assert f"\n    {most}\n" in render(snapshot, log(snapshot, most.encode()))
+    assert f"\n    {most} … ({len(more)} characters)\n" in render(
+        snapshot, log(snapshot, more.encode())
+    )
+
+
+@pytest.mark.parametrize("run", [PASSED, FAILED, LOST], ids=["passed", "failed", "lost"])
+def test_detail_of_a_run_is_shown_whole(run: Run) -> None:
+    """Whatever there is to say of a run stands in its artifact, to its last word."""
+    detail = "uncommitted changes were tested too; " * 100 + "the error itself"
+    snapshot = judged(attrs.evolve(run, number=1, detail=detail))
+
+    assert f"Detail: {detail}\n" in render(snapshot, log(snapshot))
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, "0.00"), (0.004, "0.00"), (None, "-")])
+def test_run_of_no_time_has_a_duration(seconds: float | None, shown: str) -> None:
+    """A duration of nothing is one, and only one that is not known is none."""
+    snapshot = judged(attrs.evolve(PASSED, duration_seconds=seconds))
+
+    assert f" | {shown} | " in render(snapshot, log(snapshot))

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import secrets
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hosts import no_descriptors_left
+from staging_fsm.effects import files
 from staging_fsm.effects.files import (
     ARTIFACT_MODE,
     FILE_MODE,
@@ -438,3 +440,102 @@ def test_lock_that_cannot_be_had_at_all_is_nobodys(
         pass
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_older_artifact_that_may_come_back_lets_no_suite_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folder cannot be synced an older artifact is not out of sight, and that is told."""
+    (tmp_path / ARTIFACT_NAME).write_text("---\nstaging_status: SUCCESS\n---\n")
+
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EIO, "no sync")
+
+    monkeypatch.setattr(files, "sync_directory", refuse)
+
+    with pytest.raises(OSError, match="no sync"):
+        ArtifactFiles().set_aside(tmp_path, "before-1")
+
+
+def test_link_to_nowhere_is_moved_out_of_sight(tmp_path: Path) -> None:
+    """A dangling link in the artifact's place is one too: a suite could make what it leads to."""
+    (tmp_path / ARTIFACT_NAME).symlink_to(tmp_path / "nowhere")
+    ArtifactFiles().set_aside(tmp_path, "before-1")
+
+    assert not os.path.lexists(tmp_path / ARTIFACT_NAME)
+    assert [path.is_symlink() for path in tmp_path.iterdir()] == [True]
+
+
+def test_folder_that_two_make_at_once_is_there_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that make one folder each has it, synced under its name, before it goes on."""
+    synced: list[Path] = []
+    make = Path.mkdir
+
+    def overtaken(path: Path, **named: bool) -> None:
+        make(path)
+        make(path, **named)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+    files.make_durably(tmp_path / "a" / "b")
+
+    assert synced == [tmp_path, tmp_path / "a"]
+
+
+def test_folder_in_the_way_stays_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the artifact's place is moved away by what replaces it, and by nothing else."""
+    (tmp_path / ARTIFACT_NAME).mkdir()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        ArtifactFiles().write(tmp_path, "text")
+
+    assert [path.name for path in tmp_path.iterdir()] == [ARTIFACT_NAME]
+
+
+def test_tail_is_no_longer_than_asked_for_while_the_file_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written while the end of a file is read makes the answer no longer."""
+    log = tmp_path / "log"
+    log.write_bytes(b"0123456789")
+
+    class Growing(io.BufferedReader):
+        """A file that grows as soon as its end was found."""
+
+        def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+            """Go there, and have more be written."""
+            found = super().seek(offset, whence)
+            with log.open("ab") as more:
+                more.write(b"x" * 1000)
+            return found
+
+    monkeypatch.setattr(files, "open_regular", lambda path: Growing(io.FileIO(path)))
+
+    assert read_tail(log, 4) == b"6789"
+
+
+def test_doubles_that_cannot_all_be_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last double of some descriptors cannot be made, none of the others stays open."""
+    before = len([*Path("/proc/self/fd").iterdir()])
+    real = fcntl.fcntl
+    made: list[int] = []
+
+    def shortage(number: int, *arguments: int) -> int:
+        if made:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(real(number, *arguments))
+        return made[0]
+
+    monkeypatch.setattr(fcntl, "fcntl", shortage)
+    with pytest.raises(OSError, match="Too many"), files.above_standard([0, 1]):
+        pass
+
+    assert len([*Path("/proc/self/fd").iterdir()]) == before

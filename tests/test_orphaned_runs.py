@@ -411,7 +411,7 @@ def test_run_of_an_earlier_boot_is_this_machines(stand: Stand) -> None:
 def test_suite_that_leaves_somebody_elsewhere_is_stopped_at_once(stand: Stand) -> None:
     """Nobody waits out the grace of a stop for who has left the suite's session."""
     left = "setsid sh -c 'echo > $LIFELINE; exec sleep 600' & echo > $LIFELINE; exec sleep 600"
-    stand.start("/bin/sh", "-c", left, kill_grace_seconds=100 * PATIENCE_SECONDS)
+    stand.start("/bin/sh", "-c", left, kill_grace_seconds=2 * PATIENCE_SECONDS)
     stand.lifeline.await_members(2)
     reaping = threading.Thread(target=stand.suites.reap, args=(RUN,), daemon=True)
     reaping.start()

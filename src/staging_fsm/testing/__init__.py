@@ -329,6 +329,8 @@ class JobRowsContract:
         for once in (False, True):
             with _refused(StaleSnapshotError):
                 bench.rows.requeue(job, LATER, attempt(1), once=once)
+        # Whoever asks for the same end again has it.
+        bench.rows.cancel(job, attempt(1))
 
         assert bench.rows.load(job).status == "cancelled"
 
@@ -404,4 +406,5 @@ class JobRowsContract:
         assert [row.snapshot() for row in found if row.id == jobs[2]] == [attempt(1)]
         assert [row.repo for row in bench.rows.recent(4, "other")] == ["other"]
         assert bench.rows.recent(2, "other") == []
+        assert bench.rows.recent(4, "Other") == []
         assert bench.rows.recent(0) == []
