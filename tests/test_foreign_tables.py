@@ -5,9 +5,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import attrs
@@ -132,6 +134,9 @@ def test_engine_that_commits_every_statement_is_refused(foreign: Foreign) -> Non
     [problem] = problems_of(rows)
     with pytest.raises(ConfigInvalidError, match="AUTOCOMMIT"):
         rows.save("j-1", attempt(1))
+    # The first write of a worker may be one at the gate.
+    with pytest.raises(ConfigInvalidError, match="AUTOCOMMIT"), rows.transaction() as tx:
+        rows.save("j-1", attempt(1), tx)
 
     assert "nothing can be undone" in problem
     assert rows.load("j-1").document is None
@@ -676,6 +681,97 @@ def test_metadata_that_is_no_whole_json_is_walked_too(
     foreign.set(f"extra = '{text}'")
 
     assert len(list(rows.attempts())) == is_seen
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["alone", "at the gate"])
+def test_first_write_that_is_not_kept_is_told(
+    make_foreign: Callable[[str], Foreign], *, within: bool
+) -> None:
+    """Where a trigger of the host's drops our key nothing is believed to be stored."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create()
+    forgetting = f"""UPDATE "{TABLE}" SET extra = '{{}}' WHERE uid = NEW.uid"""  # noqa: S608  # a test's own
+    foreign.run(
+        f'CREATE TRIGGER forgetful AFTER UPDATE OF extra ON "{TABLE}" BEGIN {forgetting}; END'
+    )
+    transaction = rows.transaction() if within else nullcontext()
+    with pytest.raises(ConfigInvalidError, match="does not keep the key"), transaction as tx:
+        rows.save("j-1", attempt(1), tx)
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+@pytest.mark.parametrize("letter", range(len(SNAPSHOT_KEY)))
+def test_attempt_is_walked_however_its_key_is_spelt(
+    make_foreign: Callable[[str], Foreign], kind: str, letter: int
+) -> None:
+    """Whichever letter of our key a host writes as an escape, its attempt is shown to an audit."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create(extra=kind)
+    escape = f"\\u{ord(SNAPSHOT_KEY[letter]):04x}"
+    key = SNAPSHOT_KEY[:letter] + escape + SNAPSHOT_KEY[letter + 1 :]
+    text = f'{{"{key}": {dump_snapshot(attempt(1))}}}'
+    foreign.set(f"extra = CAST(:text AS {kind})", text=text)
+
+    assert [row.snapshot() for row in rows.attempts()] == [attempt(1)]
+
+
+def test_driver_that_does_not_tell_of_transactions_is_believed(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """A driver of PostgreSQL without libpq has no status of it, and no host is refused for that."""
+    rows = make_foreign(POSTGRESQL).create()
+    driver = SimpleNamespace(driver_connection=object())
+
+    assert rows._is_in_transaction(SimpleNamespace(connection=driver))
+
+
+@pytest.mark.parametrize("extra", ["json", "text"])
+def test_row_that_somebody_has_locked_is_waited_for(
+    make_foreign: Callable[[str], Foreign], extra: str
+) -> None:
+    """A host that is writing a key of its own makes a save wait, and not one that came too late."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create(extra=extra)
+    rows.save("j-1", attempt(1))
+    saved: list[bool] = []
+
+    def save() -> None:
+        rows.save("j-1", attempt(2))
+        saved.append(True)
+
+    with foreign.engine.begin() as connection:
+        connection.execute(sa.text(f'SELECT 1 FROM "{TABLE}" FOR UPDATE'))  # noqa: S608  # a test's own
+        saving = threading.Thread(target=save)
+        saving.start()
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        while saving.is_alive() and not connection.execute(sa.text(waiting)).scalar():
+            connection.execute(sa.text("SELECT pg_stat_clear_snapshot()"))
+    saving.join()
+
+    assert saved == [True]
+
+
+@pytest.mark.parametrize("extra", ["json", "text"])
+def test_row_in_work_may_be_referred_to(
+    make_foreign: Callable[[str], Foreign], postgres_url: str, extra: str
+) -> None:
+    """While a save is under way a host may add rows of its own that refer to the job."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create(extra=extra, uid="text PRIMARY KEY")
+    foreign.run(f'CREATE TABLE notes (job text REFERENCES "{TABLE}" (uid))')
+    beside = open_database(postgres_url)
+    sa.event.listen(
+        beside,
+        "connect",
+        lambda driver, _: driver.execute("SET lock_timeout TO '20s'").connection.commit(),
+    )
+    with rows.transaction() as tx:
+        rows.save("j-1", attempt(1), tx)
+        with beside.begin() as connection:
+            connection.execute(sa.text("INSERT INTO notes VALUES ('j-1')"))
+    beside.dispose()
+
+    assert rows.load("j-1").snapshot() == attempt(1)
 
 
 def test_walk_misses_nothing_when_rows_before_it_go(

@@ -272,6 +272,11 @@ BROKEN = {
     "a list": ('[{"staging_runner": 1}]', "the row's metadata is a list, not an object"),
     "null with a space": ("null ", "the row's metadata is a NoneType, not an object"),
     "a number": ("17", "the row's metadata is a int, not an object"),
+    "our key twice, once with another letter escaped": (
+        '{"staging_runner": {"version": 1}, "stagin\\u0067_runner": {"version": 2}}',
+        "staging_runner twice",
+    ),
+    "a number that is none, beside an escape": ('{"a": NaN, "b": "\\u0041"}', "NaN is no JSON"),
     "our key twice, once in escapes": (
         '{"staging_runner": {"version": 1}, "staging\\u005frunner": {"version": 2}}',
         "twice",
