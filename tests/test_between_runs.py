@@ -1,23 +1,25 @@
 """Between two runs of an attempt: who is told, what waits, and what recovery finds."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import attrs
 import pytest
 
-from desk import PASSING, TOOL_ERROR, Desk, Failing, Heard, fill_the_disk
+from desk import PASSING, TOOL_ERROR, Desk, Failing, Heard, fill_the_disk, under_worker
 from staging_fsm.core.errors import StaleSnapshotError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.ports import AlertKind
+from staging_fsm.core.ports import AlertKind, RunCondition
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import State
+from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time
 from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.effects.processes import this_process
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
 
 def deferred(desk: Desk, retries: int = 1) -> Heard:
@@ -258,3 +260,114 @@ def test_suite_that_changed_is_none_of_a_deferred_attempts(desk: Desk) -> None:
     desk.launch()
 
     assert desk.snapshot().reasons == (Reason.TOOL_EXIT_CODE, Reason.TOOL_EXIT_CODE)
+
+
+def test_older_artifact_is_out_of_sight_before_each_run(desk: Desk) -> None:
+    """Whatever is written into the gate's place between two runs, no suite runs beside it."""
+    moved: list[str] = []
+    set_aside = desk.engine.artifacts.set_aside
+
+    def watched(folder: Path, suffix: str) -> None:
+        moved.append(suffix)
+        set_aside(folder, suffix)
+
+    desk.engine.artifacts.set_aside = watched  # type: ignore[method-assign]  # to look on
+    deferred(desk)
+    artifact = desk.engine.place(desk.row()).artifact_dir / ARTIFACT_NAME
+    artifact.parent.mkdir(parents=True)
+    artifact.write_text("---\nstaging_status: SUCCESS\n---\n")
+    desk.launch()
+    name = desk.snapshot().attempt_id
+
+    assert moved == [f"before-{name}.1", f"before-{name}.2"]
+    assert "SUCCESS" not in artifact.read_text()
+
+
+def test_run_has_ended_when_nothing_of_it_is_left(desk: Desk) -> None:
+    """A run without a report ended when it had been reaped, however long that took."""
+    moment = [desk.engine.clock.now()]
+
+    class Clock:
+        """A clock that a reaping sets forward."""
+
+        @staticmethod
+        def now() -> datetime:
+            """Return its moment."""
+            return moment[0]
+
+    reap = desk.engine.suites.reap
+
+    def slow(run_id: str) -> None:
+        reap(run_id)
+        moment[0] += timedelta(minutes=5)
+
+    desk.engine.clock = Clock()  # type: ignore[assignment]  # one method is all that is asked of it
+    begun = moment[0]
+    desk.break_part("suites.await_report", OSError("boom"))
+    desk.engine.suites.reap = slow  # type: ignore[method-assign]  # to take its time
+    desk.claim()
+    desk.launch()
+
+    assert desk.snapshot().runs[0].ended_at == format_time(begun + timedelta(minutes=5))
+
+
+def test_report_of_an_adopted_run_that_cannot_be_had_is_no_lost_worker(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that lives and cannot have the report of a run it adopted says so itself."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    monkeypatch.setattr(desk.engine.suites, "condition", lambda _run_id: RunCondition.FINISHED)
+    desk.break_part("suites.await_report", OSError("boom"))
+    desk.launch()
+    events = [move.row.event for move in desk.snapshot().history]
+
+    assert events[:3] == [Event.JOB_CLAIMED, Event.RUN_ADOPTED, Event.SUITE_NOT_EXECUTED]
+    assert desk.snapshot().reasons == (Reason.INTERNAL_ERROR,)
+
+
+def test_worker_that_lost_the_claim_of_a_run_tells_of_no_trouble(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose machine is unfit, and that is overtaken, lost no run: nobody is alarmed."""
+    heard = deferred(desk)
+    fill_the_disk(monkeypatch)
+    desk.break_part("rows.save", StaleSnapshotError(desk.job_id, "1-a", 3))
+    assert desk.launch().ruling is Ruling.TAKEN
+
+    assert heard.alerts == []
+
+
+def test_nothing_is_removed_by_a_configuration_that_cannot_be_read(desk: Desk) -> None:
+    """While a setting is broken nobody knows how long runs are kept, and none is removed."""
+    asked: list[float] = []
+    desk.staging.runner.prune = lambda days, _unfinished: asked.append(days)
+    desk.set("INFRA_RETRIES", "many")
+    desk.staging.runner.tidy_up()
+
+    assert asked == []
+
+
+def test_claim_is_given_back_where_no_due_times_are_kept(desk: Desk) -> None:
+    """A host without due times has a deferred job back that this process had still in hand."""
+    deferred(desk)
+    desk.write("not_before", None)
+    put_back(desk.staging.runner, desk.job_id)
+
+    assert desk.raw_row()["status"] == "queued"
+
+
+@pytest.mark.parametrize("error", [OSError("away"), RuntimeError("away")], ids=repr)
+def test_recovery_outlives_a_store_that_is_away(desk: Desk, error: Exception) -> None:
+    """Whatever error a database has, recovery raises nothing into the host, and tells of it."""
+    desk.break_part("rows.unfinished", error)
+
+    assert desk.staging.recover() == []
+    assert desk.alerts() == ["internal_error"]
+
+
+def test_attempt_under_another_stage_keeps_its_runs(desk: Desk) -> None:
+    """An unfinished attempt needs its runs, by whatever word the host calls its stage today."""
+    deferred(desk)
+    desk.write("stage", "staging")
+
+    assert desk.staging.runner._unfinished_attempts() == {desk.snapshot().attempt_id}

@@ -23,7 +23,7 @@ from staging_fsm.drive.cancelling import (
     cancel_in_the_end,
     is_beyond,
 )
-from staging_fsm.drive.engine import Step
+from staging_fsm.drive.engine import Step, run_id_of
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.processes import this_process
@@ -115,6 +115,30 @@ def test_deferral_is_cancelled_from_anywhere(desk: Desk, *, living: bool | None)
 
     assert desk.staging.cancel(desk.job_id).state is State.CANCELLED
     assert desk.raw_row()["status"] == "cancelled"
+
+
+def test_cancelled_deferral_is_reaped(desk: Desk) -> None:
+    """What the last run of a deferred attempt may have left is looked for once more at its end."""
+    desk.defer()
+    run_id = run_id_of(desk.snapshot())
+    reaped: list[str] = []
+    reap = desk.engine.suites.reap
+    desk.engine.suites.reap = lambda run_id: (reaped.append(run_id), reap(run_id))  # type: ignore[method-assign, assignment, func-returns-value]  # to look on
+    desk.staging.cancel(desk.job_id)
+
+    assert reaped == [run_id]
+
+
+def test_cancellation_that_was_not_finished_is_no_opened_job(desk: Desk) -> None:
+    """A launch ends a job whose cancellation was broken off, and alarms nobody for it."""
+    desk.claim()
+    desk.break_part("rows.cancel", OSError("boom"))
+    with pytest.raises(OSError, match="boom"):
+        desk.staging.cancel(desk.job_id)
+    desk.staging = desk.new_worker()
+
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert (desk.alerts(), desk.raw_row()["status"]) == ([], "cancelled")
 
 
 @pytest.mark.parametrize("living", [True, None])

@@ -28,7 +28,7 @@ from desk import (
     first,
 )
 from hosts import REPO, no_descriptors_left
-from staging_fsm.core.errors import StagingError
+from staging_fsm.core.errors import StagingError, UnansweredError
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.outcome import Reason
@@ -225,7 +225,7 @@ def test_declined_launch_stays_declined(desk: Desk) -> None:
 AFTER_THE_FIRST_RUN: Final = ("artifacts.set_aside", "suites.start", "suites.await_report", "place")
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, OSError])
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, ValueError])
 @pytest.mark.parametrize("part", AFTER_THE_FIRST_RUN)
 def test_internal_error_after_a_run_was_counted_is_a_tool_error(
     desk: Desk, part: str, kind: type[Exception]
@@ -586,19 +586,32 @@ def test_each_error_of_a_job_is_told(desk: Desk) -> None:
     assert [attempt_id for *_, attempt_id in heard.alerts] == [None, None]
 
 
+@pytest.mark.parametrize("status", ["running", "queued"])
 @pytest.mark.parametrize("suites", [PASSING, FAILING, TOOL_ERROR])
-def test_job_that_is_opened_again_is_told_of(desk: Desk, suites: str) -> None:
+def test_job_that_is_opened_again_is_told_of(desk: Desk, suites: str, status: str) -> None:
     """A job whose attempt has ended, however, and that is in work again waits for a person."""
     desk.set("INFRA_RETRIES", "0")
     desk.suites_file = suites
     desk.claim()
     desk.launch()
-    desk.write("status", "running")
+    desk.write("status", status)
     heard = Heard()
     desk.engine.alerts = heard
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert [kind for kind, *_ in heard.alerts] == [AlertKind.ROW_REFUSED]
+
+
+def test_error_of_ours_at_the_claim_is_in_doubt_as_any_other(desk: Desk) -> None:
+    """Whatever a store answers to a claim, a second write keeps out one that comes later still."""
+    desk.claim()
+    rows = desk.engine.rows
+    first = [True]
+    unanswered = UnansweredError("no answer")
+    desk.use_rows(Failing(rows, "save", unanswered, lambda *_: bool(first and first.pop())))
+
+    assert desk.launch("{}").ruling is Ruling.DECLINED
+    assert [move.id for move in desk.snapshot().history] == ["T02"]
 
 
 def test_store_that_breaks_while_it_is_searched_is_no_configuration(desk: Desk) -> None:

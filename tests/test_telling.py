@@ -13,7 +13,7 @@ from staging_fsm.core.errors import (
     TransitionRefusedError,
 )
 from staging_fsm.core.evidence import Counts, Evidence, EvidenceState
-from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.outcome import REASONS, Reason, RunFacts, Supervision, judge
 from staging_fsm.core.ports import AlertKind, RunReport
 from staging_fsm.core.snapshot import Snapshot
@@ -380,6 +380,67 @@ def test_run_of_too_few_tests_says_how_many_are_missing(desk: Desk) -> None:
 
     assert run.reason is Reason.TOO_FEW_TESTS
     assert run.detail == plan.suite.shortfall(1)
+
+
+def test_shortfall_is_told_before_anything_else(desk: Desk) -> None:
+    """A run of too few tests says how many are missing, whatever else there was to say of it."""
+    evidence = Evidence(EvidenceState.READ, Counts(1, 0, 0, 0))
+    facts = RunFacts(
+        exit_code=0, log_complete=True, supervision=Supervision.SOUND, evidence=evidence
+    )
+    desk.engine.suites = Reporting(desk.engine.suites, RunReport(facts, 1.0, "another thing"))
+    desk.suites_file = PASSING + 'report = "r"\nmin_tests = 3\n'
+    desk.claim()
+    desk.launch()
+
+    assert desk.snapshot().last_run.reason is Reason.TOO_FEW_TESTS
+    assert desk.snapshot().last_run.detail == desk.snapshot().bound_plan.suite.shortfall(1)
+
+
+def test_artifact_shows_the_command_of_the_run_that_was_judged(desk: Desk) -> None:
+    """The command is shown as it was masked for the last run, and not for one before it."""
+    asked: list[str] = []
+    shown = desk.engine.suites.shown_command
+
+    def watched(run_id: str, suite: Any) -> tuple[str, ...]:
+        asked.append(run_id)
+        return shown(run_id, suite)
+
+    desk.engine.suites.shown_command = watched  # type: ignore[method-assign]  # to look on
+    desk.suites_file = TOOL_ERROR
+    for _ in range(2):
+        desk.claim()
+        desk.launch()
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert asked == [f"{desk.snapshot().attempt_id}.2"]
+
+
+@pytest.mark.parametrize("part", ["suites.log_tail", "place"])
+def test_budget_that_is_spent_is_told_of_before_the_artifact_is_made(desk: Desk, part: str) -> None:
+    """An attempt that cannot be handed over now is told of all the same: nobody else will."""
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = TOOL_ERROR
+    heard = Heard()
+    desk.engine.alerts = heard
+    desk.claim()
+    if part == "place":
+        place, asked = desk.engine.place, list[JobRow]()
+
+        def lost(row: JobRow) -> Place:
+            asked.append(row)
+            if len(asked) > 2:
+                message = "no such share"
+                raise OSError(message)
+            return place(row)
+
+        desk.engine.place = lost
+    else:
+        desk.break_part(part, OSError("boom"))
+    desk.launch()
+
+    assert desk.state() is State.EXHAUSTED
+    assert heard.alerts[0][0] is AlertKind.FAILED_CLOSED
 
 
 def test_launch_answers_with_what_became_of_the_attempt(desk: Desk) -> None:
