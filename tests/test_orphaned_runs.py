@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import Stop, Supervision
 from staging_fsm.core.plan import RUN_VARIABLE, Workspace
 from staging_fsm.core.ports import RunCondition, RunReport
-from staging_fsm.effects import supervised
+from staging_fsm.effects import suite as suite_module
+from staging_fsm.effects import supervised, worktree
 from staging_fsm.effects.processes import ProcessIdentity, start_ticks, this_scope, wait_for_end
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
@@ -448,8 +451,9 @@ def test_old_runs_are_removed_and_none_that_is_needed(stand: Stand) -> None:
     assert stand.collect("live.1").facts.exit_code == 3
 
 
+@pytest.mark.parametrize("kind", [PermissionError, PreparationError])
 def test_run_that_cannot_be_looked_at_keeps_no_other(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     """What is no run, or cannot be looked at, stays, and every old run around it is removed."""
     suites = stand.suites
@@ -457,7 +461,7 @@ def test_run_that_cannot_be_looked_at_keeps_no_other(
 
     def asked(suites: LocalSuites, run_id: str) -> RunCondition:
         if run_id == "c.1":
-            raise PermissionError(run_id)
+            raise kind(run_id)
         return condition(suites, run_id)
 
     runs = stand.state.root / "runs"
@@ -496,3 +500,131 @@ def test_old_runs_are_not_looked_for_at_each_launch(stand: Stand) -> None:
 
     assert left == ["old.1"]
     assert stand.state.run_ids() == []
+
+
+def old(stand: Stand, *runs: str) -> None:
+    """Have runs be there that ended long ago."""
+    for run in runs:
+        stand.run("true", run_id=run)
+        os.utime(stand.state.root / "runs" / run, (0, 0))
+
+
+def test_run_is_its_attempts_whatever_its_number(stand: Stand) -> None:
+    """Of an attempt that has not ended the tenth run is kept as the first, and no other's."""
+    old(stand, "a.1", "a.10", "a.1.1", "a.112")
+    stand.suites.prune(1, lambda: {"a"})
+
+    assert stand.state.run_ids() == ["a.1", "a.10", "a.112"]
+
+
+def test_run_that_was_lost_is_removed_as_any_other(stand: Stand) -> None:
+    """What is left of a run without a result is not kept for ever."""
+    old(stand, "a.1")
+    stand.file("result", "a.1").unlink()
+    os.utime(stand.state.root / "runs" / "a.1", (0, 0))
+    stand.suites.prune(1, frozenset)
+
+    assert stand.state.run_ids() == []
+
+
+def test_run_stays_while_its_checkout_cannot_be_removed(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its run a checkout is found again: so the run goes last."""
+    old(stand, "a.1")
+    stand.state.worktree("a.1").mkdir(parents=True)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    monkeypatch.setattr(worktree, "remove_worktree", refuse)
+    stand.suites.prune(1, frozenset)
+    left = stand.state.run_ids()
+    monkeypatch.undo()
+    stand.suites.prune(1, frozenset)
+
+    assert left == ["a.1"]
+    assert stand.state.run_ids() == []
+    assert not stand.state.worktree("a.1").exists()
+
+
+@pytest.mark.parametrize("order", ['{"workspace": "in-place"}', "[]", None])
+def test_checkout_of_an_old_run_goes_whatever_its_order_says(
+    stand: Stand, order: str | None
+) -> None:
+    """What a suite has written into its order keeps no checkout from being removed."""
+    old(stand, "a.1")
+    stand.state.worktree("a.1").mkdir(parents=True)
+    if order is not None and order != "[]":
+        facts = json.loads(stand.file("order.json", "a.1").read_bytes()) | json.loads(order)
+        order = json.dumps(facts)
+    if order is not None:
+        stand.file("order.json", "a.1").write_text(order)
+    os.utime(stand.state.root / "runs" / "a.1", (0, 0))
+    stand.suites.prune(1, frozenset)
+
+    assert not stand.state.worktree("a.1").exists()
+    assert stand.state.run_ids() == []
+
+
+def test_old_runs_are_looked_for_by_a_clock_that_nobody_sets(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the time of day is set back, old runs are looked for again ten minutes later."""
+    now, asked = [0.0, time.time()], list[bool]()
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[1])
+    old(stand, "a.1")
+    monkeypatch.setattr(suite_module, "time", clock)
+    suites = stand.suites
+
+    def ask() -> frozenset[str]:
+        asked.append(True)
+        return frozenset({"a"})
+
+    for later, moment in ((0.0, 0.0), (1.0, 0.0), (suite_module.PRUNE_SECONDS, -86_400.0 * 30)):
+        now[0] += later
+        now[1] += moment
+        suites.prune(1, ask)
+
+    assert asked == [True, True]
+
+
+def test_store_that_is_away_is_not_asked_at_each_launch_what_to_keep(stand: Stand) -> None:
+    """Where nobody can say what is needed, old runs are looked for again ten minutes later."""
+    old(stand, "a.1")
+    suites, asked = stand.suites, list[bool]()
+
+    def away() -> frozenset[str]:
+        asked.append(True)
+        message = "away"
+        raise OSError(message)
+
+    with pytest.raises(OSError, match="away"):
+        suites.prune(1, away)
+    suites.prune(1, away)
+
+    assert asked == [True]
+    assert stand.state.run_ids() == ["a.1"]
+
+
+def test_run_whose_supervisor_never_said_who_it_is_is_not_waited_for(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for a supervisor that dies before its first word learns it by its lock at once."""
+    stand.run("true")
+    stand.file("shim").unlink()
+    waits: list[float] = []
+    folder = RunFolder(stand.state, RUN)
+    taken = os.open(stand.file("lock"), os.O_RDWR)
+    fcntl.flock(taken, fcntl.LOCK_EX)
+
+    def die(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            os.close(taken)
+        assert len(waits) < 10
+
+    monkeypatch.setattr(time, "sleep", die)
+
+    assert supervised._await_identity(folder) is None
+    assert len(waits) == 3

@@ -115,6 +115,24 @@ def test_tail_of_a_run_that_has_not_ended_is_its_newest_output(tmp_path: Path, s
     assert tail == written[-size:]
 
 
+def test_tail_is_kept_before_the_report_is_collected(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no report can be had, the output is still masked as it was when its run had ended."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(suite_module, "report_of", refuse)
+    knowing = LocalSuites(stand.state, {**stand.variables, "API_KEY": "swordfish"})
+    suite = SuitePlan(("/bin/echo", "swordfish"))
+    knowing.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, suite))
+    with pytest.raises(OSError, match="Too many"):
+        knowing.await_report(RUN)
+
+    assert stand.suites.log_tail(RUN, 100) == b"***\n"
+
+
 def test_tail_that_the_suite_left_is_not_its_output(stand: Stand) -> None:
     """What is shown of a run is the end of its log, whatever its suite put in that place."""
     stand.run("/bin/sh", "-c", f"echo seven; echo eight > {stand.file('tail')}")

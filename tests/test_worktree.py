@@ -557,6 +557,7 @@ def test_checkout_is_gone_when_the_run_is_over(site: Site) -> None:
         "rm -rf ../$STAGING_ATTEMPT",
         "rm .git",
         "rm .git; mkdir .git",
+        "echo gitdir: /nowhere > .git",
         "git worktree lock .",
         "git worktree lock .; rm .git",
         "mkdir -p a/b; touch a/b/c; chmod 500 a/b; chmod 0 a; rm .git",
