@@ -623,3 +623,10 @@ def test_suite_beyond_its_bounds_has_no_plan(text: str, problem: str) -> None:
 
     with pytest.raises(ValueError, match=problem):
         entry.plan(CONFIG)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000 + "]" * 5000], ids=["digits", "depth"])
+def test_suites_file_that_no_parser_can_hold_is_a_problem(value: str) -> None:
+    """A number or a nesting beyond what can be read is a problem of the file like any other."""
+    with pytest.raises(ConfigInvalidError):
+        parse_suites(f"[default]\nx = {value}\n")

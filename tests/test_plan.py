@@ -422,6 +422,11 @@ def test_every_suite_has_the_same_base() -> None:
         ({}, "-x", ["-x"]),
         ({"command": ("pytest", "--junitxml=mine"), "report": "mine"}, "-x", ["-x"]),
         ({"command": ("pytest", "--junit-xml", "mine"), "report": "mine"}, "-x", ["-x"]),
+        (
+            {"command": ("pytest", "--junit-prefix=unit"), "report": "r"},
+            "-x",
+            ["-x", f"--junit-xml={REPORTS}/r"],
+        ),
     ],
 )
 def test_preset_asks_for_the_report_that_the_command_does_not(
@@ -439,12 +444,32 @@ def test_preset_asks_for_the_report_that_the_command_does_not(
     assert given.keys() == {"PYTEST_ADDOPTS", *TOLD}
 
 
+def test_options_of_the_worker_reach_no_suite_unasked() -> None:
+    """Options that the worker itself was started with are a suite's only where its plan says so."""
+    suite = SuitePlan(("pytest",), Preset.PYTEST, "r")
+    given = environment_of(suite, {"PYTEST_ADDOPTS": "-k smoke"}, "7-a.1", REPORTS)
+
+    assert shlex.split(given["PYTEST_ADDOPTS"]) == [f"--junit-xml={REPORTS}/r"]
+
+
+def test_variable_that_is_set_to_nothing_is_set() -> None:
+    """A variable without a value is told from one that is not there."""
+    plan = SuitePlan(("suite",), environment=("EMPTY", "ABSENT"))
+    given = environment_of(plan, {"EMPTY": "", "TZ": ""}, "7-a.1", REPORTS)
+
+    assert given == {"EMPTY": "", "TZ": ""} | TOLD
+
+
 def test_run_reports_where_it_is_told_to() -> None:
     """A report is in the run's own folder unless it is named absolutely; the command names it."""
-    command = ("suite", f"--out={REPORT_DIR_PLACEHOLDER}/a", f"{REPORT_DIR_PLACEHOLDER} b")
+    command = (
+        "suite",
+        f"--out={REPORT_DIR_PLACEHOLDER}/a",
+        f"{REPORT_DIR_PLACEHOLDER} b {REPORT_DIR_PLACEHOLDER}",
+    )
     plan = SuitePlan(command, report="in/junit.xml")
 
-    assert plan.command_in(REPORTS) == ("suite", f"--out={REPORTS}/a", f"{REPORTS} b")
+    assert plan.command_in(REPORTS) == ("suite", f"--out={REPORTS}/a", f"{REPORTS} b {REPORTS}")
     assert plan.report_in(REPORTS) == REPORTS / "in" / "junit.xml"
     assert attrs.evolve(plan, report="/a.xml").report_in(REPORTS) == Path("/a.xml")
     assert attrs.evolve(plan, report=None).report_in(REPORTS) is None

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,3 +116,57 @@ def test_program_of_a_suite_is_looked_for(program: str, health: Health) -> None:
 
     assert found.health is health
     assert program in found.words
+
+
+def test_room_is_counted_in_the_file_systems_own_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Free blocks are of the size they are counted in, and not of the one that is best to write."""
+    found = os.statvfs(tmp_path)
+    on_a_network = os.statvfs_result((2**20, 4096, 1000, 1000, 1000, *found[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: on_a_network)
+
+    assert disk_finding(tmp_path, 1000 * 4096).health is Health.OK
+    assert disk_finding(tmp_path, 1000 * 4096 + 1).health is Health.FAILED
+
+
+def test_inodes_that_are_kept_for_root_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that only root may make are no room for a suite of anybody else."""
+    found = os.statvfs(tmp_path)
+    kept_back = os.statvfs_result((*found[:5], 2**20, 2**20, 0, *found[8:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: kept_back)
+
+    assert disk_finding(tmp_path, 0).health is Health.FAILED
+
+
+def test_state_folder_that_takes_no_file_is_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state folder is tried by a file in it, whatever other folders take."""
+    made: list[object] = []
+
+    def refuse(**where: object) -> None:
+        made.append(where.get("dir"))
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    said = unfit(StateDir(tmp_path / "state"), LOG_BYTES, tmp_path, tmp_path)
+
+    assert made == [tmp_path / "state"]
+    assert said is not None
+    assert "Read-only file system" in said
+
+
+def test_program_is_looked_for_where_the_suite_would(tmp_path: Path) -> None:
+    """What the host's variables say of PATH counts, and not the path of this process."""
+    assert command_finding("shop", ("sh",), {"PATH": str(tmp_path)}).health is Health.FAILED
+
+
+def test_secret_of_a_command_is_not_shown() -> None:
+    """Whoever looks at a machine sees the command of a suite without its secrets."""
+    command = ("sh", "--token=hunter22", "swordfish")
+    words = command_finding("shop", command, {"PATH": "/bin", "API_KEY": "swordfish"}).words
+
+    assert words == "shop: sh --token=*** ***"

@@ -156,6 +156,18 @@ def test_command_is_shown_without_secrets_and_stays_as_it_was(stand: Stand) -> N
     assert stand.log() == b"--token=hunter22 swordfish\n"
 
 
+def test_variable_that_every_suite_gets_is_no_secret(stand: Stand) -> None:
+    """A plan that names what its suite would have anyway makes no secret of it."""
+    variables = {**stand.variables, "HOME": "/home/somebody"}
+    suite = SuitePlan(("/bin/echo", "/home/somebody/x"), environment=("HOME",))
+    suites = LocalSuites(stand.state, variables)
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, suite))
+    suites.await_report(RUN)
+
+    assert suites.log_tail(RUN, 100) == b"/home/somebody/x\n"
+    assert suites.shown_command(RUN, suite) == suite.command
+
+
 def test_command_is_masked_before_its_suite_starts(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

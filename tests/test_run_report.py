@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,13 @@ def test_worker_without_descriptors_accuses_nobody(stand: Stand) -> None:
     with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
         folder.sealed("result")
     assert stand.collect().facts.supervision is Supervision.SOUND
+
+
+def test_report_from_after_its_run_is_stale(stand: Stand) -> None:
+    """However long a run might have taken: what was written after it was judged is not of it."""
+    stamp = (datetime.now(UTC) + timedelta(minutes=20)).isoformat(timespec="seconds")
+    report = f'<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>'
+    script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
+    facts = stand.facts("/bin/sh", "-c", script, report="junit.xml", timeout_seconds=3600)
+
+    assert facts.evidence.state is EvidenceState.STALE

@@ -15,6 +15,7 @@ from staging_fsm.core.visible import visible, visible_line
         ("a\nb", "a\nb"),
         ("a\r\nb\rc", "a\nb␍c"),
         ("\ta", "    a"),
+        ("\x1b[31ma\r\x1b[0m\nb", "a\nb"),
         ("\x00\x07\x08\x0b\x0c\x1f", "␀␇␈␋␌␟"),
         ("\x1b[31mred\x1b[0m \x1b[1;32;40mx\x1b[K", "red x"),
         ("\x1b]0;title\x07a", "0;title␇a"),
