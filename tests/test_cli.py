@@ -180,6 +180,8 @@ def test_folder_without_git_is_unversioned(shell: Shell, tmp_path: Path) -> None
         ["run", "--repo", "/no/such/folder", "--", "true"],
         ["run", "--repo", "."],
         ["run", "--repo", ".", "--work-item", "../escape", "--", "true"],
+        ["run", "--repo", ".", "--work-item", "WI/../../../escape", "--", "true"],
+        ["run", "--repo", ".", "--work-item", "WI-1\n", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "-1", "--allow-dirty", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "many", "--allow-dirty", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "auto", "--allow-dirty", "--", "true"],
@@ -194,8 +196,9 @@ def test_wrong_usage_exits_2(shell: Shell, arguments: list[str]) -> None:
     assert "Error:" in ended.stderr
 
 
-def test_interrupted_run_is_cancelled(shell: Shell) -> None:
-    """An interrupt stops the suite, judges nothing, and exits 5."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_is_cancelled(shell: Shell, number: signal.Signals) -> None:
+    """An interrupt, or a TERM as of a CI system, stops the suite, judges nothing, and exits 5."""
     started = shell.folder / "started"
     os.mkfifo(started)
     suite = f"echo > {started}; exec sleep 600"
@@ -204,7 +207,7 @@ def test_interrupted_run_is_cancelled(shell: Shell) -> None:
     )
     process = subprocess.Popen(command, env=shell.environment(), stdout=subprocess.PIPE, text=True)
     started.read_text()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
 
     assert process.returncode == ExitCode.CANCELLED
@@ -273,11 +276,15 @@ def test_run_answers_for_nothing_else(shell: Shell) -> None:
     ask = ("--work-item", "WI-1", "--", "sh", "-c")
     left_waiting(shell, *ask, "exit 126")
     another = shell.call("run", "--repo", str(shell.repository), *ask, "true")
+    weaker = shell.call(
+        *("run", "--repo", str(shell.repository), "--report", "junit.xml", *ask, "exit 126")
+    )
     git(shell.repository, "commit", "--quiet", "--allow-empty", "--message", "Another.")
     later = shell.call("run", "--repo", str(shell.repository), *ask, "exit 126")
 
     assert (another.returncode, later.returncode) == (ExitCode.DECLINED, ExitCode.DECLINED)
     assert "is bound to another suite" in another.stderr
+    assert (weaker.returncode, "another suite" in weaker.stderr) == (ExitCode.DECLINED, True)
     assert "is bound to commit" in later.stderr
 
 
@@ -492,6 +499,51 @@ def test_number_of_tests_does_not_drop_unseen(shell: Shell) -> None:
         "Detail: 5 tests were executed, and at least 9 are required:"
         " the last passed run of the repository executed 9"
     ) in Path(view["artifact"]).read_text()
+
+
+def test_attempt_with_as_many_tests_as_last_time_is_gone_on_with(shell: Shell) -> None:
+    """A second `run --min-tests auto` on its own waiting attempt is the same, after a pass too."""
+    report = 'echo "<testsuite><testcase/></testsuite>" > $STAGING_REPORT_DIR/r'
+    options = ("--report", "r", "--min-tests", "auto", "--tool-exit-code", "75", "--work-item")
+    flag = shell.folder / "staging-is-up"
+    script = f"{report}; test -e {flag} || exit 75"
+    flag.touch()
+    passed, _ = shell.run(*options, "WI-1", "--", "sh", "-c", script)
+    flag.unlink()
+    job_id = left_waiting(shell, *options, "WI-2", "--", "sh", "-c", script)
+    flag.touch()
+    make_due(shell, job_id)
+    code, view = shell.run(*options, "WI-2", "--", "sh", "-c", script)
+
+    assert (passed, code, view["job_id"]) == (ExitCode.ADVANCED, ExitCode.ADVANCED, job_id)
+
+
+def test_option_goes_before_the_environment(shell: Shell) -> None:
+    """What is said on the command line counts, whatever the environment says of it."""
+    code, _ = shell.run("--timeout-seconds", "60", "--", "true", ENABLED="0", TIMEOUT_SECONDS="-1")
+
+    assert code == ExitCode.ADVANCED
+
+
+def test_artifact_is_named_by_its_whole_path(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of artifacts that was named relatively is found again from any other folder."""
+    monkeypatch.chdir(shell.folder)
+    code, view = shell.run("--artifact-dir", "out", "--work-item", "WI-1", "--", "true")
+
+    assert code == ExitCode.ADVANCED
+    assert Path(view["artifact"]) == shell.folder / "out" / "WI-1" / "15-staging-log.md"
+
+
+def test_repository_with_a_filter_is_not_dirty(shell: Shell) -> None:
+    """Files that a filter of the repository's own keeps in another form are no changes."""
+    git(shell.repository, "config", "filter.capitals.clean", "tr a-z A-Z")
+    git(shell.repository, "config", "filter.capitals.smudge", "tr A-Z a-z")
+    (shell.repository / ".gitattributes").write_text("*.txt filter=capitals\n")
+    (shell.repository / "words.txt").write_text("some words\n")
+    git(shell.repository, "add", ".")
+    git(shell.repository, "commit", "--quiet", "--message", "A filter.")
+
+    assert shell.run("--", "true")[0] == ExitCode.ADVANCED
 
 
 def test_no_secret_is_shown(shell: Shell) -> None:

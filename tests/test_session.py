@@ -1,8 +1,12 @@
 """The command line's own orchestrator: its database, and the drive of one job to its end."""
 
 import functools
+import os
+import signal
+import threading
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -13,8 +17,10 @@ from staging_fsm.core.errors import RefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
+from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.faces.session import (
+    LOOK_AGAIN_SECONDS,
     AttemptDriver,
     Session,
     one_suite,
@@ -106,3 +112,84 @@ def test_cancellation_that_comes_too_late_lets_the_drive_wait_as_before(
         driver.cancel()
 
     assert woken == ["queued"]
+
+
+def test_address_of_the_option_goes_before_that_of_the_environment(tmp_path: Path) -> None:
+    """A database that is named on the command line is the one that is opened."""
+    said, meant = (f"sqlite:///{tmp_path}/{name}.db" for name in ("said", "meant"))
+    told = variables(str(tmp_path / "state")) | {"ORCH_DB_URL": said}
+
+    assert str(open_session(meant, told).store.engine.url) == meant
+    assert str(open_session(None, told).store.engine.url) == said
+
+
+def test_database_that_is_to_be_read_has_to_be_there(tmp_path: Path) -> None:
+    """Whoever named it, an address of nothing is refused where something is to be seen."""
+    url = f"sqlite:///{tmp_path}/mistyped.db"
+    told = variables(str(tmp_path / "state"))
+    for option, environment in ((url, {}), (None, {"ORCH_DB_URL": url})):
+        with pytest.raises(RefusedError, match="there is no database at"):
+            open_session(option, told | environment, create=False)
+
+    assert not (tmp_path / "mistyped.db").exists()
+
+
+def test_new_work_item_has_as_many_retries_as_are_set(tmp_path: Path, repository: Path) -> None:
+    """How often a work item may go back to development is what the host's setting says."""
+    told = variables(str(tmp_path / "state")) | {"ORCH_DEVELOPER_RETRIES": "7"}
+    session = open_session(None, told)
+    repo = session.store.register(repository)
+    staging_job(session, repo, "WI-1")
+    item = session.store.find_work_item(repo, "WI-1")
+
+    assert item is not None
+    assert item.developer_retries == 7
+
+
+def test_launch_that_is_held_is_the_answer(session: Session, repository: Path) -> None:
+    """An attempt that cannot be driven on is not asked for again and again: its drive says why."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    session.store.claim_next(session.clock.now(), session.worker, job_id)
+    staging = session.staging(suites=one_suite(suite(["true"])))
+    driver = AttemptDriver(session, staging, job_id)
+    held = Decision(Ruling.HELD, "the store is away")
+    driver.staging = SimpleNamespace(launch=lambda _job_id: held)  # type: ignore[assignment]  # one method is all that is asked of it
+
+    assert driver.drive() is held
+
+
+@pytest.mark.parametrize(("due", "most"), [(900.0, LOOK_AGAIN_SECONDS), (-5.0, 0.001), (0.1, 0.2)])
+def test_waiting_drive_looks_again_before_its_time(
+    session: Session, repository: Path, due: float, most: float
+) -> None:
+    """However far off the next run is, what becomes of the attempt elsewhere is seen soon."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    driver = AttemptDriver(session, session.staging(), job_id)
+    later = session.clock.now() + timedelta(seconds=due)
+    row = attrs.evolve(session.rows.load(job_id), not_before=later)
+
+    assert 0 < driver._seconds_to_wait(row) <= most
+
+
+def test_signal_is_not_answered_in_its_handler(
+    session: Session, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is interrupted may have the database in hand: it is cancelled by another thread."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    driver = AttemptDriver(session, session.staging(), job_id)
+    by: list[threading.Thread] = []
+    done = threading.Event()
+
+    def cancel(_driver: AttemptDriver) -> None:
+        by.append(threading.current_thread())
+        done.set()
+
+    monkeypatch.setattr(AttemptDriver, "cancel", cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        done.clear()
+        with driver.cancelled_by_signals():
+            os.kill(os.getpid(), number)
+            assert done.wait(60)
+
+    assert threading.main_thread() not in by
+    assert len(by) == 2
