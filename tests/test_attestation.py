@@ -4,6 +4,7 @@ The signature is verified by plain `cryptography`, the statement by in-toto's ow
 """
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,8 @@ def test_verdict_is_attested_and_others_verify_it(
     ]
     assert predicate["configuration"][1]["digest"] == {"sha256": stored["history"][-1]["link"]}
     assert predicate["configuration"][0]["annotations"] == stored["plan"]
+    plan = json.dumps(stored["plan"], sort_keys=True, separators=(",", ":")).encode()
+    assert predicate["configuration"][0]["digest"] == {"sha256": hashlib.sha256(plan).hexdigest()}
 
 
 def test_envelope_is_verified_and_compared_with_the_row(
@@ -152,6 +155,9 @@ def test_envelope_is_verified_and_compared_with_the_row(
     assert json.loads(sound.output)["predicate"]["result"] == "PASSED"
     assert forged.exit_code == ExitCode.DECLINED
     assert "it was made anew" in forged.output
+    # Whoever reads on is not told of a pass first.
+    assert "PASSED" not in forged.output
+    assert envelope.stat().st_mode & 0o777 == 0o644
     assert attest(*verify).exit_code == 0
 
 
@@ -341,6 +347,26 @@ def test_new_key_is_its_owners_alone(keys: tuple[Path, Path]) -> None:
     assert [path.stat().st_mode & 0o777 for path in keys] == [0o600, 0o644]
     assert again.exit_code == ExitCode.DECLINED
     assert "exists, and is not overwritten" in again.output
+
+
+def test_key_on_a_volume_that_is_not_there_is_kept(tmp_path: Path) -> None:
+    """A link in the place of a key leads to one, also while nobody can follow it."""
+    link = tmp_path / "key.pem"
+    link.symlink_to("/no/such/volume/key.pem")
+    ended = CliRunner().invoke(main, ["attest", "--generate-key", str(link)])
+
+    assert ended.exit_code == ExitCode.DECLINED
+    assert link.is_symlink()
+
+
+def test_verdict_is_attested_after_its_runs_were_removed(attest: Attest, archive: Archive) -> None:
+    """That the folders of its runs are gone, as old ones are, is nothing against a verdict."""
+    job_id = jobs(archive)[State.ADVANCED]
+    before = attest(job_id).exit_code
+    for log in [run["log"] for run in archive.stored(job_id)["runs"]]:
+        Path(log).unlink()
+
+    assert (before, attest(job_id).exit_code) == (0, 0)
 
 
 def test_public_half_of_an_older_key_is_kept(keys: tuple[Path, Path]) -> None:

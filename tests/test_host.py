@@ -543,6 +543,14 @@ def test_what_an_agent_printed_outlives_its_next_launch(make_host: Maker) -> Non
     assert log.read_text() == "told once\n" * 2
 
 
+def test_repository_that_is_registered_again_has_moved(make_host: Maker, tmp_path: Path) -> None:
+    """A repository that is registered at another place is there from then on."""
+    kit = make_host()
+    kit.store.add_repository(REPO, tmp_path / "moved")
+
+    assert kit.store.repository_url(REPO) == str(tmp_path / "moved")
+
+
 def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
     """A job of a dead worker is queued again; one of a live or of a foreign worker is not."""
     kit = make_host()

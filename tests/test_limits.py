@@ -1,5 +1,6 @@
 """Limits of silence, memory, processes and files, with the kernel's own means where they are."""
 
+import errno
 import os
 import resource
 import select
@@ -8,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -366,6 +368,8 @@ class KernelGroups:
         ("memory.events", "low 0\noom 1\noom_kill 1\n", limits.MEMORY),
         ("pids.events", "max 3\n", limits.PROCESSES),
         ("memory.events", "low 9\noom 0\noom_kill 0\n", None),
+        # It was short of memory, and nobody had to be killed for it.
+        ("memory.events", "low 9\noom 3\noom_kill 0\n", None),
     ],
 )
 def test_control_group_holds_limits_and_says_which_was_met(
@@ -407,6 +411,53 @@ def test_group_with_a_limit_of_memory_gets_no_swap(
     held.end()
 
     assert swap == "0"
+
+
+@pytest.mark.parametrize(
+    ("delegated", "user", "ours"), [(b"1", 0, True), (None, 0, False), (None, 1000, True)]
+)
+def test_group_is_divided_by_whom_it_was_given_to(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delegated: bytes | None,
+    user: int,
+    *,
+    ours: bool,
+) -> None:
+    """Root may write to every group, and divides those alone that systemd marks as meant for it."""
+
+    def attribute(_path: str, _name: str) -> bytes:
+        if delegated is None:
+            raise OSError(errno.ENODATA, "No data available")
+        return delegated
+
+    monkeypatch.setattr(os, "getxattr", attribute)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+
+    assert limits.is_delegated(str(tmp_path)) is ours
+
+
+def test_looking_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a look at all processes takes, the next one is that much later."""
+    now = [100.0]
+
+    def children(_pid: int) -> list[int]:
+        now[0] += 2.0
+        return []
+
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    suite = limits.Sampled(1, 0, children)
+    suite.breach()
+    looked = now[0]
+    now[0] = 100.0 + 2.0 / limits.LOOK_SHARE - 0.1
+    suite.breach()
+    early = now[0]
+    now[0] += 0.2
+    suite.breach()
+
+    assert looked == 102.0
+    assert early == 100.0 + 2.0 / limits.LOOK_SHARE - 0.1
+    assert now[0] > early + 2.0
 
 
 def test_kernel_holds_a_group_to_its_limits(tmp_path: Path) -> None:

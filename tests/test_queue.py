@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from attempts import attempts, words
 from memory import MemoryRows, Record, SureHands, Tables
-from served import GONE, NOW, WAYS, attempt
+from served import GONE, ME, NOW, WAYS, attempt
 from staging_fsm.core.config import variable_name
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.machine import step
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, Event, State
 from staging_fsm.core.times import format_time
+from staging_fsm.core.trail import walk
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.queue import (
     LISTED_MAX,
@@ -87,6 +89,27 @@ def test_deferred_attempt_says_when_it_runs_again() -> None:
         "state": State.DEFERRED,
         "seconds": 5.0,
     }
+
+
+def test_longest_wait_is_told_and_listed_first() -> None:
+    """Of attempts that wait the one that has waited longest is the oldest, wherever its job is."""
+    block = block_of(
+        *(attempt(State.DEFERRED, ago=ago, due=40) for ago in (5, 50_000, 500)),
+    )
+
+    assert [one["job_id"] for one in block["attempts"]] == [2, 3, 1]
+    assert block["oldest_waiting"] is not None
+    assert block["oldest_waiting"]["job_id"] == 2
+
+
+def test_adopted_run_lasts_since_it_was_started() -> None:
+    """A run that changed hands is shown with all its time, and stopped at its old deadline."""
+    running = attempt(State.RUNNING, ago=90)
+    adopted = walk(
+        running, step(State.RUNNING, Event.RUN_ADOPTED), format_time(NOW), "it lives", ME, {}
+    )
+
+    assert block_of(adopted)["attempts"][0]["elapsed_seconds"] == 90.0
 
 
 LATE: Final = STUCK_SECONDS + 1

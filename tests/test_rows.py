@@ -506,6 +506,18 @@ def test_recent_of_a_repository_are_those_among_the_newest(kit: Kit) -> None:
     assert kit.rows.recent(0, "shop") == []
 
 
+def test_new_job_comes_before_one_that_was_deferred(kit: Kit) -> None:
+    """What was just queued waits behind no job that is due again, in whatever database."""
+    kit.add("{}", status="queued")
+    kit.rows.save(JOB, attempt(1))
+    kit.rows.requeue(JOB, NOW, attempt(1))
+    with kit.store.transaction() as tx:
+        item = kit.store.work_item(tx, "shop", "WI-1")
+        later = kit.store.enqueue(tx, item, "deployer", NOW)
+
+    assert [kit.store.claim_next(LATER, "w").id for _ in range(2)] == [later, JOB]
+
+
 def test_note_of_the_host_writes_over_no_move(postgres_url: str) -> None:
     """Between the look of the host at the metadata and its note nobody moves the attempt there."""
     kit, beside = SqlKit(open_database(postgres_url)), SqlKit(open_database(postgres_url))

@@ -39,6 +39,7 @@ from staging_fsm.faces.shadow import Comparison, shadow_view
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.launcher import Host, staging_intercept
 from staging_fsm.host.worker import Worker
+from trails import CLAIM, ERROR, WAIT, walked
 
 #: An agent that says what its work item is called after, and what it cost.
 AGENT = """
@@ -602,20 +603,47 @@ def test_shadow_that_is_switched_off_makes_no_further_attempt(begin: Begin) -> N
 def test_old_records_are_removed_and_none_of_an_attempt_under_way(tmp_path: Path) -> None:
     """A record goes when nothing changed in it for long, unless it is needed or not readable."""
     records = ShadowRecords(tmp_path)
-    for job in ("young", "untried", "under way", "damaged"):
+    jobs = ("young", "untried", "under way", "waiting", "unreadable", "damaged")
+    for job in jobs:
         row = JobRow(job, REPO, "WI-1", "deploy-staging", "running", None, None)
         records.launched(row, tmp_path, datetime.now(UTC))
     records.save("under way", attrs.evolve(fresh_snapshot("a-1", "w"), version=1))
+    for moves in ((CLAIM,), (CLAIM, ERROR), (CLAIM, ERROR, WAIT)):
+        records.save("waiting", walked(*moves))
+    (records.folder("unreadable") / "attempt.1.json").write_text("{")
     (records.folder("damaged") / "launch.json").write_text("{")
-    for job in ("untried", "under way", "damaged"):
+    for job in jobs[1:]:
         os.utime(records.folder(job), (0, 0))
     records.prune(0)
     before = len(list(records.root.iterdir()))
     records.prune(1)
 
-    assert before == 4
+    assert before == len(jobs)
     left = {path.name for path in records.root.iterdir()}
-    assert left == {records.folder(job).name for job in ("young", "under way", "damaged")}
+    assert left == {records.folder(job).name for job in jobs if job != "untried"}
+
+
+def test_record_holds_an_attempt_of_many_moves(tmp_path: Path) -> None:
+    """The last version of an attempt is the newest, and not the last by its name."""
+    records = ShadowRecords(tmp_path)
+    row = JobRow(7, REPO, "WI-1", "deploy-staging", "running", None, None)
+    records.launched(row, tmp_path, datetime.now(UTC))
+    for version in range(1, 13):
+        records.save(7, attrs.evolve(fresh_snapshot("a-1", "w"), version=version))
+    document = records.load(7).document
+
+    assert isinstance(document, dict)
+    assert document["version"] == 12
+
+
+def test_records_are_in_the_order_of_their_launches(tmp_path: Path) -> None:
+    """However the host's ids sort, what was launched later comes later."""
+    records = ShadowRecords(tmp_path)
+    for hour, job in enumerate((9, 10, 2)):
+        row = JobRow(job, REPO, f"WI-{job}", "deploy-staging", "running", None, None)
+        records.launched(row, tmp_path, datetime(2026, 1, 1, hour, tzinfo=UTC))
+
+    assert [record.launch.job_id for record in records.records()] == ["9", "10", "2"]
 
 
 def test_shadow_removes_its_old_records(begin: Callable[..., Beside]) -> None:

@@ -1,5 +1,6 @@
 """Supervision, with real process trees: it cannot leak or hang, and says how a suite ended."""
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.supervisor import sweep as sweeping
+from staging_fsm.effects.supervisor.suite import Suite
 from stand import (
     ATTEMPT,
     PATIENCE_SECONDS,
@@ -213,6 +215,29 @@ def test_sweep_that_is_given_up_never_says_that_nobody_is_left(
     assert sweeping.sweep(suite, None) == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EACCES, "not_executable"),
+        (errno.ENOEXEC, "not_executable"),
+        (errno.ETXTBSY, "resources"),
+        (errno.ENOMEM, "resources"),
+        (errno.EMFILE, "resources"),
+        (errno.EIO, "resources"),
+        (errno.ENOENT, "not_found"),
+        (errno.E2BIG, "bad_arguments"),
+    ],
+)
+def test_error_of_a_start_is_for_good_only_where_the_command_is_at_fault(
+    code: int, kind: str
+) -> None:
+    """What may be another thing at the next run, a program that is just written say, is tried."""
+    leader: Any = Suite.__new__(Suite)
+    leader.argv, leader.cwd = ["/no/such/program"], "/"
+
+    assert leader._explain(f"exec {code}")[0] == kind
+
+
 def test_program_is_looked_for_from_where_the_suite_runs(stand: Stand) -> None:
     """A folder of PATH that is named relatively is one of the tree's, also for what is missing."""
     script = stand.root / "tree" / "bin" / "suite"
@@ -231,6 +256,10 @@ def test_suite_that_cannot_be_started_is_told_by_its_first_word(stand: Stand) ->
     report = stand.run("no-such-program", "--token=hunter22", "hunter23")
 
     assert report.detail == "no-such-program: No such file or directory"
+    long = stand.run(f"./{'x' * 200}/{'y' * 2000}", run_id=f"{ATTEMPT}.2").detail
+    assert long is not None
+    assert long.endswith("yyy: No such file or directory")
+    assert len(long) == 1000
 
 
 @pytest.mark.parametrize("folder", ["absent", "file"])

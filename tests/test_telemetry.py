@@ -23,7 +23,7 @@ from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.machine import step
 from staging_fsm.core.spec import TERMINAL, Event, State
 from staging_fsm.core.suites import SuiteEntry
-from staging_fsm.core.times import format_time
+from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.core.trail import walk
 from staging_fsm.effects.telemetry import RESULTS, traced
 from staging_fsm.faces.session import (
@@ -80,6 +80,7 @@ def test_attempt_is_a_pipeline_run_and_its_run_a_task(carry: Carry) -> None:
     assert task.parent == pipeline.context
     assert facts(pipeline)[cicd_attributes.CICD_PIPELINE_RESULT] == "success"
     assert facts(task)[cicd_attributes.CICD_PIPELINE_TASK_RUN_RESULT] == "success"
+    assert facts(task)["process.exit.code"] == 0
     assert [
         facts_["staging_fsm.transition.id"] for facts_ in map(event_facts, pipeline.events)
     ] == [
@@ -126,6 +127,31 @@ def test_deadline_is_a_timeout(carry: Carry) -> None:
     assert {facts(task)[cicd_attributes.CICD_PIPELINE_TASK_RUN_RESULT] for task in tasks} == {
         "timeout"
     }
+
+
+def test_silence_is_a_timeout(carry: Carry) -> None:
+    """A suite that was stopped for its silence is a timeout too."""
+    *tasks, _ = carry("sleep", "60", idle_timeout_seconds=0.2)
+
+    assert {facts(task)[cicd_attributes.CICD_PIPELINE_TASK_RUN_RESULT] for task in tasks} == {
+        "timeout"
+    }
+
+
+def test_trace_is_of_its_own_and_of_its_time(exporter: InMemorySpanExporter) -> None:
+    """A trace is no part of what the host traces just then, and each move is at its own moment."""
+    exporter.clear()
+    row = JobRow(1, "shop", "WI-1", "deploy-staging", "cancelled", None, None)
+    cancelling = step(State.RUNNING, Event.CANCEL_REQUESTED)
+    cancelled = walk(attempt(State.RUNNING), cancelling, format_time(NOW), "a person", ME, {})
+    with trace.get_tracer("the host").start_as_current_span("a request"):
+        traced(lambda _row, _snapshot: None)(row, cancelled)
+    *_, pipeline = (span for span in exporter.get_finished_spans() if span.name != "a request")
+
+    assert pipeline.parent is None
+    assert [event.timestamp for event in pipeline.events] == [
+        round(parse_time(move.time).timestamp() * 10**6) * 1000 for move in cancelled.history
+    ]
 
 
 def test_run_that_was_cancelled_is_a_task_that_ends_with_its_attempt(
