@@ -356,6 +356,30 @@ def test_verify_says_by_its_exit_code(archive: Archive) -> None:
     assert archive.call().exit_code == 0
 
 
+def test_damaged_row_is_a_deviation_of_its_own_audit(archive: Archive, tmp_path: Path) -> None:
+    """A row that cannot be read is found by who asks for that very job, with all that was asked."""
+    job_id = jobs(archive)[State.ADVANCED]
+    archive.set(job_id, "state", "PAUSED")
+    report = tmp_path / "report.html"
+    audited = archive.call(str(job_id), "--verify", "--html", str(report))
+
+    assert audited.exit_code == 1
+    assert "deviation: " in audited.output
+    assert report.is_file()
+
+
+def test_program_is_told_of_all_that_deviates(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is listed is bounded, and what is counted is not, for a program as for a person."""
+    monkeypatch.setattr(auditing, "FINDINGS_KEPT", 1)
+    for job_id in list(jobs(archive).values())[:3]:
+        archive.set(job_id, "state", "PAUSED")
+    told = json.loads(archive.call("--verify", "--json").output)["deviation"]
+
+    assert (told["count"] >= 3, len(told["findings"])) == (True, 1)
+
+
 def test_trail_of_a_job_is_shown(archive: Archive) -> None:
     """The trail of one attempt is every move with time, id, event, reason, worker and link."""
     job_id = jobs(archive)[State.ADVANCED]

@@ -337,6 +337,27 @@ def test_run_does_not_wait_for_a_job_that_was_opened_again(shell: Shell) -> None
     assert "its attempt has ended" in again.stderr
 
 
+def test_queue_tells_people_what_has_to_be_done(shell: Shell) -> None:
+    """The queue says of an attempt that will not go on by itself why, and of a broken setting too.
+
+    Where nothing was ever run there is nothing to do.
+    """
+    empty = shell.call("queue")
+    left_waiting(shell, "--work-item", "WI-1", "--", "sh", "-c", "exit 126")
+    with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
+        past = "2020-01-01T00:00:00.000000Z"
+        database.execute(
+            "UPDATE jobs SET not_before = ?, metadata ="
+            " json_set(metadata, '$.staging_runner.next_run_at', ?)",
+            (past, past),
+        )
+    stuck = shell.call("queue", INFRA_RETRIES="many")
+
+    assert (empty.returncode, empty.stdout) == (0, "no unfinished attempt\n")
+    assert "no worker has claimed it" in stuck.stdout
+    assert "The configuration is invalid, so every job is declined" in stuck.stdout
+
+
 def test_show_and_queue_speak_json(shell: Shell) -> None:
     """`show` repeats what `run` said, and a finished attempt is not in the queue."""
     _, view = shell.run("--", "true")
