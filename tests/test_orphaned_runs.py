@@ -628,3 +628,83 @@ def test_run_whose_supervisor_never_said_who_it_is_is_not_waited_for(
 
     assert supervised._await_identity(folder) is None
     assert len(waits) == 3
+
+
+def test_supervisor_is_waited_for_by_a_clock_that_nobody_sets(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the time of day is set back, a supervisor without a word is given up in time."""
+    stand.run("true")
+    stand.file("shim").unlink()
+    now = [0.0]
+
+    def pass_by(_seconds: float) -> None:
+        now[0] += 1.0
+        assert now[0] < 100
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: -1000 * now[0], sleep=pass_by)
+    monkeypatch.setattr(supervised, "time", clock)
+    taken = os.open(stand.file("lock"), os.O_RDWR)
+    fcntl.flock(taken, fcntl.LOCK_EX)
+    found = supervised._await_identity(RunFolder(stand.state, RUN))
+    os.close(taken)
+
+    assert found is None
+    assert now[0] == supervised.START_SECONDS
+
+
+def test_suite_of_a_hung_supervisor_is_killed_until_nobody_is_left(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who forks while it is killed is killed again, for as long as a pass finds somebody."""
+    stand.run("true")
+    left = [3, 2, 1, 0, 0]
+    monkeypatch.setattr(supervised, "_ends", lambda *_: False)
+    monkeypatch.setattr(supervised, "send_signal", lambda *_: None)
+    monkeypatch.setattr(supervised, "wait_for_end", lambda *_: True)
+    monkeypatch.setattr(supervised, "kill_descendants", lambda _identity: left.pop(0))
+    supervised.await_supervisor(RunFolder(stand.state, RUN), 0.0, 0.0)
+
+    assert left == [0]
+
+
+def test_supervisor_is_told_to_stop_once_it_can_hear(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is reaped in the moment of its start ends with a word, and not unheard."""
+    go = stand.root / "go"
+    waiting = f"import time\nwhile not main.os.path.exists({str(go)!r}): time.sleep(0.01)"
+    patch_supervisor(monkeypatch, f"exec({waiting!r});")
+    pause = time.sleep
+
+    def let_go(seconds: float) -> None:
+        go.touch()
+        pause(seconds)
+
+    stand.start("sleep", "600")
+    monkeypatch.setattr(supervised, "time", SimpleNamespace(monotonic=time.monotonic, sleep=let_go))
+    stand.suites.reap(RUN)
+    monkeypatch.undo()
+
+    assert stand.suites.condition(RUN) is RunCondition.FINISHED
+    assert stand.collect().facts.stopped_by == Stop.REQUEST
+
+
+def test_fence_is_never_what_a_supervisor_reads(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that a worker holds in the place of its input has another number there."""
+    given: list[tuple[int, ...]] = []
+    real = subprocess.Popen
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        given.append(named["pass_fds"])
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", watched)
+    stand.start("true", inherited=[0])
+    monkeypatch.undo()
+    stand.collect()
+
+    assert len(given[0]) == 2
+    assert min(given[0]) > 2

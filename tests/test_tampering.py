@@ -492,3 +492,16 @@ def test_result_that_was_altered_after_the_run_is_found_out(stand: Stand) -> Non
     result.write_text(result.read_text().replace("exit_code=1", "exit_code=0"))
 
     assert stand.collect().facts.supervision == Supervision.FORGED
+
+
+def test_result_of_a_supervisor_that_broke_is_not_believed(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that did not end well has no result, whatever stands in the place of it."""
+    patch_supervisor(
+        monkeypatch, "real = main.main; main.main = lambda *a: (real(*a), sys.exit(3));"
+    )
+    facts = stand.facts("true")
+
+    assert facts.supervision == Supervision.FORGED
+    assert verdict(facts) == Verdict.NOT_EXECUTED
