@@ -25,6 +25,7 @@ from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
+from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import ARTIFACT_GATES, JobAlreadyEndedError
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
@@ -541,6 +542,22 @@ def test_what_an_agent_printed_outlives_its_next_launch(make_host: Maker) -> Non
 
     log = kit.host.settings.log_dir / f"job-{job.id}.log"
     assert log.read_text() == "told once\n" * 2
+
+
+def test_workers_that_start_at_once_have_one_schema(tmp_path: Path) -> None:
+    """Of workers that start over a new database at once none finds a table in its way."""
+    together = threading.Barrier(4)
+
+    def start(_: int) -> None:
+        store = SqlHostStore(open_database(f"sqlite:///{tmp_path}/new.db"))
+        together.wait(DEADLINE_SECONDS)
+        store.create_schema()
+        store.engine.dispose()
+
+    for _ in range(5):
+        (tmp_path / "new.db").unlink(missing_ok=True)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(start, range(4)))
 
 
 def test_repository_that_is_registered_again_has_moved(make_host: Maker, tmp_path: Path) -> None:

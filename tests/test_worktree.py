@@ -451,6 +451,16 @@ def test_work_items_are_left_out_where_the_host_keeps_them_and_nowhere_else(site
     assert tracked_changes(site.repository, filtered=True) != ""
 
 
+def test_all_there_is_to_say_of_a_run_is_said(site: Site) -> None:
+    """A run over uncommitted changes that also left processes behind is told with both."""
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+    site.start("sleep 600 & exit 0", workspace=Workspace.IN_PLACE, allow_dirty=True)
+    detail = site.suites.await_report(RUN).detail or ""
+
+    assert "uncommitted changes" in detail
+    assert "outlived the suite" in detail
+
+
 def test_folder_that_an_order_names_is_not_removed(site: Site, tmp_path: Path) -> None:
     """A suite that writes another folder into its order has the worker remove its checkout only."""
     precious = tmp_path / "precious"
