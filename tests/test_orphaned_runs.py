@@ -673,7 +673,7 @@ def test_supervisor_is_told_to_stop_once_it_can_hear(
 ) -> None:
     """A run that is reaped in the moment of its start ends with a word, and not unheard."""
     go = stand.root / "go"
-    waiting = f"import time\nwhile not main.os.path.exists({str(go)!r}): time.sleep(0.01)"
+    waiting = f"while not main.os.path.exists({str(go)!r}): main.os.sched_yield()"
     patch_supervisor(monkeypatch, f"exec({waiting!r});")
     pause = time.sleep
 
