@@ -302,6 +302,7 @@ def test_long_command_does_not_shut_the_gate(command: tuple[str, ...]) -> None:
     ("command", "shown"),
     [
         (("make", "x" * (COMMAND_CHARACTERS - 5)), ["make", "x" * (COMMAND_CHARACTERS - 5)]),
+        (("make", "é" * (COMMAND_CHARACTERS - 5)), ["make", "é" * (COMMAND_CHARACTERS - 5)]),
         (
             ("make", "x" * (COMMAND_CHARACTERS - 4)),
             ["make", "x" * (COMMAND_CHARACTERS - 5) + " … (2 words in all)"],
@@ -315,7 +316,7 @@ def test_long_command_does_not_shut_the_gate(command: tuple[str, ...]) -> None:
             ["x" * COMMAND_CHARACTERS, " … (2 words in all)"],
         ),
     ],
-    ids=["whole", "one too long", "cut", "no room behind the first"],
+    ids=["whole", "whole in umlauts", "one too long", "cut", "no room behind the first"],
 )
 def test_long_command_is_cut(command: tuple[str, ...], shown: list[str]) -> None:
     """A command stands whole as long as there is room, else it is cut and says how long it was."""

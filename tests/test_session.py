@@ -146,7 +146,9 @@ def test_new_work_item_has_as_many_retries_as_are_set(tmp_path: Path, repository
     assert item.developer_retries == 7
 
 
-def test_launch_that_is_held_is_the_answer(session: Session, repository: Path) -> None:
+def test_launch_that_is_held_is_the_answer(
+    session: Session, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An attempt that cannot be driven on is not asked for again and again: its drive says why."""
     job_id = staging_job(session, session.store.register(repository), "WI-1")
     session.store.claim_next(session.clock.now(), session.worker, job_id)
@@ -154,6 +156,8 @@ def test_launch_that_is_held_is_the_answer(session: Session, repository: Path) -
     driver = AttemptDriver(session, staging, job_id)
     held = Decision(Ruling.HELD, "the store is away")
     driver.staging = SimpleNamespace(launch=lambda _job_id: held)  # type: ignore[assignment]  # one method is all that is asked of it
+
+    monkeypatch.setattr(session.clock, "wait", lambda _seconds: pytest.fail("it waits"))
 
     assert driver.drive() is held
 
