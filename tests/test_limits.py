@@ -1,6 +1,7 @@
 """Limits of silence, memory, processes and files, with the kernel's own means where they are."""
 
 import errno
+import io
 import os
 import resource
 import select
@@ -507,3 +508,28 @@ def test_group_that_a_dead_supervisor_left_is_removed(stand: Stand) -> None:
 
     assert not ours.exists()
     assert all(group.exists() for group in others)
+
+
+@pytest.mark.parametrize(
+    ("ours", "found"),
+    [
+        ("/docker/abc/run", ["/sys/fs/cgroup", "/sys/fs/cgroup/run"]),
+        ("/docker/abc", ["/sys/fs/cgroup"]),
+        ("/docker/another", []),
+        ("/", []),
+    ],
+)
+def test_own_group_is_found_in_what_a_container_sees(
+    monkeypatch: pytest.MonkeyPatch, ours: str, found: list[str]
+) -> None:
+    """A container that is shown only its own part of all groups finds its own one in there."""
+    told = {
+        "/proc/self/cgroup": f"0::{ours}\n",
+        "/proc/self/mountinfo": "30 24 0:26 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+    }
+    monkeypatch.setattr(
+        limits, "open", lambda path, _mode: io.BytesIO(told[path].encode()), raising=False
+    )
+    monkeypatch.setattr(limits, "is_delegated", lambda _base: True)
+
+    assert limits.delegated() == found

@@ -505,3 +505,24 @@ def test_result_of_a_supervisor_that_broke_is_not_believed(
 
     assert facts.supervision == Supervision.FORGED
     assert verdict(facts) == Verdict.NOT_EXECUTED
+
+
+#: A supervisor whose clock goes an hour ahead while it sweeps.
+SWEEPER = """
+clock, sweep, late = main.time.monotonic, main.sweep, [0.0]
+def slow(*arguments):
+    late[0] = 3600.0
+    return sweep(*arguments)
+main.time.monotonic = lambda: clock() + late[0]
+main.sweep = slow
+"""
+
+
+def test_sweep_is_no_time_of_the_suite(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a supervisor takes to kill what a suite has left is not told as its duration."""
+    patch_supervisor(monkeypatch, f"exec({SWEEPER!r});")
+    report = stand.run("/bin/sh", "-c", "sleep 600 & exit 0")
+
+    assert report.facts.exit_code == 0
+    assert report.duration_seconds is not None
+    assert report.duration_seconds < 600
