@@ -102,6 +102,17 @@ def test_longest_wait_is_told_and_listed_first() -> None:
     assert block["oldest_waiting"]["job_id"] == 2
 
 
+def test_attempt_that_is_stuck_has_not_waited_longest_for_that() -> None:
+    """What is listed first, because it will not go on by itself, need not be the oldest."""
+    block = block_of(
+        attempt(State.DEFERRED, ago=500, due=-LATE), attempt(State.DEFERRED, ago=50_000, due=40)
+    )
+
+    assert [one["job_id"] for one in block["attempts"]] == [1, 2]
+    assert block["oldest_waiting"] is not None
+    assert block["oldest_waiting"]["job_id"] == 2
+
+
 def test_adopted_run_lasts_since_it_was_started() -> None:
     """A run that changed hands is shown with all its time, and stopped at its old deadline."""
     running = attempt(State.RUNNING, ago=90)
@@ -248,6 +259,18 @@ def test_last_output_is_the_last_line_that_says_something(state: dict[str, str])
     one = block_of(attempt(State.RUNNING), variables=state)["attempts"][0]
 
     assert one["last_output"] == "test_two <b>"
+
+
+def test_last_output_is_that_of_the_run_in_hand(state: dict[str, str]) -> None:
+    """A second run is shown with what it printed itself, and with nothing before it did."""
+    again = walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN)
+    runs = Path(state[variable_name("state_dir")]) / "runs"
+    for number in (1, 2):
+        folder = runs / f"{again.attempt_id}.{number}"
+        folder.mkdir()
+        (folder / "output.log").write_text(f"of run {number}\n")
+
+    assert block_of(again, variables=state)["attempts"][0]["last_output"] == "of run 2"
 
 
 @pytest.mark.parametrize(
