@@ -77,7 +77,7 @@ def test_every_run_that_is_lost_unstarted_is_told(
     assert [text for _, _, text, _ in lost] == details
     assert len(lost) == 3
     assert {job_id for _, job_id, _, _ in lost} == {desk.job_id}
-    assert all(str(desk.job_id) not in text.split() for _, _, text, _ in lost)
+    assert all(f"job {desk.job_id}" not in text for _, _, text, _ in lost)
     assert ended[0] is AlertKind.FAILED_CLOSED
 
 
