@@ -25,6 +25,8 @@ from typing import Final
 import psycopg
 import sqlalchemy as sa
 
+from staging_fsm.host.database import open_database
+
 VARIABLE: Final = "STAGING_FSM_TEST_DATABASE"
 START_SECONDS: Final = 60
 DEFAULT_PORT: Final = "5432"
@@ -170,3 +172,15 @@ def new_schema(url: str) -> Iterator[str]:
     finally:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+def engine_with(url: str, setting: str) -> sa.Engine:
+    """Return an engine whose sessions have a setting of their own, like `lock_timeout TO '1s'`."""
+    engine = open_database(url)
+
+    def set_it(driver: psycopg.Connection, _record: object) -> None:
+        driver.execute(f"SET {setting}".encode())
+        driver.commit()
+
+    sa.event.listen(engine, "connect", set_it)
+    return engine

@@ -16,6 +16,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
+from postgres import engine_with
 from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.jobs import SNAPSHOT_KEY
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
@@ -299,12 +300,7 @@ def test_overtaken_worker_queues_no_job(
     """Between the look of a worker at a row and its write nobody moves the attempt there."""
     rows = make_foreign(POSTGRESQL).create(extra=extra)
     rows.save("j-1", attempt(1))
-    beside = open_database(postgres_url)
-    sa.event.listen(
-        beside,
-        "connect",
-        lambda driver, _: driver.execute("SET lock_timeout TO '200ms'").connection.commit(),
-    )
+    beside = engine_with(postgres_url, "lock_timeout TO '200ms'")
     overtaking = SqlRows(beside, TABLE, NAMES, STATUSES)
     kept_off = []
 
@@ -500,12 +496,7 @@ def test_zone_of_a_session_moves_no_due_time(
     """A native due time without a zone is in UTC, whatever zone the sessions are in."""
     foreign = make_foreign(POSTGRESQL)
     foreign.create(due=kind)
-    engine = open_database(postgres_url)
-    sa.event.listen(
-        engine,
-        "connect",
-        lambda driver, _: driver.execute("SET timezone TO 'Asia/Kathmandu'").connection.commit(),
-    )
+    engine = engine_with(postgres_url, "timezone TO 'Asia/Kathmandu'")
     rows = SqlRows(engine, TABLE, NAMES, STATUSES)
     rows.save("j-1", attempt(1))
     rows.requeue("j-1", LATER, attempt(1))
@@ -759,12 +750,7 @@ def test_row_in_work_may_be_referred_to(
     foreign = make_foreign(POSTGRESQL)
     rows = foreign.create(extra=extra, uid="text PRIMARY KEY")
     foreign.run(f'CREATE TABLE notes (job text REFERENCES "{TABLE}" (uid))')
-    beside = open_database(postgres_url)
-    sa.event.listen(
-        beside,
-        "connect",
-        lambda driver, _: driver.execute("SET lock_timeout TO '20s'").connection.commit(),
-    )
+    beside = engine_with(postgres_url, "lock_timeout TO '20s'")
     with rows.transaction() as tx:
         rows.save("j-1", attempt(1), tx)
         with beside.begin() as connection:

@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memory import MemoryRows, MemoryStore, Record, SureHands, Tables
+from postgres import engine_with
 from staging_fsm.core.errors import (
     JobNotFoundError,
     SnapshotRefusedError,
@@ -520,15 +521,11 @@ def test_new_job_comes_before_one_that_was_deferred(kit: Kit) -> None:
 
 def test_note_of_the_host_writes_over_no_move(postgres_url: str) -> None:
     """Between the look of the host at the metadata and its note nobody moves the attempt there."""
-    kit, beside = SqlKit(open_database(postgres_url)), SqlKit(open_database(postgres_url))
+    kit = SqlKit(open_database(postgres_url))
+    beside = SqlKit(engine_with(postgres_url, "lock_timeout TO '200ms'"))
     kit.store.create_schema()
     kit.add("{}")
     kit.rows.save(JOB, attempt(1))
-    sa.event.listen(
-        beside.engine,
-        "connect",
-        lambda driver, _: driver.execute("SET lock_timeout TO '200ms'").connection.commit(),
-    )
     kept_off: list[str] = []
 
     def overtake(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
