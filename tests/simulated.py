@@ -159,8 +159,8 @@ class Task(greenlet):
         self.failure: BaseException | None = None
         #: Which jobs this task's launches declined, and what its gate read.
         self.declined: set[int] = set()
-        #: Whether the launch under way has been able to read its row.
-        self.has_read = False
+        #: At which move the launch under way began, and at which the row was read last.
+        self.launched_at = self.read_at = -1
         self.gate_text: str | None = None
 
     def run(self) -> None:
@@ -171,6 +171,11 @@ class Task(greenlet):
             self.failure = crash
         except FATAL as failure:
             self.failure = failure
+
+    @property
+    def has_read(self) -> bool:
+        """Say whether the launch under way has been able to read its row."""
+        return self.read_at > self.launched_at
 
     def stand(self, point: str, ready: Callable[[], bool]) -> Fate:
         """Stand at a point until the world says how to go on."""
@@ -230,11 +235,17 @@ class Facts:
     switched_off: bool | None = None
     raised: tuple[str, ...] = ()
     alerts: tuple[AlertKind, ...] = ()
-    damaged: bool = False
+    #: At which move somebody damaged the stored attempt; None where it is sound.
+    damaged_at: int | None = None
     #: The host delivered the job beside a claim, which then is not the exclusive one it says.
     delivered_again: bool = False
     #: An agent ended the job: an attempt that a second delivery began comes to nothing.
     ended_by_agent: bool = False
+
+    @property
+    def damaged(self) -> bool:
+        """Say whether somebody damaged the stored attempt."""
+        return self.damaged_at is not None
 
 
 class SimulatedSuites:
@@ -374,7 +385,7 @@ class Intercept(StagingIntercept):
     def launch(self, job_id: Any, metadata: object = UNSEEN) -> Decision:
         """Answer as the real one does."""
         facts = self.sim.world.facts[job_id]
-        cast("Task", getcurrent()).has_read = False
+        cast("Task", getcurrent()).launched_at = self.sim.world.moves
         try:
             decision = super().launch(job_id, metadata)
         except Exception as error:
@@ -462,8 +473,8 @@ class Worker:
             message = f"{point}: refused"
             raise errors[0](message)
         result = effect()
-        if fate is not Fate.LOST and point == "load":
-            cast("Task", getcurrent()).has_read = True
+        if fate is not Fate.LOST and point in ("claim", "load"):
+            cast("Task", getcurrent()).read_at = self.world.moves
         if fate is Fate.LOST:
             message = f"{point}: done, and nobody knows"
             raise errors[1](message)

@@ -29,6 +29,8 @@ from simulated import (
 )
 from staging_fsm.core.invariants import Movement
 from staging_fsm.core.spec import TRANSITIONS, State
+from staging_fsm.drive.intercept import StagingIntercept
+from staging_fsm.drive.rulings import Decision, Ruling
 from world import Damage, Shape, World
 
 WORLDS = 900
@@ -73,13 +75,18 @@ def test_quiet_world_ends_as_its_suites_did(ending: str) -> None:
     assert moved == {(Movement.FORWARD if ending == "passed" else Movement.BACK,)}
 
 
+def stand_at(world: World, task: Task, point: str) -> None:
+    """Let a task go on until it stands at a point."""
+    while task.point != point:
+        world.advance(task)
+
+
 def refused_once() -> tuple[World, Task, Worker]:
     """Return a launch whose first look at its row was refused, its world, and another worker."""
     world = World(Shape(machines=("m:boot:1", "m:boot:1"), older_artifact=False))
     claiming, other = world.workers
     launch = world.begin(claiming, Doing.WORK, 1)
-    while launch.point != "load":
-        world.advance(launch)
+    stand_at(world, launch, "load")
     world.advance(launch, Fate.REFUSED)
     return world, launch, other
 
@@ -90,8 +97,7 @@ def test_agent_of_a_job_that_was_cancelled_unseen_moves_nothing() -> None:
     cancel = world.begin(cancelling, Doing.CANCEL, 1)
     while not cancel.dead:
         world.advance(cancel)
-    while launch.point != "load":
-        world.advance(launch)
+    stand_at(world, launch, "load")
 
     world.advance(launch, Fate.REFUSED)
     while not launch.dead:
@@ -106,10 +112,8 @@ def test_delivery_beside_a_claim_that_cannot_read_its_row_ends_the_job_once() ->
     """Told that its claim is exclusive, a launch that cannot read declines; the job ends once."""
     world, launch, second = refused_once()
     beside = world.begin(second, Doing.DELIVER_AGAIN, 1)
-    while beside.point != "start":
-        world.advance(beside)
-    while launch.point != "load":
-        world.advance(launch)
+    stand_at(world, beside, "start")
+    stand_at(world, launch, "load")
     world.advance(launch, Fate.REFUSED)
     world.settle("passed")
 
@@ -117,6 +121,41 @@ def test_delivery_beside_a_claim_that_cannot_read_its_row_ends_the_job_once() ->
     assert len(world.facts[1].starts) == 1
     assert world.tables.jobs[1].status == "done"
     assert len(world.facts[1].movements) <= 1
+
+
+def test_stored_decline_stands_where_the_row_was_damaged_unseen() -> None:
+    """A decline that was stored without an answer stands, though somebody damages its row then."""
+    world = World(Shape())
+    launch = world.begin(world.workers[0], Doing.WORK, 1)
+    stand_at(world, launch, "bind")
+    world.advance(launch, Fate.LOST)
+    stand_at(world, launch, "save T02")
+    world.advance(launch, Fate.LOST)
+    world.damage(1, Damage.NEWER_FORMAT)
+    stand_at(world, launch, "load")
+
+    world.advance(launch, Fate.LOST)
+
+    assert launch.declined == {1}
+    assert world.facts[1].declined_in == (State.LLM_FALLBACK,)
+
+
+def test_agent_of_a_row_that_was_seen_damaged_is_a_broken_promise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A launch that reads a damaged row and goes to the LLM path is reported."""
+    world = World(Shape())
+    killed, second = world.workers[:2]
+    stand_at(world, world.begin(killed, Doing.WORK, 1), "start")
+    world.kill(killed)
+    world.damage(1, Damage.NEWER_FORMAT)
+    declined = Decision(Ruling.DECLINED, "whatever it reads")
+    monkeypatch.setattr(StagingIntercept, "_hand_on", lambda *_: declined)
+    launch = world.begin(second, Doing.DELIVER_AGAIN, 1)
+    stand_at(world, launch, "load")
+
+    with pytest.raises(ViolationError, match="is damaged, and its launch went to the LLM path"):
+        world.advance(launch)
 
 
 def test_broken_promise_shows_its_seed_and_its_moves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,10 +221,11 @@ class World:
 
     def declined(self, job_id: int) -> None:
         """Take note of a launch that goes to the LLM path."""
-        facts = self.facts[job_id]
-        if facts.damaged:
+        facts, task = self.facts[job_id], cast("Task", getcurrent())
+        if facts.damaged_at is not None and task.read_at > facts.damaged_at:
+            # Who has not read the row since cannot know: the state before it is judged below.
             self.accuse(f"job {job_id} is damaged, and its launch went to the LLM path")
-        task, snapshot = cast("Task", getcurrent()), facts.snapshot
+        snapshot = facts.snapshot
         state = None if snapshot is None else snapshot.state
         cancelled = state is State.CANCELLED and snapshot is not None and not snapshot.runs
         if not task.has_read and (cancelled or facts.delivered_again):
@@ -252,7 +253,7 @@ class World:
         facts, snapshot = self.facts[job_id], record.row.snapshot()
         assert snapshot is not None
         self._accusations += [f"job {job_id}: {sentence}" for sentence in _broken(record.metadata)]
-        facts.earlier, facts.snapshot, facts.damaged = facts.snapshot, snapshot, False
+        facts.earlier, facts.snapshot, facts.damaged_at = facts.snapshot, snapshot, None
         self.fired[snapshot.history[-1].id] += 1
         if len(snapshot.history) == 1:
             file = self.files.get(self.tables.jobs[job_id].work_item)
@@ -375,7 +376,7 @@ class World:
             return False
         self._move(f"job {job_id} is damaged: {damage}")
         self.tables.jobs[job_id] = attrs.evolve(record, metadata=damaged(record.metadata, damage))
-        facts.damaged = True
+        facts.damaged_at = self.moves
         return True
 
     def note(self, job_id: int, text: str) -> bool:
