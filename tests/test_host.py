@@ -9,8 +9,8 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,18 @@ if os.environ["ORCH_STAGE"] == "deploy-staging":
 class NoWaiting(SystemClock):
     """A clock on which every wait is over at once."""
 
+    def __init__(self) -> None:
+        """Begin with the machine's own time."""
+        super().__init__()
+        self.waited = 0.0
+
+    def now(self) -> datetime:
+        """Return the time of day as it would be."""
+        return super().now() + timedelta(seconds=self.waited)
+
     def wait(self, seconds: float) -> None:
         """Do not wait."""
+        self.waited += seconds
 
 
 def worker(kit: HostKit) -> Worker:
@@ -815,6 +825,35 @@ def test_later_claim_whose_answer_was_lost_is_queued_again(make_host: Maker) -> 
     assert [job.id for job in had_it.requeue_abandoned()] == [job_id]
 
 
+def test_claim_that_a_worker_is_about_to_hear_of_is_not_taken_from_it(make_host: Maker) -> None:
+    """A recovery beside a claim looks before the claim or after its answer, never in between."""
+    kit = make_host()
+    looked = threading.Event()
+
+    class Store(SqlHostStore):
+        """Answers late, while somebody looks for claims that nobody has heard of."""
+
+        def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
+            job = super().claim_next(now, claimed_by, only)
+            recoveries.append(pool.submit(claiming.requeue_abandoned))
+            assert not looked.wait(0.5)
+            return job
+
+        def running_jobs(self) -> list[Job]:
+            jobs = super().running_jobs()
+            looked.set()
+            return jobs
+
+    kit.add("development")
+    host = attrs.evolve(kit.host, store=Store(kit.store.engine))
+    claiming = Worker(host, str(this_process()), lambda _host, _job: None)
+    recoveries = list[Future[list[Job]]]()
+    with ThreadPoolExecutor(1) as pool:
+        claiming.run_one()
+
+        assert [recovery.result() for recovery in recoveries] == [[]]
+
+
 def test_worker_has_heard_of_every_job_it_has_in_hand(make_host: Maker) -> None:
     """None of the jobs that a worker has in hand at once is taken back from it."""
     kit = make_host()
@@ -904,40 +943,94 @@ def test_idle_worker_recovers_again_and_outlives_its_store(make_host: Maker) -> 
                 tireless.stop()
             return super().running_jobs()
 
-    tireless = Worker(attrs.evolve(kit.host, store=Store(kit.store.engine)), str(this_process()))
+    tireless = Worker(
+        attrs.evolve(kit.host, store=Store(kit.store.engine), clock=NoWaiting()),
+        str(this_process()),
+    )
     tireless.run_forever()
 
     assert len(looks) == 3
 
 
-def test_worker_that_is_seldom_idle_recovers_all_the_same(make_host: Maker) -> None:
-    """A worker that gets a job again and again looks for what others left when idle in all."""
+class Watched(SqlHostStore):
+    """Tells at which time somebody looked for jobs that others have left."""
+
+    def __init__(self, engine: sa.Engine, clock: NoWaiting) -> None:
+        """Tell the time that was waited on `clock`."""
+        super().__init__(engine)
+        self.clock, self.looks = clock, list[float]()
+
+    def running_jobs(self) -> list[Job]:
+        """Tell of the look, and find nothing."""
+        self.looks.append(self.clock.waited)
+        return []
+
+
+@pytest.mark.parametrize("seconds", [3 * IDLE_SECONDS, -3600.0], ids=["passed", "set back"])
+def test_worker_that_is_never_idle_recovers_all_the_same(make_host: Maker, seconds: float) -> None:
+    """Between two jobs a worker looks for what others left, once it is time, or the clock jumps."""
     kit = make_host(recovery_seconds=str(3 * IDLE_SECONDS))
-    looks: list[int] = []
-    waits: list[float] = []
+    clock = NoWaiting()
+    store = Watched(kit.store.engine, clock)
+    jobs = [kit.add("testing", f"WI-{number}") for number in range(4)]
 
-    class Store(SqlHostStore):
-        """Counts the looks for jobs that somebody has left."""
+    def launch(_host: Host, job: Job) -> None:
+        clock.wait(seconds if job.id == jobs[1] else 0.1)
 
-        def running_jobs(self) -> list[Job]:
-            """Count."""
-            looks.append(len(waits))
-            return []
+    host = attrs.evolve(kit.host, store=store, clock=clock)
+    assert Worker(host, str(this_process()), launch=launch).run_until_idle() == len(jobs)
+    assert store.looks == [0, seconds + 0.1]
+
+
+def test_idle_worker_recovers_as_often_as_it_is_told(make_host: Maker) -> None:
+    """A worker that waits for work looks for what others left at the pace of its setting."""
+    kit = make_host(recovery_seconds=str(3 * IDLE_SECONDS))
 
     class Clock(NoWaiting):
-        """Has a job come with each wait, and stops the worker in the end."""
+        """Stops the worker in the end."""
 
         def wait(self, seconds: float) -> None:
-            """Add a job."""
-            waits.append(seconds)
-            kit.add("testing", f"WI-{len(waits)}")
-            if len(waits) == 10:
-                steady.stop()
+            """Let time pass."""
+            super().wait(seconds)
+            if self.waited >= 10 * IDLE_SECONDS:
+                idle.stop()
 
-    host = attrs.evolve(kit.host, store=Store(kit.store.engine), clock=Clock())
-    launched: list[Job] = []
-    steady = Worker(host, str(this_process()), launch=lambda _host, job: launched.append(job))
-    steady.run_forever()
+    clock = Clock()
+    store = Watched(kit.store.engine, clock)
+    idle = Worker(attrs.evolve(kit.host, store=store, clock=clock), str(this_process()))
+    idle.run_forever()
 
-    assert looks == [0, 3, 6, 9]
-    assert len(launched) == 9
+    assert store.looks == [0, 3, 6, 9]
+
+
+def test_job_in_hand_keeps_nobody_from_recovering(make_host: Maker) -> None:
+    """While a job lasts, what a dead worker left is queued again, and taken up beside it."""
+    kit = make_host(recovery_seconds=str(IDLE_SECONDS))
+    clock = NoWaiting()
+    kit.add("testing", "WI-1")
+    left, here = kit.add("testing", "WI-2"), this_process()
+    dead = ProcessIdentity(here.scope, here.pid, here.start + 1)
+    kit.store.claim_next(clock.now(), str(dead), only=left)
+    done = list[str]()
+    other_is_done = threading.Event()
+
+    class FirstBlind(Watched):
+        """Finds what there is at the second look."""
+
+        def running_jobs(self) -> list[Job]:
+            """Look, but for the first time."""
+            return super().running_jobs() if not self.looks else SqlHostStore.running_jobs(self)
+
+    def launch(_host: Host, job: Job) -> None:
+        if job.id == left:
+            other_is_done.set()
+            return
+        clock.wait(IDLE_SECONDS)
+        assert other_is_done.wait(DEADLINE_SECONDS)
+        done.append(job.work_item)
+
+    store = FirstBlind(kit.store.engine, clock)
+    host = attrs.evolve(kit.host, store=store, clock=clock)
+    Worker(host, str(this_process()), launch=launch, concurrency=2).run_until_idle()
+
+    assert done == ["WI-1"]

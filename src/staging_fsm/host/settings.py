@@ -43,7 +43,7 @@ class HostSettings:
     recovery_seconds: float = environ.var(
         "60",
         converter=checked(number(float, 0, DAY_SECONDS)),
-        help="How often an idle worker looks for what others left behind.",
+        help="How often a worker looks for what others left behind.",
     )
     log_dir: Path = environ.var(
         "agent-logs", converter=checked(path), help="Where agent output is kept."

@@ -1,8 +1,10 @@
 """The worker loop: claim a due job, launch it, go on."""
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import datetime, timedelta
 from typing import Final
 
 import attrs
@@ -19,7 +21,8 @@ _LOG: Final = logging.getLogger(__name__)
 class Worker:
     """One process that works on jobs, up to `concurrency` of them at once.
 
-    A job in hand is a thread that waits for a process: it costs no processor time.
+    A job in hand is a thread that waits for a process: it costs no processor time. Looking
+    for what others left behind is work like a job's, and done beside them.
     """
 
     host: Host
@@ -30,6 +33,10 @@ class Worker:
     stopping: bool = False
     #: When each job was claimed here last, as far as the answer of the store arrived.
     _claimed: dict[int, str] = attrs.field(factory=dict, init=False)
+    #: Held while a job is claimed and heard of, and while others look at the claims.
+    _claiming: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    #: When the last recovery began that did not fail.
+    _recovered: datetime | None = attrs.field(default=None, init=False)
 
     def stop(self) -> None:
         """Let the loop end after the jobs in hand; may be called from a signal handler."""
@@ -44,9 +51,10 @@ class Worker:
         on the way back, is nobody's either.
         """
         requeued = []
-        for job in self.host.store.running_jobs():
-            heard_of = self._claimed.get(job.id) == job.updated_at
-            unheard = job.claimed_by == self.identity and not heard_of
+        with self._claiming:
+            running, heard_of = self.host.store.running_jobs(), self._claimed.copy()
+        for job in running:
+            unheard = job.claimed_by == self.identity and heard_of.get(job.id) != job.updated_at
             abandoned = unheard or self.liveness(job.claimed_by or "") is False
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
@@ -70,9 +78,10 @@ class Worker:
         return job
 
     def _claim(self, only: int | None = None) -> Job | None:
-        job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
-        if job is not None:
-            self._claimed[job.id] = job.updated_at
+        with self._claiming:
+            job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
+            if job is not None:
+                self._claimed[job.id] = job.updated_at
         return job
 
     def _launch(self, job: Job) -> None:
@@ -82,38 +91,51 @@ class Worker:
             _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
 
     def run_until_idle(self) -> int:
-        """Work until nothing is due and nothing in hand; return how many jobs were launched."""
+        """Work until nothing is due and nothing in hand; return how many jobs were launched.
+
+        Whoever is never idle recovers, too: at first, and every `recovery_seconds`.
+        """
         launched = 0
         in_hand: set[Future[None]] = set()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="launch") as pool:
             while not self.stopping:
-                if len(in_hand) < self.concurrency and (job := self._claim()) is not None:
+                has_room = len(in_hand) < self.concurrency
+                if has_room and self._recovery_is_due():
+                    self._recovered = self.host.clock.now()
+                    in_hand.add(pool.submit(self._recover))
+                elif has_room and (job := self._claim()) is not None:
                     in_hand.add(pool.submit(self._launch, job))
                     launched += 1
                 elif in_hand:
                     # What has ended may have queued the next job; others queue jobs too.
                     ended, in_hand = wait(in_hand, IDLE_SECONDS, FIRST_COMPLETED)
-                    for launch in ended:
-                        launch.result()
+                    for work in ended:
+                        work.result()
                 else:
                     break
         return launched
 
     def run_forever(self) -> None:
-        """Work until `stop` is called; at first and whenever idle for long, recover.
-
-        A store that is away is waited for, and a recovery that it broke off comes first then.
-        """
-        idle_seconds = self.host.settings.recovery_seconds
+        """Work until `stop` is called. A store that is away is waited for."""
         while not self.stopping:
             try:
-                if idle_seconds >= self.host.settings.recovery_seconds:
-                    self.recover()
-                    idle_seconds = 0.0
                 launched = self.run_until_idle()
             except Exception:  # noqa: BLE001  # a store that is away comes back
                 _LOG.exception("the worker could not look for work")
                 launched = 0
             if launched == 0 and not self.stopping:
                 self.host.clock.wait(IDLE_SECONDS)
-                idle_seconds += IDLE_SECONDS
+
+    def _recovery_is_due(self) -> bool:
+        if self._recovered is None:
+            return True
+        pause = timedelta(seconds=max(self.host.settings.recovery_seconds, IDLE_SECONDS))
+        # A clock that was set back must not put it off.
+        return not self._recovered <= self.host.clock.now() < self._recovered + pause
+
+    def _recover(self) -> None:
+        try:
+            self.recover()
+        except Exception:
+            self._recovered = None
+            raise

@@ -34,7 +34,6 @@ def worker(db: str | None, *, once: bool, concurrency: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())
     if once:
-        loop.recover()
         click.echo(f"{loop.run_until_idle()} jobs launched")
     else:
         loop.run_forever()
