@@ -982,6 +982,27 @@ def test_worker_that_is_never_idle_recovers_all_the_same(make_host: Maker, secon
     assert store.looks == [0, seconds + 0.1]
 
 
+def test_worker_that_recovers_all_the_time_comes_to_rest(make_host: Maker) -> None:
+    """Where no pause is asked for there is a short one: a worker with nothing to do says so."""
+    kit = make_host(recovery_seconds="0")
+
+    class Ending(Watched):
+        """Ends a worker that looks again."""
+
+        def running_jobs(self) -> list[Job]:
+            """Look."""
+            if self.looks:
+                restless.stop()
+            return super().running_jobs()
+
+    clock = NoWaiting()
+    store = Ending(kit.store.engine, clock)
+    restless = Worker(attrs.evolve(kit.host, store=store, clock=clock), str(this_process()))
+    restless.run_until_idle()
+
+    assert store.looks == [0]
+
+
 def test_idle_worker_recovers_as_often_as_it_is_told(make_host: Maker) -> None:
     """A worker that waits for work looks for what others left at the pace of its setting."""
     kit = make_host(recovery_seconds=str(3 * IDLE_SECONDS))
