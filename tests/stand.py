@@ -4,6 +4,7 @@ Every process of a suite in `suites/` holds the line, a pipe it inherits. The li
 nothing less, shows that nobody is left.
 """
 
+import contextlib
 import os
 import secrets
 import select
@@ -49,7 +50,9 @@ class Lifeline:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while count > 0:
             assert is_ready(self.fd, deadline - time.monotonic()), "nobody announced itself"
-            count -= len(os.read(self.fd, count))
+            # Between two who hold it in turn the line is at its end, which the second takes back.
+            with contextlib.suppress(BlockingIOError):
+                count -= len(os.read(self.fd, count))
 
     def is_cut(self) -> bool:
         """Say whether everybody who held the line is gone, if anybody ever took it."""
