@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -826,32 +826,43 @@ def test_later_claim_whose_answer_was_lost_is_queued_again(make_host: Maker) -> 
 
 
 def test_claim_that_a_worker_is_about_to_hear_of_is_not_taken_from_it(make_host: Maker) -> None:
-    """A recovery beside a claim looks before the claim or after its answer, never in between."""
+    """What was claimed is nobody's only once the answer to the claim is lost, and not yet late."""
     kit = make_host()
-    looked = threading.Event()
+    kit.add("development")
 
     class Store(SqlHostStore):
-        """Answers late, while somebody looks for claims that nobody has heard of."""
+        """Answers late: meanwhile somebody looks for claims that nobody has heard of."""
 
         def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
-            job = super().claim_next(now, claimed_by, only)
-            recoveries.append(pool.submit(claiming.requeue_abandoned))
-            assert not looked.wait(0.5)
-            return job
+            super().claim_next(now, claimed_by, only)
+            assert claiming.requeue_abandoned() == []
+            message = "the answer is lost"
+            raise OSError(message)
 
-        def running_jobs(self) -> list[Job]:
-            jobs = super().running_jobs()
-            looked.set()
-            return jobs
-
-    kit.add("development")
     host = attrs.evolve(kit.host, store=Store(kit.store.engine))
     claiming = Worker(host, str(this_process()), lambda _host, _job: None)
-    recoveries = list[Future[list[Job]]]()
-    with ThreadPoolExecutor(1) as pool:
+    with pytest.raises(OSError, match="the answer is lost"):
         claiming.run_one()
 
-        assert [recovery.result() for recovery in recoveries] == [[]]
+    assert [job.work_item for job in claiming.requeue_abandoned()] == ["WI-1"]
+
+
+def test_claim_that_is_heard_of_during_a_look_is_not_taken(make_host: Maker) -> None:
+    """A claim whose answer comes between a look at the claims and its verdict is the worker's."""
+    kit = make_host()
+    kit.add("development")
+
+    class Store(SqlHostStore):
+        """Has the worker claim a job just before it is looked at."""
+
+        def running_jobs(self) -> list[Job]:
+            assert looking.run_one() is not None
+            return super().running_jobs()
+
+    host = attrs.evolve(kit.host, store=Store(kit.store.engine))
+    looking = Worker(host, str(this_process()), lambda _host, _job: None)
+
+    assert looking.requeue_abandoned() == []
 
 
 def test_worker_has_heard_of_every_job_it_has_in_hand(make_host: Maker) -> None:

@@ -1,7 +1,6 @@
 """The worker loop: claim a due job, launch it, go on."""
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
@@ -33,8 +32,8 @@ class Worker:
     stopping: bool = False
     #: When each job was claimed here last, as far as the answer of the store arrived.
     _claimed: dict[int, str] = attrs.field(factory=dict, init=False)
-    #: Held while a job is claimed and heard of, and while others look at the claims.
-    _claiming: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    #: The claims whose answers are under way.
+    _asked: set[object] = attrs.field(factory=set, init=False)
     #: When the last recovery began that did not fail.
     _recovered: datetime | None = attrs.field(default=None, init=False)
 
@@ -48,13 +47,15 @@ class Worker:
 
         A job without a readable claim, or claimed on another machine, is left alone.
         A claim of this worker of which it never heard, because the connection was lost
-        on the way back, is nobody's either.
+        on the way back, is nobody's either, unless its answer may still be under way.
         """
         requeued = []
-        with self._claiming:
-            running, heard_of = self.host.store.running_jobs(), self._claimed.copy()
+        running = self.host.store.running_jobs()
+        # In this order: what was claimed before the look is heard of, once nothing is asked.
+        asking, heard_of = bool(self._asked), self._claimed.copy()
         for job in running:
-            unheard = job.claimed_by == self.identity and heard_of.get(job.id) != job.updated_at
+            ours = job.claimed_by == self.identity and not asking
+            unheard = ours and heard_of.get(job.id) != job.updated_at
             abandoned = unheard or self.liveness(job.claimed_by or "") is False
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
@@ -78,10 +79,14 @@ class Worker:
         return job
 
     def _claim(self, only: int | None = None) -> Job | None:
-        with self._claiming:
+        asked = object()
+        self._asked.add(asked)
+        try:
             job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
             if job is not None:
                 self._claimed[job.id] = job.updated_at
+        finally:
+            self._asked.remove(asked)
         return job
 
     def _launch(self, job: Job) -> None:
