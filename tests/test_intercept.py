@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import re
 import sqlite3
 import threading
@@ -429,6 +430,21 @@ def test_whoever_looks_on_hurts_no_attempt(desk: Desk, scene: Callable[[Desk], N
     assert desk.launch().ruling is Ruling.TAKEN
     assert desk.snapshot().is_terminal
     assert "internal_error" not in desk.alerts()[len(before) :]
+
+
+def test_move_that_is_not_shown_is_logged_as_ever(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the line of each move the log says that, and why, whoever looks on did not see it."""
+    caplog.set_level(logging.INFO, "staging_fsm")
+    job = desk.claim()
+    desk.break_part("watch", RuntimeError("boom"))
+    desk.launch()
+
+    lines = [line.split(" ", 1)[0] for line in caplog.messages[0::2]]
+    assert lines == ["event=transition"] * len(desk.snapshot().history)
+    hidden = f'event="a transition was not shown" job={job.id} error="RuntimeError: boom"'
+    assert set(caplog.messages[1::2]) == {hidden}
 
 
 class CannotSayItself(Exception):  # noqa: N818  # it is one that a host could have written
@@ -896,7 +912,9 @@ def test_gate_that_answers_neither_yes_nor_no_ends_nothing(desk: Desk, answer: o
     before, alerts = desk.state(), desk.alerts()
     desk.staging.recover()
 
+    said = f"the gate answered with {type(answer).__name__}, neither True nor False"
     assert (held.ruling, before) == (Ruling.HELD, State.VERDICT_PASSED)
+    assert said in held.reason
     assert alerts == [AlertKind.INTERNAL_ERROR]
     assert desk.state() is State.ADVANCED
 

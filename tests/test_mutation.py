@@ -206,6 +206,31 @@ def test_mutant_lives_until_a_test_fails(tmp_path: Path) -> None:
     assert (folder / "answers").read_text() == LAMP_ANSWERS.replace(never, "")
 
 
+HOARD = """
+from mutation.runner import in_child
+
+def hoard():
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 30))
+
+print(int(in_child(hoard, 60)), int(in_child(lambda: 0, 60)))
+"""
+
+
+def test_mutant_that_hoards_is_killed() -> None:
+    """A mutant that takes all the memory it may is found out, and ends no runner."""
+    ended = subprocess.run(
+        [sys.executable, "-c", HOARD],
+        check=False,
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+    )
+
+    assert (ended.stdout, ended.returncode) == ("1 0\n", 0), ended.stderr
+
+
 def test_same_program_is_not_tried_twice() -> None:
     """A change that makes no program, the same program, or one made before is skipped."""
     text = "x = 1\n"

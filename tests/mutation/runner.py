@@ -352,6 +352,9 @@ def in_child(run: Callable[[], int], seconds: float) -> int:
             resource.setrlimit(resource.RLIMIT_CPU, (computing, computing))
             signal.alarm(computing + WAIT_SECONDS)
             code = run()
+        except MemoryError:
+            # In a test, or in what comes between two: whoever hoards without an end is found out.
+            code = pytest.ExitCode.TESTS_FAILED
         except BaseException:  # noqa: BLE001  # it is told as an exit code
             traceback.print_exc()
             code = RUNNER_FAILED
