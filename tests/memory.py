@@ -423,7 +423,8 @@ class MemoryStore(_Connected):
 
         def change(tx: Transaction) -> bool:
             record = tx.job(job.id)
-            if record is None or (record.status, record.claimed_by) != ("running", job.claimed_by):
+            seen = ("running", job.claimed_by, job.updated_at)
+            if record is None or (record.status, record.claimed_by, record.updated_at) != seen:
                 return False
             tx.change(attrs.evolve(record, status="queued", claimed_by=None))
             return True

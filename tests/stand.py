@@ -23,6 +23,7 @@ from staging_fsm.core.outcome import RunFacts, Verdict, judge
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunOrder, RunReport
 from staging_fsm.effects import supervised
+from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 
@@ -157,6 +158,11 @@ class Stand:
     def file(self, name: str, run_id: str = RUN) -> Path:
         """Return a file of a run's control folder."""
         return self.state.run(run_id) / name
+
+    def reorder(self, run_id: str = RUN, **changes: Any) -> None:
+        """Have a run ordered otherwise than it was."""
+        folder = RunFolder(self.state, run_id)
+        folder.write_order(attrs.evolve(folder.order(), **changes))
 
     def pid(self, name: str = "shim", run_id: str = RUN) -> int:
         """Return the process id of a run's supervisor, or of its leader."""

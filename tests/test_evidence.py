@@ -72,20 +72,32 @@ SUITES = {
 def test_pytest_report_is_counted_as_it_is(tmp_path: Path, name: str) -> None:
     """What pytest itself reports is counted: failures, errors, skips and a failed collection."""
     text, expected, exit_code = SUITES[name]
-    (tmp_path / "test_it.py").write_text(text)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+
+    assert pytest_report(tmp_path, text, "") == (expected, exit_code)
+
+
+@pytest.mark.parametrize("option", ["--setup-plan", "--setup-only"])
+def test_plan_of_pytest_is_no_run(tmp_path: Path, option: str) -> None:
+    """What pytest lists and does not run has not passed, though it writes a report and exits 0."""
+    text = "def test_a(): assert 0\ndef test_b(): assert 0"
+
+    assert pytest_report(tmp_path, text, f"addopts = {option}\n") == (Counts(2, 0, 0, 2), 0)
+
+
+def pytest_report(folder: Path, text: str, configured: str) -> tuple[Counts, int]:
+    """Return what pytest's own report of a test file counts, and its exit code."""
+    (folder / "test_it.py").write_text(text)
+    (folder / "pytest.ini").write_text(f"[pytest]\n{configured}")
     variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junit-xml=report.xml"],
-        cwd=tmp_path,
+        cwd=folder,
         env=variables,
         check=False,
         capture_output=True,
     )
-
-    with (tmp_path / "report.xml").open("rb") as report:
-        assert read_junit(report) == expected
-    assert ended.returncode == exit_code
+    with (folder / "report.xml").open("rb") as report:
+        return read_junit(report), ended.returncode
 
 
 CASE = '<testcase name="a"/>'
@@ -360,6 +372,34 @@ def test_stamp_that_cannot_be_read_is_told_from_none(stamp: str, other: str) -> 
 def test_case_that_says_that_it_did_not_run_did_not(words: str) -> None:
     """A test that GoogleTest, CTest or another runner lists without running it is not executed."""
     assert read(f'<testsuite><testcase name="a" {words}/></testsuite>').executed == 0
+
+
+NONE = '<testsuite tests="0"><testcase/></testsuite>'
+
+
+@pytest.mark.parametrize(
+    ("text", "skipped"),
+    [
+        (f"<testsuites>{NONE}{NONE}</testsuites>", 2),
+        ('<testsuite tests="0"><testcase/><testcase/></testsuite>', 2),
+        ('<testsuite tests=" 0 "><testcase/><testcase/></testsuite>', 2),
+        ('<testsuites tests="0"><testsuite><testcase/><testcase/></testsuite></testsuites>', 0),
+        ('<testsuites><testsuite tests="0"/><testcase/><testcase/></testsuites>', 0),
+        (f"<testsuites>{NONE}{NONE.replace('0', '1')}</testsuites>", 1),
+        ('<testsuite tests="1"><testcase/><testcase/></testsuite>', 0),
+        ('<testsuite tests="0"><testcase/><testcase><skipped/></testcase></testsuite>', 2),
+    ],
+)
+def test_cases_of_a_suite_that_has_none_did_not_run(text: str, skipped: int) -> None:
+    """What a suite lists that says itself that it has no tests is a list, and no result."""
+    assert read(text) == Counts(2, 0, 0, skipped)
+
+
+def test_failure_in_a_suite_that_has_none_is_seen() -> None:
+    """A case that failed was run, whatever its suite says."""
+    text = '<testsuite tests="0"><testcase><failure/></testcase><testcase/></testsuite>'
+
+    assert read(text) == Counts(2, 1, 0, 1)
 
 
 @pytest.mark.parametrize("words", ['status="run"', 'result="completed"', 'classname="notrun"', ""])

@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -863,6 +864,137 @@ def test_claim_that_is_heard_of_during_a_look_is_not_taken(make_host: Maker) -> 
     looking = Worker(host, str(this_process()), lambda _host, _job: None)
 
     assert looking.requeue_abandoned() == []
+
+
+def test_claim_that_was_made_anew_since_it_was_looked_at_stays(make_host: Maker) -> None:
+    """Who looked at a claim before it was given back, and made again, takes nothing back."""
+    kit = make_host()
+    job_id, me = kit.add("development"), str(this_process())
+    now = kit.host.clock.now()
+    kit.store.claim_next(now, me, job_id)
+    [seen] = kit.store.running_jobs()
+    assert kit.store.requeue_abandoned(seen, now)
+    kit.store.claim_next(now + timedelta(seconds=1), me, job_id)
+
+    assert not kit.store.requeue_abandoned(seen, now)
+    assert kit.store.job(job_id).status == "running"
+
+
+def test_worker_forgets_the_claims_of_jobs_that_have_ended(make_host: Maker) -> None:
+    """What a worker keeps of its claims does not grow with the jobs that it has done."""
+    kit = make_host()
+    busy = Worker(kit.host, str(this_process()), lambda _host, _job: None)
+    kept = kit.add("development", "kept")
+    done = kit.add("development", "done")
+    for job_id in (kept, done):
+        busy.run_one(job_id)
+    with kit.store.transaction() as tx:
+        kit.store.finish_job(tx, done, kit.host.clock.now())
+
+    assert busy.requeue_abandoned() == []
+    assert set(busy._claimed) == {kept}
+
+
+def test_claim_that_is_made_again_during_a_look_is_not_forgotten(make_host: Maker) -> None:
+    """A job that had ended for a look, and was claimed before its verdict, is the worker's."""
+    kit = make_host()
+    job_id = kit.add("development")
+
+    class Store(SqlHostStore):
+        """Has the job be claimed again right after it was looked for."""
+
+        def running_jobs(self) -> list[Job]:
+            running = super().running_jobs()
+            if not running:
+                busy.run_one(job_id)
+            return running
+
+    store = Store(kit.store.engine)
+    busy = Worker(
+        attrs.evolve(kit.host, store=store), str(this_process()), lambda _host, _job: None
+    )
+    [job] = [busy.run_one(job_id)]
+    assert job is not None
+    [claimed] = store.running_jobs()
+    store.requeue_abandoned(claimed, kit.host.clock.now())
+
+    assert busy.requeue_abandoned() == []
+    assert busy.requeue_abandoned() == []
+    assert kit.store.job(job_id).status == "running"
+
+
+@pytest.mark.parametrize("what_fails", ["claim_next", "running_jobs"])
+def test_statement_that_fails_keeps_no_job_waiting_for_one_in_hand(
+    make_host: Maker, what_fails: str
+) -> None:
+    """While a job lasts, a store that failed once is asked again, and other jobs are begun."""
+    kit = make_host(recovery_seconds=str(IDLE_SECONDS))
+    long, begun, clock = kit.add("testing", "long"), threading.Event(), NoWaiting()
+    failures = [OSError("away")]
+
+    class Store(SqlHostStore):
+        """Away once, as soon as the long job is in hand."""
+
+        def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
+            self.fail("claim_next")
+            return super().claim_next(now, claimed_by, only)
+
+        def running_jobs(self) -> list[Job]:
+            self.fail("running_jobs")
+            return super().running_jobs()
+
+        def fail(self, asked: str) -> None:
+            if asked == what_fails and begun.is_set() and failures:
+                raise failures.pop()
+
+    def launch(_host: Host, job: Job) -> None:
+        if job.id == long:
+            begun.set()
+            clock.wait(IDLE_SECONDS)
+            done_meanwhile.append(other_is_done.wait(DEADLINE_SECONDS))
+        else:
+            other_is_done.set()
+
+    done_meanwhile, other_is_done = list[bool](), threading.Event()
+    store = Store(kit.store.engine)
+    host = attrs.evolve(kit.host, store=store, clock=clock)
+    working = Worker(host, str(this_process()), launch=launch, concurrency=2)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(working.run_until_idle)
+        assert begun.wait(DEADLINE_SECONDS)
+        kit.add("testing", "other")
+        assert result.result(DEADLINE_SECONDS) == 2
+
+    assert (done_meanwhile, failures) == ([True], [])
+
+
+STOPPED = """
+import faulthandler, random, signal
+from staging_fsm.effects.clock import SystemClock
+
+faulthandler.dump_traceback_later(60, exit=True)
+chance = random.Random(7)
+for _ in range(1500):
+    clock, stopped = SystemClock(), []
+    signal.signal(signal.SIGALRM, lambda *_: (stopped.append(1), clock.wake()))
+    signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.00002, 0.0006))
+    while not stopped:
+        clock.wait(0.0002)
+"""
+
+
+def test_wait_can_be_ended_by_a_signal_at_any_moment() -> None:
+    """A worker that is told to end as its wait is over ends, and does not wait for itself."""
+    subprocess.run([sys.executable, "-c", STOPPED], check=True)
+
+
+def test_wait_that_was_ended_stays_ended() -> None:
+    """After a wake every wait is over at once, however long it was to be."""
+    clock = SystemClock()
+    clock.wake()
+
+    for _ in range(2):
+        clock.wait(DEADLINE_SECONDS)
 
 
 def test_worker_has_heard_of_every_job_it_has_in_hand(make_host: Maker) -> None:

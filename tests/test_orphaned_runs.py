@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -355,9 +354,7 @@ def test_run_is_started_once(stand: Stand) -> None:
 def test_run_of_another_machine_is_left_alone(stand: Stand) -> None:
     """A run that another machine started is neither judged nor touched."""
     stand.run("true")
-    order = json.loads(stand.file("order.json").read_bytes())
-    order |= {"scope": "elsewhere:boot:1", "workspace": Workspace.WORKTREE}
-    stand.file("order.json").write_text(json.dumps(order))
+    stand.reorder(scope="elsewhere:boot:1", workspace=Workspace.WORKTREE)
     stand.file("result").unlink()
     stand.state.worktree(RUN).mkdir(parents=True)
     stand.suites.reap(RUN)
@@ -403,9 +400,7 @@ def test_run_of_an_earlier_boot_is_this_machines(stand: Stand) -> None:
     """After a reboot what was under way is lost, and not another machine's to look after."""
     stand.run("true")
     host, _, namespace = this_scope().rsplit(":", 2)
-    order = json.loads(stand.file("order.json").read_bytes())
-    order["scope"] = f"{host}:another-boot:{namespace}"
-    stand.file("order.json").write_text(json.dumps(order))
+    stand.reorder(scope=f"{host}:another-boot:{namespace}")
     stand.file("result").unlink()
 
     assert stand.suites.condition(RUN) is RunCondition.LOST
@@ -433,9 +428,7 @@ def test_old_runs_are_removed_and_none_that_is_needed(stand: Stand) -> None:
         stand.run("true", run_id=run)
     stand.start(*program("closer"), run_id="live.1")
     stand.lifeline.await_members(1)
-    order = json.loads(stand.file("order.json", "foreign.1").read_bytes())
-    foreign = order | {"scope": "elsewhere:boot:1"}
-    stand.file("order.json", "foreign.1").write_text(json.dumps(foreign))
+    stand.reorder("foreign.1", scope="elsewhere:boot:1")
     runs = stand.state.root / "runs"
     for run in ("old.1", "unfinished.1", "foreign.1", "live.1"):
         os.utime(runs / run, (0, 0))
@@ -548,18 +541,17 @@ def test_run_stays_while_its_checkout_cannot_be_removed(
     assert not stand.state.worktree("a.1").exists()
 
 
-@pytest.mark.parametrize("order", ['{"workspace": "in-place"}', "[]", None])
+@pytest.mark.parametrize("order", ["in place", "forged", None])
 def test_checkout_of_an_old_run_goes_whatever_its_order_says(
     stand: Stand, order: str | None
 ) -> None:
     """What a suite has written into its order keeps no checkout from being removed."""
     old(stand, "a.1")
     stand.state.worktree("a.1").mkdir(parents=True)
-    if order is not None and order != "[]":
-        facts = json.loads(stand.file("order.json", "a.1").read_bytes()) | json.loads(order)
-        order = json.dumps(facts)
-    if order is not None:
-        stand.file("order.json", "a.1").write_text(order)
+    if order == "in place":
+        stand.reorder("a.1", workspace=Workspace.IN_PLACE)
+    elif order == "forged":
+        stand.file("order", "a.1").write_text("[]")
     os.utime(stand.state.root / "runs" / "a.1", (0, 0))
     stand.suites.prune(1, frozenset)
 

@@ -103,6 +103,30 @@ def test_report_out_of_a_cache_is_found_out(
     assert (found.counts and found.counts.dated) == dated
 
 
+@pytest.mark.parametrize(
+    ("touched", "stamp", "state"),
+    [
+        ("-d '2 days ago'", "", EvidenceState.STALE),
+        ("-d '5 minutes ago'", "", EvidenceState.STALE),
+        ("-d '2 days'", "", EvidenceState.STALE),
+        ("-d @99999999999", "", EvidenceState.STALE),
+        ("-d @0", "", EvidenceState.READ),
+        ("-d '30 seconds ago'", "", EvidenceState.READ),
+        ("-d '2 days ago'", 'timestamp="yesterday"', EvidenceState.STALE),
+        ("-d '2 days ago'", 'timestamp="$(date -u +%FT%TZ)"', EvidenceState.READ),
+    ],
+)
+def test_report_without_stamps_is_of_the_time_of_its_file(
+    stand: Stand, touched: str, stamp: str, state: EvidenceState
+) -> None:
+    """A report that does not say when it was made is stale where its file says it is old."""
+    report = f"<testsuite {stamp}><testcase/></testsuite>".replace('"', '\\"')
+    path = "$STAGING_REPORT_DIR/junit.xml"
+    script = f'echo "{report}" > {path}; touch {touched} {path}'
+
+    assert stand.facts("/bin/sh", "-c", script, report="junit.xml").evidence.state == state
+
+
 def test_supervisor_that_cannot_be_started_is_no_other_runs_report(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -845,3 +845,23 @@ def test_recovery_says_nothing_of_rows_of_other_stages(desk: Desk, stage: str) -
 
     assert desk.staging.recover() == []
     assert desk.alerts() == []
+
+
+@pytest.mark.parametrize("whose", ["the agent's", "another stage's"])
+def test_recovery_holds_no_job_that_is_not_its_own(desk: Desk, whose: str) -> None:
+    """A launch that met recovery's hand on its job would be turned away, and nobody go on with it.
+
+    So recovery does not even look at the row of a job that it has nothing to do for.
+    """
+    if whose == "the agent's":
+        desk.set("INFRA_RETRIES", "many")
+        desk.claim()
+        assert desk.launch().ruling is Ruling.DECLINED
+    else:
+        desk.defer()
+        desk.write("stage", "deploy")
+    before = desk.alerts()
+    desk.break_part("rows.load", OSError("boom"))
+
+    assert desk.staging.recover() == []
+    assert desk.alerts() == before

@@ -295,7 +295,7 @@ def test_log_that_changes_after_the_end_is_incomplete(stand: Stand, deed: str) -
 @pytest.mark.parametrize("deed", ["garbage", "deep", "pipe", "link", "folder", "huge", "nothing"])
 def test_order_that_was_replaced_ends_the_run(stand: Stand, deed: str) -> None:
     """A run whose order cannot be read any more has no verdict, and nobody of it is left."""
-    forger = " ".join(program("forger", "order.json", deed))
+    forger = " ".join(program("forger", "order", deed))
     stand.start("/bin/sh", "-c", f"{forger}; echo > $LIFELINE; exec sleep 600")
     stand.lifeline.await_members(1)
 
@@ -308,15 +308,27 @@ def test_order_that_was_replaced_ends_the_run(stand: Stand, deed: str) -> None:
     "text", ["[]", "7", "null", "{}", '{"environment": []}', '{"environment": 7}', '"an order"']
 )
 def test_order_of_another_shape_ends_the_run(stand: Stand, text: str) -> None:
-    """An order that is JSON and none of ours is none: the run is ended and can be reaped."""
+    """An order that is sealed and none of ours is none: the run is ended and can be reaped."""
     stand.start(*program("tree", "plain", "stay"))
     stand.lifeline.await_members(1)
-    stand.file("order.json").write_text(text)
+    RunFolder(stand.state, RUN).seal("order", order=text)
 
     with pytest.raises(PreparationError, match="order"):
         stand.collect()
     stand.suites.reap(RUN)
     assert stand.lifeline.is_cut()
+
+
+def test_order_that_its_suite_has_changed_ends_the_run(stand: Stand) -> None:
+    """A suite that rewrites what was ordered, so that less is looked at, has no verdict by it."""
+    order = stand.file("order")
+    forgery = f"sed 's/{UNVERSIONED}/abc123/' {order} > f && ! cmp -s f {order} && cp f {order}"
+    stand.start("/bin/sh", "-c", f"{forgery} && echo > $LIFELINE")
+    stand.lifeline.await_members(1)
+    stand.await_result()
+
+    with pytest.raises(PreparationError, match="nobody of this machine has sealed it"):
+        stand.collect()
 
 
 def test_result_that_leads_nowhere_is_found_out(stand: Stand) -> None:

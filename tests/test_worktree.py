@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -461,18 +462,69 @@ def test_all_there_is_to_say_of_a_run_is_said(site: Site) -> None:
     assert "outlived the suite" in detail
 
 
+@pytest.mark.parametrize("left", ["all", "the note alone"])
+def test_note_of_a_checkout_that_a_power_cut_left_empty_is_removed(site: Site, left: str) -> None:
+    """A note that git can no longer read keeps no other checkout from being made."""
+    revision, broken, next_one = head_revision(site.repository), site.checkout, "a.2"
+    add_worktree(site.repository, revision, broken)
+    note = site.repository / ".git" / "worktrees" / broken.name
+    (note / "commondir").write_bytes(b"")
+    if left != "all":
+        shutil.rmtree(broken)
+    with pytest.raises(PreparationError, match="commondir"):
+        add_worktree(site.repository, revision, broken.with_name(next_one))
+
+    remove_worktree(site.repository, broken)
+    add_worktree(site.repository, revision, broken.with_name(next_one))
+
+    assert not os.path.lexists(broken)
+    assert not note.exists()
+    assert (broken.with_name(next_one) / "shop.py").is_file()
+
+
+def test_note_of_another_checkout_is_left_alone(site: Site) -> None:
+    """Only the note of the checkout that is removed goes with it, however broken others are."""
+    other = site.checkout.with_name("other")
+    add_worktree(site.repository, head_revision(site.repository), other)
+    commondir = site.repository / ".git" / "worktrees" / "other" / "commondir"
+    whole = commondir.read_bytes()
+    commondir.write_bytes(b"")
+    remove_worktree(site.repository, site.checkout)
+    commondir.write_bytes(whole)
+
+    assert str(other) in " ".join(site.checkouts())
+
+
+def test_checkout_that_others_were_in_the_way_of_is_tried_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git that met the note of a checkout another process is just making is asked once more."""
+    revision, other = head_revision(site.repository), site.checkout.with_name("other")
+    add_worktree(site.repository, revision, other)
+    commondir = site.repository / ".git" / "worktrees" / "other" / "commondir"
+    whole = commondir.read_bytes()
+    commondir.write_bytes(b"")
+    # The other process ends what it was at.
+    monkeypatch.setattr(time, "sleep", lambda _: commondir.write_bytes(whole))
+
+    add_worktree(site.repository, revision, site.checkout)
+
+    assert (site.checkout / "shop.py").is_file()
+
+
 def test_folder_that_an_order_names_is_not_removed(site: Site, tmp_path: Path) -> None:
-    """A suite that writes another folder into its order has the worker remove its checkout only."""
+    """A suite that writes another folder into its order has no verdict, and that folder stays."""
     precious = tmp_path / "precious"
     precious.mkdir()
-    order = site.state.run(RUN) / "order.json"
+    order = site.state.run(RUN) / "order"
     pattern = f's#"tree": *"[^"]*"#"tree": "{precious}"#'
     site.start(f"sed -i '{pattern}' {order}; grep -q {precious} {order}")
     # As by a worker that comes later: the one that began has read its order before.
     await_that((order.parent / "result").exists)
-    facts = site.suites.await_report(RUN).facts
+    with pytest.raises(PreparationError, match="order"):
+        site.suites.await_report(RUN)
+    site.suites.reap(RUN)
 
-    assert (facts.exit_code, facts.tree_changed) == (0, True)
     assert precious.is_dir()
     assert not os.path.lexists(site.checkout)
 

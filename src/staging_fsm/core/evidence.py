@@ -22,6 +22,7 @@ REPORT_MAX_NAME_CHARACTERS: Final = 64 * 1024
 STAMP_SLACK: Final = timedelta(seconds=60)
 #: The zero of some clock: whoever writes it has no time to tell.
 NO_TIME_YEAR: Final = 1970
+_TIMED_SINCE: Final = datetime(NO_TIME_YEAR + 1, 1, 1, tzinfo=UTC).timestamp()
 _ROOTS: Final = frozenset({"testsuites", "testsuite"})
 _TELLING: Final = frozenset({"failure", "error", "skipped"})
 #: What GoogleTest and CTest write in the place of <skipped>, for a test that is disabled
@@ -92,6 +93,15 @@ class RunWindow:
             for zone in zones
         )
 
+    def holds_file_time(self, seconds: float) -> bool:
+        """Say whether a file that was written so many seconds after the epoch is of this run.
+
+        One that is as old as NO_TIME_YEAR, or older, carries no time.
+        """
+        slack = STAMP_SLACK.total_seconds()
+        earliest, latest = self.begin.timestamp() - slack, self.end.timestamp() + slack
+        return seconds < _TIMED_SINCE or earliest <= seconds <= latest
+
 
 def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
     """Return the counts of the JUnit XML report in `stream`.
@@ -124,6 +134,8 @@ class _Tally:
     claimed_errors: int = 0
     #: The elements that are open, each with the telling children it had so far.
     open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
+    #: How many tests each open suite says it ran.
+    open_claims: list[str] = attrs.field(factory=list)
     dated: bool | None = False
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
@@ -146,16 +158,21 @@ class _Tally:
             self.claimed_failures = max(self.claimed_failures, _claimed(attributes, "failures"))
             self.claimed_errors = max(self.claimed_errors, _claimed(attributes, "errors"))
             self._check_time(attributes.get("timestamp", ""))
+            self.open_claims.append(attributes.get("tests", "").strip())
 
     def end(self, _tag: str) -> None:
         name, inside = self.open_elements.pop()
         if name == "testcase":
             self.tests += 1
-            self.skipped += "skipped" in inside and not inside & {"failure", "error"}
+            # A suite that says it ran none did not, whatever it lists: `pytest --setup-plan`.
+            not_run = "skipped" in inside or self.open_claims[-1:] == ["0"]
+            self.skipped += not_run and not inside & {"failure", "error"}
         if name == "testcase" or name in _ROOTS:
             # An error may stand on a suite itself, outside any test case: a failed collection.
             self.failures += "failure" in inside
             self.errors += "error" in inside
+        if name in _ROOTS:
+            self.open_claims.pop()
         if self.open_elements and name in _TELLING:
             self.open_elements[-1][1].add(name)
 

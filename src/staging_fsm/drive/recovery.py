@@ -43,11 +43,21 @@ def is_abandoned(runner: "StagingRunner", snapshot: Snapshot) -> bool:
 def unfinished(runner: "StagingRunner") -> list[JobRow]:
     """Return every row that may be abandoned; none, and an alert, where nobody can know."""
     try:
-        return runner.engine.rows.unfinished()
+        return [row for row in runner.engine.rows.unfinished() if _is_the_runners(runner, row)]
     except Exception as error:  # noqa: BLE001  # a store that is away comes back
         text = f"nothing could be recovered: {in_words(error)}"
         runner.engine.alert(AlertKind.INTERNAL_ERROR, "-", text)
         return []
+
+
+def _is_the_runners(runner: "StagingRunner", row: JobRow) -> bool:
+    """Say whether a row is ours to recover: to hold any other would keep its launch away."""
+    try:
+        snapshot = row.snapshot()
+    except SnapshotRefusedError:
+        return row.stage == runner.stage  # somebody has to be told
+    agents = snapshot is None or snapshot.state is State.LLM_FALLBACK
+    return row.stage == runner.stage and not agents
 
 
 def recover(runner: "StagingRunner", job_id: Any) -> bool:

@@ -1,6 +1,7 @@
 """The time of day of the drive and the host, and their waiting: what a test replaces."""
 
-import threading
+import contextlib
+import queue
 from datetime import UTC, datetime
 
 
@@ -9,7 +10,8 @@ class SystemClock:
 
     def __init__(self) -> None:
         """Start awake-able: `wake` may be called from a signal handler."""
-        self._woken = threading.Event()
+        # Unlike an Event it takes no lock that the code under a signal may hold.
+        self._woken = queue.SimpleQueue[None]()
 
     def now(self) -> datetime:
         """Return the time of day, aware and in UTC."""
@@ -17,8 +19,10 @@ class SystemClock:
 
     def wait(self, seconds: float) -> None:
         """Return after `seconds`, or sooner when somebody calls `wake`."""
-        self._woken.wait(max(0.0, seconds))
+        with contextlib.suppress(queue.Empty):
+            self._woken.get(timeout=max(0.0, seconds))
+            self._woken.put(None)
 
     def wake(self) -> None:
         """End the current and every later `wait` at once."""
-        self._woken.set()
+        self._woken.put(None)

@@ -3,7 +3,7 @@
 The supervisor (`supervisor/`) outlives the worker, so everything that is needed to
 judge a run stands here before it starts, and what the supervisor saw of it when it is over:
 
-    order.json       what was ordered, by whom, and how things looked before
+    order            sealed; what was ordered, by whom, and how things looked before
     command          the argument vector, its words separated by NUL
     lock             held by the supervisor for as long as it lives
     closed           written by a recovery that found no supervisor: none may start now
@@ -58,7 +58,7 @@ _NOBODYS_LOCK: Final = -1
 
 @attrs.frozen
 class Order:
-    """`order.json`: what was ordered, and how things looked before."""
+    """`order`: what was ordered, and how things looked before."""
 
     scope: str
     repository: str
@@ -112,17 +112,24 @@ class RunFolder:
     def write_order(self, order: Order) -> None:
         """Store what was ordered. Raises OSError."""
         # Not synced: after a power cut nothing of the run is left that it could tell of.
-        write_whole(self.path / "order.json", json.dumps(attrs.asdict(order)).encode())
+        self.seal("order", order=json.dumps(attrs.asdict(order)))
 
     def order(self) -> Order:
         """Return what was ordered; raises PreparationError where that cannot be read."""
         try:
-            facts = json.loads(self.read("order.json"))
+            facts = json.loads(self._sealed_order())
             facts["environment"] = tuple(facts["environment"])
             return Order(**facts)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             message = f"the order of run {self.run_id} cannot be read: {error}"
             raise PreparationError(message) from error
+
+    def _sealed_order(self) -> str:
+        facts = self.sealed("order")
+        if not facts:
+            message = "nobody of this machine has sealed it"
+            raise ValueError(message)
+        return facts["order"]
 
     def order_if_any(self) -> Order | None:
         """Return what was ordered, or None where that cannot be read."""

@@ -1,6 +1,7 @@
 """What a run showed, collected once nothing of it is alive: the facts that are judged."""
 
 import contextlib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -113,7 +114,11 @@ def _evidence(order: Order, left: str) -> Evidence:
         return Evidence(EvidenceState.UNREADABLE)
     with file:
         try:
-            return Evidence(EvidenceState.READ, read_junit(file, _window(order)))
+            window = _window(order)
+            counts = read_junit(file, window)
+            if counts.dated or window.holds_file_time(os.fstat(file.fileno()).st_mtime):
+                return Evidence(EvidenceState.READ, counts)
+            state = EvidenceState.STALE
         except ReportStaleError:
             state = EvidenceState.STALE
         except (OSError, ReportUnreadableError):

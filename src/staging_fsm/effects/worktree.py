@@ -5,6 +5,7 @@ test has no say in it. Once a suite has run it starts no program at all: no filt
 transport to a remote, and none of a submodule either.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
+from staging_fsm.effects.files import read_tail
 from staging_fsm.effects.folders import is_all_ours, remove_folder
 from staging_fsm.effects.supervisor.system import HAS_WAITID
 
@@ -62,6 +64,8 @@ _ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
 #: How long after its output has ended the end of a git itself is looked for again.
 _PAUSE_SECONDS: Final = 0.001
+#: How often, and after what pause, a checkout is tried again that git could not make.
+_FURTHER_TRIES, _TRY_SECONDS = 3, 0.1
 NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -284,6 +288,13 @@ def add_worktree(repository: Path, revision: str, target: Path) -> None:
     whole = {"core.sparseCheckout": "false"}
     add = ("worktree", "add", "--detach", "--force", str(target), revision)
     found = run_git(repository, *add, settings=whole)
+    for _ in range(_FURTHER_TRIES):
+        if found.returncode == 0:
+            return
+        # Git reads its notes of every checkout, also one that another process is just making.
+        time.sleep(_TRY_SECONDS)
+        remove_worktree(repository, target)
+        found = run_git(repository, *add, settings=whole)
     if found.returncode != 0:
         message = f"revision {revision} cannot be checked out: {found.stderr.strip()[-500:]}"
         raise PreparationError(message)
@@ -296,11 +307,26 @@ def remove_worktree(repository: Path, target: Path) -> None:
     """
     if not is_all_ours(target):
         return
-    if _remove_by_git(repository, target) or not os.path.lexists(target):
+    if _remove_by_git(repository, target):
         return
-    remove_folder(target)
-    # Its files are gone; now git takes it off its list, even where it was locked.
-    _remove_by_git(repository, target)
+    if os.path.lexists(target):
+        remove_folder(target)
+        # Its files are gone; now git takes it off its list, even where it was locked.
+        if _remove_by_git(repository, target):
+            return
+    _remove_empty_note(repository, target)
+
+
+def _remove_empty_note(repository: Path, target: Path) -> None:
+    """Remove git's note of a checkout where a power cut left it empty.
+
+    Git then can neither read it, nor make or remove any other checkout.
+    """
+    with contextlib.suppress(PreparationError, OSError):
+        found = run_git(repository, "rev-parse", "--path-format=absolute", "--git-common-dir")
+        note = Path(found.stdout.strip()) / "worktrees" / target.name
+        if found.returncode == 0 and read_tail(note / "commondir", 1) == b"":
+            remove_folder(note)
 
 
 def _remove_by_git(repository: Path, target: Path) -> bool:

@@ -60,6 +60,7 @@ _RUNNING: Final = {
 _REQUEUE: Final = sa.text(
     "UPDATE jobs SET status = 'queued', claimed_by = NULL, updated_at = :now"
     " WHERE id = :id AND status = 'running' AND COALESCE(claimed_by, '') = :claimed_by"
+    " AND updated_at = :claimed_at"
 )
 _FINISH: Final = sa.text(
     "UPDATE jobs SET status = 'done', updated_at = :now"
@@ -274,7 +275,8 @@ class SqlHostStore:
 
     def requeue_abandoned(self, job: Job, now: datetime) -> bool:
         """Queue a running job again whose claim has not changed since it was read."""
-        values = {"id": job.id, "claimed_by": job.claimed_by or "", "now": format_time(now)}
+        seen = {"claimed_by": job.claimed_by or "", "claimed_at": job.updated_at}
+        values = {"id": job.id, **seen, "now": format_time(now)}
         with self.engine.begin() as connection:
             return connection.execute(_REQUEUE, values).rowcount == 1
 

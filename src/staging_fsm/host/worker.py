@@ -1,6 +1,7 @@
 """The worker loop: claim a due job, launch it, go on."""
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
@@ -32,8 +33,10 @@ class Worker:
     stopping: bool = False
     #: When each job was claimed here last, as far as the answer of the store arrived.
     _claimed: dict[int, str] = attrs.field(factory=dict, init=False)
-    #: The claims whose answers are under way.
-    _asked: set[object] = attrs.field(factory=set, init=False)
+    #: How many claims have been asked for whose answers are under way.
+    _asking: int = attrs.field(default=0, init=False)
+    #: Held over these two, and never while the store is asked.
+    _books: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     #: When the last recovery began that did not fail.
     _recovered: datetime | None = attrs.field(default=None, init=False)
 
@@ -49,10 +52,14 @@ class Worker:
         A claim of this worker of which it never heard, because the connection was lost
         on the way back, is nobody's either, unless its answer may still be under way.
         """
-        requeued = []
+        with self._books:
+            heard_before = self._claimed.copy()
         running = self.host.store.running_jobs()
-        # In this order: what was claimed before the look is heard of, once nothing is asked.
-        asking, heard_of = bool(self._asked), self._claimed.copy()
+        with self._books:
+            # What was claimed before the look is heard of, unless something is still asked.
+            asking, heard_of = self._asking > 0, self._claimed.copy()
+            self._forget(heard_before, {job.id for job in running})
+        requeued = []
         for job in running:
             ours = job.claimed_by == self.identity and not asking
             unheard = ours and heard_of.get(job.id) != job.updated_at
@@ -60,6 +67,12 @@ class Worker:
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
         return requeued
+
+    def _forget(self, heard_before: dict[int, str], running: set[int]) -> None:
+        """Forget the claims that had ended at the last look, and were not made anew since."""
+        for job_id, claimed in heard_before.items():
+            if job_id not in running and self._claimed.get(job_id) == claimed:
+                del self._claimed[job_id]
 
     def recover(self) -> None:
         """Take up what dead workers left behind: staging attempts first, then every other job."""
@@ -79,14 +92,16 @@ class Worker:
         return job
 
     def _claim(self, only: int | None = None) -> Job | None:
-        asked = object()
-        self._asked.add(asked)
+        with self._books:
+            self._asking += 1
         try:
             job = self.host.store.claim_next(self.host.clock.now(), self.identity, only)
             if job is not None:
-                self._claimed[job.id] = job.updated_at
+                with self._books:
+                    self._claimed[job.id] = job.updated_at
         finally:
-            self._asked.remove(asked)
+            with self._books:
+                self._asking -= 1
         return job
 
     def _launch(self, job: Job) -> None:
@@ -104,20 +119,26 @@ class Worker:
         in_hand: set[Future[None]] = set()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="launch") as pool:
             while not self.stopping:
-                has_room = len(in_hand) < self.concurrency
-                if has_room and self._recovery_is_due():
-                    self._recovered = self.host.clock.now()
-                    in_hand.add(pool.submit(self._recover))
-                elif has_room and (job := self._claim()) is not None:
-                    in_hand.add(pool.submit(self._launch, job))
-                    launched += 1
-                elif in_hand:
-                    # What has ended may have queued the next job; others queue jobs too.
-                    ended, in_hand = wait(in_hand, IDLE_SECONDS, FIRST_COMPLETED)
-                    for work in ended:
-                        work.result()
-                else:
-                    break
+                try:
+                    has_room = len(in_hand) < self.concurrency
+                    if has_room and self._recovery_is_due():
+                        self._recovered = self.host.clock.now()
+                        in_hand.add(pool.submit(self._recover))
+                    elif has_room and (job := self._claim()) is not None:
+                        in_hand.add(pool.submit(self._launch, job))
+                        launched += 1
+                    elif in_hand:
+                        # What has ended may have queued the next job; others queue jobs too.
+                        ended, in_hand = wait(in_hand, IDLE_SECONDS, FIRST_COMPLETED)
+                        for work in ended:
+                            work.result()
+                    else:
+                        break
+                except Exception:
+                    # To raise is to wait for the longest of what is in hand.
+                    if not in_hand:
+                        raise
+                    self._tell_and_wait()
         return launched
 
     def run_forever(self) -> None:
@@ -126,10 +147,15 @@ class Worker:
             try:
                 launched = self.run_until_idle()
             except Exception:  # noqa: BLE001  # a store that is away comes back
-                _LOG.exception("the worker could not look for work")
-                launched = 0
+                self._tell_and_wait()
+                continue
             if launched == 0 and not self.stopping:
                 self.host.clock.wait(IDLE_SECONDS)
+
+    def _tell_and_wait(self) -> None:
+        _LOG.exception("the worker could not look for work")
+        if not self.stopping:
+            self.host.clock.wait(IDLE_SECONDS)
 
     def _recovery_is_due(self) -> bool:
         if self._recovered is None:
