@@ -10,12 +10,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import attrs
 import pytest
@@ -206,6 +207,41 @@ def test_serve_says_where_and_answers(desk: Desk) -> None:
     assert block["attempts"] == []
 
 
+def test_serve_asks_for_the_token_that_is_set(desk: Desk) -> None:
+    """With a token in its settings `staging-fsm serve` answers whoever has it, by any name."""
+    with serve(desk, http_token=TOKEN) as address:
+        port = port_of(address)
+        answers = [
+            ask(port, "/queue"),
+            ask(port, "/healthz"),
+            ask(port, "/queue", Authorization=f"Bearer {TOKEN}", Host="ops.example"),
+        ]
+
+    assert [answer.status for answer in answers] == [401, 200, 200]
+
+
+def test_serve_without_a_token_answers_to_this_machines_names_only(desk: Desk) -> None:
+    """`staging-fsm serve` reads nothing to a page of somebody else's name."""
+    with serve(desk) as address:
+        assert ask(port_of(address), "/queue", Host="evil.example").status == 421
+
+
+def test_serve_ends_though_a_page_is_open(desk: Desk) -> None:
+    """Told to end, `staging-fsm serve` does not wait until the last listener has gone."""
+    with ExitStack() as listeners:
+        with serve(desk) as address:
+            stream = listeners.enter_context(events(port_of(address)))
+            while stream.readline() != b"event: listening\n":
+                pass
+        with pytest.raises(IncompleteRead):
+            stream.read()
+
+
+def port_of(address: str) -> int:
+    """Return the port of an address."""
+    return urlsplit(address).port or 0
+
+
 @pytest.mark.parametrize("token", ["", "x" * (TOKEN_CHARACTERS_MIN - 1)])
 def test_serve_beyond_this_machine_needs_a_token(desk: Desk, token: str) -> None:
     """Without a token of some length no other address is listened on, and the setting is named."""
@@ -230,6 +266,25 @@ def test_app_is_mounted_below_a_path(desk: Desk) -> None:
         answers = [ask(port, f"/ops/staging{path}", Host="ops.example") for path in ("/queue",)]
 
     assert [answer.status for answer in answers] == [HTTPStatus.OK]
+
+
+def test_mounted_app_keeps_below_its_path(desk: Desk) -> None:
+    """Below a path all that a page leads to is below it, and health needs no token."""
+    desk.run("WI-1", "true")
+    inner = create_app(desk.source(), token=TOKEN, hosts=None)
+    with serving(Starlette(routes=[Mount("/ops/staging", inner)])) as port:
+        health = ask(port, "/ops/staging/healthz")
+        closed = ask(port, "/ops/staging/queue")
+        pages = [
+            ask(port, f"/ops/staging{path}", Authorization=f"Bearer {TOKEN}").body.decode()
+            for path in ("/", "/attempts/1")
+        ]
+
+    assert (health.status, closed.status) == (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
+    for page in pages:
+        leads = re.findall(r'(?:href|src|data-[\w-]+)="(/[^"]*)"', page)
+        assert leads
+        assert [lead for lead in leads if not lead.startswith("/ops/staging/")] == []
 
 
 def test_jobs_that_cannot_be_read_are_said_to_be(desk: Desk) -> None:
