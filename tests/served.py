@@ -168,6 +168,11 @@ class Shelf:
                 "UPDATE jobs SET status = ?, metadata = ? WHERE id = ?", (status, metadata, job_id)
             )
 
+    def run(self, statement: str) -> None:
+        """Run a statement on the database, past everything."""
+        with self.store.engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+
     def log(self, snapshot: Snapshot, text: str) -> None:
         """Write what the last run of an attempt printed."""
         folder = self.folder / "state" / "runs" / f"{snapshot.attempt_id}.{len(snapshot.runs)}"

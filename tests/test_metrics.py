@@ -133,6 +133,99 @@ def test_gauges_say_what_a_person_has_to_do(shelf: Shelf) -> None:
     assert value(samples, "enabled") == 0
 
 
+def test_age_of_an_empty_queue_is_nothing(shelf: Shelf) -> None:
+    """Once nobody waits any more the age of the queue says so."""
+    with serving(create_app(shelf.source())) as port:
+        job = shelf.put(attempt(State.DEFERRED, ago=500, now=datetime.now(UTC)))
+        waiting = scrape(port)
+        shelf.set(job, dump_snapshot(alive(State.ADVANCED)), "done")
+        over = scrape(port)
+
+    assert value(waiting, "queue_age_seconds") >= 500
+    assert value(over, "queue_age_seconds") == 0
+
+
+def test_run_that_began_before_the_server_is_counted(shelf: Shelf) -> None:
+    """A run counts when it ends, however long before this server it was started."""
+    end = alive(State.ADVANCED)
+    runs = tuple(attrs.evolve(run, started_at="2020-01-01T00:00:00.000000Z") for run in end.runs)
+    with serving(create_app(shelf.source())) as port:
+        shelf.put(attrs.evolve(end, runs=runs))
+        samples = scrape(port)
+
+    assert value(samples, "runs_total", reason="passed") == 1
+
+
+def test_row_that_was_unreadable_for_once_is_counted_once(shelf: Shelf) -> None:
+    """What was counted of an attempt is not counted anew after its row could not be read."""
+    with serving(create_app(shelf.source())) as port:
+        job = shelf.put(alive(State.DEFERRED))
+        scrape(port)
+        shelf.set(job, "17")
+        damaged = scrape(port)
+        shelf.set(job, dump_snapshot(alive(State.DEFERRED)))
+        mended = scrape(port)
+
+    assert value(damaged, "refused_rows") == 1
+    assert value(mended, "deferrals_total") == 1
+
+
+def test_attempt_that_was_started_afresh_is_counted(shelf: Shelf) -> None:
+    """Where a person removed a damaged attempt, the one that follows on the job is news."""
+    with serving(create_app(shelf.source())) as port:
+        job = shelf.put(alive(State.FAILED_CLOSED))
+        scrape(port)
+        for between in ("17", None):
+            shelf.set(job, between)
+            scrape(port)
+        shelf.set(job, dump_snapshot(alive(State.ADVANCED, attempt_id="afresh")), "done")
+        samples = scrape(port)
+
+    assert value(samples, "attempts_total", outcome="ADVANCED", reason="passed") == 1
+    assert value(samples, "runs_total", reason="passed") == 1
+
+
+def test_jobs_without_an_attempt_are_not_looked_for_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a scrape costs does not grow with the jobs of other stages that there have been."""
+    monkeypatch.setattr(web_metrics, "RECENT_JOBS", 1)
+    source, loads = shelf.source(), list[object]()
+    monkeypatch.setattr(source.rows, "load", loads.append)
+    with serving(create_app(source)) as port:
+        for _ in range(3):
+            shelf.put(None)
+            scrape(port)
+
+    assert loads == []
+
+
+def test_job_that_was_deleted_ends_no_scrape(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unfinished attempt whose job is gone is forgotten, and the others are told of."""
+    monkeypatch.setattr(web_metrics, "RECENT_JOBS", 1)
+    with serving(create_app(shelf.source())) as port:
+        job = shelf.put(alive(State.DEFERRED))
+        scrape(port)
+        with shelf.store.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM jobs WHERE id = ?", (job,))
+        samples = scrape(port)
+
+    assert value(samples, "active_attempts", state="DEFERRED") == 0
+
+
+def test_scrape_without_a_table_is_answered(shelf: Shelf) -> None:
+    """Where the table goes between two looks a scrape is a 503 with a sentence, as a page is."""
+    source = attrs.evolve(shelf.source(), pulse_seconds=3600.0)
+    with serving(create_app(source)) as port:
+        scrape(port)
+        with shelf.store.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE jobs RENAME TO lost")
+        answer = ask(port, "/metrics")
+
+    assert answer.status == 503
+    assert "the jobs cannot be read" in answer.text
+
+
 MANY: Final = 60
 
 

@@ -31,7 +31,7 @@ from staging_fsm.faces.queue import (
     active_attempt,
     staging_runner_block,
 )
-from staging_fsm.faces.views import attempt_view, duration_words, sentence
+from staging_fsm.faces.views import attempt_view, credible_seconds, duration_words, sentence
 from staging_fsm.host.database import open_database
 from staging_fsm.host.store import SqlHostStore
 from trails import BROKEN, CLAIM, CLAIM_AGAIN, ERROR, FAILED, WAIT, walked
@@ -135,6 +135,7 @@ NOT_STUCK: Final = {
     "worker elsewhere": attempt(State.RUNNING, worker="another-boot/1/1"),
     "worker of no name": attempt(State.RUNNING, worker="?"),
     "being stopped": attempt(State.RUNNING, ago=605),
+    "being stopped for as long as its grace": attempt(State.RUNNING, ago=600 + STUCK_SECONDS + 5),
     "just due": attempt(State.DEFERRED, due=-1),
     "deferred by a worker that is gone": attempt(State.DEFERRED, worker=GONE),
     "handing over": attempt(State.EXHAUSTED, ago=LATE - 2),
@@ -170,6 +171,47 @@ def test_job_that_was_opened_again_after_its_attempt_ended_is_stuck(
 
     assert "opened again" in (active_attempt(opened, ended, {}, NOW)["stuck"] or "")
     assert active_attempt(done, ended, {}, NOW)["stuck"] is None
+
+
+def test_job_of_an_agent_is_not_stuck() -> None:
+    """A job that the LLM path has is open for as long as the agent takes, and nobody is told."""
+    working = JobRow(1, "shop", "WI-1", "deploy-staging", "running", None, None)
+
+    assert active_attempt(working, attempt(State.LLM_FALLBACK), {}, NOW)["stuck"] is None
+
+
+def test_suite_that_runs_does_not_wait() -> None:
+    """How long an attempt waits is told of those whose suite does not run."""
+    assert block_of(attempt(State.RUNNING, ago=500))["oldest_waiting"] is None
+
+
+def test_all_that_failed_closed_of_a_day_is_counted() -> None:
+    """What failed closed is counted, and not only as far as outcomes are listed."""
+    many = OUTCOMES_LISTED + 3
+
+    assert block_of(*[attempt(State.FAILED_CLOSED)] * many)["failed_closed_last_day"] == many
+
+
+GATE_READ: Final = {
+    State.ADVANCED: "SUCCESS",
+    State.ROLLED_BACK: "FAILED",
+    State.FAILED_CLOSED: "FAILED",
+}
+
+
+@pytest.mark.parametrize("state", WAYS)
+def test_view_says_what_the_gate_read(state: State) -> None:
+    """The status of an attempt is the word in the artifact that its gate read, or nothing."""
+    row = JobRow(1, "shop", "WI-1", "deploy-staging", "running", None, None)
+    view = attempt_view(row, attempt(state), None)
+
+    assert view["status"] == GATE_READ.get(state)
+    assert [run["duration_seconds"] for run in view["runs"]] == [None] * len(view["runs"])
+
+
+def test_time_that_cannot_be_is_not_believed() -> None:
+    """A clock that was set back makes no time less than nothing, and damage none over a month."""
+    assert [credible_seconds(seconds) for seconds in (-5.0, 5.0, 1e12)] == [0.0, 5.0, 30 * 86_400.0]
 
 
 def test_refused_rows_are_listed_whether_finished_or_not() -> None:

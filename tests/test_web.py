@@ -9,13 +9,13 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 from urllib.parse import urlsplit
 
 import attrs
@@ -24,16 +24,20 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import staging_fsm
-from served import Shelf, ask, attempt, serving
+from served import GONE, PLAN, Shelf, ask, attempt, serving
 from staging_fsm.core.config import TOKEN_CHARACTERS_MIN, variable_name
+from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.outcome import Reason
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
-from staging_fsm.core.spec import State
+from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.session import Session, open_session
 from staging_fsm.faces.web import Source, create_app
+from staging_fsm.faces.web import app as web_app
 from staging_fsm.faces.web import events as web_events
 from staging_fsm.faces.web.guard import HEADERS
+from staging_fsm.faces.web.pages import TONES
 from staging_fsm.faces.web.server import source_of
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
@@ -166,12 +170,19 @@ BAD: Final = [
 ]
 
 
+#: Whatever a server has to show.
+PATHS: Final = (
+    *("/", "/queue", "/metrics", "/events", "/attempts/1", "/repositories/shop"),
+    *("/static/diagram.css", "/static/page.css"),
+)
+
+
 def test_token_is_asked_for_with_every_request(desk: Desk) -> None:
     """With a token, Bearer or the password of Basic lets in, and nothing else does."""
     with serving(create_app(desk.source(), token=TOKEN, hosts=None)) as port:
         let_in = [ask(port, "/queue", Authorization=value, Host="ops.example") for value in GOOD]
         turned_away = [ask(port, "/queue", Authorization=value) for value in BAD]
-        turned_away += [ask(port, path) for path in ("/queue", "/nowhere", "/openapi.json")]
+        turned_away += [ask(port, path) for path in (*PATHS, "/nowhere", "/openapi.json")]
         health = ask(port, "/healthz")
 
     assert {answer.status for answer in let_in} == {HTTPStatus.OK}
@@ -292,11 +303,78 @@ def test_jobs_that_cannot_be_read_are_said_to_be(desk: Desk) -> None:
     source = desk.source()
     with sqlite3.connect(desk.folder / "state" / "orchestrator.db") as database:
         database.execute("ALTER TABLE jobs RENAME TO lost")
+    paths = ("/queue", "/healthz", "/", "/metrics", "/attempts/1", "/repositories/shop")
     with serving(create_app(source)) as port:
-        answers = [ask(port, path) for path in ("/queue", "/healthz")]
+        answers = [ask(port, path) for path in paths]
 
-    assert [answer.status for answer in answers] == [HTTPStatus.SERVICE_UNAVAILABLE] * 2
-    assert answers[0].json["detail"].startswith("the jobs cannot be read (")
+    said = "the jobs cannot be read (ConfigInvalidError): the server's log says more"
+    assert [answer.status for answer in answers] == [HTTPStatus.SERVICE_UNAVAILABLE] * len(paths)
+    assert {answer.json["detail"] for answer in answers} == {said}
+
+
+def test_jobs_that_can_be_read_no_more_are_not_shown_as_they_were(desk: Desk) -> None:
+    """A server that has shown the queue does not go on showing it once it cannot be read."""
+    with serving(create_app(desk.source())) as port:
+        before = ask(port, "/healthz").status
+        with sqlite3.connect(desk.folder / "state" / "orchestrator.db") as database:
+            database.execute("ALTER TABLE jobs RENAME TO lost")
+        answers = [ask(port, path) for path in ("/healthz", "/queue", "/")]
+
+    # No statement, and no address: health asks for no token.
+    said = "the jobs cannot be read (OperationalError): the server's log says more"
+    assert before == HTTPStatus.OK
+    assert {answer.status for answer in answers} == {HTTPStatus.SERVICE_UNAVAILABLE}
+    assert {answer.json["detail"] for answer in answers} == {said}
+
+
+@pytest.mark.parametrize("table", ["work_items", "repositories"])
+def test_page_without_what_stands_beside_a_job_is_said_to_be(desk: Desk, table: str) -> None:
+    """Where work items or repositories cannot be read, a page is a 503 with a sentence, too."""
+    assert desk.run("WI-1", "true") == ExitCode.ADVANCED
+    source = desk.source()
+    with sqlite3.connect(desk.folder / "state" / "orchestrator.db") as database:
+        database.execute(f"ALTER TABLE {table} RENAME TO lost")
+    with serving(create_app(source)) as port:
+        answer = ask(port, "/attempts/1")
+
+    assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert answer.headers.items() >= {name.lower(): word for name, word in HEADERS.items()}.items()
+
+
+def test_failure_of_the_server_itself_carries_the_headers(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server fails it says so in a sentence, without a trace, as guarded as ever."""
+
+    def fail(*_: object) -> None:
+        message = "a secret of ours"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(web_app, "repository_page", fail)
+    with serving(create_app(desk.source())) as port:
+        answer = ask(port, "/repositories/shop")
+
+    assert answer.status == HTTPStatus.INTERNAL_SERVER_ERROR
+    assert answer.text == "This server failed: its log says more.\n"
+    assert answer.headers.items() >= {name.lower(): word for name, word in HEADERS.items()}.items()
+
+
+def test_table_is_read_once_for_many_who_ask(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many look at once, the table is looked at as often as its pulse says."""
+    looks = list[int]()
+    source = attrs.evolve(desk.source(), pulse_seconds=3600.0)
+    unfinished = source.rows.unfinished
+
+    def look() -> list[JobRow]:
+        looks.append(1)
+        return unfinished()
+
+    monkeypatch.setattr(source.rows, "unfinished", look)
+    with serving(create_app(source)) as port:
+        answers = [ask(port, "/queue").status for _ in range(5)]
+
+    assert answers == [HTTPStatus.OK] * 5
+    assert len(looks) == 1
 
 
 @pytest.fixture
@@ -382,6 +460,115 @@ def test_artifact_that_was_altered_is_said_to_be_and_not_shown(shelf: Shelf) -> 
     assert "forged" not in page
 
 
+def test_secrets_of_a_command_are_shown_to_nobody(shelf: Shelf) -> None:
+    """What is secret among the words of a command, by its option or its value, is no page's."""
+    secret, named = "hunter22-of-ours", "value-of-a-token"
+    plan = attrs.evolve(
+        PLAN,
+        suite=attrs.evolve(
+            PLAN.suite, command=("curl", "--password", secret, named), environment=("API_TOKEN",)
+        ),
+    )
+    job = shelf.put(attrs.evolve(attempt(State.RUNNING), plan=plan))
+    source = shelf.source()
+    source.variables = {**source.variables, "API_TOKEN": named}
+    with serving(create_app(source)) as port:
+        page = ask(port, f"/attempts/{job}").text
+
+    assert "curl" in page
+    assert secret not in page
+    assert named not in page
+
+
+def test_run_is_drawn_as_it_was_judged(shelf: Shelf) -> None:
+    """A run that ended with 0 and showed no test is drawn as what it was: not executed."""
+    empty = attempt(State.FAILED_CLOSED)
+    runs = tuple(attrs.evolve(run, reason=Reason.NO_TESTS, exit_code=0) for run in empty.runs)
+    jobs = [
+        shelf.put(attrs.evolve(empty, runs=runs)),
+        shelf.put(attempt(State.ROLLED_BACK)),
+        shelf.put(attempt(State.ADVANCED)),
+    ]
+    with serving(create_app(shelf.source())) as port:
+        pages = [ask(port, f"/attempts/{job}").text for job in jobs]
+
+    assert [re.findall(r'class="run (\w+)"', page) for page in pages] == [
+        ["bad"],
+        ["code"],
+        ["good"],
+    ]
+
+
+def test_only_what_passed_is_drawn_as_good() -> None:
+    """Each state is drawn as who has to act: nobody, the developer, the operator, or not yet."""
+    assert {state: TONES[state] for state in TERMINAL} == {
+        State.ADVANCED: "good",
+        State.ROLLED_BACK: "code",
+        State.FAILED_CLOSED: "bad",
+        State.LLM_FALLBACK: "quiet",
+        State.CANCELLED: "quiet",
+    }
+    assert {state for state, tone in TONES.items() if tone == "good"} == {
+        State.ADVANCED,
+        State.VERDICT_PASSED,
+    }
+
+
+def test_damaged_rows_of_a_repository_are_counted(shelf: Shelf) -> None:
+    """A repository's page says how many of its rows are refused, and one wild number hides none."""
+    shelf.put("17")
+    wild = attempt(State.ADVANCED)
+    runs = tuple(attrs.evolve(run, duration_seconds=1e308) for run in wild.runs)
+    shelf.put(attrs.evolve(wild, runs=runs))
+    with serving(create_app(shelf.source())) as port:
+        page = ask(port, "/repositories/shop")
+
+    assert page.status == HTTPStatus.OK
+    assert "1 refused" in page.text
+    assert "30 d" in page.text
+
+
+@pytest.mark.parametrize("what", ["stuck", "refused", "invalid"])
+def test_page_says_what_needs_a_person(shelf: Shelf, what: str) -> None:
+    """Each thing that a person has to see to stands by itself where people look first."""
+    source = shelf.source()
+    if what == "stuck":
+        shelf.put(attempt(State.RUNNING, worker=GONE))
+    elif what == "refused":
+        shelf.put("17")
+    else:
+        wrong = {variable_name("enabled"): "1", variable_name("timeout_seconds"): "soon"}
+        source.variables = {**source.variables, **wrong}
+    with serving(create_app(source)) as port:
+        page = ask(port, "/").text
+    needs = page.partition('<section class="needs"')[2].partition("</section>")[0]
+
+    words_ = {"stuck": "worker is gone", "refused": "its row is refused", "invalid": "soon"}
+    assert words_[what] in needs
+
+
+@pytest.mark.parametrize("way", ["nul", "not registered"])
+def test_artifact_that_lies_nowhere_is_said_to(shelf: Shelf, way: str) -> None:
+    """A path that can be none, or a repository that nobody knows, is a word on the page."""
+    path = shelf.folder / ("\0" if way == "nul" else ".") / ARTIFACT_NAME
+    source = shelf.source()
+    if way == "not registered":
+        (shelf.folder / ARTIFACT_NAME).write_text(ARTIFACT)
+        source.place = unknown
+    written = Artifact(str(path), sha256_of_text(ARTIFACT))
+    job = shelf.put(attrs.evolve(attempt(State.ADVANCED), artifact=written))
+    with serving(create_app(source)) as port:
+        answer = ask(port, f"/attempts/{job}")
+
+    assert answer.status == HTTPStatus.OK
+    assert "not where this server may read" in answer.text
+
+
+def unknown(row: JobRow) -> NoReturn:
+    """Know no repository."""
+    raise LookupError(row.repo)
+
+
 @pytest.mark.parametrize("way", ["elsewhere", "link", "linked folder", "dots", "other name"])
 def test_no_file_outside_the_repository_is_read(shelf: Shelf, way: str) -> None:
     """A path in a row that leads out of the repository, or to another name, shows no file."""
@@ -443,6 +630,39 @@ def test_a_move_is_an_event(shelf: Shelf, query: str) -> None:
 
     assert stream.headers["content-type"].startswith("text/event-stream")
     assert re.fullmatch(rb"data: [0-9a-f]{16}(-\d+)?\n", data)
+
+
+CHANGES: Final[dict[str, Callable[[Shelf], object]]] = {
+    "a row is refused": lambda shelf: shelf.put("17"),
+    "the jobs cannot be read": lambda shelf: shelf.run("ALTER TABLE jobs RENAME TO lost"),
+    "something failed closed": lambda shelf: shelf.put(
+        attempt(State.FAILED_CLOSED, now=datetime.now(UTC))
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_a_person_would_see_is_an_event(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """An open page is told of all that changes on it, and never shows old news as live."""
+    monkeypatch.setattr(web_events, "LOOK_SECONDS", 0.01)
+    with serving(create_app(shelf.source())) as port, events(port) as stream:
+        while stream.readline() != b"event: listening\n":
+            pass
+        CHANGES[change](shelf)
+        while (line := stream.readline()) != b"event: changed\n":
+            assert line in (b":\n", b"\n") or line.startswith(b"data: ")
+
+
+def test_time_of_a_running_suite_goes_on(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While something runs an open page is told to come again, though nothing has moved."""
+    monkeypatch.setattr(web_events, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(web_events, "ACTIVE_SECONDS", 1)
+    shelf.put(attempt(State.RUNNING, now=datetime.now(UTC)))
+    with serving(create_app(shelf.source())) as port, events(port) as stream:
+        while (line := stream.readline()) != b"event: changed\n":
+            assert line
 
 
 def test_streams_are_numbered(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def moment(text: str | None) -> datetime | None:
     """Return the time that a row holds; None where what it holds is no time."""
     try:
         return None if text is None else parse_time(text)
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
 
 

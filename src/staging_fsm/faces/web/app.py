@@ -19,7 +19,7 @@ from staging_fsm.core.errors import JobNotFoundError
 from staging_fsm.faces.diagrams import STYLE
 from staging_fsm.faces.queue import QueueDocument
 from staging_fsm.faces.web.events import Streams, fingerprint
-from staging_fsm.faces.web.guard import LOOPBACK_HOSTS, Guard
+from staging_fsm.faces.web.guard import HEADERS, LOOPBACK_HOSTS, Guard
 from staging_fsm.faces.web.html import page
 from staging_fsm.faces.web.metrics import MEDIA_TYPE, Metrics
 from staging_fsm.faces.web.pages import attempt_page, repository_page
@@ -87,6 +87,8 @@ def create_app(
     app.add_middleware(Guard, token=token, hosts=hosts)
     for kind in (JobNotFoundError, JobsUnreadableError, HTTPException):
         app.add_exception_handler(kind, _problem)
+    # Answered outside of the guard, and raised again for the server's log.
+    app.add_exception_handler(Exception, _failure)
 
     # The diagram's own sheet: it stands in no file, but where the diagram is drawn.
     @app.get("/static/diagram.css", include_in_schema=False)
@@ -154,6 +156,12 @@ def _add_pages(app: FastAPI, source: Source) -> None:
     def repository(request: Request, name: str) -> Response:
         """Return the page of one repository: its history, and a plot of it."""
         return page(request, "repository", repository_page(source, name, datetime.now(UTC)))
+
+
+def _failure(_request: Request, _error: Exception) -> Response:
+    """Answer where the server itself failed: with a sentence, and the headers of every answer."""
+    words = "This server failed: its log says more.\n"
+    return PlainTextResponse(words, HTTPStatus.INTERNAL_SERVER_ERROR, HEADERS)
 
 
 def _problem(request: Request, error: Exception) -> Response:

@@ -116,6 +116,7 @@ class _Instruments:
 class _Counted:
     """How much of an attempt has been counted."""
 
+    attempt_id: str
     moves: int = 0
     runs: int = 0
     is_terminal: bool = False
@@ -139,8 +140,9 @@ class Metrics:
         with self._lock, reading():
             self._instruments.show(block)
             rows = self._rows()
-            # What is in neither list any more has been counted to its end.
-            self._counted = {row.id: self._count(row) for row in rows.values()}
+            # What is in neither list any more has been counted to its end, or has no attempt.
+            counted = {row.id: self._count(row) for row in rows.values()}
+            self._counted = {job: count for job, count in counted.items() if count is not None}
             return generate_latest(self._registry)
 
     def _rows(self) -> dict[Any, JobRow]:
@@ -155,14 +157,16 @@ class Metrics:
                     continue
         return rows
 
-    def _count(self, row: JobRow) -> _Counted:
-        before = self._counted.get(row.id, _Counted())
+    def _count(self, row: JobRow) -> _Counted | None:
+        before = self._counted.get(row.id)
         try:
             snapshot = row.snapshot()
         except SnapshotRefusedError:
             return before
         if snapshot is None:
-            return before
+            return None
+        if before is None or before.attempt_id != snapshot.attempt_id:
+            before = _Counted(snapshot.attempt_id)
         for move in snapshot.history[before.moves :]:
             if self._is_new(move.time):
                 self._instruments.count_move(snapshot, move)
@@ -170,7 +174,8 @@ class Metrics:
         for run in ended[before.runs :]:
             if run.reason is not None and self._is_new(run.ended_at):
                 self._instruments.count_run(run.reason, run.duration_seconds)
-        return _Counted(len(snapshot.history), len(ended), snapshot.is_terminal)
+        moves, ended_runs = len(snapshot.history), len(ended)
+        return _Counted(snapshot.attempt_id, moves, ended_runs, snapshot.is_terminal)
 
     def _is_new(self, time: str | None) -> bool:
         when = moment(time)

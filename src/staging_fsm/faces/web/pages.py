@@ -158,7 +158,7 @@ def _facts(source: Source, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
         )
         facts["Deadline"] = duration_words(suite.timeout_seconds)
         facts["Budget"] = f"{plan.budget.runs_max} runs at most"
-    item = source.work_item(row) if source.work_item else None
+    item = source.work_item_of(row)
     if item is not None:
         facts["Stage now"] = plain(item.stage)
         facts["Developer retries left"] = str(item.developer_retries)
@@ -191,12 +191,13 @@ def _artifact(source: Source, row: JobRow, snapshot: Snapshot) -> dict[str, Any]
 
 def _inside(source: Source, row: JobRow, path: Path) -> Path | None:
     """Return the file behind `path` if it is an artifact of the job's repository."""
-    if source.place is None or path.name != ARTIFACT_NAME:
+    place = source.place_of(row) if path.name == ARTIFACT_NAME else None
+    if place is None:
         return None
     try:
-        repository = source.place(row).repository.resolve(strict=True)
+        repository = place.repository.resolve(strict=True)
         found = path.resolve(strict=True)
-    except (OSError, ValueError, LookupError, RuntimeError):
+    except (OSError, ValueError, RuntimeError):
         return None
     return found if found.is_relative_to(repository) and found.name == ARTIFACT_NAME else None
 

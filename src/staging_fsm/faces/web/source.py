@@ -72,6 +72,19 @@ class Source:
         with reading():
             return self.rows.recent(limit, repo)
 
+    def place_of(self, row: JobRow) -> Place | None:
+        """Return where a job's artifact may lie; None if unknown. Raises JobsUnreadableError."""
+        with reading():
+            try:
+                return None if self.place is None else self.place(row)
+            except (OSError, ValueError, LookupError, RuntimeError):
+                return None
+
+    def work_item_of(self, row: JobRow) -> WorkItem | None:
+        """Return how a job's work item stands; None if unknown. Raises JobsUnreadableError."""
+        with reading():
+            return None if self.work_item is None else self.work_item(row)
+
     def version(self, job: str) -> object:
         """Return what changes with each move of an attempt; None if there is no such job."""
         try:
