@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import attrs
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -18,12 +19,13 @@ from desk import fill_the_disk
 from fleets import PATIENCE_SECONDS, FleetStand, await_that, fleet_stand
 from hosts import git
 from staging_fsm.core.artifact import written
-from staging_fsm.core.errors import TransitionRefusedError
+from staging_fsm.core.errors import RefusedError, TransitionRefusedError
 from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import RunCondition
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.core.times import format_time
 from staging_fsm.drive import runner
 from staging_fsm.drive.engine import run_id_of
 from staging_fsm.effects import telemetry
@@ -33,13 +35,14 @@ from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
-from staging_fsm.fleet.deliveries import QUEUE, TASK
+from staging_fsm.fleet.deliveries import QUEUE, TASK, queue_of
 from staging_fsm.fleet.delivery import REMOTE_BACKOFF, Delivery
-from staging_fsm.fleet.fence import Fence, FenceLostError, Presence
+from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server
 from staging_fsm.fleet.fleet import Fleet, FleetRows, FleetSuites
 from staging_fsm.fleet.publisher import LOG_NAME, PublishedArtifacts, SharedFolder
 from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
+from staging_fsm.host.database import CLIENT_KEEPALIVE, open_database
 from staging_fsm.host.launcher import AGENT_MARK, Host
 from staging_fsm.host.pipeline import work_item_dir
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
@@ -97,10 +100,13 @@ def test_verdicts_reach_the_branches_of_their_work_items(patient_fleet: FleetSta
     assert fleet.attempt(waiting).state == State.DEFERRED
 
 
-def test_suite_outlives_its_worker_and_the_next_one_judges_it(fleet: FleetStand) -> None:
-    """A worker that is killed costs nothing: its suite goes on, and another adopts the run."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "told to end"])
+def test_suite_outlives_its_worker_and_the_next_one_judges_it(
+    fleet: FleetStand, how: signal.Signals
+) -> None:
+    """A worker that ends costs nothing: its suite goes on, and another adopts the run."""
     job = fleet.submit("shop", "WI-1", hold=True)
-    replace_worker(fleet, job)
+    replace_worker(fleet, job, how)
     fleet.let_go("WI-1")
     ended = fleet.await_end(job)
 
@@ -109,12 +115,13 @@ def test_suite_outlives_its_worker_and_the_next_one_judges_it(fleet: FleetStand)
     assert len(fleet.ledger("start")) == 1
 
 
-def replace_worker(fleet: FleetStand, job: int) -> None:
-    """Kill the worker of a job whose suite is held, and wait until another has adopted it."""
+def replace_worker(fleet: FleetStand, job: int, how: signal.Signals = signal.SIGKILL) -> None:
+    """End the worker of a job whose suite is held, and wait until another has adopted it."""
     one = fleet.machine("one")
     one.start()
     fleet.await_starts(1)
-    one.workers[0].kill()
+    one.workers[0].send_signal(how)
+    one.workers[0].wait(PATIENCE_SECONDS)
     one.start()
     await_that(lambda: Event.RUN_ADOPTED in events(fleet, job), "the run is adopted")
 
@@ -434,6 +441,125 @@ def test_job_whose_worker_and_delivery_are_both_lost_is_delivered(
 
     assert redeliver(fleet.desk) == ([job] if found else [])
     assert redeliver(fleet.desk) == []
+
+
+@pytest.mark.parametrize(
+    ("moves", "found"), [((CLAIM,), True), (((Event.RUNNER_DECLINED, {}),), False)]
+)
+def test_attempt_that_a_stranger_had_in_hand_is_delivered(
+    fleet: FleetStand, moves: tuple[Any, ...], *, found: bool
+) -> None:
+    """What the runner of another host has begun the fleet goes on with, and no agent's job."""
+    job, now = fleet.submit("shop", "WI-1"), fleet.desk.clock.now()
+    fleet.take_delivery()
+    assert SqlHostStore(fleet.engine).claim_next(now, "host:boot/1/2", job) is not None
+    fleet.set_attempt(job, walked(*moves))
+
+    assert redeliver(fleet.desk) == ([job] if found else [])
+
+
+def test_delivery_to_a_machine_that_is_gone_is_everybodys(fleet: FleetStand) -> None:
+    """A job that was passed on to a machine waits for it as long as it lives, and no longer."""
+    job, there = fleet.submit("shop", "WI-1"), fleet.seen_from("one")
+    fleet.take_delivery()
+    with fleet.engine.begin() as tx:
+        now = there.clock.now()
+        there.deliveries.defer(tx, job, "shop", now, queue=queue_of(there.machine))
+    with present_machine(there):
+        redeliver(fleet.desk)
+        present = queues(fleet)
+    redeliver(fleet.desk)
+
+    assert present == [queue_of(there.machine)]
+    assert queues(fleet) == [QUEUE]
+
+
+def queues(fleet: FleetStand) -> list[str]:
+    """Return the queues in which deliveries wait."""
+    query = f"SELECT queue_name FROM {fleet.schema}.procrastinate_jobs WHERE task_name = :task"  # noqa: S608  # a name of ours
+    with fleet.engine.connect() as connection:
+        return list(connection.execute(sa.text(query), {"task": TASK}).scalars())
+
+
+def test_sweep_whose_worker_has_died_breaks_no_other(fleet: FleetStand) -> None:
+    """What a dead worker swept is not taken for a job, and the next sweep finds what is lost."""
+    job = fleet.submit("shop", "WI-1")
+    fleet.take_delivery()
+    statement = sa.text(
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, args, status)"
+        " VALUES (:queue, 'staging_fsm.sweep', CAST(:args AS jsonb), 'doing')"
+    )
+    with fleet.engine.begin() as connection:
+        connection.execute(sa.text(f"SET LOCAL search_path TO {fleet.schema}"))
+        connection.execute(statement, {"queue": QUEUE, "args": '{"timestamp": 1}'})
+
+    assert redeliver(fleet.desk) == [job]
+
+
+def test_only_jobs_of_its_stage_are_cancelled(fleet: FleetStand) -> None:
+    """Whoever mistypes an id ends no developer's job."""
+    store, item = SqlHostStore(fleet.engine), WorkItem("shop", "WI-1", "development", 2, None)
+    store.add_repository("shop", "nowhere")
+    job = store.add_work_item(item, "developer", fleet.desk.clock.now())
+
+    with pytest.raises(RefusedError, match="development"):
+        fleet.cancel(job)
+    assert fleet.row(job).status == QUEUED
+
+
+def test_branch_of_a_work_item_is_the_one_that_is_configured(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """What is judged, and where the verdict goes, is the branch that the fleet's setting names."""
+    with fleet_stand(tmp_path, postgres_url, ORCH_FLEET_BRANCH="wi/{work_item}/it") as fleet:
+        row = fleet.row(fleet.submit("shop", "WI-1"))
+
+        assert fleet.desk.branch(row) == "wi/WI-1/it"
+
+
+def test_delivery_that_comes_too_early_is_made_again_for_its_time(fleet: FleetStand) -> None:
+    """A job that is not due yet is claimed by nobody, and delivered once when it is."""
+    job, store = fleet.submit("shop", "WI-1"), SqlHostStore(fleet.engine)
+    fleet.take_delivery()
+    later = fleet.desk.clock.now().replace(microsecond=0) + timedelta(hours=1)
+    with fleet.engine.begin() as connection:
+        statement = sa.text("UPDATE jobs SET not_before = :due WHERE id = :id")
+        connection.execute(statement, {"due": format_time(later), "id": job})
+    deliver(fleet, job)
+    query = f"SELECT scheduled_at FROM {fleet.schema}.procrastinate_jobs WHERE task_name = :task"  # noqa: S608  # a name of ours
+    with fleet.engine.connect() as connection:
+        times = list(connection.execute(sa.text(query), {"task": TASK}).scalars())
+
+    assert times == [later]
+    assert store.job(job).status == QUEUED
+
+
+def test_connection_of_a_fence_is_watched_from_both_sides(
+    fleet: FleetStand, postgres_url: str
+) -> None:
+    """Client and server notice a network that is gone, and what the address says is heeded."""
+    address = sa.make_url(postgres_url)
+    options = f"{address.query.get('options', '')} -c lock_timeout=4321"
+    chosen = address.update_query_dict({"options": options.strip()})
+    engine = open_database(chosen.render_as_string(hide_password=False))
+    with Server.behind(engine, fleet.schema).connect() as fence:
+        kept = [one_of(fence, f"SHOW {name}") for name in ("lock_timeout", "search_path")]
+        ours = one_of(fence, "SHOW idle_in_transaction_session_timeout")
+        told = fence.info.get_parameters()
+    engine.dispose()
+
+    assert kept == ["4321ms", fleet.schema]
+    assert ours == "1min"
+    assert {name: told.get(name) for name in CLIENT_KEEPALIVE} == {
+        name: str(it) for name, it in CLIENT_KEEPALIVE.items()
+    }
+
+
+def one_of(connection: psycopg.Connection[Any], query: Any) -> Any:
+    """Return the one value that a query gives."""
+    found = connection.execute(query).fetchone()
+    assert found is not None
+    return found[0]
 
 
 def test_job_of_a_stranger_is_taken_once_his_worker_is_known_to_be_dead(
