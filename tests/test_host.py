@@ -929,8 +929,8 @@ def test_statement_that_fails_keeps_no_job_waiting_for_one_in_hand(
 ) -> None:
     """While a job lasts, a store that failed once is asked again, and other jobs are begun."""
     kit = make_host(recovery_seconds=str(IDLE_SECONDS))
-    long, begun, clock = kit.add("testing", "long"), threading.Event(), NoWaiting()
-    failures = [OSError("away")]
+    long, clock = kit.add("testing", "long"), NoWaiting()
+    begun, failed = threading.Event(), threading.Event()
 
     class Store(SqlHostStore):
         """Away once, as soon as the long job is in hand."""
@@ -944,13 +944,17 @@ def test_statement_that_fails_keeps_no_job_waiting_for_one_in_hand(
             return super().running_jobs()
 
         def fail(self, asked: str) -> None:
-            if asked == what_fails and begun.is_set() and failures:
-                raise failures.pop()
+            if asked == what_fails and begun.is_set() and not failed.is_set():
+                failed.set()
+                message = "away"
+                raise OSError(message)
 
     def launch(_host: Host, job: Job) -> None:
         if job.id == long:
             begun.set()
             clock.wait(IDLE_SECONDS)
+            assert failed.wait(DEADLINE_SECONDS)
+            kit.add("testing", "other")
             done_meanwhile.append(other_is_done.wait(DEADLINE_SECONDS))
         else:
             other_is_done.set()
@@ -959,13 +963,9 @@ def test_statement_that_fails_keeps_no_job_waiting_for_one_in_hand(
     store = Store(kit.store.engine)
     host = attrs.evolve(kit.host, store=store, clock=clock)
     working = Worker(host, str(this_process()), launch=launch, concurrency=2)
-    with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(working.run_until_idle)
-        assert begun.wait(DEADLINE_SECONDS)
-        kit.add("testing", "other")
-        assert result.result(DEADLINE_SECONDS) == 2
 
-    assert (done_meanwhile, failures) == ([True], [])
+    assert working.run_until_idle() == 2
+    assert done_meanwhile == [True]
 
 
 STOPPED = """
