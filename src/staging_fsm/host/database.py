@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 BUSY_TIMEOUT_SECONDS: Final = 30
-#: To be the first to open a file takes milliseconds. One that was emptied under open
-#: connections counts as new and stays locked by them: nobody should wait for that.
-SWITCH_TIMEOUT_SECONDS: Final = 1
+#: To be the first to open a file takes milliseconds, and on a disk that is busy seconds. One
+#: that was emptied under open connections counts as new and stays locked by them: nobody
+#: should wait for that as long as for a writer.
+SWITCH_TIMEOUT_SECONDS: Final = 10
 #: When we give a silent connection to PostgreSQL up. The kernel looks, for whichever
 #: process has it (https://www.postgresql.org/docs/current/libpq-connect.html).
 CLIENT_KEEPALIVE: Final = {
