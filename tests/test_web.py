@@ -172,7 +172,7 @@ BAD: Final = [
 
 #: Whatever a server has to show.
 PATHS: Final = (
-    *("/", "/queue", "/metrics", "/events", "/attempts/1", "/repositories/shop"),
+    *("/", "/queue", "/metrics", "/attempts/1", "/repositories/shop"),
     *("/static/diagram.css", "/static/page.css"),
 )
 
@@ -184,7 +184,10 @@ def test_token_is_asked_for_with_every_request(desk: Desk) -> None:
         turned_away = [ask(port, "/queue", Authorization=value) for value in BAD]
         turned_away += [ask(port, path) for path in (*PATHS, "/nowhere", "/openapi.json")]
         health = ask(port, "/healthz")
+        with events(port) as stream:
+            listening = stream.status
 
+    assert listening == HTTPStatus.UNAUTHORIZED
     assert {answer.status for answer in let_in} == {HTTPStatus.OK}
     assert {answer.status for answer in turned_away} == {HTTPStatus.UNAUTHORIZED}
     assert turned_away[0].headers["www-authenticate"].startswith("Basic ")
