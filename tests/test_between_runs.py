@@ -371,3 +371,20 @@ def test_attempt_under_another_stage_keeps_its_runs(desk: Desk) -> None:
     desk.write("stage", "staging")
 
     assert desk.staging.runner._unfinished_attempts() == {desk.snapshot().attempt_id}
+
+
+def test_launch_that_leaves_no_trace_sees_what_another_has_begun(desk: Desk) -> None:
+    """Where claim and decline are both refused, an agent starts only if nobody else has begun."""
+    desk.claim()
+    other = desk.new_worker()
+
+    def is_refused(_job: object, saved: Snapshot, *_: object) -> bool:
+        if saved.history[-1].id == "T02":
+            other.launch(desk.job_id)
+        return True
+
+    desk.use_rows(Failing(desk.engine.rows, "save", OSError("boom"), is_refused))
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.HELD
+    assert desk.state() is State.ADVANCED

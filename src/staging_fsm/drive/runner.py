@@ -210,8 +210,10 @@ class StagingRunner:
             # The claim was committed after all: it is left for recovery.
             return Decision(Ruling.HELD, decision.reason)
         except Exception as failure:  # noqa: BLE001  # a store that takes no write leaves the job to the LLM
-            # Likely it took no claim either. One that is committed later still is not seen here.
+            # Likely it took no claim either. One that is committed later still is not seen here,
+            # but whatever another delivery of this launch has begun meanwhile is.
             log_error("no trace was left", job=str(row.id), error=in_words(failure))
+            return self.after_failure(row.id, failure, first_launch=True)
         return decision
 
     def _stay_in_shadow(self, row: JobRow) -> Decision:
