@@ -110,8 +110,8 @@ class RunFolder:
         return os.path.lexists(self.path / name)
 
     def write_order(self, order: Order) -> None:
-        """Store what was ordered. Raises OSError."""
-        # Not synced: after a power cut nothing of the run is left that it could tell of.
+        """Store what was ordered. Raises as `seal` does."""
+        # After a power cut nothing of the run is left that it could tell of.
         self.seal("order", order=json.dumps(attrs.asdict(order)))
 
     def order(self) -> Order:
