@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ BUSY_TIMEOUT_SECONDS: Final = 30
 #: that was emptied under open connections counts as new and stays locked by them: nobody
 #: should wait for that as long as for a writer.
 SWITCH_TIMEOUT_SECONDS: Final = 10
+_SWITCH_PAUSE_SECONDS: Final = 0.02
 #: When we give a silent connection to PostgreSQL up. The kernel looks, for whichever
 #: process has it (https://www.postgresql.org/docs/current/libpq-connect.html).
 CLIENT_KEEPALIVE: Final = {
@@ -146,10 +148,28 @@ def _prepare_postgresql(connection: Any, _record: Any) -> None:
     connection.commit()
 
 
+def _switch_to_wal(connection: Any) -> None:
+    """Have a database keep a write-ahead log, as soon as nobody is in the way.
+
+    Of two that switch a new file at once SQLite refuses one without a wait, however long it
+    may: each holds what the other one needs.
+    """
+    connection.execute("PRAGMA busy_timeout = 100")
+    deadline = time.monotonic() + SWITCH_TIMEOUT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_SWITCH_PAUSE_SECONDS)
+        else:
+            return
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    _switch_to_wal(connection)
     for pragma in (
-        f"busy_timeout = {SWITCH_TIMEOUT_SECONDS * 1000}",
-        "journal_mode = WAL",
         f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
         "synchronous = FULL",
         "foreign_keys = ON",
