@@ -133,6 +133,17 @@ def test_every_answer_carries_the_headers(desk: Desk) -> None:
         assert {name: answer.headers[name.lower()] for name in HEADERS} == HEADERS
 
 
+def test_policy_lets_a_page_run_and_load_what_is_the_servers_own(desk: Desk) -> None:
+    """Nothing inline and nothing of anybody else's runs, is loaded, or is sent to."""
+    with serving(create_app(desk.source())) as port:
+        policy = ask(port, "/").headers["content-security-policy"]
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+
+    assert directives.pop("default-src") == "'none'"
+    assert set(directives) >= {"script-src", "style-src", "connect-src", "base-uri", "form-action"}
+    assert set(directives.values()) == {"'self'", "'none'"}
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8115", "127.0.0.1.evil.example", ""]
 )
