@@ -25,11 +25,13 @@ from hosts import git
 from networks import Link
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
+from staging_fsm.core.spec import Event, State
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.fleet import requests
 from staging_fsm.fleet.deliveries import TASK
+from staging_fsm.fleet.delivery import Delivery
 from staging_fsm.fleet.fleet import Fleet
 from staging_fsm.fleet.worker import open_fleet
 from staging_fsm.host.database import open_database
@@ -51,6 +53,17 @@ echo "end $repo $STAGING_ATTEMPT" >>"$FLEET/ledger"
 exit $(cat verdict)
 """
 REFUSALS = 3
+#: An agent for every stage: the developer mends what staging found, the others have no objection.
+AGENT = """\
+[ "$ORCH_STAGE" != development ] || {
+    echo 0 >verdict
+    git -c user.name=A -c user.email=a@example.org commit --quiet --all --message "Mend it"
+}
+"""
+#: What a fleet is told that waits for an hour after a tool error.
+PATIENT = {
+    f"ORCH_STAGING_RUNNER_RETRY_{name}_SECONDS": "3600" for name in ("BACKOFF", "BACKOFF_MAX")
+}
 #: What a worker inherits, so that whoever is left behind can be found.
 MARK = "FLEET_OF_TEST"
 
@@ -246,11 +259,60 @@ class FleetStand:
         """Wait until so many suites have started."""
         await_that(lambda: len(self.ledger("start")) >= count, f"{count} suites start")
 
+    def events(self, job_id: int) -> list[Event]:
+        """Return what happened to an attempt."""
+        return [move.row.event for move in self.attempt(job_id).history]
+
+    def deliver(self, job_id: int, machine: str = "one") -> Fleet:
+        """Work on a job in this process, as a worker of a machine would that was given it now."""
+        there = self.seen_from(machine)
+        Delivery(there, job_id, self.row(job_id).repo).run()
+        return there
+
+    def stage_of(self, item: str) -> str:
+        """Return where a work item of the shop is."""
+        store = self.desk.store
+        with store.transaction() as tx:
+            return store.work_item(tx, "shop", item).stage
+
+    def kill_at_its_push(self, moment: str) -> int:
+        """Kill a worker of machine one when the remote gets its verdict, or has it; return the job.
+
+        `moment` is a hook of the remote.
+        """
+        job = self.submit("shop", "WI-1", hold=True)
+        worker = self.machine("one").start()
+        self.await_starts(1)
+        hook = self.remote("shop") / "hooks" / moment
+        # Before it is received, it is refused, too.
+        hook.write_text(f"#!/bin/sh\nkill -9 {worker.pid}\nexit 1\n")
+        hook.chmod(0o755)
+        self.let_go("WI-1")
+        worker.wait()
+        hook.unlink()
+        assert self.attempt(job).state == State.VERDICT_PASSED
+        return job
+
+    def end_sessions(self) -> None:
+        """End every other session of the server that holds a lock, as its restart does."""
+        query = sa.text(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+            " AND pid <> pg_backend_pid()"
+        )
+        with self.engine.begin() as connection:
+            connection.execute(query)
+
     def deliveries(self) -> list[int]:
         """Return the ids of deliveries that have not been worked on."""
         query = f"SELECT id FROM {self.schema}.procrastinate_jobs WHERE task_name = :task"  # noqa: S608  # a name of ours
         with self.engine.connect() as connection:
             return list(connection.execute(sa.text(query), {"task": TASK}).scalars())
+
+    def aborted(self) -> list[int]:
+        """Return the ids of deliveries whose worker is asked to stop."""
+        query = f"SELECT id FROM {self.schema}.procrastinate_jobs WHERE abort_requested"  # noqa: S608  # a name of ours
+        with self.engine.connect() as connection:
+            return list(connection.execute(sa.text(query)).scalars())
 
     def take_delivery(self) -> int:
         """Take the one delivery there is, as a worker would; return how often it was tried."""
@@ -328,3 +390,19 @@ def fleet_stand(root: Path, url: str, **settings: str) -> Iterator[FleetStand]:
         yield stand
     finally:
         stand.tear_down()
+
+
+def with_agent(root: Path, text: str = AGENT) -> dict[str, str]:
+    """Return the settings of a fleet whose agents do what `text` says."""
+    (root / "agent.sh").write_text(text)
+    command = f"sh {root / 'agent.sh'}"
+    return {"ORCH_AGENT_COMMAND": command, "ORCH_LOG_DIR": str(root / "agents")}
+
+
+@contextlib.contextmanager
+def present_machine(there: Fleet) -> Iterator[None]:
+    """Give the sign of a worker, which another machine's workers see."""
+    with there.server.connect() as connection:
+        query = "SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))"
+        connection.execute(query, [there.server.key("machine", there.machine)])
+        yield
