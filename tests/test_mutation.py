@@ -233,14 +233,17 @@ def test_mutant_that_hoards_is_killed() -> None:
 
 
 def test_same_program_is_not_tried_twice() -> None:
-    """A change that makes no program, the same program, or one made before is skipped."""
-    text = "x = 1\n"
-    changes = [(4, 5, "2"), (4, 5, "2 "), (4, 5, "1  # one"), (4, 5, "")]
+    """A change that makes no program, the same program, or one made before is skipped.
+
+    What stands under TYPE_CHECKING is in no program.
+    """
+    text = "x = 1\nif TYPE_CHECKING:\n    import y\n"
+    changes = [(4, 5, "2"), (4, 5, "2 "), (4, 5, "1  # one"), (4, 5, ""), (9, 22, "False")]
     tally = Tally("x")
     made = list(mutants(text, (Edit("any", *change) for change in changes), tally))
 
     assert [mutant.becomes for mutant in made] == ["x = 2"]
-    assert (tally.mutants, tally.skipped) == (4, 3)
+    assert (tally.mutants, tally.skipped) == (5, 4)
 
 
 def test_each_survivor_is_explained_in_a_sentence() -> None:
