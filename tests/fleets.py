@@ -304,15 +304,21 @@ class FleetStand:
 
     def deliveries(self) -> list[int]:
         """Return the ids of deliveries that have not been worked on."""
-        query = f"SELECT id FROM {self.schema}.procrastinate_jobs WHERE task_name = :task"  # noqa: S608  # a name of ours
-        with self.engine.connect() as connection:
-            return list(connection.execute(sa.text(query), {"task": TASK}).scalars())
+        return self._deliveries("true")
 
     def aborted(self) -> list[int]:
         """Return the ids of deliveries whose worker is asked to stop."""
-        query = f"SELECT id FROM {self.schema}.procrastinate_jobs WHERE abort_requested"  # noqa: S608  # a name of ours
+        return self._deliveries("abort_requested")
+
+    def waiting(self) -> list[int]:
+        """Return the ids of deliveries that a worker may fetch."""
+        return self._deliveries("status = 'todo'")
+
+    def _deliveries(self, condition: str) -> list[int]:
+        jobs = f"{self.schema}.procrastinate_jobs"
+        query = f"SELECT id FROM {jobs} WHERE task_name = :task AND {condition}"  # noqa: S608  # names of ours
         with self.engine.connect() as connection:
-            return list(connection.execute(sa.text(query)).scalars())
+            return list(connection.execute(sa.text(query), {"task": TASK}).scalars())
 
     def take_delivery(self) -> int:
         """Take the one delivery there is, as a worker would; return how often it was tried."""

@@ -223,6 +223,19 @@ def test_text_that_jsonb_refuses_is_stored_readably(
     assert rows.load("j-1").snapshot() == stored
 
 
+def test_metadata_that_has_no_room_left_is_not_cut(make_foreign: Callable[[str], Foreign]) -> None:
+    """Where attempt and host's keys do not fit together, the write fails and nothing is lost."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create(extra="varchar(65536)")
+    theirs = json.dumps({"theirs": "x" * 65_500})
+    foreign.set("extra = :theirs", theirs=theirs)
+    rows.check()
+
+    with pytest.raises(sa.exc.DataError, match="too long"):
+        rows.save("j-1", attempt(1))
+    assert foreign.ask("extra") == theirs
+
+
 @pytest.mark.parametrize(("dialect", "extra"), METADATA_KINDS)
 def test_only_the_very_version_lets_anybody_write(
     make_foreign: Callable[[str], Foreign], dialect: str, extra: str
@@ -473,6 +486,21 @@ def test_not_before_is_written_in_the_hosts_own_kind(
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz"])
+@pytest.mark.parametrize("digits", range(6))
+def test_not_before_of_few_digits_is_no_earlier(
+    make_foreign: Callable[[str], Foreign], kind: str, digits: int
+) -> None:
+    """A column that rounds to the nearest part of a second is given the next one that it holds."""
+    rows = make_foreign(POSTGRESQL).create(due=f"{kind}({digits})")
+    rows.save("j-1", attempt(1))
+    part, begin = timedelta(microseconds=10 ** (6 - digits)), WHOLE_SECOND
+    for due in (begin, begin + timedelta(microseconds=1), begin + part / 3, begin + part):
+        rows.requeue("j-1", due, attempt(1))
+
+        assert rows.load("j-1").not_before == (begin if due == begin else begin + part)
 
 
 def test_not_before_agrees_with_the_databases_own_clock(
@@ -933,6 +961,8 @@ def test_every_column_that_is_missing_is_named(foreign: Foreign) -> None:
         ({"extra": "varchar(255)"}, "is VARCHAR(255), too short for an attempt: use text"),
         ({"due": "date"}, "'run after' of 'Agent Runs' is DATE, which holds no moment"),
         ({"due": "interval"}, "is INTERVAL, which holds no moment"),
+        ({"due": "mood"}, "'run after' of 'Agent Runs' is VARCHAR(7), which holds no moment"),
+        ({"due": "varchar(26)"}, "'run after' of 'Agent Runs' holds 26 characters, too few for"),
         ({"condition": "mood"}, "cannot hold 'WAITING' for 'queued': it is one of BUSY, ON_HOLD"),
         ({"condition": "integer"}, "cannot hold 'WAITING' for 'queued': it holds numbers"),
         ({"condition": "varchar(5)"}, "cannot hold 'WAITING' for 'queued': it is VARCHAR(5)"),
@@ -949,6 +979,40 @@ def test_column_that_cannot_hold_what_is_written_is_refused(
     problems = problems_of(foreign.create(**columns, status=status))
 
     assert sentence in problems[0]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("%Y-%m-%d %H:%M", "%Y-%m-%d", "%H:%M:%S", "%Y-%m %H:%M:%S", "%Y-%m-%d %M:%S"),
+        # All is said, and does not sort.
+        *("%d.%m.%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%Y-%m-%d %I:%M:%S %p", "%Y-%b-%d %H:%M:%S"),
+        # It sorts, and nobody reads it again.
+        "due at %s",
+    ],
+)
+def test_form_of_times_that_does_not_sort_or_forgets_is_refused(
+    foreign: Foreign, form: str
+) -> None:
+    """A form in which a due time is no moment, or earlier than it is, is shown by an example."""
+    foreign.create()
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, time_format=form)
+
+    (problem,) = problems_of(rows)
+
+    assert "column 'run after' of 'Agent Runs' would hold '" in problem
+    assert "down to the second, and to be read again" in problem
+
+
+def test_due_time_that_exactly_fits_is_stored(make_foreign: Callable[[str], Foreign]) -> None:
+    """A text column needs room for a due time and no more; SQLite's has no length."""
+    for dialect, length in ((POSTGRESQL, 27), (SQLITE, 5)):
+        rows = make_foreign(dialect).create(due=f"varchar({length})")
+        rows.check()
+        rows.save("j-1", attempt(1))
+        rows.requeue("j-1", LATER, attempt(1))
+
+        assert rows.load("j-1").not_before == LATER
 
 
 def test_form_of_times_is_only_for_text(foreign: Foreign) -> None:

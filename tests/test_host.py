@@ -533,6 +533,24 @@ def test_service_that_never_answers_is_an_unhealthy_one(
     assert kit.item().stage == "development"
 
 
+def test_service_that_answers_nonsense_is_an_unhealthy_one(make_host: Maker) -> None:
+    """What is no answer of HTTP is an unhealthy probe, and ends the job as any other."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kit = make_host(
+            monitor_url=f"http://127.0.0.1:{server.getsockname()[1]}/", monitor_probes="1"
+        )
+        job_id = kit.add("post-deploy")
+        probing = threading.Thread(target=worker(kit).run_one, daemon=True)
+        probing.start()
+        taken, _ = server.accept()
+        with taken:
+            taken.recv(4096)
+            taken.sendall(b"what?\r\n\r\n")
+        probing.join(DEADLINE_SECONDS)
+
+    assert (kit.item().stage, kit.store.job(job_id).status) == ("development", "done")
+
+
 def test_command_of_an_agent_may_hold_braces(make_host: Maker) -> None:
     """What stands in braces and is no name of a job's stays as it is, JSON for one."""
     words = ("agent", '{"stage": "{stage}"}', "{work_item}{", "{}", "{other}")

@@ -7,6 +7,7 @@ second, never too early.
 import math
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 import attrs
@@ -19,6 +20,23 @@ SQLITE_FORMAT: Final = "%Y-%m-%d %H:%M:%S.%f"
 #: A number of seconds beyond the year 5000 is one of milliseconds.
 _SECONDS_MAX: Final = 1e11
 _SECOND_CHARACTERS: Final = len("2026-01-31T12:00:00")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: How many digits of a second PostgreSQL keeps where the type does not say.
+PRECISION: Final = 6
+#: Moments in their order: from one to the next another part of the date or time grows.
+_LADDER: Final = tuple(
+    datetime(*parts, tzinfo=UTC)
+    for parts in (
+        (2026, 9, 9, 9, 9, 8),
+        (2026, 9, 9, 9, 9, 9),
+        (2026, 9, 9, 9, 10, 1),
+        (2026, 9, 9, 10, 1, 1),
+        (2026, 9, 9, 13, 1, 1),
+        (2026, 9, 10, 1, 1, 1),
+        (2026, 10, 1, 1, 1, 1),
+        (2027, 1, 1, 1, 1, 1),
+    )
+)
 
 
 class DueTimes(Protocol):
@@ -67,6 +85,8 @@ class Timestamps:
 
     column: sa.Column[Any]
     with_zone: bool
+    #: How many digits of a second the column keeps; the database rounds to the nearest.
+    precision: int
 
     def selected(self) -> sa.ColumnElement[Any]:
         """Select seconds since the epoch: no driver reads 'infinity' as a date."""
@@ -77,8 +97,9 @@ class Timestamps:
         return _from_seconds(value)
 
     def values(self, moment: datetime) -> dict[str, object]:
-        """Write the moment as it is."""
-        utc = moment.astimezone(UTC)
+        """Write the moment as it is, or the next one that the column can hold."""
+        step = timedelta(microseconds=10 ** (PRECISION - self.precision))
+        utc = moment.astimezone(UTC) + (_EPOCH - moment) % step
         return {self.column.name: utc if self.with_zone else utc.replace(tzinfo=None)}
 
     def problem(self, _value: Any) -> str | None:
@@ -143,22 +164,39 @@ class Words:
     def values(self, moment: datetime) -> dict[str, object]:
         """Write text in our form."""
         # As text, whatever SQLite's declared type would take.
-        return {self.column.name: sa.literal(self._written(moment), sa.Text())}
+        return {self.column.name: sa.literal(self.as_text(moment), sa.Text())}
 
-    def _written(self, moment: datetime) -> str:
+    def as_text(self, moment: datetime) -> str:
+        """Return a moment in the host's form: the next whole second, if it has no part of one."""
         if self.form is None:
             return format_time(moment)
         if "%f" not in self.form and moment.microsecond:
             moment = moment.replace(microsecond=0) + timedelta(seconds=1)
         return moment.astimezone(UTC).strftime(self.form)
 
+    def unfit(self, longest: int | None) -> str | None:
+        """Say why due times in our form do not keep their order; None if they do.
+
+        `longest` is how many characters the column holds.
+        """
+        written = [self.as_text(moment) for moment in _LADDER]
+        if longest is not None and longest < max(map(len, written)):
+            return f"holds {longest} characters, too few for a due time such as {written[0]!r}"
+        for (before, text), moment in zip(pairwise(written), _LADDER[1:], strict=True):
+            if not before < text or self.read(text) != moment:
+                return (
+                    f"would hold {before!r} and then {text!r} by its time_format: such text has"
+                    " to sort by time, down to the second, and to be read again"
+                )
+        return None
+
     def problem(self, value: Any) -> str | None:
         """Find text of another form: a fraction of a second may be missing, nothing else."""
         moment = self.read(value)
-        written = None if moment is None else self._written(moment)
+        written = None if moment is None else self.as_text(moment)
         if written is not None and written[:_SECOND_CHARACTERS] == str(value)[:_SECOND_CHARACTERS]:
             return None
-        example = written or self._written(datetime(2026, 1, 31, 12, tzinfo=UTC))
+        example = written or self.as_text(datetime(2026, 1, 31, 12, tzinfo=UTC))
         return (
             f"holds {value!r}, among which a due time as it would be written, {example!r},"
             " does not sort by time: say the form of yours with time_format"

@@ -17,7 +17,15 @@ from sqlalchemy.engine import Connection, Engine
 
 from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError
 from staging_fsm.core.jobs import QUEUED, RUNNING
-from staging_fsm.effects.due import SQLITE_FORMAT, DueTimes, NoDueTimes, Seconds, Timestamps, Words
+from staging_fsm.effects.due import (
+    PRECISION,
+    SQLITE_FORMAT,
+    DueTimes,
+    NoDueTimes,
+    Seconds,
+    Timestamps,
+    Words,
+)
 from staging_fsm.effects.metadata import (
     Documents,
     JsonbDocuments,
@@ -146,17 +154,29 @@ class HostTable:
             yield f"{self.called('metadata')} is {metadata}, not jsonb, json or text"
         if strict and 0 < (getattr(metadata, "length", None) or 0) < METADATA_LENGTH_MIN:
             yield f"{self.called('metadata')} is {metadata}, too short for an attempt: use text"
-        due = kinds.get("not_before", sa.Text())
-        kept = (sa.String, sa.DateTime, *_NUMBERS, sa.types.NullType)
-        if isinstance(due, sa.Enum) or not isinstance(due, kept):
-            yield f"{self.called('not_before')} is {due}, which holds no moment"
-        is_text = isinstance(due, sa.String | sa.types.NullType) or not strict
-        if self._time_format is not None and (not is_text or isinstance(due, _NUMBERS)):
-            yield f"{self.called('not_before')} is {due}: time_format is only for text"
+        yield from self._misfits_of_due_times(table, strict=strict)
         for word, actual in self.statuses.items():
             problem = _unfit_word(kinds["status"], actual, strict=strict)
             if problem:
                 yield f"{self.called('status')} cannot hold {actual!r} for {word!r}: {problem}"
+
+    def _misfits_of_due_times(self, table: sa.Table, *, strict: bool) -> Iterator[str]:
+        if "not_before" in self.constants:
+            return
+        column, called = table.columns[self.columns["not_before"]], self.called("not_before")
+        due = column.type
+        kept = (sa.String, sa.DateTime, *_NUMBERS, sa.types.NullType)
+        if isinstance(due, sa.Enum) or not isinstance(due, kept):
+            yield f"{called} is {due}, which holds no moment"
+            return
+        is_text = isinstance(due, sa.String | sa.types.NullType) or not strict
+        if is_text and not isinstance(due, _NUMBERS):
+            longest = getattr(due, "length", None) if strict else None
+            problem = Words(column, self._time_format).unfit(longest)
+            if problem:
+                yield f"{called} {problem}"
+        elif self._time_format is not None:
+            yield f"{called} is {due}: time_format is only for text"
 
     def called(self, name: str) -> str:
         """Return how the host's column for one of our names is called in a sentence."""
@@ -188,7 +208,9 @@ class HostTable:
             return Words(column, self._time_format)
         if self._engine.dialect.name == "sqlite":
             return Words(column, self._time_format or SQLITE_FORMAT)
-        return Timestamps(column, with_zone=bool(column.type.timezone))
+        digits = getattr(column.type, "precision", None)
+        with_zone = bool(column.type.timezone)
+        return Timestamps(column, with_zone, PRECISION if digits is None else digits)
 
     def problems(self, reading: Callable[[], AbstractContextManager[Any]]) -> list[str]:
         """Return a sentence for everything that does not fit: types, due times, rights, the key.

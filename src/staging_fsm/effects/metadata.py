@@ -230,8 +230,11 @@ class LockedDocuments:
         self.text = sa.cast(column, sa.Text)
         self.broken = sa.false() if isinstance(column.type, sa.JSON) else _is_cut(self.text)
         self._locking = sa.select(self.text).where(mine).with_for_update(key_share=True)
-        self.document: sa.ColumnElement[Any] = sa.cast(
-            sa.bindparam("our_document", type_=sa.Text), column.type
+        document = sa.bindparam("our_document", type_=sa.Text)
+        # No cast to a text of limited length: it would cut what is too long, and say nothing.
+        is_json = isinstance(column.type, sa.JSON)
+        self.document: sa.ColumnElement[Any] = (
+            sa.cast(document, column.type) if is_json else document
         )
 
     def guard(self, *, first: bool) -> sa.ColumnElement[bool]:  # noqa: ARG002  # compared in `values`

@@ -29,9 +29,10 @@ _UNDELIVERED: Final = """
         AND delivery.task_name = :task AND delivery.status IN ('todo', 'doing'))
     ORDER BY id
 """
-_OPEN: Final = """
+_OF_JOB: Final = """
     SELECT id FROM procrastinate_jobs
-    WHERE args ->> 'job_id' = :job_id AND task_name = :task AND status IN ('todo', 'doing')
+    WHERE args ->> 'job_id' = :job_id AND task_name = :task
+    AND status = CAST(:status AS procrastinate_job_status)
 """
 _STALLED: Final = """
     DELETE FROM procrastinate_jobs WHERE id IN (
@@ -148,13 +149,21 @@ class Deliveries:
                     tx.execute(sa.text(_READDRESS), {"queue": queue, "home": QUEUE})
 
     def abort(self, tx: sa.Connection, job_id: int) -> None:
-        """Take back a delivery that waits, and have the worker told that works on one."""
-        facts = {"job_id": str(job_id), "task": TASK}
+        """Have the worker told that works on a job to stop.
+
+        A delivery that still waits is left: whoever gets it is the one to be asked next.
+        """
+        self._cancel(tx, job_id, "doing", abort=True)
+
+    def take_back(self, tx: sa.Connection, job_id: int) -> None:
+        """Remove a delivery that waits, of a job of which there is nothing left to do."""
+        self._cancel(tx, job_id, "todo", delete_job=True)
+
+    def _cancel(self, tx: sa.Connection, job_id: int, status: str, **how: bool) -> None:
+        facts = {"job_id": str(job_id), "task": TASK, "status": status}
         with self._engine_first(tx):
-            for delivery in tx.execute(sa.text(_OPEN), facts).scalars().all():
-                self._client.job_manager.cancel_job_by_id(
-                    delivery, abort=True, connection=_driver(tx)
-                )
+            for delivery in tx.execute(sa.text(_OF_JOB), facts).scalars().all():
+                self._client.job_manager.cancel_job_by_id(delivery, connection=_driver(tx), **how)
 
     @contextlib.contextmanager
     def _engine_first(self, tx: sa.Connection) -> Iterator[None]:

@@ -49,5 +49,5 @@ def _cancel_here(
     # The very snapshot that was looked at: had it moved since, the write is refused.
     ended = cancel_at(staging.runner, row, snapshot)
     with fleet.engine.begin() as tx:
-        fleet.deliveries.abort(tx, row.id)
+        fleet.deliveries.take_back(tx, row.id)
     return ended

@@ -1,5 +1,6 @@
 """`launch_job`: who works on a claimed job. `_spawn`: the only way to start an LLM."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -259,7 +260,12 @@ def _probe(settings: HostSettings) -> str | None:
         url = settings.monitor_url
         with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):  # noqa: S310  # configured
             return None
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (
+        OSError,
+        ValueError,
+        subprocess.SubprocessError,
+        http.client.HTTPException,
+    ) as error:
         return in_words(error)
 
 
