@@ -206,6 +206,19 @@ def test_cancellation_is_asked_for_again_while_the_attempt_moves(
     assert desk.state() is State.CANCELLED
 
 
+def test_job_is_not_ended_while_its_run_cannot_be_reaped(desk: Desk) -> None:
+    """Where a run cannot be looked at, its job stays in work, and recovery comes back to it."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    desk.break_part("suites.reap", OSError("no descriptor"))
+    with pytest.raises(OSError, match="no descriptor"):
+        desk.staging.cancel(desk.job_id)
+    before = desk.raw_row()["status"]
+    desk.staging = desk.new_worker()
+    desk.staging.recover()
+
+    assert (before, desk.raw_row()["status"]) == ("running", "cancelled")
+
+
 @pytest.mark.parametrize("state", [State.VERDICT_PASSED, State.EXHAUSTED, State.ADVANCED])
 def test_cancellation_that_is_too_late_is_given_up(answer_first: Asked, state: State) -> None:
     """Once an attempt is judged nobody waits for its end: no cancellation will be allowed there."""

@@ -40,7 +40,9 @@ def test_suite_has_no_descriptor_but_the_usual(
 ) -> None:
     """A suite cannot speak on the connection that fences it off: it does not get it."""
     listing = "import os; print(*sorted(os.listdir('/proc/self/fd')))"
-    stand.start(sys.executable, "-c", listing, inherited=[fence[0].fileno()])
+    # A report outside of the run's folder has a lock of its own.
+    report = str(stand.root / "tree" / "report.xml")
+    stand.start(sys.executable, "-c", listing, inherited=[fence[0].fileno()], report=report)
     stand.collect()
 
     # The fourth is the list's own.
@@ -70,6 +72,50 @@ def test_suite_that_lost_its_fence_is_killed_at_once(
     assert stand.lifeline.is_cut()
     assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
     assert stand.file("signals").read_text().split() == [str(signal.SIGKILL.value)]
+
+
+def test_each_of_several_fences_is_watched(
+    stand: Stand, fence: tuple[socket.socket, socket.socket]
+) -> None:
+    """A run that is fenced off by several connections is stopped where any one of them breaks."""
+    further, theirs = socket.socketpair()
+    with further, theirs:
+        both = [fence[0].fileno(), further.fileno()]
+        stand.start(*program("tree", "plain", "stay"), inherited=both)
+        stand.lifeline.await_members(1)
+        theirs.close()
+
+        assert stand.collect().facts.stopped_by == Stop.FENCE_LOST
+
+
+#: A supervisor to which something is told between its suite's first moment and its first look.
+TOLD = """
+wait = main.Watch.await_stop
+def tell(watch, deadline, idle):
+    for name in {names!r}:
+        setattr(watch, name, True)
+    return wait(watch, {deadline}, idle)
+main.Watch.await_stop = tell
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "deadline", "stop"),
+    [
+        (["fence_lost"], "0.0", Stop.FENCE_LOST),
+        (["stop_requested"], "0.0", Stop.REQUEST),
+        (["fence_lost", "stop_requested"], "deadline", Stop.FENCE_LOST),
+        ([], "0.0", Stop.DEADLINE),
+    ],
+)
+def test_of_several_reasons_to_stop_the_most_pressing_is_told(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, names: list[str], deadline: str, stop: Stop
+) -> None:
+    """A lost fence comes before a request and a request before the time: it has the least grace."""
+    code = TOLD.format(names=names, deadline=deadline)
+    patch_supervisor(monkeypatch, f"exec({code!r});")
+
+    assert stand.facts(*program("tree", "plain", "stay")).stopped_by == stop
 
 
 def test_fence_that_its_server_has_left_is_lost(stand: Stand) -> None:

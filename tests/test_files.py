@@ -402,6 +402,12 @@ def test_without_a_descriptor_to_look_no_file_is_missing(tmp_path: Path) -> None
                 read(path)
 
 
+def test_without_a_descriptor_to_look_no_artifact_is_anothers(artifact: Path) -> None:
+    """A worker that cannot look at the artifact says so, and not that it is a foreign one."""
+    with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
+        ArtifactFiles().is_written(artifact.parent, OLD)
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="there is no such file")
 def test_file_that_cannot_be_read_is_none() -> None:
     """A file whose bytes the system does not give has no digest and no content."""

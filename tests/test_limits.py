@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,13 @@ def test_suite_is_idle_whoever_of_it_ends(stand: Stand) -> None:
     """That processes of a suite come and go without a word is no sign of its life."""
     coming = "while :; do (sleep 0.05 &); sleep 0.05; done"
     facts = stand.facts("/bin/sh", "-c", coming, idle_timeout_seconds=0.5, timeout_seconds=20)
+
+    assert facts.stopped_by == Stop.IDLE
+
+
+def test_suite_that_has_closed_its_output_is_silent(stand: Stand) -> None:
+    """A suite that prints to nobody any more has its time of silence as any other."""
+    facts = stand.facts("/bin/sh", "-c", "exec sleep 600 >&- 2>&-", idle_timeout_seconds=0.2)
 
     assert facts.stopped_by == Stop.IDLE
 
@@ -282,6 +290,49 @@ def test_open_files_are_limited(stand: Stand) -> None:
     assert stand.log() == b"50\n50\n"
     stand.run("/bin/sh", "-c", "ulimit -Hn", open_files_max=2**30, run_id=f"{ATTEMPT}.2")
     assert int(stand.file("output.log", f"{ATTEMPT}.2").read_text()) <= worker_may
+
+
+def test_limits_of_files_hold_together(stand: Stand) -> None:
+    """A limit on the number of open files takes none of their size, nor the other way round."""
+    both: dict[str, Any] = {"open_files_max": 50, "file_max_bytes": MEBIBYTE}
+    stand.run("/bin/sh", "-c", "ulimit -n; ulimit -f", **both)
+
+    # In blocks of 512 bytes, or of 1,024.
+    assert stand.log() in (b"50\n2048\n", b"50\n1024\n")
+
+
+@pytest.mark.parametrize(
+    ("memory", "processes", "breach"),
+    [(1, 1000, limits.MEMORY), (2**40, 0, None), (2**40, 1000, None), (0, 1000, None)],
+)
+def test_limits_that_are_looked_at_hold_together(
+    memory: int, processes: int, breach: str | None
+) -> None:
+    """Where nobody but the supervisor holds the limits, each is looked at beside the other."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        suite = limits.Sampled(
+            memory, processes, lambda pid: [process.pid] if pid == os.getpid() else []
+        )
+        found = suite.breach()
+        process.kill()
+
+    assert found == breach
+
+
+def test_suite_that_cannot_be_put_under_its_limits_does_not_run(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control group that takes the suite in no more is an error, and no run without limits."""
+    made = "group = main.limits.Group.__new__(main.limits.Group); group.path = '/nowhere';"
+    code = f"from supervisor import limits; main.limits = limits; {made}"
+    there = "group.seconds, group.events, group.breach = 1.0, [], lambda: None;"
+    hold = "main.hold_limits = lambda *_: group;"
+    patch_supervisor(monkeypatch, f"{code}{there}{hold}")
+    report = stand.run("/bin/sh", "-c", "touch ran", memory_max_bytes=MEBIBYTE)
+
+    assert verdict(report.facts) == Verdict.NOT_EXECUTED
+    assert "No such file" in (report.detail or "")
+    assert not (stand.root / "tree" / "ran").exists()
 
 
 @pytest.fixture

@@ -123,6 +123,8 @@ CASES: list[tuple[str, dict[str, Any], Reason]] = [
     ("J09", {"evidence": counted(3, skipped=3)}, Reason.NO_TESTS),
     ("J09", {"evidence": counted(1)}, Reason.TOO_FEW_TESTS),
     ("J09", {"evidence": counted(5, skipped=3)}, Reason.TOO_MANY_SKIPPED),
+    # How many are missing says more than why.
+    ("J09", {"evidence": counted(5, skipped=4)}, Reason.TOO_FEW_TESTS),
     ("J10", {"processes_left": 1}, Reason.PROCESSES_LEFT),
     ("J10", {"log_complete": False}, Reason.LOG_INCOMPLETE),
     ("J10", {"processes_left": 1, "log_complete": False}, Reason.PROCESSES_LEFT),

@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -255,6 +256,43 @@ def test_nobody_is_signalled_by_number(
         kill_marked(MARK, "ours")
 
     assert (asked.wait(), marked.wait()) == (-signal.SIGTERM, -signal.SIGKILL)
+
+
+@pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
+def test_process_is_held_before_it_is_looked_at(
+    bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gets a number between look and signal is safe: the look is at who is held."""
+    process, order = bystanders.start(), []
+    opened, looked = os.pidfd_open, processes.is_alive
+
+    def hold(pid: int) -> int:
+        order.append("hold")
+        return opened(pid)
+
+    def look(identity: ProcessIdentity) -> bool | None:
+        order.append("look")
+        return looked(identity)
+
+    monkeypatch.setattr(os, "pidfd_open", hold)
+    monkeypatch.setattr(processes, "is_alive", look)
+    send_signal(identity_of(process), signal.SIGKILL)
+
+    assert order[:2] == ["hold", "look"]
+    assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
+
+def test_machine_is_called_what_it_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name service has a say in which machine this is: what it answers changes."""
+
+    def refuse(*_: object) -> None:
+        message = "a name service was asked"
+        raise AssertionError(message)
+
+    for name in ("getfqdn", "gethostbyaddr", "getaddrinfo", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+
+    assert this_scope.__wrapped__().startswith(f"{socket.gethostname()}:")
 
 
 def test_signal_to_a_dead_process_is_nothing(system: str, bystanders: Bystanders) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import signal
 import subprocess
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
 from staging_fsm.core.outcome import Supervision
 from staging_fsm.core.plan import UNVERSIONED, Preset, SuitePlan
 from staging_fsm.core.ports import RunOrder
+from staging_fsm.effects import run_report
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
@@ -329,6 +331,95 @@ def test_worker_without_descriptors_accuses_nobody(stand: Stand) -> None:
     with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
         folder.sealed("result")
     assert stand.collect().facts.supervision is Supervision.SOUND
+
+
+def test_report_is_of_its_run_whatever_the_deadline(stand: Stand) -> None:
+    """How long a run might have taken says nothing of when it began: an older report is stale."""
+    stamp = (datetime.now(UTC) - timedelta(minutes=20)).isoformat(timespec="seconds")
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    command = ("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml")
+    facts = stand.facts(*command, report="junit.xml", timeout_seconds=3600)
+
+    assert facts.evidence.state is EvidenceState.STALE
+
+
+def test_report_of_a_run_that_is_collected_late_counts(stand: Stand) -> None:
+    """A worker that comes back long after a run has ended finds its report as good as ever."""
+    begun = datetime.now(UTC) - timedelta(hours=5)
+    stamp = (begun + timedelta(seconds=1)).isoformat(timespec="seconds")
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
+    stand.reorder(started_at=begun.timestamp())
+
+    assert stand.collect().facts.evidence.state is EvidenceState.READ
+
+
+def test_report_of_a_suite_that_was_killed_counts(stand: Stand) -> None:
+    """What a suite has reported before a signal ended it is evidence: a failure stays one."""
+    report = '<testsuite><testcase name="a"><failure/></testcase></testsuite>'
+    script = f"echo '{report}' > $STAGING_REPORT_DIR/junit.xml; kill -9 $$"
+    facts = stand.facts("/bin/sh", "-c", script, report="junit.xml")
+
+    assert (facts.signal, facts.evidence.state) == (signal.SIGKILL, EvidenceState.READ)
+    assert facts.evidence.counts is not None
+    assert facts.evidence.counts.failures == 1
+
+
+def test_report_that_nobody_could_open_is_not_the_suites_fault(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a worker has no descriptor for a report, that is an error of the worker's."""
+    stand.start("/bin/sh", "-c", f"echo '{JUNIT}' > $STAGING_REPORT_DIR/j.xml", report="j.xml")
+    stand.await_result()
+
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_report, "open_regular", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            stand.collect()
+    assert stand.collect().facts.evidence.state is EvidenceState.READ
+
+
+def test_report_folder_of_a_run_is_its_own(stand: Stand) -> None:
+    """A report folder that somebody has made, and perhaps filled, beforehand is no run's."""
+    folder = stand.state.reports(RUN)
+    folder.mkdir(parents=True)
+    (folder / "junit.xml").write_text(JUNIT)
+
+    with pytest.raises(PreparationError, match="File exists"):
+        stand.start("true", report="junit.xml")
+
+
+def test_processes_that_are_left_are_told_of_a_failed_suite_too(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a suite exits with, whoever it left and nobody could kill is counted."""
+    patch_supervisor(monkeypatch, "real = main.sweep; main.sweep = lambda *a: real(*a) + 1;")
+
+    assert stand.facts("/bin/sh", "-c", "exit 1").processes_left == 1
+
+
+def test_end_of_what_a_supervisor_said_is_told(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a supervisor that broke, the last of its words are told: there the error stands."""
+    long = "main.sys.stderr.write('frame ' * 500);"
+    patch_supervisor(monkeypatch, f"{long} main.sys.exit('no room for a result')\n")
+    detail = stand.run("true").detail
+
+    assert detail is not None
+    assert "frame frame" in detail
+    assert detail.endswith("no room for a result")
+
+
+def test_log_that_is_not_the_supervisors_is_not_named(stand: Stand) -> None:
+    """A person is not led to a file that a suite has put in the place of its log."""
+    script = f"ln -sf /etc/passwd {stand.state.run(RUN)}/output.log"
+    report = stand.run("/bin/sh", "-c", script)
+
+    assert (report.log, report.log_sha256, report.facts.log_complete) == (None, None, False)
 
 
 def test_report_from_after_its_run_is_stale(stand: Stand) -> None:

@@ -388,6 +388,10 @@ REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
         put((*HISTORY, "time"), "soon"),
         "the time of move 1: 'soon' is no time like 1970-01-01T00:00:00.000000Z",
     ),
+    "later move at no time": (
+        put(("history", 2, "time"), "soon"),
+        "the time of move 3: 'soon' is no time like 1970-01-01T00:00:00.000000Z",
+    ),
     "run at no time": (
         put((*RUNS, "started_at"), ""),
         "started_at: '' is no time like 1970-01-01T00:00:00.000000Z",
@@ -494,6 +498,20 @@ def test_runs_beyond_the_budget_are_refused() -> None:
         *events * 2,
         runs=(FULL_RUN, attrs.evolve(FULL_RUN, number=2)),
         plan=attrs.evolve(PLAN, budget=Budget(0)),
+    )
+
+    assert refusal(document(more)) == "it holds 2 runs, but its budget is 1"
+
+
+def test_ended_attempt_has_no_more_runs_than_its_budget_either() -> None:
+    """An attempt that advanced in a run that it was never allowed is refused as any other."""
+    events = (*TOOL_ERROR, Event.BUDGET_LEFT, Event.JOB_CLAIMED, Event.SUITE_PASSED)
+    more = attempt(
+        *events,
+        Event.GATE_OPENED,
+        runs=(FULL_RUN, attrs.evolve(PASSED, number=2)),
+        plan=attrs.evolve(PLAN, budget=Budget(0)),
+        next_run_at=None,
     )
 
     assert refusal(document(more)) == "it holds 2 runs, but its budget is 1"

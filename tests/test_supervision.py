@@ -251,6 +251,59 @@ def test_program_is_looked_for_from_where_the_suite_runs(stand: Stand) -> None:
     assert suites.await_report(RUN).facts.spawn_error == SpawnError.BAD_INTERPRETER
 
 
+@pytest.mark.parametrize("named", ["./suite", "suite"])
+def test_link_to_nowhere_is_no_command(stand: Stand, named: str) -> None:
+    """A command that is a link to nothing does not exist, and has no interpreter to be missing."""
+    (stand.root / "tree" / "suite").symlink_to("nowhere")
+    suites = LocalSuites(stand.state, {"PATH": f"{stand.root / 'tree'}:/usr/bin"})
+    suite = SuitePlan((named,), workspace=Workspace.IN_PLACE)
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, suite))
+
+    assert suites.await_report(RUN).facts.spawn_error == SpawnError.NOT_FOUND
+
+
+def test_sweep_is_given_up_though_somebody_new_is_always_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is born faster than a sweep kills holds up no result for longer than its time."""
+    now, numbers = [0.0], iter(range(1, 100))
+
+    def find() -> set[int]:
+        now[0] += 1.0
+        return {next(numbers)}
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda _: pytest.fail("it rested"))
+    monkeypatch.setattr(sweeping, "time", clock)
+    monkeypatch.setattr(sweeping, "kill_descendants", find)
+    for name, answer in (("give_way", False), ("reap_all", True), ("direct_children", [7])):
+        monkeypatch.setattr(sweeping, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(sweeping, "take_precedence", lambda **_: None)
+    suite: Any = SimpleNamespace(signal_group=lambda _number: None, pid=1)
+
+    assert sweeping.sweep(suite, None) == 1
+    assert now[0] == sweeping.SWEEP_SECONDS
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no descriptors of processes")
+def test_process_is_held_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gets the number of a descendant after the look is not the one that is killed."""
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        held, opened = [], os.pidfd_open
+
+        def end_at_once(pid: int) -> int:
+            # The number is a descendant's until just now: it ends, and is given away.
+            held.append(pid)
+            return opened(bystander.pid)
+
+        monkeypatch.setattr(os, "pidfd_open", end_at_once)
+        sweeping.kill_below(2**22, {os.getpid()})
+        looked = held == [2**22]
+        is_alive = bystander.poll() is None
+        bystander.kill()
+
+    assert (looked, is_alive) == (True, True)
+
+
 def test_suite_that_cannot_be_started_is_told_by_its_first_word(stand: Stand) -> None:
     """What could not be started is named, and what it was to be told, a secret say, is not."""
     report = stand.run("no-such-program", "--token=hunter22", "hunter23")
@@ -276,6 +329,63 @@ def test_missing_working_directory_is_a_spawn_error(stand: Stand, folder: str) -
 def test_argument_list_that_is_too_long_is_a_spawn_error(stand: Stand, words: list[str]) -> None:
     """A command line that the system does not take is a permanent error of its own."""
     assert stand.facts("/bin/true", *words).spawn_error == SpawnError.BAD_ARGUMENTS
+
+
+def test_every_word_of_a_command_is_an_argument(stand: Stand) -> None:
+    """A word that is empty, or a blank, is an argument as any other, at the end too."""
+    stand.run("/usr/bin/printf", "%s|", "a", "", " ", "b", "")
+
+    assert stand.log() == b"a|| |b||"
+
+
+def test_whole_log_is_on_the_disk_before_its_digest_counts(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is synced of a log is all of it, the newest part too: a power cut takes nothing."""
+    order = (
+        "from supervisor import log; sync, join = log.os.fsync, log.BoundedLog._append;"
+        "told = open(sys.argv[2] + '/told', 'w');"
+        "log.os.fsync = lambda fd: (print('sync', file=told, flush=True), sync(fd))[1];"
+        "log.BoundedLog._append = "
+        "lambda s, p: (print('join', file=told, flush=True), join(s, p))[1];"
+    )
+    patch_supervisor(monkeypatch, order)
+    stand.run("/bin/sh", "-c", "head -c 60000 /dev/zero", log_max_bytes=65536)
+
+    assert stand.file("told").read_text().split()[:3] == ["join", "join", "sync"]
+
+
+#: A supervisor that keeps for how long it waits, each time, when it has begun to end a suite.
+PATIENT = """
+until, ends = main.Watch.until, open(sys.argv[2] + "/waits", "w")
+def wait(watch, is_so, end):
+    print(end - main.time.monotonic(), file=ends, flush=True)
+    return until(watch, is_so, end)
+main.Watch.until = wait
+"""
+
+
+def test_suite_without_grace_is_not_waited_for(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grace of no time is none."""
+    patch_supervisor(monkeypatch, f"exec({PATIENT!r});")
+    stand.run("/bin/sleep", "600", timeout_seconds=0.1, kill_grace_seconds=0.0)
+    grace, _ = map(float, stand.file("waits").read_text().split())
+
+    assert grace <= 0
+
+
+def test_output_that_nobody_ends_is_not_waited_for(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed after the end is read for a second at most, however long a run may take."""
+    patch_supervisor(monkeypatch, f"exec({PATIENT!r});")
+    stand.run("true", timeout_seconds=3600)
+    late, drain = map(float, stand.file("waits").read_text().split())
+
+    assert late <= 1
+    assert drain <= 1
 
 
 def test_nul_in_a_command_is_refused_before_there_is_a_run() -> None:

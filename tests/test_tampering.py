@@ -277,6 +277,18 @@ def test_log_of_another_length_is_incomplete(stand: Stand, deed: str) -> None:
     assert verdict(facts) == Verdict.NOT_EXECUTED
 
 
+@pytest.mark.parametrize("deed", ["cut short", "longer"])
+def test_log_with_a_gap_is_of_its_length_too(stand: Stand, deed: str) -> None:
+    """A suite that prints more than is kept may still not make its log longer or shorter."""
+    log, change = stand.file("output.log"), "truncate -s " + ("-5" if deed == "cut short" else "+5")
+    printed = "head -c 300000 /dev/zero | tr '\\0' x"
+    # Once all that is kept of the beginning is there.
+    wait = f"until test $(stat -c %s {log}) -ge 32768; do sleep 0.01; done"
+    facts = stand.facts("/bin/sh", "-c", f"{printed}; {wait}; {change} {log}", log_max_bytes=65536)
+
+    assert (facts.exit_code, facts.log_complete) == (0, False)
+
+
 @pytest.mark.parametrize("deed", ["cut short", "longer", "another of its size"])
 def test_log_that_changes_after_the_end_is_incomplete(stand: Stand, deed: str) -> None:
     """Between the end of a run and its report nobody can put another log in its place."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from attempts import attempts, linked
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.invariants import Sight, trail_is_unbroken, violations
+from staging_fsm.core.plan import Budget, Plan, SuitePlan
 from staging_fsm.core.snapshot import Move, Run, Snapshot, load_snapshot
 from staging_fsm.core.spec import TERMINAL
 from staging_fsm.core.trail import NO_LINK, link_of, links
@@ -206,6 +207,26 @@ def test_links_are_those_of_any_text(snapshot: Snapshot) -> None:
     stored = load_snapshot(document(snapshot))
 
     assert [move.link for move in stored.history] == list(links(stored))
+
+
+@pytest.mark.parametrize("number", [1e-05, 1.5e16, 0.5, 30.0])
+@pytest.mark.parametrize("part", ["suite", "budget"])
+def test_link_of_a_claim_is_the_digest_of_the_canonical_text(part: str, number: float) -> None:
+    """What a claim is bound to is linked as Python writes it, each of its numbers too."""
+    budget = Budget(1, number, number) if part == "budget" else Budget(1)
+    timeout = number if part == "suite" else 30.0
+    plan = Plan(SuitePlan(("make",), timeout_seconds=timeout), budget, "4c1d0a7")
+    move = Move("T01", NOW, "claimed", "w", NO_LINK)
+    covered = {
+        "attempt_id": "7-3f",
+        "move": {"id": "T01", "time": NOW, "reason": "claimed", "worker": "w"},
+        "previous": "",
+        "stored": {"plan": attrs.asdict(plan)},
+    }
+    canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+
+    linked = link_of("7-3f", "", move, {"plan": plan})
+    assert linked == hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @settings(deadline=None, max_examples=300)

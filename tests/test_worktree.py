@@ -17,6 +17,7 @@ import pytest
 
 from hosts import git
 from staging_fsm.core.errors import PreparationError, RunRefusedError
+from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import RunFacts, Supervision
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunOrder
@@ -127,6 +128,26 @@ def test_part_of_a_repository_is_not_unversioned(site: Site) -> None:
     """A folder that git has files of is on a commit, and its top is what can be bound to it."""
     with pytest.raises(PreparationError, match="is a part of the git repository"):
         bind_revision(site.repository / "docs", IN_PLACE)
+
+
+def test_part_of_a_repository_behind_a_link_is_not_unversioned(site: Site, tmp_path: Path) -> None:
+    """A folder of a repository is one by whatever way it is reached."""
+    (tmp_path / "link").symlink_to(site.repository / "docs")
+
+    with pytest.raises(PreparationError, match="is a part of the git repository"):
+        head_revision(tmp_path / "link")
+
+
+def test_repository_without_a_branch_of_its_own_is_not_unversioned(
+    site: Site, tmp_path: Path
+) -> None:
+    """A repository with commits from elsewhere and none checked out is not run on no commit."""
+    fetched = tmp_path / "fetched"
+    git(tmp_path, "init", "--quiet", str(fetched))
+    git(fetched, "fetch", "--quiet", str(site.repository), "HEAD:refs/remotes/origin/main")
+
+    with pytest.raises(PreparationError, match="cannot be read"):
+        head_revision(fetched)
 
 
 def test_machine_without_git_binds_no_repository(
@@ -388,6 +409,20 @@ def test_file_made_to_look_unchanged_is_compared(site: Site) -> None:
     assert site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
 
 
+def test_submodule_with_a_filter_of_its_own_is_clean(site: Site, tmp_path: Path) -> None:
+    """A submodule whose files are stored in another form is compared by it before a run."""
+    parts = site.repository / "parts"
+    git(tmp_path, "init", "--quiet", str(parts))
+    git(parts, "config", "filter.upper.clean", "tr a-z A-Z")
+    commit(parts, ".gitattributes", "*.py filter=upper\n")
+    head = commit(parts, "lower.py", "price = 3\n")
+    git(site.repository, "update-index", "--add", "--cacheinfo", f"160000,{head},parts")
+    git(site.repository, "commit", "--quiet", "-m", "A submodule.")
+    os.utime(parts / "lower.py", (0, 0))
+
+    assert bind_revision(site.repository, IN_PLACE) == head_revision(site.repository)
+
+
 @pytest.fixture
 def in_capitals(site: Site) -> Path:
     """Return a file that the repository stores in another form than it is checked out in."""
@@ -545,6 +580,37 @@ def test_git_of_a_worker_that_is_interrupted_is_ended(
         run_git(site.repository, *slow)
 
     assert children[0].returncode == -signal.SIGKILL
+
+
+def test_further_checkout_is_of_the_whole_commit(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout that has to be tried again has all files, though the repository's is sparse."""
+    git(site.repository, "sparse-checkout", "set", "--no-cone", "/other/")
+    revision, asked = head_revision(site.repository), []
+
+    def fail_at_first(*arguments: Any, **how: Any) -> "subprocess.CompletedProcess[str]":
+        adds = "add" in arguments
+        asked.extend(["add"] * adds)
+        if adds and len(asked) == 1:
+            return subprocess.CompletedProcess([], 128, "", "another was in the way")
+        return run_git(*arguments, **how)
+
+    monkeypatch.setattr(worktree, "run_git", fail_at_first)
+    add_worktree(site.repository, revision, site.checkout)
+
+    assert asked == ["add", "add"]
+    assert (site.checkout / "shop.py").is_file()
+
+
+def test_hidden_file_that_became_a_dangling_link_is_a_change(site: Site) -> None:
+    """A link to nowhere in the place of a file is there, and is not what was committed."""
+    git(site.repository, "update-index", "--skip-worktree", "shop.py")
+    (site.repository / "shop.py").unlink()
+    assert tracked_changes(site.repository, filtered=True) == ""
+    (site.repository / "shop.py").symlink_to("nowhere")
+
+    assert tracked_changes(site.repository, filtered=True) != ""
 
 
 def test_suite_runs_on_all_of_the_commit(site: Site) -> None:
@@ -857,13 +923,31 @@ def test_checkout_that_differs_from_the_start_is_not_the_suites_doing(site: Site
     (site.repository / ".gitattributes").write_text("*.txt text eol=crlf\n")
     git(site.repository, "add", ".gitattributes")
     git(site.repository, "commit", "--quiet", "-m", "Now it should be another.")
-    unmoved = site.run("git status --short")
-    printed = site.output()
+    site.start("git status --short")
+    report = site.suites.await_report(RUN)
+    unmoved, printed = report.facts, site.output()
     shutil.rmtree(site.state.root)
 
     assert printed == " M dos.txt\n"
-    assert not unmoved.tree_changed
+    assert (unmoved.tree_changed, report.detail) == (False, None)
     assert site.run("echo three >> dos.txt").tree_changed
+
+
+def test_report_at_a_place_of_its_own_has_one_writer_and_is_of_its_run(
+    site: Site, tmp_path: Path
+) -> None:
+    """A suite in a checkout that reports elsewhere shares that place with no other run."""
+    path, other = tmp_path / "report.xml", f"{RUN}0"
+    path.write_text('<testsuite><testcase name="a"/></testsuite>')
+    revision = head_revision(site.repository)
+    wait = "until test -e $STAGING_REPORT_DIR/go; do sleep 0.01; done"
+    site.start(wait, revision, report=str(path))
+    suite = SuitePlan(("true",), report=str(path))
+    with pytest.raises(PreparationError, match="another run that writes the report"):
+        site.suites.start(RunOrder(other, site.repository, revision, suite))
+    (site.state.reports(RUN) / "go").touch()
+
+    assert site.suites.await_report(RUN).facts.evidence.state is EvidenceState.STALE
 
 
 # A tree that moves.
@@ -908,6 +992,45 @@ def test_allowed_dirt_is_no_movement_and_more_of_it_is(site: Site) -> None:
 
     assert not unmoved.tree_changed
     assert moved.tree_changed
+
+
+@pytest.mark.parametrize("end", ["exit 1", "kill -9 $$"])
+def test_tree_is_looked_at_however_the_suite_ended(site: Site, end: str) -> None:
+    """A failure on a tree that moved is no verdict on the commit either."""
+    assert site.run(f"echo 'PRICE = 9' > shop.py; {end}").tree_changed
+    shutil.rmtree(site.state.root)
+    assert not site.run(end).tree_changed
+
+
+@pytest.mark.parametrize("deed", ["git checkout --quiet shop.py", "git stash --quiet"])
+def test_allowed_dirt_that_is_taken_back_is_a_movement(site: Site, deed: str) -> None:
+    """A dirty tree that became clean is not what the suite began with."""
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+    named = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=b"
+    facts = site.run(f"{named}; {deed}", workspace=Workspace.IN_PLACE, allow_dirty=True)
+
+    assert facts.exit_code == 0
+    assert facts.tree_changed
+
+
+def test_hidden_file_of_a_dirty_tree_must_stay_as_it_was(site: Site) -> None:
+    """Allowed dirt that git was told not to see is compared by its content, as all other is."""
+    git(site.repository, "update-index", "--assume-unchanged", "shop.py")
+    (site.repository / "shop.py").write_text("PRICE = 5\n")
+    how: dict[str, Any] = {"workspace": Workspace.IN_PLACE, "allow_dirty": True}
+    unmoved = site.run("true", **how)
+    shutil.rmtree(site.state.root)
+
+    assert not unmoved.tree_changed
+    assert site.run("echo 'PRICE = 6' > shop.py", **how).tree_changed
+
+
+def test_file_that_is_hidden_in_a_dirty_tree_is_compared(site: Site) -> None:
+    """A suite hides no change in a tree in which another file was allowed to differ."""
+    (site.repository / "docs" / "prices.md").write_text("Dear\n")
+    hide = "git update-index --assume-unchanged shop.py; echo 'PRICE = 6' > shop.py"
+
+    assert site.run(hide, workspace=Workspace.IN_PLACE, allow_dirty=True).tree_changed
 
 
 def test_order_stands_before_there_is_a_checkout(
