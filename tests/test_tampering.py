@@ -15,7 +15,13 @@ from staging_fsm.core.outcome import Stop, Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.effects import supervised
-from staging_fsm.effects.processes import ProcessIdentity, identify, is_stopped, wait_for_end
+from staging_fsm.effects.processes import (
+    ProcessIdentity,
+    identify,
+    is_stopped,
+    this_process,
+    wait_for_end,
+)
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.supervisor.result import lines_of, sealed
@@ -150,6 +156,19 @@ def test_supervisor_that_was_stopped_once_has_its_time_to_end(
 
     assert (facts.supervision, facts.stopped_by) == (Supervision.SOUND, Stop.REQUEST)
     assert stand.lifeline.is_cut()
+
+
+def test_supervisor_that_was_stopped_in_its_grace_may_come_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A supervisor that its suite stops once more, while it ends it, is woken once more."""
+    ends, woken = iter([False, False, True]), list[signal.Signals]()
+    monkeypatch.setattr(supervised, "wait_for_end", lambda *_: next(ends))
+    monkeypatch.setattr(supervised, "is_stopped", lambda _: True)
+    monkeypatch.setattr(supervised, "send_signal", lambda _, number: woken.append(number))
+
+    assert supervised._ends(this_process(), 0.0, 0.0)
+    assert woken == [signal.SIGCONT] * 2
 
 
 def test_suite_that_is_reaped_has_its_whole_grace(
