@@ -13,11 +13,13 @@ from staging_fsm.core.ports import AlertKind, RunCondition, RunReport
 from staging_fsm.core.snapshot import Move, Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State
 from staging_fsm.core.times import format_time
-from staging_fsm.drive.engine import COARSEST_DUE_TIME, TAIL_BYTES, Engine
+from staging_fsm.drive.engine import TAIL_BYTES, Engine
 from staging_fsm.drive.rulings import Ruling
 
 NOW: Final = datetime(2030, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
+#: By so much a host may round a due time up: it keeps whole seconds, or parts of them.
+COARSEST: Final = timedelta(seconds=1)
 LONGEST: Final = timedelta(seconds=900)
 DEFERRING: Final = next(row for row in TRANSITIONS if row.event is Event.BUDGET_LEFT)
 
@@ -148,8 +150,8 @@ def test_deferral_lasts_as_long_as_the_budget_says(reason: Reason, earlier: int)
         (NOW - TICK, NOW),
         (NOW, NOW + TICK),
         (NOW + TICK, NOW + 2 * TICK),
-        (NOW + COARSEST_DUE_TIME, NOW + COARSEST_DUE_TIME + TICK),
-        (NOW + COARSEST_DUE_TIME + TICK, NOW),
+        (NOW + COARSEST, NOW + COARSEST + TICK),
+        (NOW + COARSEST + TICK, NOW),
     ],
 )
 def test_each_deferral_is_due_later_than_the_row_says(
