@@ -110,6 +110,20 @@ def test_work_item_without_developer_retries_is_blocked_for_a_person(make_host: 
     assert "no developer retry left" in str(kit.item().blocked_reason)
 
 
+@pytest.mark.parametrize("stage", sorted(STAGE_AGENTS))
+def test_no_stage_goes_on_without_developer_retries(make_host: Maker, stage: str) -> None:
+    """Whichever gate refuses when no retry is left, nobody is launched again before a person looks.
+
+    That holds for a stage that is its own successor after a failure, too.
+    """
+    kit = make_host()
+    result = finish_job(kit.host, kit.store.job(kit.add(stage, retries=0)), 1)
+
+    assert "no developer retry left" in str(kit.item().blocked_reason)
+    assert result.next_job is None
+    assert kit.store.claim_next(kit.host.clock.now(), "w") is None
+
+
 def test_work_item_that_moves_on_is_blocked_no_more(make_host: Maker) -> None:
     """A blocked work item whose job a person queued is free once its gate has opened."""
     kit = make_host()
@@ -222,6 +236,16 @@ def test_work_item_that_comes_twice_at_once_has_one_job(make_host: Maker, go: in
     assert kit.item(f"WI-{go}").stage == "development"
 
 
+def test_work_item_that_is_in_work_has_no_second_job(make_host: Maker) -> None:
+    """Whoever brings a work item to a stage where its job is in work shares that job."""
+    kit = make_host()
+    job_id = kit.add("deploy-staging")
+    now = kit.host.clock.now()
+    assert kit.store.claim_next(now, "w") is not None
+
+    assert kit.store.job_at(kit.item(), "deployer", now) == job_id
+
+
 def test_agent_finds_no_older_artifact_at_its_start(
     make_host: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +283,44 @@ def test_agent_is_told_of_its_own_job(make_host: Maker, monkeypatch: pytest.Monk
         **told,
         "ORCH_WORK_ITEM_DIR": folder,
     }
+
+
+def test_agent_works_in_its_repository(make_host: Maker) -> None:
+    """An agent begins in the repository, where the paths of its command and its prompt lead."""
+    kit = make_host("import os; print(os.getcwd())")
+    job = kit.store.job(kit.add("testing"))
+    launcher._spawn(kit.host, job)
+
+    log = kit.host.settings.log_dir / f"job-{job.id}.log"
+    assert log.read_text() == f"{kit.repository}\n"
+
+
+def test_agent_that_is_killed_has_not_ended_well(make_host: Maker) -> None:
+    """An agent that ends by a signal, for want of memory say, has failed its gate."""
+    kit = make_host(agent_command="sh -c 'kill -9 $$'")
+    kit.add("testing", retries=2)
+
+    worker(kit).run_one()
+
+    assert (kit.item().stage, kit.item().developer_retries) == ("development", 1)
+
+
+@pytest.mark.parametrize("stage", ["deploy-staging", "testing"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_what_an_agent_left_is_published_before_its_gate(
+    make_host: Maker, stage: str, code: int
+) -> None:
+    """However an agent ended, what it left is where everybody finds it when its gate is asked."""
+    kit = make_host(f"raise SystemExit({code})")
+    job_id = kit.add(stage)
+    published: list[tuple[int, str]] = []
+
+    def publish(job: Job) -> None:
+        published.append((job.id, kit.item().stage))
+
+    worker(attrs.evolve(kit, host=attrs.evolve(kit.host, publish=publish))).run_one()
+
+    assert published == [(job_id, stage)]
 
 
 def test_exit_code_says_nothing_where_an_artifact_speaks(make_host: Maker) -> None:
@@ -466,6 +528,33 @@ def test_finalizer_without_git_says_so(make_host: Maker, monkeypatch: pytest.Mon
     assert kit.item().stage == "development"
 
 
+def test_finalizer_of_a_folder_without_git_says_so(make_host: Maker, tmp_path: Path) -> None:
+    """What is in no repository of git is deployed as unversioned, and no revision is made up."""
+    kit = make_host()
+    (tmp_path / "plain").mkdir()
+    kit.store.add_repository("plain", tmp_path / "plain")
+    job_id = kit.add("deploy", repo="plain")
+
+    worker(kit).run_one()
+
+    assert json.loads(kit.store.job(job_id).metadata) == {"deployed_revision": "unversioned"}
+    assert kit.item(repo="plain").stage == "post-deploy"
+
+
+def test_finalizer_tags_what_is_a_folder_of_a_repository(make_host: Maker) -> None:
+    """Where one repository holds many services, each is deployed by the revision of them all."""
+    kit = make_host()
+    (kit.repository / "till").mkdir()
+    kit.store.add_repository("till", kit.repository / "till")
+    job_id = kit.add("deploy", repo="till")
+
+    worker(kit).run_one()
+
+    head = git(kit.repository, "rev-parse", "HEAD")
+    assert json.loads(kit.store.job(job_id).metadata) == {"deployed_revision": head}
+    assert git(kit.repository, "rev-parse", "deployed/WI-1") == head
+
+
 def test_finalizer_runs_no_program_of_the_repository(make_host: Maker) -> None:
     """What was deployed has no say in its own tag: none of its hooks is run."""
     kit = make_host()
@@ -485,6 +574,7 @@ def test_finalizer_runs_no_program_of_the_repository(make_host: Maker) -> None:
     [
         ("true", "done", 0),
         ("exit 3", "development", 3),
+        ("kill -9 $$", "development", 3),
         ("test -e seen || { touch seen; exit 3; }", "development", 1),
     ],
 )
@@ -501,6 +591,74 @@ def test_monitor_probes_and_records(
     assert kit.item().stage == stage
     seen = json.loads(json.loads(kit.store.job(job_id).metadata)["monitor"])
     assert (seen["probes"], seen["failed"]) == (3, failed)
+
+
+def test_monitor_shows_the_problem_that_it_saw_last(make_host: Maker, tmp_path: Path) -> None:
+    """Of the problems of a deployment its record shows the one that was there at the end."""
+    counting = f"cd {tmp_path}; echo >>seen; exit $(wc -l <seen)"
+    command = shlex.join(["sh", "-c", counting])
+    kit = make_host(monitor_command=command, monitor_interval_seconds="0")
+    job_id = kit.add("post-deploy")
+
+    worker(kit).run_one()
+
+    seen = json.loads(json.loads(kit.store.job(job_id).metadata)["monitor"])
+    assert seen == {"probes": 3, "failed": 3, "last": ["exit code 3"]}
+
+
+@pytest.mark.parametrize("probe", ["true", "false"])
+def test_deployment_is_watched_for_as_long_as_is_said(make_host: Maker, probe: str) -> None:
+    """Between two probes the interval passes, well or not: a service may come up and go down."""
+    kit = make_host(monitor_command=probe, monitor_interval_seconds="7")
+    kit.add("post-deploy")
+    clock = NoWaiting()
+
+    worker(attrs.evolve(kit, host=attrs.evolve(kit.host, clock=clock))).run_one()
+
+    assert clock.waited == 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("status", "stage"),
+    [
+        (200, "done"),
+        (204, "done"),
+        (304, "development"),
+        (404, "development"),
+        (500, "development"),
+    ],
+)
+def test_service_is_healthy_by_the_status_that_it_answers(
+    make_host: Maker, status: int, stage: str
+) -> None:
+    """A deployed service that answers is healthy only where it says so, with a status of 2xx."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/health"
+        kit = make_host(monitor_url=url, monitor_probes="1")
+        kit.add("post-deploy")
+        probing = threading.Thread(target=worker(kit).run_one, daemon=True)
+        probing.start()
+        taken, _ = server.accept()
+        with taken:
+            taken.recv(4096)
+            taken.sendall(f"HTTP/1.0 {status} So\r\n\r\n".encode())
+        probing.join(DEADLINE_SECONDS)
+
+    assert kit.item().stage == stage
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:1/health", "localhost/health", "http://[", "http://a:b"]
+)
+def test_address_that_is_none_is_an_unhealthy_service(make_host: Maker, url: str) -> None:
+    """A monitor whose address cannot be asked says so on its job, and ends it as any other."""
+    kit = make_host(monitor_url=url, monitor_probes="1")
+    job_id = kit.add("post-deploy")
+
+    worker(kit).run_one()
+
+    assert (kit.item().stage, kit.store.job(job_id).status) == ("development", "done")
+    assert json.loads(json.loads(kit.store.job(job_id).metadata)["monitor"])["failed"] == 1
 
 
 def test_probe_that_does_not_answer_is_an_unhealthy_one(
@@ -564,13 +722,13 @@ def test_command_of_an_agent_may_hold_braces(make_host: Maker) -> None:
 
 def test_what_an_agent_printed_outlives_its_next_launch(make_host: Maker) -> None:
     """A job that is launched again keeps what its first agent printed, and why it died."""
-    kit = make_host(agent_command="sh -c 'echo told once; exit 1'")
+    kit = make_host(agent_command="sh -c 'echo told once; echo why >&2; exit 1'")
     job = kit.store.job(kit.add("testing"))
     for _ in range(2):
         launcher._spawn(kit.host, job)
 
     log = kit.host.settings.log_dir / f"job-{job.id}.log"
-    assert log.read_text() == "told once\n" * 2
+    assert log.read_text() == "told once\nwhy\n" * 2
 
 
 def test_workers_that_start_at_once_have_one_schema(tmp_path: Path) -> None:
@@ -680,9 +838,12 @@ def test_where_a_work_item_went_is_told_by_its_own_next_job(make_host: Maker) ->
     assert kit.store.went_to("deploy-staging", None, staged) == {staged: "development"}
 
 
-def test_job_that_cannot_be_launched_does_not_stop_the_worker(make_host: Maker) -> None:
-    """A worker without an agent command leaves the job claimed and goes on with the next."""
-    kit = make_host()
+@pytest.mark.parametrize("command", ["", "/nowhere/agent"], ids=["none", "not installed"])
+def test_job_that_cannot_be_launched_does_not_stop_the_worker(
+    make_host: Maker, command: str
+) -> None:
+    """A worker whose agent cannot be started leaves the job claimed and goes on with the next."""
+    kit = make_host(agent_command=command)
     first = kit.add("analysis", "WI-1")
     kit.add("deploy", "WI-2")
 
@@ -796,6 +957,7 @@ def test_threads_that_write_at_once_wait_for_their_turn_and_not_for_the_database
     def write(thread: int) -> None:
         together.wait(DEADLINE_SECONDS)
         for number in range(writes):
+            kit.store.register(kit.repository / f"{thread}-{number}")
             job_id = kit.add("analysis", f"WI-{thread}-{number}")
             with pytest.raises(LookupError):
                 fail(job_id)
