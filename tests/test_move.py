@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from psycopg.errors import LockNotAvailable
 
+from postgres import new_schema
 from staging_fsm.core.errors import RefusedError
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.host.database import open_database
@@ -91,6 +92,56 @@ def test_who_wants_to_write_meanwhile_waits(stores: tuple[SqlHostStore, SqlHostS
 
     assert came_to == {LockNotAvailable}
     assert content(new) == content(old)
+
+
+def test_who_wants_to_write_to_sqlite_meanwhile_waits(
+    stores: tuple[SqlHostStore, SqlHostStore],
+) -> None:
+    """While rows are read out of SQLite no other process queues a job that the copy would miss."""
+    old, new = stores
+    beside = SqlHostStore(open_database(old.engine.url.render_as_string()))
+    # Who would have to wait is told at once.
+    sa.event.listen(beside.engine, "connect", lambda one, _: one.execute("PRAGMA busy_timeout = 0"))
+    item = WorkItem("shop", "Wi-1", "review", 2, None)
+    came_to = set[str]()
+
+    def write(*_: object) -> None:
+        try:
+            with beside.transaction() as tx:
+                came_to.add(str(beside.enqueue(tx, item, "reviewer", NOW)))
+        except sa.exc.OperationalError as error:
+            came_to.add(str(error.orig))
+
+    sa.event.listen(new.engine, "before_cursor_execute", write)
+    move_rows(old.engine, new.engine)
+    sa.event.remove(new.engine, "before_cursor_execute", write)
+    beside.engine.dispose()
+
+    assert came_to == {"database is locked"}
+    assert content(new) == content(old)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_rows_are_moved_between_databases_of_one_kind(
+    stores: tuple[SqlHostStore, SqlHostStore], tmp_path: Path, postgres_server: str, dialect: str
+) -> None:
+    """A move within SQLite or PostgreSQL is one like others, and the next job is a new one."""
+    old, new = stores
+    if dialect == "postgresql":
+        move_rows(old.engine, new.engine)
+        old = new
+    with new_schema(postgres_server) as schema:
+        url = schema if dialect == "postgresql" else f"sqlite:///{tmp_path / 'new.db'}"
+        third = SqlHostStore(open_database(url))
+        third.create_schema()
+        move_rows(old.engine, third.engine)
+        moved = content(third)
+        with third.transaction() as tx:
+            following = third.enqueue(tx, third.work_item(tx, "shop", "Wi-1"), "reviewer", NOW)
+        third.engine.dispose()
+
+    assert moved == content(old)
+    assert following == 5
 
 
 #: A database that keeps only the beginning of a text, as one does whose columns are too short.

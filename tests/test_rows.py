@@ -28,6 +28,7 @@ from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.metadata import our_document, with_key
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.host import database
 from staging_fsm.host.database import BUSY_TIMEOUT_SECONDS, open_database
 from staging_fsm.host.store import SqlHostStore, WorkItem
 from versions import LATER, NOW, attempt
@@ -283,6 +284,10 @@ BROKEN = {
         "twice",
     ),
     "our key twice": ('{"staging_runner": 1, "a": 2, "staging_runner": 3}', "twice"),
+    "our key twice, once with a blank behind it": (
+        '{"staging_runner" : {"version": 1}, "staging_runner":{"version": 2}}',
+        "twice",
+    ),
 }
 DAMAGED = {
     "our key is no object": ('{"staging_runner": 17}', "it is a int, not an object"),
@@ -519,6 +524,60 @@ def test_new_job_comes_before_one_that_was_deferred(kit: Kit) -> None:
     assert [kit.store.claim_next(LATER, "w").id for _ in range(2)] == [later, JOB]
 
 
+@pytest.mark.parametrize("name", [name for name in FOREIGN if "OURS" not in FOREIGN[name]])
+def test_note_of_the_host_respells_nothing(kit: Kit, name: str) -> None:
+    """A note of the reference host leaves every other key as it was spelt, whoever wrote it."""
+    kit.add(FOREIGN[name])
+
+    kit.store.record(JOB, "note", "written")
+
+    assert tokens(kit.raw()[2]) == [*tokens(FOREIGN[name]), ("note", "written")]
+
+
+def test_work_item_is_brought_to_a_stage_by_one_at_a_time(postgres_url: str) -> None:
+    """Between the look for a work item's job and its queueing nobody else queues one, anywhere."""
+    kit = SqlKit(open_database(postgres_url))
+    beside = SqlKit(engine_with(postgres_url, "lock_timeout TO '200ms'"))
+    kit.store.create_schema()
+    kit.add("{}", status="done")
+    item = WorkItem("shop", "WI-1", "deploy-staging", 2, None)
+    kept_off: list[str] = []
+
+    def overtake(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM work_items" in statement:
+            try:
+                beside.store.job_at(item, "deployer", NOW)
+            except sa.exc.OperationalError:
+                kept_off.append(statement)
+
+    sa.event.listen(kit.engine, "before_cursor_execute", overtake)
+    job = kit.store.job_at(item, "deployer", NOW)
+    sa.event.remove(kit.engine, "before_cursor_execute", overtake)
+    found = beside.store.job_at(item, "deployer", NOW)
+    for each in (kit, beside):
+        each.engine.dispose()
+
+    assert len(kept_off) == 1
+    assert found == job
+
+
+def test_job_that_somebody_has_locked_keeps_no_worker_from_the_others(postgres_url: str) -> None:
+    """While a host hangs in a transaction over one job, every other job is claimed all the same."""
+    kit = SqlKit(open_database(postgres_url))
+    beside = SqlKit(engine_with(postgres_url, "lock_timeout TO '10s'"))
+    kit.store.create_schema()
+    kit.add("{}", status="queued")
+    with kit.store.transaction() as tx:
+        other = kit.store.enqueue(tx, kit.store.work_item(tx, "shop", "WI-1"), "deployer", NOW)
+    with kit.store.transaction() as tx:
+        tx.execute(sa.text("SELECT 1 FROM jobs WHERE id = 1 FOR UPDATE"))
+        claimed = [beside.store.claim_next(LATER, "w") for _ in range(2)]
+    for each in (kit, beside):
+        each.engine.dispose()
+
+    assert [job and job.id for job in claimed] == [other, None]
+
+
 def test_note_of_the_host_writes_over_no_move(postgres_url: str) -> None:
     """Between the look of the host at the metadata and its note nobody moves the attempt there."""
     kit = SqlKit(open_database(postgres_url))
@@ -581,13 +640,72 @@ def test_database_that_was_emptied_is_not_waited_for(tmp_path: Path) -> None:
     kit.engine.dispose()
 
 
+def test_database_is_where_its_relative_path_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that changes its folder, as a daemon does, goes on with the same database."""
+    monkeypatch.chdir(tmp_path)
+    kit = SqlKit(open_database("sqlite:///orchestrator.db"))
+    kit.store.create_schema()
+    kit.add("{}")
+    monkeypatch.chdir("/")
+    kit.rows.save(JOB, attempt(1))
+    # Also over a connection that is opened only now.
+    kit.engine.dispose()
+
+    assert kit.rows.load(JOB).snapshot() == attempt(1)
+    kit.engine.dispose()
+
+
+def test_database_behind_a_link_that_is_moved_takes_nothing_more(tmp_path: Path) -> None:
+    """Where the path of a database leads to another file by now, nothing goes to the old one."""
+    link = tmp_path / "orchestrator.db"
+    link.symlink_to("old.db")
+    kit = SqlKit(open_database(f"sqlite:///{link}"))
+    kit.store.create_schema()
+    kit.add("{}")
+    rows = kit.rows
+    rows.load(JOB)
+    link.unlink()
+    link.symlink_to("new.db")
+    (tmp_path / "new.db").touch()
+
+    with pytest.raises(sa.exc.OperationalError, match="was removed or replaced"):
+        rows.save(JOB, attempt(1))
+
+    link.unlink()
+    link.symlink_to("old.db")
+    assert rows.load(JOB).document is None
+    kit.engine.dispose()
+
+
+def test_writer_that_waited_in_vain_takes_nobodys_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gives up waiting for a writer is told that it is busy, and that one goes on."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_SECONDS", 0)
+    kit = SqlKit(open_database(f"sqlite:///{tmp_path}/orchestrator.db"))
+    kit.store.create_schema()
+    kit.add("{}")
+    with kit.store.transaction() as tx:
+        assert kit.store.finish_job(tx, JOB, NOW)
+        with pytest.raises(sa.exc.OperationalError, match="locked"):
+            kit.rows.save(JOB, attempt(1))
+    kit.rows.save(JOB, attempt(1))
+
+    assert kit.raw()[0] == "done"
+    assert kit.rows.load(JOB).snapshot() == attempt(1)
+    kit.engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "sqlite+pysqlite"])
 @pytest.mark.parametrize("successor", [None, b""], ids=["removed", "replaced"])
 def test_database_that_was_removed_takes_nothing_more(
-    tmp_path: Path, successor: bytes | None
+    tmp_path: Path, successor: bytes | None, driver: str
 ) -> None:
     """What would be stored in a file that nobody finds again is refused, and nothing is stored."""
     database = tmp_path / "orchestrator.db"
-    kit = SqlKit(open_database(f"sqlite:///{database}"))
+    kit = SqlKit(open_database(f"{driver}:///{database}"))
     kit.store.create_schema()
     kit.add("{}")
     kept = tmp_path / "elsewhere.db"

@@ -120,6 +120,15 @@ def test_command_is_read_as_a_shell_reads_it(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["ORCH_AGENT_COMMAND", "ORCH_MONITOR_COMMAND"])
+def test_command_holds_no_comment(name: str) -> None:
+    """A word of a command that begins with # is a word: nothing behind it is cut off."""
+    field = name.removeprefix("ORCH_").lower()
+    words = ("ask", "--issue", "#7", "--safe", "#")
+
+    assert getattr(load_host_settings({name: " ".join(words)}), field) == words
+
+
 @pytest.mark.parametrize("name", ["Robert'); DROP", "Engine", "", "1st", "a" * 52])
 def test_schema_is_a_plain_name(name: str) -> None:
     """The engine's schema has a plain lower-case name: it stands in statements as it is."""
