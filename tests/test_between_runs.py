@@ -19,6 +19,8 @@ from staging_fsm.core.times import format_time
 from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.effects.processes import this_process
+from staging_fsm.effects.rows import SqlRows
+from staging_fsm.faces.audit import Severity, audit_job
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 
 
@@ -354,6 +356,18 @@ def test_claim_is_given_back_where_no_due_times_are_kept(desk: Desk) -> None:
     put_back(desk.staging.runner, desk.job_id)
 
     assert desk.raw_row()["status"] == "queued"
+
+
+def test_trail_of_a_second_run_is_whole_where_no_due_times_are_kept(desk: Desk) -> None:
+    """An audit finds nothing wrong with a run that was due at a time that its row never held."""
+    rows = SqlRows(desk.kit.store.engine, constants={"not_before": None})
+    desk.use_rows(rows)
+    desk.defer()
+    desk.launch()
+    found = audit_job(rows, desk.kit.store, desk.job_id)
+
+    assert len(desk.snapshot().runs) == 2
+    assert found.of(Severity.DEVIATION) == []
 
 
 @pytest.mark.parametrize("error", [OSError("away"), RuntimeError("away")], ids=repr)

@@ -348,6 +348,18 @@ def test_damaged_row_is_held_and_told_of(desk: Desk, name: str) -> None:
     assert desk.kit.item().stage == "deploy-staging"
 
 
+@pytest.mark.parametrize("name", OFF)
+def test_attempt_that_was_emptied_is_held_though_switched_off(desk: Desk, name: str) -> None:
+    """Of an attempt that somebody emptied nobody knows how far it was: no agent is started."""
+    desk.defer()
+    for setting, value in OFF[name].items():
+        desk.set(setting, value)
+    desk.write_metadata(json.dumps({SNAPSHOT_KEY: {}}))
+
+    assert desk.launch().ruling is Ruling.HELD
+    assert desk.alerts() == ["row_refused"]
+
+
 PARTS: Final = (
     "rows.load",
     "rows.save",

@@ -85,3 +85,16 @@ def test_line_is_logged_where_nothing_can_be_loaded_any_more(
     assert "it failed" in line
     assert "7\\n8" in line
     assert line.isprintable()
+
+
+def test_line_is_as_ever_once_something_can_be_loaded_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that had no descriptor left for a while writes lines of logfmt afterwards."""
+    journal._renderer.cache_clear()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "structlog", None)
+        log_error("it failed", error="two words")
+    log_error("it failed", error="two words")
+
+    assert caplog.messages[1] == 'event="it failed" error="two words"'

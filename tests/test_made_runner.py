@@ -11,7 +11,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
-from desk import FAILING, PASSING, Desk, Failing, under_worker
+from desk import FAILING, OFF, PASSING, Desk, Failing, under_worker
 from hosts import REPO
 from staging_fsm.core.jobs import STAGE
 from staging_fsm.core.spec import State
@@ -133,6 +133,25 @@ def test_rows_that_do_not_fit_decline_every_first_launch(desk: Desk) -> None:
     assert "say the form of yours with time_format" in decision.reason
     assert desk.state() is State.LLM_FALLBACK
     assert desk.alerts()[:2] == ["configuration_invalid", "configuration_invalid"]
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_rows_are_looked_at_though_the_runner_is_switched_off(desk: Desk, name: str) -> None:
+    """A host is told at its start what does not fit, though its runner is switched on later."""
+    desk.write("not_before", "2026-01-31 12:00:00")
+    before = desk.variables.copy()
+    for setting, value in OFF[name].items():
+        desk.set(setting, value)
+    desk.staging = desk.new_worker()
+    told = desk.alerts()
+    desk.variables.clear()
+    desk.variables |= before
+    desk.claim()
+    decision = desk.launch()
+
+    assert told == ["configuration_invalid"]
+    assert decision.ruling is Ruling.DECLINED
+    assert "say the form of yours with time_format" in decision.reason
 
 
 def test_rows_that_name_no_table_decline_a_launch_that_is_known_to_be_the_first(

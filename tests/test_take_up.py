@@ -36,6 +36,7 @@ from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.drive import recovery
+from staging_fsm.drive.intercept import UNSEEN
 from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
@@ -622,6 +623,21 @@ def test_attempt_of_a_dead_worker_is_taken_up(desk: Desk) -> None:
     )
 
 
+def test_worker_that_takes_up_an_attempt_queues_the_other_jobs_too(desk: Desk) -> None:
+    """Of what dead workers left, attempts are taken up and agents' jobs queued, in one recovery."""
+    here = this_process()
+    dead = str(ProcessIdentity(here.scope, here.pid, here.start + 1))
+    under_worker(desk, dead)
+    host = attrs.evolve(desk.kit.host, staging=desk.staging)
+    agents = desk.kit.add("testing", "WI-2")
+    desk.kit.store.claim_next(host.clock.now(), dead, agents)
+
+    Worker(host, str(here)).recover()
+
+    assert desk.state() is State.DEFERRED
+    assert desk.kit.store.job(agents).status == "queued"
+
+
 def test_deferral_that_is_claimed_again_is_its_claimants(desk: Desk) -> None:
     """Recovery leaves a deferred job alone that was queued again and claimed: a launch may follow.
 
@@ -719,14 +735,18 @@ def test_job_whose_attempt_is_taken_up_is_claimed_by_nobody(desk: Desk) -> None:
     assert claims == [None, None]
 
 
-def test_claim_that_was_turned_away_is_not_lost(desk: Desk) -> None:
-    """Who claims what this process has deferred, while it has it in hand, gives it back."""
+@pytest.mark.parametrize("tells", [False, True], ids=["unseen", "told"])
+def test_claim_that_was_turned_away_is_not_lost(desk: Desk, *, tells: bool) -> None:
+    """Who claims what this process has deferred, while it has it in hand, gives it back.
+
+    That holds whether or not the host tells what it found in the row that it claimed.
+    """
     desk.suites_file = TOOL_ERROR
     desk.claim()
     desk.launch()
     with desk.staging._hold(desk.job_id):
-        desk.claim()
-        decision = desk.launch()
+        found = desk.claim().metadata
+        decision = desk.launch(found if tells else UNSEEN)
 
     assert decision.ruling is Ruling.TAKEN
     # Recovery would leave it to its claimant, who has gone.
