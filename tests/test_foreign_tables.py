@@ -5,7 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from postgres import engine_with
 from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.jobs import SNAPSHOT_KEY
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
+from staging_fsm.core.times import format_time
 from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import open_database
@@ -361,11 +362,14 @@ def test_of_two_writers_at_once_one_wins(
 
 KEYS = [
     (SQLITE, "INTEGER PRIMARY KEY", 7, "7"),
+    # No float tells it from its neighbours.
+    (SQLITE, "INTEGER PRIMARY KEY", 2**53 + 1, str(2**53 + 1)),
     (SQLITE, "CHAR(32) PRIMARY KEY", uuid.UUID(int=7).hex, uuid.UUID(int=7)),
     (SQLITE, "CHAR(36) PRIMARY KEY", str(uuid.UUID(int=7)), uuid.UUID(int=7)),
     (SQLITE, "TEXT UNIQUE", "org/repo#7", "org/repo#7"),
     (SQLITE, "TEXT UNIQUE", str(uuid.UUID(int=7)), uuid.UUID(int=7)),
     (POSTGRESQL, "bigint PRIMARY KEY", 2**60, str(2**60)),
+    (POSTGRESQL, "bigint PRIMARY KEY", 2**53 + 1, str(2**53 + 1)),
     (POSTGRESQL, "uuid PRIMARY KEY", uuid.UUID(int=7), str(uuid.UUID(int=7))),
     (POSTGRESQL, "text PRIMARY KEY", "org/repo#7", "org/repo#7"),
 ]
@@ -591,6 +595,29 @@ def test_text_due_times_sort_among_the_hosts_own(
         assert timedelta(0) <= found - due < timedelta(seconds=1)
 
 
+@pytest.mark.parametrize("form", ["%Y%m%d%H%M%S.%f", "%Y.%m.%d %H:%M:%S.%f"])
+def test_text_due_times_are_in_utc_wherever_they_are_read(
+    make_foreign: Callable[[str], Foreign], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A due time as text is the same moment, whatever its form and whatever zone a worker is in."""
+    foreign = make_foreign(SQLITE)
+    foreign.create()
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, time_format=form)
+    rows.save("j-1", attempt(1))
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        rows.requeue("j-1", LATER, attempt(1))
+        rows.check()
+        found = rows.load("j-1").not_before
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert foreign.ask('"run after"') == LATER.strftime(form)
+    assert found == LATER
+
+
 @pytest.mark.parametrize(
     ("kind", "theirs", "words"),
     [
@@ -614,6 +641,18 @@ def test_due_times_of_another_form_are_refused(
     assert repr(theirs) in problem
     assert words in problem
     assert problems_of(rows) == (problem,)
+
+
+@pytest.mark.parametrize("ours", ["j-1", "j-2"])
+def test_due_time_of_another_form_is_found_among_ours(foreign: Foreign, ours: str) -> None:
+    """One due time of another form is found at start, whichever of the table's is read first."""
+    rows = foreign.create()
+    foreign.insert("j-2")
+    foreign.set('"run after" = :theirs', theirs="2026-03-29 01:44:59")
+    foreign.set('"run after" = :ours WHERE uid = :uid', ours=format_time(LATER), uid=ours)
+
+    [problem] = problems_of(rows)
+    assert "holds '2026-03-29 01:44:59'" in problem
 
 
 def test_names_may_hold_any_sign(foreign: Foreign) -> None:
@@ -904,21 +943,59 @@ def test_table_in_another_schema_is_found_by_its_full_name(
     engine.dispose()
 
 
+def test_view_in_another_schema_is_taken_at_its_word(
+    make_foreign: Callable[[str], Foreign], postgres_url: str
+) -> None:
+    """Jobs may be a view, which has no key of its own, wherever it is: the host answers for it."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.create()
+    foreign.run(f'CREATE VIEW tasks AS TABLE "{TABLE}"')
+    engine = open_database(postgres_url.partition("&options")[0])
+    schema = foreign.ask("current_schema()")
+    elsewhere = SqlRows(engine, "tasks", NAMES, STATUSES, schema=schema)
+    elsewhere.check()
+    elsewhere.save("j-1", attempt(1))
+
+    assert elsewhere.load("j-1").snapshot() == attempt(1)
+    engine.dispose()
+
+
+@contextmanager
+def allowed(foreign: Foreign, right: str) -> Iterator[SqlRows]:
+    """Yield rows as a database user sees them who has a right on the table, and no other."""
+    schema, role = foreign.ask("current_schema()"), f"reader_{uuid.uuid4().hex[:8]}"
+    foreign.run(f"CREATE ROLE {role} LOGIN")
+    foreign.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    foreign.run(f'GRANT {right} ON "{TABLE}" TO {role}')
+    engine = sa.create_engine(foreign.engine.url.set(username=role))
+    try:
+        yield SqlRows(engine, TABLE, NAMES, STATUSES)
+    finally:
+        engine.dispose()
+        foreign.run(f"DROP OWNED BY {role}")
+        foreign.run(f"DROP ROLE {role}")
+
+
+def test_right_to_write_is_none_to_read(make_foreign: Callable[[str], Foreign]) -> None:
+    """A database user that may write our key and not read it is told so at start."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.create()
+    read = ", ".join(f'"{NAMES[name]}"' for name in NAMES if name != "metadata")
+    with allowed(foreign, f"UPDATE, SELECT ({read})") as rows:
+        [problem] = problems_of(rows)
+
+    assert problem.startswith("column 'extra' of ")
+    assert problem.endswith("needs SELECT on it")
+
+
 def test_missing_rights_are_named(make_foreign: Callable[[str], Foreign]) -> None:
     """A database user that may not read or write a column is told so at start."""
     foreign = make_foreign(POSTGRESQL)
     foreign.create()
-    schema, role = foreign.ask("current_schema()"), f"reader_{uuid.uuid4().hex[:8]}"
-    foreign.run(f"CREATE ROLE {role} LOGIN")
-    foreign.run(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
-    foreign.run(f'GRANT SELECT ON "{TABLE}" TO {role}')
-    engine = sa.create_engine(foreign.engine.url.set(username=role))
+    with allowed(foreign, "SELECT") as rows:
+        problems = problems_of(rows)
+        role = rows.engine.url.username
 
-    problems = problems_of(SqlRows(engine, TABLE, NAMES, STATUSES))
-
-    engine.dispose()
-    foreign.run(f"DROP OWNED BY {role}")
-    foreign.run(f"DROP ROLE {role}")
     assert [problem.partition(" of ")[0] for problem in problems] == [
         "column 'Condition'",
         "column 'run after'",
@@ -981,6 +1058,39 @@ def test_column_that_cannot_hold_what_is_written_is_refused(
     assert sentence in problems[0]
 
 
+@pytest.mark.parametrize("extra", ["jsonb", "json", "text"])
+@pytest.mark.parametrize("due", ["timestamptz", "timestamp(3)", "text", "bigint"])
+def test_domain_is_what_it_is_made_of(
+    make_foreign: Callable[[str], Foreign], extra: str, due: str
+) -> None:
+    """A column whose type is a domain of the host's own is used as one of the type beneath."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.run(f"CREATE DOMAIN papers AS {extra}")
+    foreign.run(f"CREATE DOMAIN moment AS {due}")
+    rows = foreign.create(extra="papers", due="moment")
+    rows.check()
+    rows.save("j-1", attempt(1))
+    rows.requeue("j-1", LATER, attempt(1))
+
+    assert rows.load("j-1").snapshot() == attempt(1)
+    found = rows.load("j-1").not_before
+    assert found is not None
+    assert timedelta(0) <= found - LATER < timedelta(seconds=1)
+
+
+def test_status_word_is_as_long_as_its_characters(make_foreign: Callable[[str], Foreign]) -> None:
+    """A status word of any alphabet fits where its characters do, however they are encoded."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.create(condition="varchar(5)", status="läuft")
+    words = {"queued": "ждёт", "running": "läuft", "cancelled": "стоит"}
+    rows = SqlRows(foreign.engine, TABLE, NAMES, words)
+    rows.check()
+    rows.save("j-1", attempt(1))
+    rows.cancel("j-1", attempt(1))
+
+    assert foreign.ask('"Condition"') == "стоит"
+
+
 @pytest.mark.parametrize(
     "form",
     [
@@ -1015,14 +1125,25 @@ def test_due_time_that_exactly_fits_is_stored(make_foreign: Callable[[str], Fore
         assert rows.load("j-1").not_before == LATER
 
 
-def test_form_of_times_is_only_for_text(foreign: Foreign) -> None:
-    """A form for due times beside a column that has its own is refused."""
-    foreign.create(due="BIGINT")
-    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, time_format="%Y")
+@pytest.mark.parametrize(
+    ("dialect", "due"),
+    [
+        *((SQLITE, "BIGINT"), (POSTGRESQL, "BIGINT")),
+        *((POSTGRESQL, "TIMESTAMP"), (POSTGRESQL, "TIMESTAMPTZ")),
+    ],
+)
+@pytest.mark.parametrize("form", ["%Y", "%Y-%m-%d %H:%M:%S"])
+def test_form_of_times_is_only_for_text(
+    make_foreign: Callable[[str], Foreign], dialect: str, due: str, form: str
+) -> None:
+    """A form for due times beside a column that has its own is refused, were it a good one."""
+    foreign = make_foreign(dialect)
+    foreign.create(due=due)
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, time_format=form)
 
     (problem,) = problems_of(rows)
 
-    assert problem.endswith("is BIGINT: time_format is only for text")
+    assert problem.endswith(f"is {due.removesuffix('TZ')}: time_format is only for text")
 
 
 def test_names_that_are_none_of_ours_are_all_refused(foreign: Foreign) -> None:
