@@ -82,6 +82,12 @@ class Server:
         with (self._data / "pg_hba.conf").open("a") as file:
             file.write(f"host all all {subnet} trust\n")
 
+    def ask_for_password(self, role: str) -> None:
+        """Let a role in by its password alone, from the next start on."""
+        rules = self._data / "pg_hba.conf"
+        # The first rule that fits counts.
+        rules.write_text(f"local all {role} scram-sha-256\n{rules.read_text()}")
+
     def start(self, **settings: str) -> None:
         """Start the server and wait until it answers. It loses nothing unless the machine does.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import sqlalchemy as sa
 from django.conf import settings
 from django.db import OperationalError, connections, transaction
 
+import postgres
+from conftest import NO_POSTGRESQL
 from staging_fsm.core.machine import step
 from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
 from staging_fsm.core.spec import INITIAL, Event
@@ -52,6 +55,7 @@ def configured(alias: str, url: str) -> dict[str, Any]:
         "ENGINE": f"django.db.backends.{'sqlite3' if is_sqlite else 'postgresql'}",
         "NAME": address.database,
         "USER": address.username or "",
+        "PASSWORD": address.password or "",
         "HOST": address.query.get("host", address.host or ""),
     }
     known: dict[str, Any] = connections.configure_settings({"default": {}, alias: told})
@@ -99,6 +103,59 @@ def test_transaction_is_one_of_the_models_own_database(
     assert rows.load(1).snapshot() == saved
 
 
+def test_transaction_of_the_hosts_outlives_a_look_at_its_job(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """What a host writes in a transaction of its own is kept, though it launches a job there."""
+    rows = rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+    with transaction.atomic(using=USING):
+        with connections[USING].cursor() as cursor:
+            cursor.execute("UPDATE work_items SET stage = 'review'")
+        rows.load(1)
+        with pytest.raises(RuntimeError, match="durable"):
+            rows.save(1, first())
+
+    with connections[USING].cursor() as cursor:
+        cursor.execute("SELECT stage FROM work_items")
+        assert cursor.fetchall() == [("review",)]
+
+
+def test_each_thread_has_a_connection_of_its_own(tmp_path: Path, databases: dict[str, Any]) -> None:
+    """A Django host may launch its jobs in threads: none works with the connection of another."""
+    rows = rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+    rows.check()
+
+    def save() -> Snapshot | None:
+        try:
+            rows.save(1, first())
+            return rows.load(1).snapshot()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        saved = pool.submit(save).result()
+
+    assert saved is not None
+    assert rows.load(1).snapshot() == saved
+
+
+def test_table_is_looked_at_with_the_password_that_django_has(databases: dict[str, Any]) -> None:
+    """A host whose PostgreSQL asks for a password tells it to Django, and to nobody else."""
+    if postgres.binaries() is None:
+        pytest.skip(NO_POSTGRESQL)
+    with postgres.own_server() as server:
+        server.ask_for_password("till")
+        server.start()
+        with psycopg.connect(server.url, autocommit=True) as beside:
+            beside.execute("CREATE ROLE till SUPERUSER LOGIN PASSWORD 'open sesame'")
+        url = server.url.replace("//postgres@", "//till:open%20sesame@")
+        rows = rows_at(url, databases)
+        rows.check()
+
+        assert rows.load(1).id == 1
+        connections[USING].close()
+
+
 def test_nothing_is_stored_within_a_transaction_of_the_hosts(
     tmp_path: Path, databases: dict[str, Any]
 ) -> None:
@@ -108,6 +165,28 @@ def test_nothing_is_stored_within_a_transaction_of_the_hosts(
         rows.save(1, first())
 
     assert rows.load(1).document is None
+
+
+def cut_off(rows: DjangoRows, beside: psycopg.Connection[Any]) -> None:
+    """Have the server drop the connection over which Django has just read."""
+    rows.load(1)
+    pid = connections[USING].connection.info.backend_pid
+    beside.execute("SELECT pg_terminate_backend(%s, 60000)", (pid,))
+
+
+def test_first_write_after_a_restart_is_stored(
+    databases: dict[str, Any], postgres_url: str
+) -> None:
+    """A verdict is not lost to a connection that was dropped while its suite ran."""
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
+        schema = beside.execute("SELECT current_schema()").fetchone()
+        assert schema is not None
+        rows = rows_at(postgres_url, databases, schema[0])
+        cut_off(rows, beside)
+    saved = first()
+    rows.save(1, saved)
+
+    assert rows.load(1).snapshot() == saved
 
 
 @pytest.mark.parametrize("lasts_seconds", [0, None], ids=["one use", "for ever"])
@@ -120,9 +199,7 @@ def test_worker_outlives_a_restart_of_its_database(
         assert schema is not None
         rows = rows_at(postgres_url, databases, schema[0])
         databases[USING]["CONN_MAX_AGE"] = lasts_seconds
-        rows.load(1)
-        pid = connections[USING].connection.info.backend_pid
-        beside.execute("SELECT pg_terminate_backend(%s, 60000)", (pid,))
+        cut_off(rows, beside)
     with contextlib.suppress(OperationalError):
         rows.load(1)
 
