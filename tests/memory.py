@@ -431,6 +431,13 @@ class MemoryStore(_Connected):
 
         return self._write("requeue abandoned", change, None)
 
+    def job_before(self, job: Job, stage: str) -> Job | None:
+        """Return the newest job of the same work item at `stage` that was queued before `job`."""
+        jobs = [record.job() for record in self.tables.jobs.values() if record.id < job.id]
+        of_item = (job.repo, job.work_item, stage)
+        found = [one for one in jobs if (one.repo, one.work_item, one.stage) == of_item]
+        return max(found, key=lambda one: one.id, default=None)
+
     def finish_job(self, tx: Transaction, job_id: int, _now: datetime) -> bool:
         """End a job that has not ended; False if it has."""
 

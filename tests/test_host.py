@@ -20,6 +20,9 @@ import pytest
 import sqlalchemy as sa
 
 from hosts import REPO, HostKit, git
+from staging_fsm.core.artifact import written
+from staging_fsm.core.errors import RefusedError
+from staging_fsm.core.spec import Event
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
 from staging_fsm.effects.rows import SqlRows
@@ -31,6 +34,7 @@ from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import ARTIFACT_GATES, JobAlreadyEndedError
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from staging_fsm.host.worker import IDLE_SECONDS, Worker
+from trails import FAILED, FIRST, PASSED, PLAN, WRITTEN, walked
 
 DEADLINE_SECONDS = 60
 Maker = Callable[..., HostKit]
@@ -164,6 +168,141 @@ def test_work_item_that_is_run_again_keeps_what_is_left_of_its_retries(make_host
     kit.store.job_at(anew, "deployer", kit.host.clock.now())
 
     assert kit.item() == attrs.evolve(anew, developer_retries=0)
+
+
+def test_job_of_a_stage_that_has_to_be_passed_anew_is_cancelled(make_host: Maker) -> None:
+    """What was queued before a work item was brought back would go on past the stage it is at."""
+    kit = make_host()
+    now = kit.host.clock.now()
+    deploy, other = kit.add("deploy"), kit.add("deploy", "WI-2")
+    staged = kit.store.job_at(attrs.evolve(kit.item(), stage="deploy-staging"), "deployer", now)
+
+    assert [kit.store.job(job).status for job in (deploy, other)] == ["cancelled", "queued"]
+    assert (kit.item().stage, kit.store.job(staged).status) == ("deploy-staging", "queued")
+
+
+def further(kit: HostKit, stage: str) -> int:
+    """Bring the work item to a stage, a new one if there is none, and queue its job there."""
+    now = kit.host.clock.now()
+    with kit.store.transaction() as tx:
+        try:
+            item = kit.store.work_item(tx, REPO, "WI-1")
+        except LookupError:
+            item = None
+        if item is not None:
+            moved = attrs.evolve(item, stage=stage)
+            kit.store.move_work_item(tx, moved, now)
+            return kit.store.enqueue(tx, moved, STAGE_AGENTS[stage], now)
+    return kit.add(stage)
+
+
+def test_work_item_is_not_taken_away_from_who_works_on_it(make_host: Maker) -> None:
+    """While a job of another stage is in work, a work item is brought nowhere, and who has it said.
+
+    Nothing is changed: what waits is left as it is, too.
+    """
+    kit = make_host()
+    now, before = kit.host.clock.now(), kit.add("development")
+    waiting = further(kit, "deploy")
+    assert kit.store.claim_next(now, "w", before) is not None
+
+    with pytest.raises(RefusedError, match=f"is in work at stage development, in job {before}"):
+        kit.store.job_at(attrs.evolve(kit.item(), stage="deploy-staging"), "deployer", now)
+    assert [kit.store.job(job).status for job in (before, waiting)] == ["running", "queued"]
+    assert kit.item().stage == "deploy"
+
+
+def staged(kit: HostKit, *moves: Any, revision: str | None = None) -> str:
+    """Have staging of the work item end by some moves, on the checked-out commit; return it."""
+    head = git(kit.repository, "rev-parse", "HEAD")
+    job, rows = kit.store.job(further(kit, "deploy-staging")), SqlRows(kit.store.engine)
+    plan = attrs.evolve(PLAN, revision=head if revision is None else revision)
+    claim = (Event.JOB_CLAIMED, {"plan": plan, "runs": (FIRST,)})
+    for number in range(1, len(moves) + 2):
+        rows.save(job.id, walked(claim, *moves[: number - 1]))
+    with kit.store.transaction() as tx:
+        kit.store.finish_job(tx, job.id, kit.host.clock.now())
+    return head
+
+
+OPENED = ((Event.SUITE_PASSED, {"runs": (PASSED,)}), (Event.GATE_OPENED, {"artifact": WRITTEN}))
+TURNED_DOWN = (
+    (Event.SUITE_FAILED, {"runs": (FAILED,)}),
+    (Event.GATE_REFUSED, {"artifact": WRITTEN}),
+)
+
+
+@pytest.mark.parametrize("artifact", [None, "another", "nonsense"])
+def test_what_staging_passed_is_deployed_whatever_is_checked_out(
+    make_host: Maker, artifact: str | None
+) -> None:
+    """The revision of a deployment is that of the attempt, whatever became of papers and tree."""
+    kit = make_host()
+    head = staged(kit, *OPENED)
+    job_id = further(kit, "deploy")
+    git(kit.repository, "commit", "--quiet", "--allow-empty", "--message", "Later")
+    if artifact is not None:
+        folder = kit.host.folder(kit.store.job(job_id))
+        folder.mkdir(parents=True)
+        named = git(kit.repository, "rev-parse", "HEAD") if artifact == "another" else artifact
+        (folder / ARTIFACT_NAME).write_text(f"---\n{written('revision', named)}\n---\n")
+    worker(kit).run_one()
+
+    assert git(kit.repository, "rev-parse", "deployed/WI-1") == head
+    assert kit.item().stage == "post-deploy"
+
+
+def test_what_staging_refused_is_not_deployed(make_host: Maker) -> None:
+    """A job that deploys goes back to development where the staging before it did not pass."""
+    kit = make_host()
+    staged(kit, *TURNED_DOWN)
+    job_id = further(kit, "deploy")
+    worker(kit).run_one()
+
+    assert git(kit.repository, "tag", "--list") == ""
+    assert kit.item().stage == "development"
+    assert "is ROLLED_BACK, and only what has ADVANCED" in kit.store.job(job_id).metadata
+
+
+def test_staging_of_what_is_deployed_is_the_one_before_it(make_host: Maker) -> None:
+    """What is staged after a deployment was queued is no part of that deployment."""
+    kit = make_host()
+    head = staged(kit, *OPENED)
+    job_id = further(kit, "deploy")
+    git(kit.repository, "commit", "--quiet", "--allow-empty", "--message", "Later")
+    staged(kit, *TURNED_DOWN)
+    job = kit.store.claim_next(kit.host.clock.now(), "w", job_id)
+    assert job is not None
+    launcher.launch_job(kit.host, job)
+
+    assert git(kit.repository, "rev-parse", "deployed/WI-1") == head
+
+
+def test_what_was_passed_without_a_revision_is_deployed_without_one(make_host: Maker) -> None:
+    """No commit is made out to be deployed where the suite was run on none."""
+    kit = make_host()
+    staged(kit, *OPENED, revision="unversioned")
+    job_id = further(kit, "deploy")
+    worker(kit).run_one()
+
+    assert json.loads(kit.store.job(job_id).metadata) == {"deployed_revision": "unversioned"}
+    assert git(kit.repository, "tag", "--list") == ""
+
+
+def test_damaged_attempt_is_not_deployed(make_host: Maker) -> None:
+    """Where nobody can say whether staging has passed, nothing is deployed, and it is said why."""
+    kit = make_host()
+    before = kit.add("deploy-staging")
+    with kit.store.transaction() as tx:
+        tx.execute(
+            sa.text("UPDATE jobs SET status = 'done', metadata = :damaged WHERE id = :id"),
+            {"damaged": '{"staging_runner": 17}', "id": before},
+        )
+    job_id = further(kit, "deploy")
+    worker(kit).run_one()
+
+    assert git(kit.repository, "tag", "--list") == ""
+    assert "snapshot is refused" in kit.store.job(job_id).metadata
 
 
 def test_agent_that_writes_nothing_is_not_judged_by_an_older_artifact(make_host: Maker) -> None:

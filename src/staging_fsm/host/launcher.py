@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from staging_fsm.core.artifact import said
-from staging_fsm.core.errors import PreparationError, in_words
+from staging_fsm.core.errors import PreparationError, RefusedError, StagingError, in_words
 from staging_fsm.core.jobs import STAGE, JobRow, JobRows, Place
 from staging_fsm.core.plan import UNVERSIONED
+from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.effects.files import set_aside
+from staging_fsm.effects.metadata import our_document
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.worktree import run_git
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -187,17 +189,39 @@ def once_for_each_row(place: Callable[[JobRow], Place]) -> Callable[[JobRow], Pl
 def _run_deploy_finalizer_job(host: Host, job: Job) -> int:
     """Tag the deployed revision and record it on the job.
 
-    The revision is the one the staging artifact names, else the checked-out one.
+    What the runner has passed is deployed at the revision of its attempt, and nothing
+    else is; after an agent it is the one that the artifact names, else the checked-out one.
     """
-    repository = host.store.repository_path(job.repo)
-    wanted = _staged_revision(host.folder(job)) or "HEAD"
     try:
-        revision = _tagged(repository, wanted, f"deployed/{job.work_item}")
-    except PreparationError as error:
+        revision = _deployed(host, job)
+    except StagingError as error:
         host.store.record(job.id, "deploy_error", str(error)[-500:])
         return 1
     host.store.record(job.id, "deployed_revision", revision)
     return 0
+
+
+def _deployed(host: Host, job: Job) -> str:
+    """Tag what staging has passed; return its revision. Raises PreparationError and its like."""
+    repository, tag = host.store.repository_path(job.repo), f"deployed/{job.work_item}"
+    staged = host.store.job_before(job, STAGE)
+    attempt = None if staged is None else _attempt_of(staged)
+    if staged is None or attempt is None or attempt.state is State.LLM_FALLBACK:
+        return _tagged(repository, _staged_revision(host.folder(job)) or "HEAD", tag)
+    if attempt.state is not State.ADVANCED:
+        message = (
+            f"staging of {job.work_item} in job {staged.id} is {attempt.state}, and only what has"
+            " ADVANCED is deployed: run staging again"
+        )
+        raise RefusedError(message)
+    revision = attempt.bound_plan.revision
+    return revision if revision == UNVERSIONED else _tagged(repository, revision, tag)
+
+
+def _attempt_of(job: Job) -> "Snapshot | None":
+    """Return the attempt that a job holds; raises SnapshotRefusedError."""
+    document = our_document(job.metadata)
+    return JobRow(job.id, job.repo, job.work_item, job.stage, job.status, None, document).snapshot()
 
 
 def _tagged(repository: Path, wanted: str, tag: str) -> str:

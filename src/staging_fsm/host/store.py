@@ -16,6 +16,7 @@ import attrs
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from staging_fsm.core.errors import RefusedError
 from staging_fsm.core.times import format_time
 from staging_fsm.effects.metadata import with_key
 from staging_fsm.effects.rows import SELDOM
@@ -83,6 +84,18 @@ _UNFINISHED: Final = sa.text(
     "SELECT id FROM jobs WHERE repo = :repo AND work_item = :id AND stage = :stage"
     " AND status IN ('queued', 'running') ORDER BY id DESC LIMIT 1"
 )
+_CANCEL_ELSEWHERE: Final = sa.text(
+    "UPDATE jobs SET status = 'cancelled', updated_at = :now WHERE repo = :repo"
+    " AND work_item = :id AND stage <> :stage AND status = 'queued'"
+)
+_IN_WORK_ELSEWHERE: Final = sa.text(
+    "SELECT id, stage FROM jobs WHERE repo = :repo AND work_item = :id AND stage <> :stage"
+    " AND status = 'running' ORDER BY id LIMIT 1"
+)
+_JOB_BEFORE: Final = sa.text(
+    "SELECT * FROM jobs WHERE repo = :repo AND work_item = :work_item AND stage = :stage"
+    " AND id < :id ORDER BY id DESC LIMIT 1"
+)
 _REPOSITORY: Final = sa.text("SELECT path FROM repositories WHERE name = :name")
 _WENT_TO: Final = sa.text(
     "SELECT j.id, COALESCE((SELECT n.stage FROM jobs n WHERE n.repo = j.repo"
@@ -139,6 +152,10 @@ class HostStore(Protocol):
 
     def requeue_abandoned(self, job: Job, now: datetime) -> bool:
         """Queue a running job again whose claim has not changed since it was read."""
+        ...
+
+    def job_before(self, job: Job, stage: str) -> Job | None:
+        """Return the newest job of the same work item at `stage` that was queued before `job`."""
         ...
 
     def finish_job(self, tx: Any, job_id: int, now: datetime) -> bool:
@@ -245,7 +262,9 @@ class SqlHostStore:
         """Return the unfinished job of a work item at the stage of `item`, or queue one.
 
         A work item that is known is moved there, and one that is not is stored as it
-        stands in `item`. Whoever asks at the same moment gets the same job.
+        stands in `item`. Whoever asks at the same moment gets the same job. What was
+        queued for it at another stage is cancelled: it would go on from a stage that
+        has to be passed anew. Raises RefusedError while such a job is in work.
         """
         with self._alone() as tx:
             found = tx.execute(_UNFINISHED, attrs.asdict(item)).scalar_one_or_none()
@@ -255,9 +274,29 @@ class SqlHostStore:
                 known = self.work_item(tx, item.repo, item.id)
             except LookupError:
                 return self._add_work_item(tx, item, agent, now)
+            self._leave_behind(tx, item, now)
             known = attrs.evolve(known, stage=item.stage, blocked_reason=None)
             self.move_work_item(tx, known, now)
             return self.enqueue(tx, known, agent, now)
+
+    def _leave_behind(self, tx: Connection, item: WorkItem, now: datetime) -> None:
+        facts = attrs.asdict(item) | {"now": format_time(now)}
+        # First those that wait: nobody can claim one of them any more.
+        tx.execute(_CANCEL_ELSEWHERE, facts)
+        found = tx.execute(_IN_WORK_ELSEWHERE, facts).one_or_none()
+        if found is not None:
+            message = (
+                f"work item {item.id} is in work at stage {found.stage}, in job {found.id}: wait"
+                f" for its end, or end that job, and bring it to {item.stage} then"
+            )
+            raise RefusedError(message)
+
+    def job_before(self, job: Job, stage: str) -> Job | None:
+        """Return the newest job of the same work item at `stage` that was queued before `job`."""
+        facts = attrs.asdict(job) | {"stage": stage}
+        with self.engine.connect() as connection:
+            row = connection.execute(_JOB_BEFORE, facts).mappings().one_or_none()
+        return None if row is None else _job(row)
 
     def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
         """Take one due queued job for the worker `claimed_by`, or return None."""
