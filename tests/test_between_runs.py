@@ -16,12 +16,19 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time
+from staging_fsm.drive import engine
 from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.audit import Severity, audit_job
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
+
+
+@pytest.fixture(autouse=True)
+def due_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no second between two deferrals: the database of a desk rounds nothing up."""
+    monkeypatch.setattr(engine, "COARSEST_DUE_TIME", timedelta.resolution)
 
 
 def deferred(desk: Desk, retries: int = 1) -> Heard:

@@ -169,6 +169,31 @@ def test_each_deferral_is_due_later_than_the_row_says(
         assert step.changes == {"next_run_at": format_time(due)}
 
 
+@pytest.mark.parametrize(
+    ("last", "due"),
+    [
+        (NOW - COARSEST, NOW),
+        (NOW - COARSEST + TICK, NOW + TICK),
+        (NOW, NOW + COARSEST),
+        (NOW + COARSEST, NOW + 2 * COARSEST),
+        (NOW + COARSEST + TICK, NOW),
+    ],
+)
+@pytest.mark.parametrize("not_before", [None, NOW - LONGEST])
+def test_each_deferral_is_due_later_than_the_one_before_it(
+    not_before: datetime | None, last: datetime, due: datetime
+) -> None:
+    """A row that was read before it was queued for this run does not show for when that was.
+
+    The host may have rounded it up: so there is a second between two deferrals.
+    """
+    lost = broken(Reason.TOOL_EXIT_CODE, budget=Budget(backoff_seconds=0))
+    begun = attrs.evolve(lost.runs[0], due_at=format_time(last))
+    step = engine()._spend_budget(row(not_before), attrs.evolve(lost, runs=(begun,)))
+
+    assert step.changes == {"next_run_at": format_time(due)}
+
+
 @pytest.mark.parametrize("status", [QUEUED, "running", "a", "z"])
 @pytest.mark.parametrize(
     ("not_before", "made"),

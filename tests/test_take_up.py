@@ -768,20 +768,26 @@ def test_job_that_is_queued_is_not_put_back(desk: Desk) -> None:
     assert desk.raw_row() == before
 
 
-def test_job_that_cannot_be_put_back_breaks_no_launch(
-    desk: Desk, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A store that is away when somebody is turned away changes nothing of the answer."""
-    desk.suites_file = TOOL_ERROR
-    desk.claim()
-    desk.launch()
-    desk.claim()
+def test_job_that_cannot_be_put_back_is_told_of_and_put_back_by_recovery(desk: Desk) -> None:
+    """A store that is away when somebody is turned away changes no answer, and loses no job."""
+    desk.defer()
+    rows = desk.engine.rows
     desk.break_part("rows.load", OSError("boom"))
     with desk.staging._hold(desk.job_id):
         assert desk.launch().ruling is Ruling.TAKEN
+    before = desk.raw_row()["status"]
+    desk.use_rows(rows)
+    desk.staging.recover()
 
+    assert (before, desk.raw_row()["status"]) == ("running", "queued")
+    assert desk.alerts() == ["internal_error"]
+    told = (desk.folder / "state" / "alerts.jsonl").read_text()
+    assert "turned away and not queued again: OSError: boom" in told
+
+    # Once it has been put back, whoever claims it is left alone.
+    desk.claim()
+    desk.staging.recover()
     assert desk.raw_row()["status"] == "running"
-    assert 'event="a job that was turned away was not queued again"' in caplog.text
 
 
 def test_of_two_workers_at_a_first_launch_one_runs_the_suite(desk: Desk) -> None:

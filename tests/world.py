@@ -492,8 +492,6 @@ class World:
         """
         self._move("nothing goes wrong any more")
         self.bewitched = False
-        for worker in [worker for worker in self.workers if not worker.alive]:
-            self.replace(worker)
         self._work_until_idle(ending)
         for job_id, facts in self.facts.items():
             ended = facts.snapshot is None or facts.snapshot.is_terminal or facts.ended_by_agent
@@ -525,6 +523,9 @@ class World:
             self.finish_tasks(ending)
             if not self.open_jobs():
                 return
+            # Some have died of what was under way when nothing more went wrong.
+            for worker in [worker for worker in self.workers if not worker.alive]:
+                self.replace(worker)
             commits = self.commits
             for worker in list(self.workers):
                 self.begin(worker, Doing.RECOVER, 0)

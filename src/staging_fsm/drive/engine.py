@@ -219,15 +219,26 @@ class Engine:
         if event is Event.BUDGET_SPENT:
             return Step(event, f"run {number} of at most {budget.runs_max} was the last")
         seconds = budget.delay_seconds(snapshot.attempt_id, number)
-        now = self.clock.now()
-        due = now + timedelta(seconds=seconds)
-        if row.not_before is not None and row.not_before <= now + COARSEST_DUE_TIME:
-            # By its due time it is seen whether the job was queued again after this deferral.
-            due = max(due, row.not_before + timedelta.resolution)
-        changes = {"next_run_at": format_time(due)}
+        changes = {"next_run_at": format_time(self._next_due(row, snapshot, seconds))}
         return Step(
             event, f"run {number + 1} of at most {budget.runs_max} in {seconds:.1f} s", changes
         )
+
+    def _next_due(self, row: JobRow, snapshot: Snapshot, seconds: float) -> datetime:
+        """Return when the next run is due: later than the row was, and than any deferral before.
+
+        By its due time it is seen whether the job was queued again after this one.
+        """
+        now, before = self.clock.now(), row.not_before
+        due = now + timedelta(seconds=seconds)
+        # What is far away is of a time before the clock was set back.
+        if before is not None and before <= now + COARSEST_DUE_TIME:
+            due = max(due, before + timedelta.resolution)
+        # The row may have been read before it was queued for the run in hand.
+        last = snapshot.last_run.due_at and parse_time(snapshot.last_run.due_at)
+        if last and last <= now + COARSEST_DUE_TIME:
+            due = max(due, last + COARSEST_DUE_TIME)
+        return due
 
     def is_early(self, snapshot: Snapshot) -> bool:
         """Say whether a deferred attempt still has to wait for its next run.

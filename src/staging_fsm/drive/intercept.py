@@ -76,6 +76,8 @@ class StagingIntercept:
     stage: str = STAGE
     _runner: "StagingRunner | None" = attrs.field(default=None, init=False)
     _driving: set[Any] = attrs.field(factory=set, init=False)
+    #: Jobs that were turned away here and are not queued again yet.
+    _owed: set[Any] = attrs.field(factory=set, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -236,6 +238,8 @@ class StagingIntercept:
             return []
         from staging_fsm.drive.recovery import recover, unfinished  # noqa: PLC0415  # it came with the runner
 
+        for job_id in tuple(self._owed):
+            self._put_back(job_id)
         touched = []
         for row in unfinished(runner):
             with self._hold(row.id) as ours:
@@ -258,7 +262,7 @@ class StagingIntercept:
 
     def begin_anew(self) -> None:
         """Have nothing in hand, under the name of the process that was just forked."""
-        self._lock, self._driving = threading.Lock(), set()
+        self._lock, self._driving, self._owed = threading.Lock(), set(), set()
         if self._runner is not None:
             self._runner.take_name()
 
@@ -268,8 +272,20 @@ class StagingIntercept:
             from staging_fsm.drive.recovery import put_back  # noqa: PLC0415  # seldom needed
 
             put_back(self.runner, job_id)
+            self._owed.discard(job_id)
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
-            _log("a job that was turned away was not queued again", error)
+            # To recovery it looks as if its claimant were about to launch it.
+            self._owed.add(job_id)
+            self._tell(job_id, f"turned away and not queued again: {in_words(error)}")
+
+    def _tell(self, job_id: Any, text: str) -> None:
+        """Alert somebody; where no runner can be made that stands in the log alone."""
+        try:
+            from staging_fsm.core.ports import AlertKind  # noqa: PLC0415  # seldom needed
+
+            self.runner.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
+        except Exception as error:  # noqa: BLE001  # a launch must not break the host
+            _log(f"job {job_id} was {text}, and nobody was told", error)
 
     @contextlib.contextmanager
     def _hold(self, job_id: Any) -> Iterator[bool]:
