@@ -82,6 +82,8 @@ def test_plan_of_pytest_is_no_run(tmp_path: Path, option: str) -> None:
     text = "def test_a(): assert 0\ndef test_b(): assert 0"
 
     assert pytest_report(tmp_path, text, f"addopts = {option}\n") == (Counts(2, 0, 0, 2), 0)
+    some = f"import pytest\n@pytest.mark.skip\ndef test_c(): pass\n{text}"
+    assert pytest_report(tmp_path, some, f"addopts = {option}\n") == (Counts(3, 0, 0, 3), 0)
 
 
 def pytest_report(folder: Path, text: str, configured: str) -> tuple[Counts, int]:
@@ -185,6 +187,48 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         '<testsuites failures="1" errors="5"><testsuite failures="4" errors="2"/></testsuites>',
         Counts(0, 4, 5, 0),
     ),
+    "claims of fewer than it lists": (
+        f'<testsuite tests="2">{CASE * 3}</testsuite>',
+        Counts(3, 0, 0, 1),
+    ),
+    "claims of fewer, and some of them skipped": (
+        f'<testsuite tests="2" skipped="1">{CASE * 2}<testcase><skipped/></testcase></testsuite>',
+        Counts(3, 0, 0, 2),
+    ),
+    "claims of fewer, and some of them disabled": (
+        f'<testsuite tests="3" skipped="1" disabled="1">{CASE * 4}</testsuite>',
+        Counts(4, 0, 0, 3),
+    ),
+    "claims of fewer than are skipped": (
+        f'<testsuite tests="1" skipped="7">{CASE * 3}</testsuite>',
+        Counts(3, 0, 0, 3),
+    ),
+    "claims of fewer than have failed": (
+        (
+            f'<testsuite tests="1">{CASE}<testcase><failure/></testcase>'
+            "<testcase><error/></testcase></testsuite>"
+        ),
+        Counts(3, 1, 1, 0),
+    ),
+    "claims of a suite that holds others": (
+        f'<testsuites tests="1"><testsuite>{CASE * 3}</testsuite>{CASE}</testsuites>',
+        Counts(4, 0, 0, 0),
+    ),
+    "claims of each suite of its own": (
+        (
+            f'<testsuites><testsuite tests="1">{CASE * 3}</testsuite>'
+            f"<testsuite>{CASE}</testsuite></testsuites>"
+        ),
+        Counts(4, 0, 0, 2),
+    ),
+    "claims that are no numbers": (
+        f'<testsuite tests="few"><testsuite tests="-1">{CASE}</testsuite>{CASE}</testsuite>',
+        Counts(2, 0, 0, 0),
+    ),
+    "claim of too many digits": (
+        f'<testsuite tests="{"0" * 19}">{CASE}</testsuite>',
+        Counts(1, 0, 0, 0),
+    ),
     "blank claims": ('<testsuite failures="" errors=" "/>', Counts(0, 0, 0, 0)),
     "claims of a test case": (
         '<testsuite><testcase failures="x" errors="-1"/></testsuite>',
@@ -225,7 +269,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_report_is_counted(name: str) -> None:
-    """Test cases are counted one by one; what a suite claims only adds failures and errors."""
+    """Test cases are counted one by one; what a suite claims only makes it worse."""
     text, expected = REPORTS[name]
 
     assert read(text) == expected
@@ -386,12 +430,12 @@ NONE = '<testsuite tests="0"><testcase/></testsuite>'
         ('<testsuites tests="0"><testsuite><testcase/><testcase/></testsuite></testsuites>', 0),
         ('<testsuites><testsuite tests="0"/><testcase/><testcase/></testsuites>', 0),
         (f"<testsuites>{NONE}{NONE.replace('0', '1')}</testsuites>", 1),
-        ('<testsuite tests="1"><testcase/><testcase/></testsuite>', 0),
+        ('<testsuite tests="1"><testcase/><testcase/></testsuite>', 1),
         ('<testsuite tests="0"><testcase/><testcase><skipped/></testcase></testsuite>', 2),
     ],
 )
 def test_cases_of_a_suite_that_has_none_did_not_run(text: str, skipped: int) -> None:
-    """What a suite lists that says itself that it has no tests is a list, and no result."""
+    """What a suite lists and does not claim to have run is a list, and no result."""
     assert read(text) == Counts(2, 0, 0, skipped)
 
 

@@ -31,6 +31,8 @@ _NOT_RUN: Final = {
     "status": frozenset({"notrun", "not_run", "disabled", "skipped", "ignored"}),
     "result": frozenset({"suppressed", "skipped"}),
 }
+#: A claim of more digits is no number of tests.
+_CLAIM_MAX_DIGITS: Final = 18
 _BLOCK_BYTES: Final = 64 * 1024
 
 
@@ -122,6 +124,34 @@ def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
 
 
 @attrs.define
+class _OpenSuite:
+    """What a suite claims of its tests, and what it lists itself, not within another one."""
+
+    #: None where it does not say how many tests it ran, or tried to.
+    tests: int | None
+    left_out: int
+    listed: int = 0
+    #: Those of the listed that did not run, or failed, by what they say themselves.
+    telling: int = 0
+
+    @classmethod
+    def of(cls, attributes: dict[str, str]) -> "_OpenSuite":
+        tests, *left_out = (_number(attributes, name) for name in ("tests", "skipped", "disabled"))
+        return cls(tests, sum(number or 0 for number in left_out))
+
+    def listed_only(self) -> int:
+        """Return how many tests are listed that did not run, by what the suite claims.
+
+        One that lists more than it claims ran no more than that, and nothing of what it
+        left out: `pytest --setup-plan` lists every test and claims those it skipped.
+        """
+        if self.tests is None or self.tests >= self.listed:
+            return 0
+        ran = max(0, self.tests - self.left_out)
+        return max(0, self.listed - self.telling - ran)
+
+
+@attrs.define
 class _Tally:
     """What a parser meets, counted at once and then forgotten. Its methods are the parser's."""
 
@@ -134,8 +164,7 @@ class _Tally:
     claimed_errors: int = 0
     #: The elements that are open, each with the telling children it had so far.
     open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
-    #: How many tests each open suite says it ran.
-    open_claims: list[str] = attrs.field(factory=list)
+    open_suites: list[_OpenSuite] = attrs.field(factory=list)
     dated: bool | None = False
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
@@ -158,21 +187,23 @@ class _Tally:
             self.claimed_failures = max(self.claimed_failures, _claimed(attributes, "failures"))
             self.claimed_errors = max(self.claimed_errors, _claimed(attributes, "errors"))
             self._check_time(attributes.get("timestamp", ""))
-            self.open_claims.append(attributes.get("tests", "").strip())
+            self.open_suites.append(_OpenSuite.of(attributes))
 
     def end(self, _tag: str) -> None:
         name, inside = self.open_elements.pop()
         if name == "testcase":
+            failed, suite = bool(inside & {"failure", "error"}), self.open_suites[-1]
+            not_run = "skipped" in inside and not failed
             self.tests += 1
-            # A suite that says it ran none did not, whatever it lists: `pytest --setup-plan`.
-            not_run = "skipped" in inside or self.open_claims[-1:] == ["0"]
-            self.skipped += not_run and not inside & {"failure", "error"}
+            self.skipped += not_run
+            suite.listed += 1
+            suite.telling += not_run or failed
         if name == "testcase" or name in _ROOTS:
             # An error may stand on a suite itself, outside any test case: a failed collection.
             self.failures += "failure" in inside
             self.errors += "error" in inside
         if name in _ROOTS:
-            self.open_claims.pop()
+            self.skipped += self.open_suites.pop().listed_only()
         if self.open_elements and name in _TELLING:
             self.open_elements[-1][1].add(name)
 
@@ -239,6 +270,12 @@ def _is_not_run(attributes: dict[str, str]) -> bool:
 
 def _local_name(tag: str) -> str:
     return tag.rpartition("}")[2]
+
+
+def _number(attributes: dict[str, str], attribute: str) -> int | None:
+    text = attributes.get(attribute, "").strip()
+    is_number = text.isascii() and text.isdigit() and len(text) <= _CLAIM_MAX_DIGITS
+    return int(text) if is_number else None
 
 
 def _claimed(attributes: dict[str, str], attribute: str) -> int:
