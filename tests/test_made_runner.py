@@ -200,6 +200,23 @@ def test_host_may_look_at_its_machine_itself(desk: Desk) -> None:
     assert desk.alerts() == ["machine_unfit"]
 
 
+@pytest.mark.parametrize(
+    ("workspace", "ruling"), [("worktree", Ruling.DECLINED), ("in-place", Ruling.TAKEN)]
+)
+def test_state_folder_within_the_repository_is_none_for_checkouts(
+    desk: Desk, workspace: str, ruling: Ruling
+) -> None:
+    """A runner whose checkouts would lie in the repository itself takes no job for one."""
+    desk.set("STATE_DIR", str(desk.engine.place(desk.row()).repository / ".staging"))
+    desk.suites_file = PASSING.replace("in-place", workspace)
+    desk.staging = desk.new_worker()
+    desk.claim()
+    decision = desk.launch()
+
+    assert decision.ruling is ruling
+    assert ("lies within the repository" in decision.reason) == (ruling is Ruling.DECLINED)
+
+
 def test_room_is_looked_for_as_a_log_may_take(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine is asked for room for the whole log of a run, and for its artifact."""
     desk.set("LOG_MAX_BYTES", "7654321")

@@ -56,6 +56,13 @@ def counted(tests: int, path: str = "T01 T03 T11") -> Snapshot:
     return attempt(path, run, artifact=artifact(TEXT) if len(path.split()) > 2 else None)
 
 
+def by_hand(tests: int) -> Snapshot:
+    """Return an attempt as `counted`, of another command."""
+    found = counted(tests)
+    suite = attrs.evolve(found.bound_plan.suite, command=("pytest", "test_one.py"))
+    return attrs.evolve(found, plan=attrs.evolve(found.bound_plan, suite=suite))
+
+
 def with_counts(run: Run, executed: int) -> Run:
     """Return a run that executed so many tests."""
     return attrs.evolve(run, evidence=EvidenceState.READ, counts=Counts(executed, 0, 0, 0))
@@ -104,13 +111,20 @@ def row(stored: Snapshot | str | None, stage: str = STAGE) -> JobRow:
         ([row(counted(3), stage="deploy"), row(counted(7))], 7),
         ([row(UNCOUNTED)], None),
         ([row(SECOND_PASSED), row(counted(8))], 7),
+        # A run of another command says nothing of how many tests this one has.
+        ([row(by_hand(1)), row(counted(7))], 7),
+        ([row(by_hand(1)), row(by_hand(2))], 1),
+        ([row(by_hand(1)), row(UNCOUNTED)], 1),
     ],
 )
 def test_tests_that_last_passed_are_those_of_the_newest_pass(
     rows: list[JobRow], wanted: int | None
 ) -> None:
-    """What last passed is what the newest attempt that advanced executed, if it was counted."""
-    stored = Rows(rows)
+    """What last passed is what the newest attempt that advanced executed, if it was counted.
 
-    assert last_passed_tests(stored, STAGE, "shop") == wanted  # type: ignore[arg-type]  # rows of which one question is asked
+    It is of the same command, unless none of that one has passed yet.
+    """
+    stored, command = Rows(rows), counted(1).bound_plan.suite.command
+
+    assert last_passed_tests(stored, STAGE, "shop", command) == wanted  # type: ignore[arg-type]  # rows of which one question is asked
     assert stored.asked == [(RECENT_ROWS, "shop")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from staging_fsm.effects import preflight
-from staging_fsm.effects.preflight import Health, command_finding, disk_finding, unfit
+from staging_fsm.effects.preflight import Health, command_finding, disk_finding, misplaced, unfit
 from staging_fsm.effects.state_dir import StateDir
 
 LOG_BYTES = 4096
@@ -55,6 +55,32 @@ def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:
         "repository",
         "artifact folder",
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "git", "placed"),
+    [
+        (".staging", ".git", False),
+        ("deep/er/state", ".git", False),
+        (".", ".git", False),
+        ("link/state", ".git", False),
+        ("../state", ".git", True),
+        ("../shop-state", ".git", True),
+        (".staging", "git", True),
+    ],
+)
+def test_checkouts_do_not_lie_below_what_they_are_of(
+    tmp_path: Path, state: str, git: str, *, placed: bool
+) -> None:
+    """A state folder within a repository would have its checkouts find what lies about there."""
+    repository = tmp_path / "shop"
+    (repository / git).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(repository)
+    (repository / "link").symlink_to(repository)
+    said = [misplaced(StateDir(way / state), way) for way in (repository, tmp_path / "link")]
+
+    assert [found is None for found in said] == [placed, placed]
+    assert placed or "lies within the repository" in str(said[0])
 
 
 def test_disk_without_room_is_told_from_one_with(disk: Path) -> None:

@@ -22,7 +22,7 @@ from staging_fsm.effects import run_report
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
-from stand import ATTEMPT, RUN, Stand, await_that, patch_supervisor
+from stand import ATTEMPT, RUN, Stand, await_that, has_ended, patch_supervisor
 
 JUNIT = '<testsuite><testcase name="a"/></testsuite>'
 OVERSIZE = f"""
@@ -349,8 +349,46 @@ def test_report_of_a_run_that_is_collected_late_counts(stand: Stand) -> None:
     stamp = (begun + timedelta(seconds=1)).isoformat(timespec="seconds")
     script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
     stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
+    stand.await_result()
+    stand.reorder(started_at=begun.timestamp())
+    folder = RunFolder(stand.state, RUN)
+    result = folder.sealed("result")
+    assert result is not None
+    assert has_ended(stand.pid())
+    stand.file("result").unlink()
+    facts = {name: fact for name, fact in result.items() if name != "run"}
+    folder.seal("result", **facts | {"ended_at": f"{begun.timestamp() + 2:.6f}"})
+
+    assert stand.collect().facts.evidence.state is EvidenceState.READ
+
+
+@pytest.mark.parametrize(
+    ("was_behind", "state"), [(0, EvidenceState.STALE), (30, EvidenceState.STALE)]
+)
+def test_clock_that_is_set_right_during_a_run_makes_no_old_report_one_of_it(
+    stand: Stand, was_behind: int, state: EvidenceState
+) -> None:
+    """A run is as long ago as its supervisor measured, whatever the clock said as it began."""
+    stamp = (datetime.now(UTC) - timedelta(days=20)).isoformat(timespec="seconds")
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
+    begun = datetime.now(UTC) - timedelta(days=was_behind)
     stand.reorder(started_at=begun.timestamp())
 
+    assert stand.collect().facts.evidence.state is state
+
+
+def test_run_that_is_collected_later_is_of_its_own_time(stand: Stand) -> None:
+    """When a run ended is what its supervisor sealed, and not when somebody asks for it."""
+    script = 'echo "<testsuite timestamp=\\"$(date -u +%FT%T)\\"><testcase/></testsuite>"'
+    stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
+    stand.await_result()
+    sealed = RunFolder(stand.state, RUN).sealed("result")
+    assert sealed is not None
+    order = RunFolder(stand.state, RUN).order()
+
+    begun = float(sealed["ended_at"]) - float(sealed["duration_seconds"])
+    assert order.started_at <= begun <= float(sealed["ended_at"])
     assert stand.collect().facts.evidence.state is EvidenceState.READ
 
 

@@ -170,6 +170,23 @@ def test_repository_whose_files_are_elsewhere_is_refused(site: Site, tmp_path: P
         bind_revision(site.repository, IN_PLACE)
 
 
+def test_repository_whose_only_branch_is_lost_is_not_unversioned(tmp_path: Path) -> None:
+    """A repository that had a commit and shows none any more is no folder without one."""
+    lost = tmp_path / "lost"
+    git(tmp_path, "init", "--quiet", "--initial-branch=main", str(lost))
+    commit(lost, "shop.py", "PRICE = 4\n")
+    (lost / ".git" / "refs" / "heads" / "main").unlink()
+
+    with pytest.raises(PreparationError, match="cannot be read"):
+        bind_revision(lost, IN_PLACE)
+    # Where nothing was ever committed, what is staged makes no commit.
+    staged = tmp_path / "staged"
+    git(tmp_path, "init", "--quiet", str(staged))
+    (staged / "shop.py").touch()
+    git(staged, "add", ".")
+    assert bind_revision(staged, IN_PLACE) == UNVERSIONED
+
+
 @pytest.mark.parametrize("damage", ["HEAD", "refs/heads/main"])
 def test_repository_that_cannot_be_read_is_no_unversioned_folder(site: Site, damage: str) -> None:
     """A repository whose commit cannot be read is an error, and never passes for a bare folder."""
@@ -622,6 +639,23 @@ def test_suite_runs_on_all_of_the_commit(site: Site) -> None:
     assert not facts.tree_changed
 
 
+def test_link_of_a_commit_is_one_in_its_checkout(site: Site) -> None:
+    """A suite finds links, though the repository lies on a share that has none."""
+    (site.repository / "link").symlink_to("docs")
+    git(site.repository, "add", "link")
+    git(site.repository, "commit", "--quiet", "-m", "A link.")
+    git(site.repository, "config", "core.symlinks", "false")
+
+    assert site.run("test -L link && cat link/prices.md").exit_code == 0
+    shutil.rmtree(site.state.root)
+    assert site.run("rm link; printf docs > link").tree_changed
+    # In place nothing can be mended: a text is not the link that was committed.
+    (site.repository / "link").unlink()
+    (site.repository / "link").write_text("docs")
+    with pytest.raises(RunRefusedError, match="uncommitted"):
+        bind_revision(site.repository, IN_PLACE)
+
+
 def test_staged_change_is_a_change(site: Site) -> None:
     """A change that is staged and not committed makes a tree dirty too."""
     (site.repository / "new.py").write_text("")
@@ -1059,20 +1093,30 @@ def test_whether_the_tree_moved_stays_as_it_was_seen_first(site: Site, *, moves:
     assert (first.tree_changed, again.tree_changed) == (moves, moves)
 
 
-def test_tree_that_became_dirty_before_its_run_has_no_verdict(site: Site) -> None:
-    """A tree in place that moved between binding and run has no verdict either."""
+@pytest.mark.parametrize("suite", [IN_PLACE, DIRTY], ids=["clean", "dirty allowed"])
+def test_head_that_moved_before_a_run_in_place_keeps_it_from_starting(
+    site: Site, suite: SuitePlan
+) -> None:
+    """A run in place begins on the bound commit or not at all, whatever is checked out later."""
+    revision = bind_revision(site.repository, suite)
+    commit(site.repository, "shop.py", "PRICE = 6\n")
+    back = f"touch ran; git checkout --quiet --detach {revision}"
+
+    with pytest.raises(PreparationError, match=f"it has moved from {revision}"):
+        site.run(back, revision, workspace=Workspace.IN_PLACE, allow_dirty=suite.allow_dirty)
+    assert not (site.repository / "ran").exists()
+
+
+def test_tree_that_became_dirty_before_a_run_in_place_keeps_it_from_starting(site: Site) -> None:
+    """A tree in place that moved between binding and run is not run on, unless it may be dirty."""
     revision = bind_revision(site.repository, IN_PLACE)
     (site.repository / "shop.py").write_text("PRICE = 5\n")
 
-    assert site.run("true", revision, workspace=Workspace.IN_PLACE).tree_changed
-
-
-def test_head_that_moved_before_its_run_has_no_verdict(site: Site) -> None:
-    """A run in place on another commit than the bound one has no verdict."""
-    revision = bind_revision(site.repository, IN_PLACE)
-    commit(site.repository, "shop.py", "PRICE = 6\n")
-
-    assert site.run("true", revision, workspace=Workspace.IN_PLACE).tree_changed
+    with pytest.raises(PreparationError, match="is not as it was bound"):
+        site.run("true", revision, workspace=Workspace.IN_PLACE)
+    shutil.rmtree(site.state.root)
+    how: dict[str, Any] = {"workspace": Workspace.IN_PLACE, "allow_dirty": True}
+    assert not site.run("true", revision, **how).tree_changed
 
 
 def test_unversioned_folder_runs_in_place_and_never_moves(tmp_path: Path) -> None:

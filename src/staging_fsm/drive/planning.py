@@ -59,7 +59,8 @@ def plan_of(runner: "StagingRunner", row: JobRow, config: RunnerConfig) -> Plan:
         )
     try:
         counted = entry.min_tests == AUTO
-        last = last_passed_tests(runner.engine.rows, runner.stage, row.repo) if counted else None
+        known = (runner.engine.rows, runner.stage, row.repo, entry.command)
+        last = last_passed_tests(*known) if counted else None
         suite, budget = entry.plan(config, last), budget_of(config)
     except ValueError as error:
         raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
@@ -71,19 +72,24 @@ def plan_of(runner: "StagingRunner", row: JobRow, config: RunnerConfig) -> Plan:
     return plan
 
 
-def last_passed_tests(rows: JobRows, stage: str, repo: str) -> int | None:
-    """Return what the newest passed run of `repo` executed, on whatever machine; or None.
+def last_passed_tests(rows: JobRows, stage: str, repo: str, command: tuple[str, ...]) -> int | None:
+    """Return what the newest passed run of `command` in `repo` executed, on whatever machine.
 
-    Rows are what a fleet shares, and they outlive every state folder.
+    Where none of that command has passed it is the newest of any, and None where there
+    is none at all. Rows are what a fleet shares, and they outlive every state folder.
     """
+    of_any = None
     for row in rows.recent(RECENT_ROWS, repo):
         with contextlib.suppress(SnapshotRefusedError):
             snapshot = row.snapshot() if row.stage == stage else None
             if snapshot is None or snapshot.state is not State.ADVANCED:
                 continue
             if snapshot.last_run.counts is not None:
-                return snapshot.last_run.counts.executed
-    return None
+                executed = snapshot.last_run.counts.executed
+                if snapshot.bound_plan.suite.command == command:
+                    return executed
+                of_any = executed if of_any is None else of_any
+    return of_any
 
 
 def unfitness(runner: "StagingRunner", row: JobRow, snapshot: Snapshot) -> MachineUnfitError | None:

@@ -30,7 +30,7 @@ from staging_fsm.core.errors import (
 )
 from staging_fsm.core.jobs import QUEUED, RUNNING, Gate, JobRow, JobRows, Place
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import SuitePlan
+from staging_fsm.core.plan import SuitePlan, Workspace
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Run, Snapshot, fresh_snapshot
 from staging_fsm.core.spec import ENDED_BY_GATE, Event, State
@@ -44,7 +44,7 @@ from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import ArtifactFiles
 from staging_fsm.effects.journal import log_error
-from staging_fsm.effects.preflight import unfit
+from staging_fsm.effects.preflight import misplaced, unfit
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.effects.state_dir import StateDir, state_dir
@@ -107,7 +107,10 @@ class StagingRunner:
         """
 
         def preflight(where: Place, suite: SuitePlan) -> str | None:
-            return unfit(state, suite.log_max_bytes, where.repository, where.artifact_dir)
+            found = unfit(state, suite.log_max_bytes, where.repository, where.artifact_dir)
+            if found is None and suite.workspace is Workspace.WORKTREE:
+                found = misplaced(state, where.repository)
+            return found
 
         own: dict[str, Any] = {
             "preflight": preflight,

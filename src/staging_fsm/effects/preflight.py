@@ -54,6 +54,21 @@ def unfit(state: StateDir, log_max_bytes: int, repository: Path, artifact_dir: P
     return "; ".join(failed) or None
 
 
+def misplaced(state: StateDir, repository: Path) -> str | None:
+    """Return why no commit of `repository` can be checked out below the state folder, or None.
+
+    A program looks for its settings above the folder that it is started in as well.
+    """
+    root, tree = state.root.resolve(), repository.resolve()
+    if tree not in (root, *root.parents) or not os.path.lexists(tree / ".git"):
+        return None
+    return (
+        f"state folder: {root} lies within the repository {tree}, so that a checkout below it"
+        " would find what lies about there, committed or not: set"
+        " ORCH_STAGING_RUNNER_STATE_DIR to a folder outside of it"
+    )
+
+
 def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Check]:
     """Yield what runs of any suite need: a state folder that takes files, and room in it."""
     found = _state_finding(state)

@@ -53,7 +53,7 @@ def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) ->
         log_complete=result["log_complete"] == "1" and sha256 is not None,
         processes_left=int(result["processes_left"]),
         supervision=Supervision.SOUND,
-        evidence=_evidence(order, result.get("report", "")),
+        evidence=_evidence(order, result),
     )
     return RunReport(
         facts,
@@ -78,14 +78,18 @@ def _tree_changed(folder: RunFolder, order: Order) -> bool:
     """Say whether the tree moved, as it was first seen: of a checkout nothing is left later."""
     seen = (folder.sealed("tree") or {}).get("tree_changed")
     if seen is None:
-        seen = str(int(_tree_moved(order)))
+        seen = str(int(tree_moved(order)))
         # On a full disk the run is at worst tried again.
         with contextlib.suppress(OSError):
             folder.seal("tree", tree_changed=seen)
     return seen == "1"
 
 
-def _tree_moved(order: Order) -> bool:
+def tree_moved(order: Order) -> bool:
+    """Say whether the tree of a run is another than it was bound to; an unversioned one never is.
+
+    One that cannot be looked at is.
+    """
     if order.revision == UNVERSIONED:
         return False
     tree = Path(order.tree)
@@ -100,10 +104,11 @@ def _tree_moved(order: Order) -> bool:
         return True
 
 
-def _evidence(order: Order, left: str) -> Evidence:
+def _evidence(order: Order, result: dict[str, str]) -> Evidence:
     """Return what the report shows, if it is the one that was there when the suite had ended."""
     if order.report is None:
         return NO_EVIDENCE_REQUIRED
+    left = result.get("report", "")
     if not left:
         return Evidence(EvidenceState.MISSING)
     path = Path(order.report)
@@ -114,7 +119,7 @@ def _evidence(order: Order, left: str) -> Evidence:
         return Evidence(EvidenceState.UNREADABLE)
     with file:
         try:
-            window = _window(order)
+            window = _window(order, result)
             counts = read_junit(file, window)
             if counts.dated or window.holds_file_time(os.fstat(file.fileno()).st_mtime):
                 return Evidence(EvidenceState.READ, counts)
@@ -126,8 +131,11 @@ def _evidence(order: Order, left: str) -> Evidence:
     return Evidence(state)
 
 
-def _window(order: Order) -> RunWindow:
-    begin, now = datetime.fromtimestamp(order.started_at, UTC), datetime.now(UTC)
+def _window(order: Order, result: dict[str, str]) -> RunWindow:
+    # By the clock of its end, too: it may have been set right since the run began.
+    ended_at = float(result.get("ended_at") or 0.0)
+    begun = max(order.started_at, ended_at - float(result["duration_seconds"]))
+    begin, now = datetime.fromtimestamp(begun, UTC), datetime.now(UTC)
     return RunWindow(begin, now, now.astimezone().tzinfo or UTC)
 
 

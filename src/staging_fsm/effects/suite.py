@@ -37,7 +37,7 @@ from staging_fsm.effects.processes import (
 )
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.run_output import RunOutput
-from staging_fsm.effects.run_report import report_of
+from staging_fsm.effects.run_report import report_of, tree_moved
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.supervised import (
     STOP_SECONDS,
@@ -111,6 +111,9 @@ class LocalSuites:
             environment=suite.environment,
         )
         folder.write_order(written)
+        if in_place and tree_moved(written):
+            message = f"{tree} is not as it was bound: it has moved from {order.revision}"
+            raise PreparationError(message)
         if not in_place:
             worktree.add_worktree(order.repository, order.revision, tree)
             # Attributes that the committed files contradict make even a fresh checkout differ.

@@ -28,6 +28,8 @@ _QUIET: Final = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
     # A file counts as unchanged only if all that the system says of it is as it was.
     *("-c", "core.trustctime=true", "-c", "core.checkStat=default"),
+    # A repository on a share without links has a text in the place of each, and says so.
+    *("-c", "core.symlinks=true"),
 )
 #: How a remote may be reached is the operator's to say; everything else of git's is ours, and
 #: what is the orchestrator's own is nothing to a repository's filters.
@@ -166,7 +168,10 @@ def is_versioned(repository: Path) -> bool:
         raise PreparationError(message)
     branches = run_git(repository, "for-each-ref", "--count=1")
     if branches.returncode == 0 and not branches.stdout and not branches.stderr:
-        return False
+        # Of a branch that was lost, which was the only one, the log still tells.
+        past = run_git(repository, "rev-list", "--reflog", "--max-count=1")
+        if not past.stdout:
+            return False
     message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
     raise PreparationError(message)
 

@@ -175,7 +175,7 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
     if suite.pid and stopped_by is None and suite.spawn_error is None:
         stopped_by = supervise(suite, watch, order, started + order["timeout"])
         survivors = len(suite.company()) if stopped_by is None else 0
-    duration = time.monotonic() - started
+    duration, ended_at = time.monotonic() - started, time.time()
     out_of_memory = oom_kills() > killed_before
     if suite.pid:
         left = sweep(suite, limits)
@@ -192,6 +192,7 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
         **suite.ending(stopped_by),
         out_of_memory=int(out_of_memory),
         duration_seconds="%.6f" % duration,
+        ended_at="%.6f" % ended_at,
         survivors=survivors,
         processes_left=left,
         **log.facts(),
