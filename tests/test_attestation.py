@@ -161,6 +161,68 @@ def test_envelope_is_verified_and_compared_with_the_row(
     assert attest(*verify).exit_code == 0
 
 
+def _alter_the_commit(archive: Archive, job_id: int) -> None:
+    archive.set(job_id, "plan.revision", "0123456789012345678901234567890123456789")
+
+
+def _alter_the_artifact(archive: Archive, job_id: int) -> None:
+    with archive.artifact(job_id).open("a") as file:
+        file.write("and all is well\n")
+
+
+def _alter_the_log(archive: Archive, job_id: int) -> None:
+    archive.log(job_id).write_text("all is well\n")
+
+
+@pytest.mark.parametrize(
+    ("alter", "checks"),
+    [
+        ([_alter_the_commit], ["trail_is_unbroken"]),
+        ([_alter_the_artifact], ["artifact"]),
+        ([_alter_the_commit, _alter_the_log], ["trail_is_unbroken", "log"]),
+    ],
+    ids=["the commit", "the artifact", "the commit and a log"],
+)
+def test_envelope_is_no_word_for_a_row_that_deviates(
+    attest: Attest,
+    archive: Archive,
+    keys: tuple[Path, Path],
+    tmp_path: Path,
+    alter: list[Callable[[Archive, int], None]],
+    checks: list[str],
+) -> None:
+    """`attest --verify` of a job audits it: what was altered since is refused, each thing by name.
+
+    Its last link may still be the one that was signed.
+    """
+    job_id = jobs(archive)[State.ADVANCED]
+    envelope = tmp_path / "envelope.json"
+    attest(job_id, "--output", envelope)
+    link = archive.stored(job_id)["history"][-1]["link"]
+    for change in alter:
+        change(archive, job_id)
+    ended = attest(job_id, "--verify", envelope, "--public-key", keys[1])
+
+    assert archive.stored(job_id)["history"][-1]["link"] == link
+    assert ended.exit_code == ExitCode.DECLINED
+    assert f"job {job_id}" in ended.output
+    assert [check for check in checks if f": {check}: " not in ended.output] == []
+    assert "PASSED" not in ended.stdout
+
+
+def test_envelope_outlives_the_files_of_its_attempt(
+    attest: Attest, archive: Archive, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """That logs and artifact are gone, as old ones are, is nothing against what was attested."""
+    job_id = jobs(archive)[State.ADVANCED]
+    envelope = tmp_path / "envelope.json"
+    attest(job_id, "--output", envelope)
+    archive.log(job_id).unlink()
+    archive.artifact(job_id).unlink()
+
+    assert attest(job_id, "--verify", envelope, "--public-key", keys[1]).exit_code == 0
+
+
 def _altered(text: str) -> str:
     envelope = json.loads(text)
     payload = base64.b64decode(envelope["payload"]).replace(b'"FAILED"', b'"PASSED"')

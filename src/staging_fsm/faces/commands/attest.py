@@ -20,7 +20,7 @@ from staging_fsm.faces.attestation import (
 from staging_fsm.faces.audit import Severity, audit_job
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.options import db_option
-from staging_fsm.faces.session import open_session, stored_attempt
+from staging_fsm.faces.session import Session, open_session, stored_attempt
 
 _file = click.Path(dir_okay=False, path_type=Path)
 
@@ -43,7 +43,8 @@ def attest(
     """Attest the verdict on JOB: an in-toto test result in a signed DSSE envelope.
 
     Signed with the key that ORCH_STAGING_RUNNER_ATTEST_KEY names. With --verify an
-    envelope is verified, and with JOB besides, compared with what is stored.
+    envelope is verified, and with JOB besides, compared with what is stored, which is
+    audited: what deviates is refused.
     """
     require_extra("attest")
     if new_key is not None:
@@ -69,9 +70,7 @@ def _attest(db: str | None, job: str, output: Path | None) -> None:
         )
         raise AttestationRefusedError(job, message)
     session = open_session(db)
-    deviations = audit_job(session.rows, session.store, job).of(Severity.DEVIATION)
-    if deviations:
-        raise AttestationRefusedError(job, f"it deviates: {deviations[0].sentence}")
+    _refuse_deviations(session, job)
     row, snapshot = stored_attempt(session, job)
     text = sign(statement_of(job, row.work_item, snapshot), key)
     if output is None:
@@ -88,7 +87,18 @@ def _verify(envelope: Path, public_key: Path, db: str | None, job: str | None) -
         raise AttestationRefusedError(None, f"it cannot be read: {error}") from error
     statement = verify(text, public_key)
     if job is not None:
-        problem = contradiction(statement, stored_attempt(open_session(db), job)[1])
+        session = open_session(db)
+        problem = contradiction(statement, stored_attempt(session, job)[1])
         if problem is not None:
             raise AttestationRefusedError(job, problem)
+        # The last link is only as good as the row behind it, and the papers beside it.
+        _refuse_deviations(session, job)
     click.echo(json.dumps(statement, indent=2))
+
+
+def _refuse_deviations(session: Session, job: str) -> None:
+    """Raise AttestationRefusedError with everything that the audit finds against an attempt."""
+    deviations = audit_job(session.rows, session.store, job).of(Severity.DEVIATION)
+    if deviations:
+        found = " ".join(finding.sentence for finding in deviations)
+        raise AttestationRefusedError(job, f"it deviates: {found}")
