@@ -41,6 +41,9 @@ from staging_fsm.drive.engine import HAND_OVER_TRIES
 from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.files import sha256_of_file
+from staging_fsm.effects.preflight import Health
+from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.faces.doctor import examine
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import Host, launch_job
@@ -129,12 +132,27 @@ def test_invalid_configuration_declines_loudly(desk: Desk, name: str) -> None:
             f"repository {REPO} is in scope, but no suite is configured for it",
         ),
         (PASSING + 'min_tests = "auto"\n', f"the suite of {REPO}: {WITHOUT_REPORT}"),
+        (PASSING + "min_tests = 20\n", f"the suite of {REPO}: {WITHOUT_REPORT}"),
+        (
+            f'[repos.{REPO}]\ncommand = ["true"]\ntimeout_seconds = -5\n',
+            f"the suite of {REPO}: timeout_seconds must be a number above 0, not -5.0",
+        ),
     ],
 )
 def test_decline_says_whose_suite_cannot_be_run(desk: Desk, suites: str, told: str) -> None:
-    """A launch that is declined for its suite says which repository's, and what is wrong."""
+    """A launch that is declined for its suite says whose and why, and `doctor` says it before."""
     desk.suites_file = suites
+    (desk.folder / "suites.toml").write_text(suites)
+    desk.set("SUITES_FILE", str(desk.folder / "suites.toml"))
+    desk.set("REPOS", REPO)
+    state = StateDir(desk.folder / "state")
+    failed = [
+        check.words
+        for check in examine(desk.variables, state, lambda: "a database")
+        if check.name == "suite" and check.health is Health.FAILED
+    ]
 
+    assert failed == [told]
     assert desk.launch().reason == f"invalid configuration: {told}"
 
 

@@ -11,9 +11,13 @@ from staging_fsm.core.config import load_config, variable_name
 from staging_fsm.core.errors import ConfigInvalidError
 from staging_fsm.core.evidence import Counts, EvidenceState
 from staging_fsm.core.jobs import STAGE, JobRow
+from staging_fsm.core.plan import WITHOUT_REPORT
 from staging_fsm.core.snapshot import Run, Snapshot, dump_snapshot
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.drive.planning import RECENT_ROWS, last_passed_tests, read_suites
+from staging_fsm.effects.preflight import Health
+from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.faces.doctor import examine
 
 SUITES = '[default]\ncommand = ["make", "check"]\n'
 
@@ -46,6 +50,63 @@ def test_suites_file_that_cannot_be_read_is_a_problem(tmp_path: Path, deed: str)
 
     with pytest.raises(ConfigInvalidError, match=r"the suites file cannot be read: .+"):
         suites_file(path)
+
+
+NONE_AT_ALL = "no suite is configured: every repository is in scope, and would be declined"
+NO_DEFAULT = "there is no default suite: every other repository would be declined"
+TIMELESS = "timeout_seconds must be a number above 0, not -5.0"
+OUT_OF_SCOPE = "no repository that is in scope has this suite"
+UNFIT, WARNING, OK = Health.FAILED, Health.WARNING, Health.OK
+DEFAULT, SHOP, INN = (
+    f'[{name}]\ncommand = ["true"]\n' for name in ("default", "repos.shop", "repos.inn")
+)
+NEVER, UNCOUNTABLE = "timeout_seconds = -5.0\n", "min_tests = 20\n"
+BY_REPORT = 'report = "a.xml"\nmin_tests = "auto"\n'
+
+
+@pytest.mark.parametrize(
+    ("repos", "suites", "found"),
+    [
+        ("*", None, [(UNFIT, NONE_AT_ALL)]),
+        ("*", "", [(UNFIT, NONE_AT_ALL)]),
+        ("*", SHOP, [(OK, "shop: true"), (WARNING, NO_DEFAULT)]),
+        ("*", DEFAULT, [(OK, "[default]: true")]),
+        (
+            "*",
+            DEFAULT + UNCOUNTABLE + SHOP,
+            [(UNFIT, f"the suite of [default]: {WITHOUT_REPORT}"), (OK, "shop: true")],
+        ),
+        (
+            "*",
+            DEFAULT.replace("true", "no-such-program"),
+            [(UNFIT, "[default]: no-such-program is not to be found or executed")],
+        ),
+        (
+            "shop,*",
+            DEFAULT + INN + NEVER,
+            [(OK, "[default]: true"), (UNFIT, f"the suite of inn: {TIMELESS}"), (OK, "shop: true")],
+        ),
+        ("shop", DEFAULT + NEVER, [(UNFIT, f"the suite of shop: {TIMELESS}")]),
+        ("shop", SHOP + BY_REPORT, [(OK, "shop: true")]),
+        (
+            "shop",
+            DEFAULT + NEVER + SHOP + INN.replace("true", "no-such-program"),
+            [(OK, "shop: true"), (WARNING, f"the suite of [default]: {TIMELESS}; {OUT_OF_SCOPE}")],
+        ),
+    ],
+)
+def test_doctor_makes_the_plan_of_every_suite(
+    tmp_path: Path, repos: str, suites: str | None, found: list[tuple[Health, str]]
+) -> None:
+    """`doctor` fails where a launch of a repository in scope would decline for want of a suite."""
+    said = {"enabled": "1", "repos": repos}
+    if suites is not None:
+        (tmp_path / "suites.toml").write_text(suites)
+        said["suites_file"] = str(tmp_path / "suites.toml")
+    variables = {variable_name(name): value for name, value in said.items()}
+    checks = examine(variables, StateDir(tmp_path / "state"), lambda: "a database")
+
+    assert [(check.health, check.words) for check in checks if check.name == "suite"] == found
 
 
 def counted(tests: int, path: str = "T01 T03 T11") -> Snapshot:

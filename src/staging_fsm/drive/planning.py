@@ -5,6 +5,8 @@ leads to the LLM path.
 """
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from staging_fsm.core.config import RunnerConfig
@@ -15,10 +17,10 @@ from staging_fsm.core.errors import (
     in_words,
 )
 from staging_fsm.core.jobs import QUEUED, RUNNING, JobRow, JobRows
-from staging_fsm.core.plan import Plan
+from staging_fsm.core.plan import Plan, SuitePlan
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.core.suites import AUTO, SuitesConfig, budget_of, parse_suites
+from staging_fsm.core.suites import AUTO, SuiteEntry, SuitesConfig, budget_of, parse_suites
 
 if TYPE_CHECKING:
     from staging_fsm.drive.runner import StagingRunner
@@ -52,24 +54,36 @@ def plan_of(runner: "StagingRunner", row: JobRow, config: RunnerConfig) -> Plan:
             " recovery would find it again: map your word for a claimed job to 'running'"
         )
         raise ConfigInvalidError([unknown])
-    entry = runner.suites(config).entry(row.repo)
-    if entry is None:
-        raise ConfigInvalidError(
-            [f"repository {row.repo} is in scope, but no suite is configured for it"]
-        )
-    try:
-        counted = entry.min_tests == AUTO
-        known = (runner.engine.rows, runner.stage, row.repo, entry.command)
-        last = last_passed_tests(*known) if counted else None
-        suite, budget = entry.plan(config, last), budget_of(config)
-    except ValueError as error:
-        raise ConfigInvalidError([f"the suite of {row.repo}: {error}"]) from error
+    last_passed = partial(last_passed_tests, runner.engine.rows, runner.stage, row.repo)
+    suite = suite_of(row.repo, runner.suites(config).entry(row.repo), config, last_passed)
     where = runner.engine.place(row)
-    plan = Plan(suite, budget, runner.bind(where.repository, suite))
+    plan = Plan(suite, budget_of(config), runner.bind(where.repository, suite))
     problem = runner.preflight(where, suite)
     if problem is not None:
         raise MachineUnfitError(problem)
     return plan
+
+
+def suite_of(
+    repo: str,
+    entry: SuiteEntry | None,
+    config: RunnerConfig,
+    last_passed: Callable[[tuple[str, ...]], int | None] = lambda _command: None,
+) -> SuitePlan:
+    """Return the suite of a repository whose entry is `entry`, None for one that has none.
+
+    `last_passed` is only asked, for its command, where the entry counts on what passed
+    last. Raises ConfigInvalidError where no suite can be made of it: what a launch
+    declines with, and `doctor` tells before.
+    """
+    if entry is None:
+        raise ConfigInvalidError(
+            [f"repository {repo} is in scope, but no suite is configured for it"]
+        )
+    try:
+        return entry.plan(config, last_passed(entry.command) if entry.min_tests == AUTO else None)
+    except ValueError as error:
+        raise ConfigInvalidError([f"the suite of {repo}: {error}"]) from error
 
 
 def last_passed_tests(rows: JobRows, stage: str, repo: str, command: tuple[str, ...]) -> int | None:

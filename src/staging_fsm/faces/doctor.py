@@ -4,16 +4,21 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
-from staging_fsm.core.config import alert_urls, is_switched_off, load_config
+from staging_fsm.core.config import RunnerConfig, alert_urls, is_switched_off, load_config
 from staging_fsm.core.errors import ConfigInvalidError, ExtraMissingError, in_words
-from staging_fsm.drive.planning import read_suites
+from staging_fsm.core.suites import SuiteEntry, SuitesConfig
+from staging_fsm.drive.planning import read_suites, suite_of
 from staging_fsm.effects.alerts import Outbox
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.supervisor import limits
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.settings import problems
+
+#: What the suite of all repositories without one of their own is called.
+DEFAULT: Final = "[default]"
 
 
 def examine(
@@ -110,9 +115,44 @@ def _configuration(variables: Mapping[str, str]) -> Iterator[Check]:
         yield Check("configuration", Health.WARNING, "no repository is in scope")
     else:
         yield Check("configuration", Health.OK, f"on for {', '.join(sorted(config.repos))}")
-    for repo in sorted(config.repos - {"*"}):
-        entry = suites.entry(repo)
-        if entry is None:
-            yield Check("suite", Health.FAILED, f"{repo} is in scope but has no suite")
-        else:
-            yield command_finding(repo, entry.command, variables)
+    yield from _suites(config, suites, variables)
+
+
+def _suites(
+    config: RunnerConfig, suites: SuitesConfig, variables: Mapping[str, str]
+) -> Iterator[Check]:
+    """Yield what a launch of each repository would say to its suite, in the launch's words."""
+    everywhere = "*" in config.repos
+    configured = dict(suites.repos)
+    if suites.default is not None:
+        configured[DEFAULT] = suites.default
+    asked = {repo: suites.entry(repo) for repo in config.repos - {"*"}}
+    if everywhere:
+        asked |= configured
+    for name, entry in sorted(asked.items()):
+        problem = _refusal(name, entry, config)
+        if problem is not None:
+            yield Check("suite", Health.FAILED, problem)
+        elif entry is not None:
+            yield command_finding(name, entry.command, variables)
+    if everywhere and not configured:
+        words = "no suite is configured: every repository is in scope, and would be declined"
+        yield Check("suite", Health.FAILED, words)
+    elif everywhere and suites.default is None:
+        words = "there is no default suite: every other repository would be declined"
+        yield Check("suite", Health.WARNING, words)
+    for name, entry in sorted(configured.items()):
+        problem = None if entry in asked.values() else _refusal(name, entry, config)
+        if problem is not None:
+            # Until somebody widens the scope.
+            words = f"{problem}; no repository that is in scope has this suite"
+            yield Check("suite", Health.WARNING, words)
+
+
+def _refusal(name: str, entry: SuiteEntry | None, config: RunnerConfig) -> str | None:
+    """Return why no plan can be made of a suite, or None."""
+    try:
+        suite_of(name, entry, config)
+    except ConfigInvalidError as error:
+        return "; ".join(error.problems)
+    return None
