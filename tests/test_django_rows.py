@@ -16,6 +16,7 @@ from django.db import OperationalError, connections, transaction
 
 import postgres
 from conftest import NO_POSTGRESQL
+from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.machine import step
 from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
 from staging_fsm.core.spec import INITIAL, Event
@@ -204,3 +205,24 @@ def test_worker_outlives_a_restart_of_its_database(
         rows.load(1)
 
     assert rows.load(1).id == 1
+
+
+def test_bytes_are_read_and_written_as_the_text_that_they_are(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """Over Django's connection, too, bytes of JSON are metadata, and no bad row hides another."""
+    rows = rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+    with connections[USING].cursor() as cursor:
+        cursor.execute("UPDATE jobs SET metadata = CAST('{\"theirs\": 1}' AS BLOB)")
+        columns = "repo, work_item, stage, agent, status, metadata, created_at, updated_at"
+        values = "repo, work_item, stage, agent, status, X'ff', created_at, updated_at"
+        cursor.execute(f"INSERT INTO jobs ({columns}) SELECT {values} FROM jobs")  # noqa: S608  # the test's own words
+    rows.save(1, first())
+    found = rows.unfinished()
+
+    assert found[0].snapshot() is not None
+    with pytest.raises(SnapshotRefusedError, match="no text in UTF-8"):
+        found[1].snapshot()
+    with connections[USING].cursor() as cursor:
+        cursor.execute("SELECT metadata FROM jobs WHERE id = 1")
+        assert cursor.fetchone()[0].startswith(b'{"theirs":1,')

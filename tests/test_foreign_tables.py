@@ -17,7 +17,13 @@ import pytest
 import sqlalchemy as sa
 
 from postgres import engine_with
-from staging_fsm.core.errors import ConfigInvalidError, JobNotFoundError, StaleSnapshotError
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    JobNotFoundError,
+    RefusedError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
+)
 from staging_fsm.core.jobs import SNAPSHOT_KEY
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
 from staging_fsm.core.times import format_time
@@ -203,6 +209,145 @@ def test_metadata_that_is_no_object_is_never_written_over(
 
         stored = foreign.ask("CAST(extra AS TEXT)" if dialect == POSTGRESQL else "extra")
         assert json.loads(stored) == json.loads(document)
+
+
+@pytest.mark.parametrize("extra", ["BLOB", "TEXT", "JSON", ""])
+@pytest.mark.parametrize("theirs", ["{}", '{"theirs": "\u00e9", "n": 1e400}', "null", ""])
+def test_metadata_in_bytes_is_the_text_that_it_is(
+    make_foreign: Callable[[str], Foreign], extra: str, theirs: str
+) -> None:
+    """Bytes of JSON in UTF-8 take an attempt, are read, fenced and written, and stay bytes."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create(extra=extra)
+    foreign.set("extra = :theirs", theirs=theirs.encode())
+    rows.check()
+
+    assert rows.load("j-1").document is None
+    rows.save("j-1", attempt(1))
+    with pytest.raises(StaleSnapshotError):
+        rows.save("j-1", attempt(1))
+    rows.save("j-1", attempt(2))
+    rows.requeue("j-1", LATER, attempt(2))
+
+    for found in (rows.unfinished(), rows.recent(1), list(rows.attempts())):
+        assert [row.snapshot() for row in found] == [attempt(2)]
+    stored = foreign.ask("extra")
+    assert type(stored) is bytes
+    theirs = theirs.removesuffix("null").removesuffix("}").replace(" ", "")
+    assert stored.decode().replace(" ", "").startswith(theirs)
+
+
+def test_metadata_that_nobody_wrote_yet_is_of_the_columns_kind(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """The first attempt goes into a strict column of bytes as bytes, and as text into any other."""
+    foreign = make_foreign(SQLITE)
+    for extra, kind in (("BLOB", bytes), ("TEXT", str), ("JSON", str)):
+        foreign.run(f'DROP TABLE IF EXISTS "{TABLE}"')
+        rows = foreign.create(extra=extra)
+        rows.save("j-1", attempt(1))
+
+        assert type(foreign.ask("extra")) is kind
+        assert rows.load("j-1").snapshot() == attempt(1)
+    foreign.run(f'DROP TABLE "{TABLE}"')
+    foreign.run(
+        f'CREATE TABLE "{TABLE}" (uid TEXT PRIMARY KEY, "Condition" TEXT, extra BLOB) STRICT'
+    )
+    foreign.run(f"""INSERT INTO "{TABLE}" VALUES ('j-1', 'BUSY', NULL)""")  # noqa: S608  # a test's own
+    said = {"repo": "shop", "stage": "deploy-staging", "not_before": None}
+    names = {name: NAMES[name] for name in ("id", "status", "metadata")} | {"work_item": "uid"}
+    rows = SqlRows(foreign.engine, TABLE, names, STATUSES, constants=said)
+    rows.save("j-1", attempt(1))
+    assert rows.load("j-1").snapshot() == attempt(1)
+
+
+#: SQLite's own binary form of {"a":1}, and an object in UTF-16.
+BINARY_JSON, WIDE_JSON = "X'4c17611331'", "X'7b007d00'"
+ILLEGIBLE = "is no text in UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ("X'7b2261223a22ff227d'", "the row's metadata is no text in UTF-8"),
+        ("CAST(X'7b2261223a22ff227d' AS TEXT)", "the row's metadata is no text in UTF-8"),
+        (BINARY_JSON, "the row's metadata is no JSON"),
+        (WIDE_JSON, "the row's metadata is no JSON"),
+        ("5", "the row's metadata is a int, not an object"),
+    ],
+)
+def test_row_that_cannot_be_read_keeps_no_other_away(
+    make_foreign: Callable[[str], Foreign], metadata: str, problem: str
+) -> None:
+    """Metadata that is no text, or no JSON, is refused for its own row alone."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create(extra="")
+    foreign.set(f"extra = {metadata}")
+    foreign.insert("j-2")
+    rows.save("j-2", attempt(1))
+
+    for found in (rows.unfinished(), [rows.load("j-1"), rows.load("j-2")]):
+        assert [row.id for row in found] == ["j-1", "j-2"]
+        assert found[1].snapshot() == attempt(1)
+        with pytest.raises(SnapshotRefusedError, match=problem):
+            found[0].snapshot()
+
+
+@pytest.mark.parametrize("metadata", [BINARY_JSON, WIDE_JSON, "5", "X'00'", "X'5b5d'"])
+def test_bytes_that_are_no_json_object_are_never_written_over(
+    make_foreign: Callable[[str], Foreign], metadata: str
+) -> None:
+    """A first save over bytes that hold no JSON object raises, and leaves them as they are."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create(extra="")
+    foreign.set(f"extra = {metadata}")
+    before = foreign.ask("quote(extra)")
+
+    with pytest.raises(Exception, match=r"no longer is without an attempt|malformed JSON"):
+        rows.save("j-1", attempt(1))
+    assert foreign.ask("quote(extra)") == before
+
+
+@pytest.mark.parametrize("name", ["project", "ticket"])
+def test_name_that_is_no_text_keeps_no_other_row_away(
+    make_foreign: Callable[[str], Foreign], name: str
+) -> None:
+    """A row whose repository or work item is no text is refused alone, with an attempt or not."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create()
+    for job in ("j-2", "j-3"):
+        foreign.insert(job)
+        rows.save(job, attempt(1))
+    broken = "uid IN ('j-1', 'j-2')"
+    foreign.set(f"{name} = CASE WHEN {broken} THEN CAST(X'ff41' AS TEXT) ELSE {name} END")
+    foreign.set(f"phase = CASE WHEN {broken} THEN CAST(X'ff' AS TEXT) ELSE phase END")
+    foreign.set(f"\"run after\" = CASE WHEN {broken} THEN CAST(X'ff' AS TEXT) END")
+
+    for found in (rows.unfinished(), list(rows.attempts()), rows.recent(2)[::-1]):
+        assert [row.id for row in found] == ["j-2", "j-3"]
+        assert found[1].snapshot() == attempt(1)
+        with pytest.raises(SnapshotRefusedError, match=f"'{name}' of '{TABLE}' {ILLEGIBLE}"):
+            found[0].snapshot()
+    with pytest.raises(RefusedError, match=f"job j-1 .*'{name}' of '{TABLE}' {ILLEGIBLE}"):
+        rows.load("j-1")
+    assert rows.load("j-2").not_before is None
+
+
+def test_texts_of_a_database_in_utf_16_are_read(tmp_path: Path) -> None:
+    """In a database that keeps its texts in UTF-16 names and attempts are what they are."""
+    engine = open_database(f"sqlite:///{tmp_path}/wide.db")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA encoding = 'UTF-16'")
+        connection.commit()
+    foreign = Foreign(engine)
+    rows = foreign.create()
+    foreign.set("ticket = :name, extra = :theirs", name="WI-\u00e9", theirs='{"\u00e9": 1}')
+    rows.save("j-1", attempt(1))
+
+    assert foreign.ask("length(CAST(ticket AS BLOB))") == 2 * len("WI-\u00e9")
+    assert [row.work_item for row in rows.unfinished()] == ["WI-\u00e9"]
+    assert rows.load("j-1").snapshot() == attempt(1)
+    engine.dispose()
 
 
 def test_text_that_jsonb_refuses_is_stored_readably(

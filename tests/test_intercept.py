@@ -575,6 +575,28 @@ def test_row_that_cannot_be_read_is_held_unless_nothing_can_be_in_it(
     assert desk.alerts() == ["internal_error"]
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        (b'{"theirs": "\xc3\xa9"}', Ruling.DECLINED),
+        (b'{"staging_runner": {}}', Ruling.HELD),
+        (b'{"staging\\u005frunner": {}}', Ruling.HELD),
+        (b'{"theirs": "\xff"}', Ruling.HELD),
+        ('{"staging_runner": {}}'.encode("utf-16-le"), Ruling.HELD),
+    ],
+    ids=["no key", "a key", "a key in escapes", "no text", "another encoding"],
+)
+def test_metadata_in_bytes_says_what_its_text_would(
+    desk: Desk, kind: Callable[[bytes], object], metadata: bytes, expected: Ruling
+) -> None:
+    """A host that reads its metadata as bytes of UTF-8 tells as much with them as with text."""
+    desk.claim()
+    desk.break_part("rows.load", OSError("boom"))
+
+    assert desk.launch(kind(metadata)).ruling is expected
+
+
 def test_key_that_can_be_none_stops_no_other_launch(desk: Desk) -> None:
     """A launch by what cannot be a key, a list say, is answered, and so is every later one."""
     answers: list[Ruling] = []

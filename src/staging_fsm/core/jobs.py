@@ -29,7 +29,7 @@ RUNNING: Final = "running"
 
 @attrs.frozen
 class BrokenMetadata:
-    """Stands for our key where the metadata as a whole cannot be read, and says why."""
+    """Stands for our key where metadata or row as a whole cannot be read, and says why."""
 
     problem: str
 

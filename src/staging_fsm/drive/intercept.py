@@ -150,10 +150,10 @@ class StagingIntercept:
         """Take the claimed job `job_id`, or decline it. Blocks while a suite runs; never raises.
 
         `metadata` is what a caller whose claims are exclusive found in the row that
-        it claimed: text, a mapping, or None. It only matters when the row cannot be
-        read here: a launch without a key of ours in it is then declined, and any
-        other is held. What happened to the row meanwhile is then not known: an agent
-        may start for a job that a person has just cancelled.
+        it claimed: text, its bytes in UTF-8, a mapping, or None. It only matters when
+        the row cannot be read here: a launch without a key of ours in it is then
+        declined, and any other is held. What happened to the row meanwhile is then not
+        known: an agent may start for a job that a person has just cancelled.
         """
         first_launch = _is_without_attempt(metadata)
         try:
@@ -305,9 +305,11 @@ def _is_without_attempt(metadata: object) -> bool:
     """Say whether metadata that was read holds no key of ours, however it was decoded."""
     if metadata is None:
         return True
-    if isinstance(metadata, str) and "\\u" in metadata:
-        return False  # it may be spelt with escapes
     try:
+        if isinstance(metadata, bytes | bytearray | memoryview):
+            metadata = bytes(metadata).decode()
+        if isinstance(metadata, str) and ("\\u" in metadata or "\0" in metadata):
+            return False  # it may be spelt with escapes, or in a wider encoding
         return isinstance(metadata, str | Mapping) and SNAPSHOT_KEY not in metadata
     except Exception:  # noqa: BLE001  # a mapping that reads late may fail to, and says nothing then
         return False

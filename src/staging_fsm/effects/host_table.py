@@ -31,6 +31,7 @@ from staging_fsm.effects.metadata import (
     JsonbDocuments,
     LockedDocuments,
     SqliteDocuments,
+    as_stored,
 )
 
 #: Our names for what we need of a job row; a host maps its own to them.
@@ -185,6 +186,12 @@ class HostTable:
     def column(self, name: str) -> sa.Column[Any]:
         """Return the host's column for one of our names."""
         return self.table.columns[self.columns[name]]
+
+    def selected(self, name: str) -> sa.ColumnElement[Any]:
+        """Return what to select for one of our names: of a text in SQLite, its bytes."""
+        column = self.due.selected() if name == "not_before" else self.column(name)
+        is_text = isinstance(column.type, sa.String | sa.types.NullType)
+        return as_stored(column) if is_text and self._engine.dialect.name == "sqlite" else column
 
     @cached_property
     def documents(self) -> Documents:

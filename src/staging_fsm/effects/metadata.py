@@ -18,12 +18,19 @@ _PATH: Final = f"$.{SNAPSHOT_KEY}"
 _SPACES: Final = " \t\n\r"
 
 
-def our_document(text: str | None) -> object:
-    """Return the decoded value under our key, None where there is none."""
-    if text is None or text in _EMPTY:
-        return None
+def our_document(text: str | bytes | None) -> object:
+    """Return the decoded value under our key, None where there is none.
+
+    Bytes are the text that they are in UTF-8.
+    """
     try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        if text is None or text in _EMPTY:
+            return None
         metadata = _decoded(text)
+    except UnicodeDecodeError as error:
+        return BrokenMetadata(f"the row's metadata is no text in UTF-8 ({error.reason})")
     except (ValueError, RecursionError) as error:
         return BrokenMetadata(f"the row's metadata is no JSON ({error})")
     if not isinstance(metadata, dict):
@@ -60,6 +67,20 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 _SUSPICIOUS_DECODER: Final = json.JSONDecoder(
     parse_constant=_refuse_constant, object_pairs_hook=_refuse_second_key
 )
+
+
+def as_stored(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """Return what to select for a text in SQLite: its bytes, which no driver decodes.
+
+    Any bytes may be called a text there, and of one row whose are no UTF-8 the driver would
+    let the whole statement fail, and so keep every other row away. A database that keeps its
+    texts in UTF-16 has them converted, and then there is nothing that cannot be decoded.
+    """
+    in_utf8 = sa.literal_column("length(CAST('a' AS BLOB)) = 1", sa.Boolean())
+    is_text = sa.func.typeof(column) == "text"
+    plain = sa.type_coerce(column, sa.types.NullType())
+    as_bytes = sa.type_coerce(sa.cast(plain, sa.LargeBinary), sa.types.NullType())
+    return sa.case((sa.and_(is_text, in_utf8), as_bytes), else_=plain)
 
 
 def with_key(text: str | None, key: str, value: str) -> str:
@@ -112,7 +133,11 @@ class Documents(Protocol):
 
     @property
     def text(self) -> sa.ColumnElement[Any]:
-        """Return the metadata as text."""
+        """Return the metadata as text, for conditions on it."""
+
+    @property
+    def selected(self) -> sa.ColumnElement[Any]:
+        """Return what to select for `our_document`."""
 
     @property
     def document(self) -> sa.ColumnElement[Any]:
@@ -142,16 +167,29 @@ class Documents(Protocol):
 
 
 class SqliteDocuments:
-    """JSON as text in SQLite: one statement that sets our key and leaves the others' text."""
+    """JSON as text in SQLite: one statement that sets our key and leaves the others' text.
+
+    Bytes are taken for the text that they are, and stay bytes. Without the cast SQLite's own
+    functions would take them for text, refuse them, or read them as its binary form of JSON,
+    each version in its way.
+    """
 
     def __init__(self, column: sa.Column[Any]) -> None:
         """Take the host's column, of whatever declared type."""
-        self.text = sa.type_coerce(column, sa.Text)
+        self.text: sa.ColumnElement[Any] = sa.cast(sa.type_coerce(column, sa.Text), sa.Text)
+        self.selected = as_stored(self.text)
         nothing = sa.func.nullif(sa.func.nullif(self.text, _EMPTY[0]), _EMPTY[1])
         self._object = sa.func.coalesce(nothing, "{}")
         self.broken: sa.ColumnElement[bool] = sa.func.json_valid(self._object) == 0
         ours = sa.func.json(sa.bindparam("our_snapshot", type_=sa.Text))
-        self.document: sa.ColumnElement[Any] = sa.func.json_set(self._object, _PATH, ours)
+        with_ours: sa.ColumnElement[Any] = sa.func.json_set(self._object, _PATH, ours)
+        # Nobody's bytes become a text, which their reader, or a strict table, may not take.
+        are_bytes = sa.func.typeof(column) == "blob"
+        if isinstance(column.type, sa.LargeBinary):
+            are_bytes = sa.or_(are_bytes, column.is_(None))
+        self.document: sa.ColumnElement[Any] = sa.case(
+            (are_bytes, sa.cast(with_ours, sa.LargeBinary)), else_=with_ours
+        )
 
     def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
         """Compare within the statement itself."""
@@ -184,7 +222,7 @@ class JsonbDocuments:
 
     def __init__(self, column: sa.Column[Any]) -> None:
         """Take the host's column."""
-        self.text = sa.cast(column, sa.Text)
+        self.text = self.selected = sa.cast(column, sa.Text)
         self.broken: sa.ColumnElement[bool] = sa.false()
         null: sa.ColumnElement[Any] = sa.literal_column("'null'::jsonb")
         empty: sa.ColumnElement[Any] = sa.literal_column("'{}'::jsonb")
@@ -227,7 +265,7 @@ class LockedDocuments:
 
     def __init__(self, column: sa.Column[Any], mine: sa.ColumnElement[bool]) -> None:
         """Take the host's column, and the condition on one row."""
-        self.text = sa.cast(column, sa.Text)
+        self.text = self.selected = sa.cast(column, sa.Text)
         self.broken = sa.false() if isinstance(column.type, sa.JSON) else _is_cut(self.text)
         self._locking = sa.select(self.text).where(mine).with_for_update(key_share=True)
         document = sa.bindparam("our_document", type_=sa.Text)

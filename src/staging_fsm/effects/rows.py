@@ -18,9 +18,10 @@ from sqlalchemy.engine import Connection, Engine
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
+    RefusedError,
     StaleSnapshotError,
 )
-from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.effects.host_table import HostTable
 from staging_fsm.effects.metadata import Expected, our_document
@@ -29,6 +30,8 @@ from staging_fsm.effects.metadata import Expected, our_document
 #: values there are, not how often each occurs: of 'done' and 'queued' each seems to be half of
 #: the table, and no index worth its while (https://www.sqlite.org/lang_corefunc.html#likelihood).
 SELDOM: Final = "0.0001"
+#: What a row says of its job, in our names.
+FACTS: Final = ("repo", "work_item", "stage")
 #: How many rows a walk through the whole table holds at a time.
 BATCH_ROWS: Final = 1000
 
@@ -110,12 +113,20 @@ class SqlRows:
         return getattr(getattr(driver, "info", None), "transaction_status", None) != 0
 
     def load(self, job_id: Any) -> JobRow:
-        """Return the row; raises JobNotFoundError."""
-        rows = self._fetch(self._loading, self._host.names(job_id))
-        if not rows:
+        """Return the row; raises JobNotFoundError.
+
+        Raises RefusedError for a row without an attempt of ours whose repository or work
+        item is no text: under another name nothing may be begun.
+        """
+        found = self._read(self._loading, self._host.names(job_id))
+        if not found:
             message = f"there is no job {job_id} in table {self._host.full_name}"
             raise JobNotFoundError(message)
-        return rows[0]
+        row, problem = self._job_row(found[0]), self._illegible(found[0])
+        if problem is not None and row.document is None:
+            message = f"job {job_id} cannot be worked on: {problem}; correct the row by hand"
+            raise RefusedError(message)
+        return row
 
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
@@ -123,7 +134,7 @@ class SqlRows:
         if self.engine.dialect.name == "sqlite":
             few = sa.func.likelihood(few, sa.literal_column(SELDOM))
         rows = self._fetch(
-            self._select(self._host.documents.text)
+            self._select(self._host.documents.selected)
             .where(few, self._host.ours)
             .order_by(self._host.column("id"))
         )
@@ -135,9 +146,9 @@ class SqlRows:
         A bounded read by the primary key. What is no attempt of ours is not read out
         of the database, however much of it there is.
         """
-        text = self._host.documents.text
+        text, selected = self._host.documents.text, self._host.documents.selected
         statement = (
-            self._select(sa.case((text.contains(f'"{SNAPSHOT_KEY}"'), text)))
+            self._select(sa.case((text.contains(f'"{SNAPSHOT_KEY}"'), selected)))
             .where(self._host.ours)
             .order_by(self._host.column("id").desc())
             .limit(limit)
@@ -159,7 +170,8 @@ class SqlRows:
             text.contains("\\u", autoescape=True),
             self._host.documents.broken,
         )
-        batch = self._select(text).where(ours, self._host.ours).order_by(id_).limit(BATCH_ROWS)
+        selected = self._host.documents.selected
+        batch = self._select(selected).where(ours, self._host.ours).order_by(id_).limit(BATCH_ROWS)
         if upto is not None:
             batch = batch.where(id_ <= upto)
         found = self._read(batch if after is None else batch.where(id_ > after))
@@ -183,20 +195,17 @@ class SqlRows:
 
     @cached_property
     def _loading(self) -> sa.Select[Any]:
-        return self._select(self._host.documents.text).where(self._host.mine)
+        return self._select(self._host.documents.selected).where(self._host.mine)
 
     def _select(self, metadata: sa.ColumnElement[Any]) -> sa.Select[Any]:
-        facts = ("id", "repo", "work_item", "stage", "status")
-        wanted = [
-            self._host.column(name).label(name) for name in facts if name in self._host.columns
-        ]
-        due = self._host.due.selected().label("not_before")
-        return sa.select(*wanted, due, metadata.label("metadata"))
+        # As they are: a host's key and its words for a status are compared with its own.
+        keys = [self._host.column(name).label(name) for name in ("id", "status")]
+        facts = [name for name in FACTS if name in self._host.columns]
+        wanted = [self._host.selected(name).label(name) for name in (*facts, "not_before")]
+        return sa.select(*keys, *wanted, metadata.label("metadata"))
 
-    def _fetch(
-        self, statement: sa.Select[Any], values: Mapping[str, Any] | None = None
-    ) -> list[JobRow]:
-        return list(map(self._job_row, self._read(statement, values)))
+    def _fetch(self, statement: sa.Select[Any]) -> list[JobRow]:
+        return list(map(self._job_row, self._read(statement)))
 
     def _read(
         self, statement: sa.Select[Any], values: Mapping[str, Any] | None = None
@@ -209,13 +218,24 @@ class SqlRows:
 
     def _job_row(self, row: Mapping[str, Any]) -> JobRow:
         facts = {**row, **self._host.constants}
+        document = our_document(facts["metadata"])
+        if document is not None and (problem := self._illegible(row)):
+            document = BrokenMetadata(problem)
         return JobRow(
             id=facts["id"],
-            **{name: str(facts[name]) for name in ("repo", "work_item", "stage")},
+            **{name: str(_shown(facts[name])) for name in FACTS},
             status=self._host.word(facts["status"]),
-            not_before=self._host.due.read(facts["not_before"]),
-            document=our_document(facts["metadata"]),
+            not_before=self._host.due.read(_shown(facts["not_before"])),
+            document=document,
         )
+
+    def _illegible(self, row: Mapping[str, Any]) -> str | None:
+        """Say which name in a row is no text, or return None. In SQLite any bytes may be one."""
+        for name in ("repo", "work_item"):
+            value = row.get(name)
+            if isinstance(value, bytes) and _shown(value).encode() != value:
+                return f"{self._host.called(name)} is no text in UTF-8"
+        return None
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return self.engine.connect()
@@ -322,6 +342,11 @@ class SqlRows:
         return sa.update(self._host.table).where(
             self._host.mine, self._host.documents.guard(first=first)
         )
+
+
+def _shown(value: Any) -> Any:
+    """Return a text that was read as its bytes; what is no UTF-8 in it is replaced."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _stored(snapshot: Snapshot) -> Expected:
