@@ -182,6 +182,9 @@ def test_folder_without_git_is_unversioned(shell: Shell, tmp_path: Path) -> None
         ["run", "--repo", ".", "--work-item", "../escape", "--", "true"],
         ["run", "--repo", ".", "--work-item", "WI/../../../escape", "--", "true"],
         ["run", "--repo", ".", "--work-item", "WI-1\n", "--", "true"],
+        ["run", "--repo", ".", "--work-item", "WI..1", "--", "true"],
+        ["fleet-submit", "--repo", "shop", "--work-item", "WI.lock"],
+        ["fleet-submit", "--repo", "../shop", "--work-item", "WI-1"],
         ["run", "--repo", ".", "--min-tests", "-1", "--allow-dirty", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "many", "--allow-dirty", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "auto", "--allow-dirty", "--", "true"],
@@ -194,6 +197,19 @@ def test_wrong_usage_exits_2(shell: Shell, arguments: list[str]) -> None:
 
     assert ended.returncode == ExitCode.USAGE
     assert "Error:" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["WI..1", "WI-1.lock", "WI-1."])
+def test_work_item_that_could_never_be_deployed_is_refused(shell: Shell, name: str) -> None:
+    """A work item that git takes in no tag is refused before it is staged, with the reason."""
+    ended = shell.call("run", "--repo", str(shell.repository), "--work-item", name, "--", "true")
+
+    assert ended.returncode == ExitCode.USAGE
+    assert (
+        f"Invalid value for --work-item: '{name}' must not hold two dots in a row" in ended.stderr
+    )
+    assert "git takes no such tag" in ended.stderr
+    assert not (shell.folder / "state" / "orchestrator.db").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import subprocess
 import threading
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,9 +24,11 @@ from staging_fsm.faces.session import (
     LOOK_AGAIN_SECONDS,
     AttemptDriver,
     Session,
+    name_problem,
     one_suite,
     open_session,
     staging_job,
+    work_item_problem,
 )
 from staging_fsm.host.store import SqlHostStore
 
@@ -37,6 +40,29 @@ ELSEWHERE = ProcessIdentity("elsewhere:boot:namespace", 1, 1)
 def session(tmp_path: Path) -> Session:
     """Return a session of the command line over a database of its own."""
     return open_session(None, variables(str(tmp_path / "state")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("WI-1", "a", "1.2.3", "WI.1", "a.lock.b", "a.LOCK", "lock", "alock", "A_-.b", "a" * 100),
+        *("WI..1", "a...b", "WI.", "a.lock", "a..lock", "a.lock.lock"),
+    ],
+)
+def test_work_item_is_called_what_git_takes_in_a_tag(name: str) -> None:
+    """A name is refused for a work item exactly where its deployment could not be tagged."""
+    asked = ["git", "check-ref-format", f"refs/tags/deployed/{name}"]
+    is_taken = subprocess.run(asked, check=False).returncode == 0
+
+    assert name_problem(name) is None
+    assert (work_item_problem(name) is None) is is_taken
+
+
+@pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a b", "a\n", "é", "a" * 101])
+def test_name_that_may_lead_elsewhere_is_refused(name: str) -> None:
+    """A name that is no plain name of a folder is refused for repositories and work items alike."""
+    assert name_problem(name) == work_item_problem(name)
+    assert "must be letters, digits, dots, dashes and underscores" in str(name_problem(name))
 
 
 @pytest.mark.parametrize(

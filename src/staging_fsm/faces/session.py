@@ -40,7 +40,7 @@ from staging_fsm.host.launcher import Host, staging_intercept
 from staging_fsm.host.settings import HostSettings, load_host_settings
 from staging_fsm.host.store import SqlHostStore, WorkItem
 
-WORK_ITEM_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOOK_AGAIN_SECONDS: Final = 0.5
 
 
@@ -138,6 +138,24 @@ def staging_job(session: Session, repo: str, work_item: str) -> int:
     """Return the unfinished staging job of a work item, or a new one."""
     item = WorkItem(repo, work_item, STAGE, session.settings.developer_retries, None)
     return session.store.job_at(item, STAGE_AGENTS[STAGE], session.clock.now())
+
+
+def name_problem(name: str) -> str | None:
+    """Return why neither a repository nor a work item can be called `name`, or None."""
+    if NAME_PATTERN.fullmatch(name):
+        return None
+    return f"{name!r} must be letters, digits, dots, dashes and underscores"
+
+
+def work_item_problem(name: str) -> str | None:
+    """Return why no work item can be called `name`, or None: it has to go into a tag of git."""
+    problem = name_problem(name)
+    if problem is None and (".." in name or name.endswith((".", ".lock"))):
+        return (
+            f"{name!r} must not hold two dots in a row, nor end in a dot or in '.lock': git takes"
+            " no such tag, so what passed staging could never be deployed"
+        )
+    return problem
 
 
 def new_work_item() -> str:

@@ -4,7 +4,12 @@ import click
 
 from staging_fsm.faces.fleet import open_fleet, require_fleet
 from staging_fsm.faces.options import db_option
-from staging_fsm.faces.session import WORK_ITEM_PATTERN, open_session, staging_job
+from staging_fsm.faces.session import (
+    name_problem,
+    open_session,
+    staging_job,
+    work_item_problem,
+)
 
 
 @click.command("fleet-submit")
@@ -14,10 +19,10 @@ from staging_fsm.faces.session import WORK_ITEM_PATTERN, open_session, staging_j
 @db_option
 def fleet_submit(repo: str, remote: str | None, work_item: str, db: str | None) -> None:
     """Queue a staging job for a work item, and print the job's id."""
-    for option, name in (("--work-item", work_item), ("--repo", repo)):
-        if not WORK_ITEM_PATTERN.fullmatch(name):
-            message = f"{name!r} must be letters, digits, dots, dashes and underscores"
-            raise click.BadParameter(message, param_hint=option)
+    problems = {"--work-item": work_item_problem(work_item), "--repo": name_problem(repo)}
+    for option, problem in problems.items():
+        if problem is not None:
+            raise click.BadParameter(problem, param_hint=option)
     session = open_session(db)
     fleet = open_fleet(session)
     require_fleet(session)

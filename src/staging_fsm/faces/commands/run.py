@@ -26,7 +26,6 @@ from staging_fsm.faces.fleet import refuse_fleet
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.progress import Progress
 from staging_fsm.faces.session import (
-    WORK_ITEM_PATTERN,
     AttemptDriver,
     Session,
     new_work_item,
@@ -35,6 +34,7 @@ from staging_fsm.faces.session import (
     place_in,
     staging_job,
     switched_on,
+    work_item_problem,
 )
 from staging_fsm.host.launcher import end_without_agent
 
@@ -114,9 +114,8 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     refused, 5 cancelled.
     """
     work_item = options["work_item"] or new_work_item()
-    if not WORK_ITEM_PATTERN.fullmatch(work_item):
-        message = f"{work_item!r} must be letters, digits, dots, dashes and underscores"
-        raise click.BadParameter(message, param_hint="--work-item")
+    if problem := work_item_problem(work_item):
+        raise click.BadParameter(problem, param_hint="--work-item")
     _refuse_dirty(options)
     session = open_session(options["db"], _run_variables(options))
     refuse_fleet(session, "fleet-submit")
