@@ -64,7 +64,10 @@ class Replaced(TypedDict, total=False):
 
 @attrs.define(eq=False)
 class StagingIntercept:
-    """The runner's side of `launch_job`. Safe to call from several threads.
+    """The runner's side of `launch_job`. Safe to call from several threads; one for a process.
+
+    Recovery takes an attempt of this process that this intercept has not in hand for one
+    whose drive has failed: two intercepts over one table would take each other's.
 
     `for_host` builds one over the real world, `of` over a runner that is there.
     """
