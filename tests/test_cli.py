@@ -16,11 +16,12 @@ import pytest
 
 from hosts import git
 from staging_fsm.core.spec import State
+from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.faces import commands
 from staging_fsm.faces.cli import COMMANDS, main
 from staging_fsm.faces.demo import STORIES
 from staging_fsm.faces.exits import ExitCode
-from staging_fsm.faces.session import AttemptDriver
+from staging_fsm.faces.session import AttemptDriver, open_session, staging_job
 from staging_fsm.faces.settings import every_setting
 from staging_fsm.host.contract.gate import check_staging_status
 
@@ -603,6 +604,31 @@ def test_no_secret_is_shown(shell: Shell) -> None:
     assert "said *** ***" in ended.stdout
     assert "    said *** ***" in artifact.read_text()
     assert "t0psecret" not in ended.stdout + ended.stderr + artifact.read_text()
+
+
+@pytest.mark.parametrize("lives", [True, None, False], ids=["alive", "elsewhere", "dead"])
+def test_run_ends_no_job_that_an_agent_of_another_has(shell: Shell, *, lives: bool | None) -> None:
+    """`run` leaves a declined job to the agent of the worker that has it, unless that is dead."""
+    ours = this_process()
+    scope = ours.scope if lives is not None else "elsewhere:boot:namespace"
+    claimant = str(ProcessIdentity(scope, ours.pid, ours.start + (lives is False)))
+    session = open_session(None, shell.environment(ENABLED="1", REPOS="*"))
+    job_id = staging_job(session, session.store.register(shell.repository), "WI-1")
+    session.store.claim_next(session.clock.now(), claimant, job_id)
+    assert not session.staging().launch(job_id)
+    before = session.rows.load(job_id), session.store.job(job_id)
+    options = ("--repo", str(shell.repository), "--work-item", "WI-1")
+    ended = shell.call("run", *options, "--", "true")
+    after = session.rows.load(job_id), session.store.job(job_id)
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert before[0].status == "running"
+    if lives is False:
+        assert after[0].status == "cancelled"
+    else:
+        assert after == before
+        assert f"job {job_id} was declined" in ended.stderr
+        assert f"worker {claimant}, which has it: nothing was changed" in ended.stderr
 
 
 def test_doctor_names_what_is_missing(shell: Shell) -> None:

@@ -22,7 +22,7 @@ from staging_fsm.core.errors import (
 )
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import ENDED_BY_GATE
+from staging_fsm.core.spec import ENDED_BY_GATE, State
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.cancelling import cancel_in_the_end
 from staging_fsm.drive.intercept import StagingIntercept
@@ -223,11 +223,14 @@ class AttemptDriver:
             self._is_accepted = True
             return self.staging.launch(self.job_id)
         job = session.store.job(self.job_id)
-        if snapshot is None and job.claimed_by != session.worker:
+        without_run = snapshot is None or snapshot.state is State.LLM_FALLBACK
+        if without_run and job.claimed_by != session.worker:
             # Claimed, but nothing begun: if its worker is gone the job is anybody's.
-            if worker_is_alive(job.claimed_by or "") is False:
+            is_anybodys = worker_is_alive(job.claimed_by or "") is False
+            if is_anybodys:
                 session.store.requeue_abandoned(job, session.clock.now())
-            return None
+            if is_anybodys or snapshot is None:
+                return None
         decision = self.staging.launch(self.job_id)
         moved = self.session.rows.load(self.job_id)
         unmoved = moved.status == row.status and moved.document == row.document

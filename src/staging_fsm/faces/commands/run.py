@@ -203,6 +203,18 @@ def _suite_entry(argv: tuple[str, ...], options: dict[str, Any]) -> SuiteEntry:
     )
 
 
+def _refuse_anothers_claim(session: Session, job_id: int) -> None:
+    """Raise RunRefusedError for a declined job that another worker has: its agent is at work."""
+    claimant = session.store.job(job_id).claimed_by
+    if claimant != session.worker:
+        message = (
+            f"job {job_id} was declined, it is LLM_FALLBACK, and its verdict is up to the agent of"
+            f" worker {claimant or '(unknown)'}, which has it: nothing was changed. Wait for that"
+            " verdict, or name another work item"
+        )
+        raise RunRefusedError(message)
+
+
 def _end_of_run(
     session: Session, job_id: int, decision: Decision | None, console: Console, *, as_json: bool
 ) -> ExitCode:
@@ -212,6 +224,7 @@ def _end_of_run(
         click.echo(f"staging-fsm: {decision.reason if decision else 'nothing was run'}", err=True)
         return ExitCode.DECLINED
     if snapshot.state is State.LLM_FALLBACK and row.status == RUNNING:
+        _refuse_anothers_claim(session, job_id)
         # The reason stays on its row.
         end_without_agent(session.rows, job_id, snapshot)
     view = session.view(row, snapshot)
