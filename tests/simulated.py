@@ -443,7 +443,12 @@ class Worker:
         self.staging.sim = self
         self.host = Host(store, SETTINGS, world, self.staging)
         self.loop = Loop(
-            self.host, self.identity, self._launch, lambda name: world.lives(name, machine)
+            self.host,
+            self.identity,
+            self._launch,
+            lambda name: world.lives(name, machine),
+            # Here an agent is part of its worker's task, and dies along with it.
+            end_agent=lambda _clock, _job: True,
         )
 
     def _launch(self, host: Host, job: Job) -> None:

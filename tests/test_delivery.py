@@ -41,6 +41,7 @@ from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server
 from staging_fsm.fleet.fleet import FleetRows, FleetSuites
 from staging_fsm.fleet.publisher import LOG_NAME, GitBranch, PublishedArtifacts, SharedFolder
 from staging_fsm.fleet.worker import redeliver
+from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.database import CLIENT_KEEPALIVE, open_database
 from staging_fsm.host.launcher import AGENT_MARK, Host
@@ -739,7 +740,7 @@ def test_agent_that_stays_alive_is_waited_for(
     off = {"ORCH_STAGING_RUNNER_ENABLED": "0", **with_agent(tmp_path)}
     with fleet_stand(tmp_path, postgres_url, **off) as fleet:
         job = fleet.submit("shop", "WI-1")
-        monkeypatch.setattr(delivery, "kill_marked", lambda *_: 1)
+        monkeypatch.setattr(launcher, "kill_marked", lambda *_: 1)
         fleet.deliver(job)
 
         assert fleet.row(job).status == QUEUED

@@ -1,10 +1,12 @@
 """The reference host on its own: a work item is carried over the LLM path by any agent command."""
 
 import contextlib
+import errno
 import functools
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -24,13 +26,20 @@ from staging_fsm.core.artifact import written
 from staging_fsm.core.errors import RefusedError
 from staging_fsm.core.spec import Event
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
+from staging_fsm.effects.processes import (
+    ProcessIdentity,
+    identify,
+    is_alive,
+    send_signal,
+    this_process,
+    wait_for_end,
+)
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
 from staging_fsm.host.database import open_database
-from staging_fsm.host.launcher import Host, finish_job, once_for_each_row
+from staging_fsm.host.launcher import CLAIM_MARK, Host, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import ARTIFACT_GATES, JobAlreadyEndedError
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from staging_fsm.host.worker import IDLE_SECONDS, Worker
@@ -68,6 +77,12 @@ class NoWaiting(SystemClock):
 def worker(kit: HostKit) -> Worker:
     """Return a worker of this process."""
     return Worker(kit.host, str(this_process()))
+
+
+def dead_worker() -> ProcessIdentity:
+    """Return the name of a worker of this machine that is gone."""
+    here = this_process()
+    return ProcessIdentity(here.scope, here.pid, here.start + 1)
 
 
 def test_llm_path_carries_a_work_item_from_analysis_to_done(make_host: Maker) -> None:
@@ -409,7 +424,7 @@ def test_agent_finds_no_older_artifact_at_its_start(
 def test_agent_is_told_of_its_own_job(make_host: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent is told its own job, also by a worker that is itself the work of an agent."""
     told = {"ORCH_AGENT": "deployer", "ORCH_STAGE": "deploy-staging", "ORCH_WORK_ITEM": "WI-1"}
-    for name in (*told, "ORCH_WORK_ITEM_DIR"):
+    for name in (*told, "ORCH_WORK_ITEM_DIR", CLAIM_MARK):
         monkeypatch.setenv(name, "/the/outer/one")
     kit = make_host("import json, os; print(json.dumps(dict(os.environ)))")
     job_id = kit.add("deploy-staging")
@@ -418,9 +433,10 @@ def test_agent_is_told_of_its_own_job(make_host: Maker, monkeypatch: pytest.Monk
 
     seen = json.loads((kit.host.settings.log_dir / f"job-{job_id}.log").read_text())
     folder = str(kit.repository / "docs" / "work-items" / "WI-1")
-    assert {name: seen[name] for name in (*told, "ORCH_WORK_ITEM_DIR")} == {
+    assert {name: seen[name] for name in (*told, "ORCH_WORK_ITEM_DIR", CLAIM_MARK)} == {
         **told,
         "ORCH_WORK_ITEM_DIR": folder,
+        CLAIM_MARK: f"{this_process()}/{job_id}",
     }
 
 
@@ -897,10 +913,10 @@ def test_repository_that_is_registered_again_has_moved(make_host: Maker, tmp_pat
 def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
     """A job of a dead worker is queued again; one of a live or of a foreign worker is not."""
     kit = make_host()
-    here, other = this_process(), identify(os.getppid())
+    other = identify(os.getppid())
     assert other is not None
     claims = {
-        kit.add("analysis", "dead"): ProcessIdentity(here.scope, here.pid, here.start + 1),
+        kit.add("analysis", "dead"): dead_worker(),
         kit.add("analysis", "alive"): other,
         kit.add("analysis", "foreign"): ProcessIdentity("elsewhere:boot:1", 1, 1),
     }
@@ -910,6 +926,99 @@ def test_only_jobs_of_dead_workers_are_queued_again(make_host: Maker) -> None:
     requeued = worker(kit).requeue_abandoned()
 
     assert [job.work_item for job in requeued] == ["dead"]
+
+
+@contextlib.contextmanager
+def agent_of(claim: ProcessIdentity, job_id: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Have an agent be at work for a claim of a job."""
+    mark = {CLAIM_MARK: f"{claim}/{job_id}"}
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **mark}) as agent:
+        try:
+            yield agent
+        finally:
+            agent.kill()
+
+
+def test_agent_of_a_killed_worker_is_ended_before_another_is_started(
+    make_host: Maker, tmp_path: Path
+) -> None:
+    """Whatever a killed worker's agent has started is dead when its job is launched again."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    script = tmp_path / "agent.sh"
+    script.write_text(f"sleep 600 & echo $$ $! >{told}; wait\n")
+    kit = make_host(agent_command=f"sh {script}")
+    kit.add("development")
+    begin = (
+        "import sys; from staging_fsm.faces.cli import main;"
+        f"main(['worker', '--db', 'sqlite:///{tmp_path}/orchestrator.db'])"
+    )
+    variables = {
+        **os.environ,
+        "ORCH_AGENT_COMMAND": f"sh {script}",
+        "ORCH_STAGING_RUNNER_STATE_DIR": str(tmp_path / "state"),
+        "ORCH_LOG_DIR": str(tmp_path / "agent-logs"),
+    }
+    with subprocess.Popen([sys.executable, "-c", begin], env=variables) as killed:
+        agents = [identify(int(pid)) for pid in told.read_text().split()]
+        killed.kill()
+    lived = [agent is not None and is_alive(agent) for agent in agents]
+    ended: list[bool] = []
+
+    def look(_host: Host, _job: Job) -> None:
+        ended.extend(wait_for_end(agent, DEADLINE_SECONDS) for agent in agents if agent)
+
+    restarted = Worker(kit.host, str(this_process()), look)
+    restarted.run_until_idle()
+    for agent in filter(None, agents):
+        send_signal(agent, signal.SIGKILL)
+
+    assert lived == [True, True]
+    assert ended == [True, True]
+
+
+def test_agent_of_another_claim_is_left_alone(make_host: Maker) -> None:
+    """Who takes a dead worker's job ends no agent that works for a living worker's claim of it."""
+    kit = make_host()
+    job_id, dead = kit.add("development"), dead_worker()
+    kit.store.claim_next(kit.host.clock.now(), str(dead), job_id)
+    with agent_of(dead, job_id) as left, agent_of(this_process(), job_id) as ours:
+        requeued = worker(kit).requeue_abandoned()
+        is_at_it = ours.poll() is None
+        how = left.wait(DEADLINE_SECONDS)
+
+    assert [job.id for job in requeued] == [job_id]
+    assert (how, is_at_it) == (-signal.SIGKILL, True)
+
+
+def out_of_descriptors(*_arguments: object) -> int:
+    """Fail to look."""
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize("kill", [lambda *_: 1, out_of_descriptors], ids=["stays", "unknown"])
+def test_job_whose_agent_stays_alive_waits(
+    make_host: Maker, monkeypatch: pytest.MonkeyPatch, kill: Callable[..., int]
+) -> None:
+    """A dead worker's job is left as it is while its agent may be alive, and holds up no other."""
+    kit = make_host()
+    host = attrs.evolve(kit.host, clock=NoWaiting())
+    jobs = [kit.add("development", name) for name in ("WI-1", "WI-2")]
+    dead = dead_worker()
+    for job_id in jobs:
+        kit.store.claim_next(kit.host.clock.now(), str(dead), job_id)
+    looked_for = f"{dead}/{jobs[0]}"
+    monkeypatch.setattr(
+        launcher, "kill_marked", lambda mark, value: kill(mark) if value == looked_for else 0
+    )
+    looking = Worker(host, str(this_process()), lambda _host, _job: None)
+
+    assert [job.id for job in looking.requeue_abandoned()] == jobs[1:]
+    assert kit.store.job(jobs[0]).claimed_by == str(dead)
+
+    monkeypatch.undo()
+
+    assert [job.id for job in looking.requeue_abandoned()] == jobs[:1]
 
 
 def claimed_by_another(kit: HostKit, job: Job) -> None:

@@ -1,5 +1,6 @@
 """The command line's own orchestrator: its database, and the drive of one job to its end."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -14,7 +15,7 @@ import attrs
 import pytest
 
 from crashing_worker import TOOL_EXIT_CODE, suite, variables
-from staging_fsm.core.errors import RefusedError
+from staging_fsm.core.errors import RefusedError, RunRefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
@@ -30,6 +31,7 @@ from staging_fsm.faces.session import (
     staging_job,
     work_item_problem,
 )
+from staging_fsm.host import launcher
 from staging_fsm.host.store import SqlHostStore
 
 DEAD = attrs.evolve(this_process(), start=this_process().start + 1)
@@ -92,6 +94,32 @@ def test_claimed_job_is_taken_from_a_dead_worker_only(
     assert decision is None
     assert ended is not None
     assert (ended.state, held) == (State.ADVANCED, [claimant] * waits)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["killed", "stays"])
+def test_agent_of_a_dead_worker_is_ended_before_a_run(
+    session: Session, repository: Path, monkeypatch: pytest.MonkeyPatch, *, ends: bool
+) -> None:
+    """Where a dead worker's agent is alive, it is ended before a suite is started, or none is."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    session.store.claim_next(session.clock.now(), str(DEAD), job_id)
+    if not ends:
+        monkeypatch.setattr(launcher, "kill_marked", lambda *_: 1)
+    staging = session.staging(suites=one_suite(suite(["true"])))
+    mark = {launcher.CLAIM_MARK: f"{DEAD}/{job_id}"}
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, **mark}) as agent:
+        refused = contextlib.nullcontext() if ends else pytest.raises(RunRefusedError)
+        try:
+            with refused:
+                AttemptDriver(session, staging, job_id).drive()
+            how = agent.wait(60) if ends else agent.poll()
+        finally:
+            agent.kill()
+    ended = session.rows.load(job_id).snapshot()
+
+    assert how == (-signal.SIGKILL if ends else None)
+    assert (ended is not None) is ends
+    assert (session.store.job(job_id).claimed_by == str(DEAD)) is not ends
 
 
 def test_attempt_that_another_began_and_put_off_is_not_taken_for_ours(

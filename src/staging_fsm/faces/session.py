@@ -19,6 +19,7 @@ from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
     RefusedError,
+    RunRefusedError,
 )
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot
@@ -36,9 +37,9 @@ from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
 from staging_fsm.host.database import open_database
-from staging_fsm.host.launcher import Host, staging_intercept
+from staging_fsm.host.launcher import Host, end_agent_of_dead, staging_intercept
 from staging_fsm.host.settings import HostSettings, load_host_settings
-from staging_fsm.host.store import SqlHostStore, WorkItem
+from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LOOK_AGAIN_SECONDS: Final = 0.5
@@ -180,7 +181,8 @@ class AttemptDriver:
     def drive(self) -> Decision | None:
         """Return None when the attempt is terminal, else why it cannot be driven.
 
-        Raises what `accept` raises, and RefusedError for a job that was opened again.
+        Raises what `accept` raises, RefusedError for a job that was opened again, and
+        RunRefusedError where an agent that a dead worker left cannot be ended.
         """
         while True:
             row = self.session.rows.load(self.job_id)
@@ -228,6 +230,7 @@ class AttemptDriver:
             # Claimed, but nothing begun: if its worker is gone the job is anybody's.
             is_anybodys = worker_is_alive(job.claimed_by or "") is False
             if is_anybodys:
+                self._end_agent(job)
                 session.store.requeue_abandoned(job, session.clock.now())
             if is_anybodys or snapshot is None:
                 return None
@@ -235,6 +238,15 @@ class AttemptDriver:
         moved = self.session.rows.load(self.job_id)
         unmoved = moved.status == row.status and moved.document == row.document
         return None if decision.ruling is Ruling.TAKEN and unmoved else decision
+
+    def _end_agent(self, job: Job) -> None:
+        """End what is alive of a dead worker's agent; raises RunRefusedError where it stays."""
+        if not end_agent_of_dead(self.session.clock, job):
+            message = (
+                f"job {job.id} was in the hands of worker {job.claimed_by}, which is gone, and its"
+                " agent stays alive: nothing was started. End that agent, and ask again"
+            )
+            raise RunRefusedError(message)
 
     def _seconds_to_wait(self, row: JobRow) -> float:
         if row.not_before is None:

@@ -31,7 +31,6 @@ from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.preflight import unfit
-from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.worktree import is_versioned
 from staging_fsm.fleet.deliveries import queue_of
@@ -41,7 +40,13 @@ from staging_fsm.fleet.publisher import (
     PublishedArtifacts,
     Publisher,
 )
-from staging_fsm.host.launcher import AGENT_MARK, RESERVED_AGENTS, Host, launch_job
+from staging_fsm.host.launcher import (
+    AGENT_MARK,
+    RESERVED_AGENTS,
+    Host,
+    end_agents,
+    launch_job,
+)
 from staging_fsm.host.pipeline import initiate_gate, work_item_dir
 from staging_fsm.host.store import Job, SqlHostStore
 
@@ -53,8 +58,6 @@ REMOTE_BACKOFF: Final = Budget()
 _OF_ONE_MACHINE: Final = frozenset(
     {row.target for row in TRANSITIONS if row.effect in (Effect.RUN_SUITE, Effect.HAND_OVER)}
 )
-#: How often an agent that a dead worker left is killed; one of another user cannot be.
-AGENT_KILLS: Final = 20
 
 
 @attrs.define
@@ -138,12 +141,9 @@ class Delivery:
         try:
             revision = mirror.head(self.fleet.branch(row))
             root = publisher.open(row)
-            for _ in range(AGENT_KILLS):
-                if not kill_marked(AGENT_MARK, str(work_item_dir(root, row.work_item))):
-                    break
-                # The agent of a worker that died was still at it, and may have written here.
-                root = publisher.open(row)
-            else:
+            folder = str(work_item_dir(root, row.work_item))
+            # The agent of a worker that died may be at it still, and may have written here.
+            if not end_agents(AGENT_MARK, folder, lambda: publisher.open(row)):
                 publisher.close(row)
                 message = f"an earlier agent of {row.work_item} is still at it, and stays alive"
                 raise PreparationError(message)  # noqa: TRY301  # it is waited for as any other

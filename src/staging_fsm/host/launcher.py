@@ -21,6 +21,7 @@ from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.effects.files import set_aside
 from staging_fsm.effects.metadata import our_document
+from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.worktree import run_git
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -98,6 +99,38 @@ def agent_command(host: Host, job: Job) -> list[str]:
 
 #: Says which folder an agent works for, to the agent, and to whoever looks for what it left.
 AGENT_MARK: Final = "ORCH_WORK_ITEM_DIR"
+#: Says by whose claim of which job it works: a folder may be that of a living worker's agent too.
+CLAIM_MARK: Final = "ORCH_CLAIM"
+#: How often an agent that a dead worker left is killed; one of another user cannot be.
+AGENT_KILLS: Final = 20
+#: What one that was killed is given to die.
+AGENT_PAUSE_SECONDS: Final = 0.05
+
+
+def end_agents(mark: str, value: str, after_kill: Callable[[], object]) -> bool:
+    """Kill agents by what stands in their environment; say whether none is left. Bounded.
+
+    `after_kill` is called each time that one was alive. Raises what it raises, and
+    OSError where there is no descriptor left to look.
+    """
+    for _ in range(AGENT_KILLS):
+        if not kill_marked(mark, value):
+            return True
+        after_kill()
+    return False
+
+
+def end_agent_of_dead(clock: "Clock", job: Job) -> bool:
+    """Kill the agent, and all that it started, of the dead worker that has `job`.
+
+    Says whether nothing of it is left: only then may anything else be started for the
+    job. No agent of another claim is touched. Raises OSError as `end_agents`.
+    """
+    return end_agents(CLAIM_MARK, _claim_of(job), lambda: clock.wait(AGENT_PAUSE_SECONDS))
+
+
+def _claim_of(job: Job) -> str:
+    return f"{job.claimed_by}/{job.id}"
 
 
 def _agent_log(host: Host, job: Job) -> Path:
@@ -126,6 +159,7 @@ def _spawn(host: Host, job: Job) -> int:
         "ORCH_STAGE": job.stage,
         "ORCH_WORK_ITEM": job.work_item,
         AGENT_MARK: str(folder),
+        CLAIM_MARK: _claim_of(job),
     }
     with _agent_log(host, job).open("ab") as log:
         process = subprocess.Popen(

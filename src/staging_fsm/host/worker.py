@@ -5,13 +5,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from staging_fsm.drive.recovery import Liveness, worker_is_alive
-from staging_fsm.host.launcher import Host, launch_job
+from staging_fsm.host.launcher import Host, end_agent_of_dead, launch_job
 from staging_fsm.host.store import Job
+
+if TYPE_CHECKING:
+    from staging_fsm.core.ports import Clock
 
 IDLE_SECONDS: Final = 1.0
 _LOG: Final = logging.getLogger(__name__)
@@ -31,6 +34,8 @@ class Worker:
     liveness: Liveness = worker_is_alive
     concurrency: int = 1
     stopping: bool = False
+    #: Ends the agent of a job whose worker is dead; says whether nothing of it is left.
+    end_agent: "Callable[[Clock, Job], bool]" = end_agent_of_dead
     #: When each job was claimed here last, as far as the answer of the store arrived.
     _claimed: dict[int, str] = attrs.field(factory=dict, init=False)
     #: How many claims have been asked for whose answers are under way.
@@ -51,6 +56,8 @@ class Worker:
         A job without a readable claim, or claimed on another machine, is left alone.
         A claim of this worker of which it never heard, because the connection was lost
         on the way back, is nobody's either, unless its answer may still be under way.
+        What is alive of a dead worker's agent is ended first; a job whose agent stays
+        alive is left for the next look.
         """
         with self._books:
             heard_before = self._claimed.copy()
@@ -63,10 +70,29 @@ class Worker:
         for job in running:
             ours = job.claimed_by == self.identity and not asking
             unheard = ours and heard_of.get(job.id) != job.updated_at
-            abandoned = unheard or self.liveness(job.claimed_by or "") is False
+            # Of a claim that was not heard of no agent was started.
+            abandoned = unheard or self._is_left_by_the_dead(job)
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
         return requeued
+
+    def _is_left_by_the_dead(self, job: Job) -> bool:
+        """Say whether a job's worker is dead, and nothing of its agent is alive any more."""
+        if self.liveness(job.claimed_by or "") is not False:
+            return False
+        try:
+            is_ended = self.end_agent(self.host.clock, job)
+        except Exception:  # noqa: BLE001  # one that cannot be looked for keeps no other job waiting
+            _LOG.exception("what worker %s left of job %s is not known", job.claimed_by, job.id)
+            return False
+        if not is_ended:
+            _LOG.error(
+                "job %s of %s waits: the agent that worker %s left stays alive, end it by hand",
+                job.id,
+                job.work_item,
+                job.claimed_by,
+            )
+        return is_ended
 
     def _forget(self, heard_before: dict[int, str], running: set[int]) -> None:
         """Forget the claims that had ended at the last look, and were not made anew since."""
