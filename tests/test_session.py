@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 import pytest
+import sqlalchemy as sa
 
 from crashing_worker import TOOL_EXIT_CODE, suite, variables
 from staging_fsm.core.errors import RefusedError, RunRefusedError
@@ -120,6 +121,25 @@ def test_agent_of_a_dead_worker_is_ended_before_a_run(
     assert how == (-signal.SIGKILL if ends else None)
     assert (ended is not None) is ends
     assert (session.store.job(job_id).claimed_by == str(DEAD)) is not ends
+
+
+@pytest.mark.parametrize("how", ["done", "cancelled"])
+def test_job_that_an_agent_has_ended_is_not_waited_for(
+    session: Session, repository: Path, how: str
+) -> None:
+    """Who waits for a job that ends without an attempt is told so, and does not wait for ever."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    assert session.store.claim_next(session.clock.now(), str(ELSEWHERE), job_id) is not None
+
+    def end(*_: object) -> None:
+        with session.store.transaction() as tx:
+            words = sa.text("UPDATE jobs SET status = :how WHERE id = :id")
+            tx.execute(words, {"how": how, "id": job_id})
+
+    driver = AttemptDriver(session, session.staging(), job_id, waiting=end)
+
+    with pytest.raises(RefusedError, match=f"job {job_id} is {how} without an attempt"):
+        driver.drive()
 
 
 def test_attempt_that_another_began_and_put_off_is_not_taken_for_ours(

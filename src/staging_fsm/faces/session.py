@@ -181,8 +181,9 @@ class AttemptDriver:
     def drive(self) -> Decision | None:
         """Return None when the attempt is terminal, else why it cannot be driven.
 
-        Raises what `accept` raises, RefusedError for a job that was opened again, and
-        RunRefusedError where an agent that a dead worker left cannot be ended.
+        Raises what `accept` raises, RefusedError for a job that was opened again or has
+        ended without an attempt, and RunRefusedError where an agent that a dead worker
+        left cannot be ended.
         """
         while True:
             row = self.session.rows.load(self.job_id)
@@ -196,6 +197,12 @@ class AttemptDriver:
                 and row.status not in (QUEUED, RUNNING)
             ):
                 return None
+            if snapshot is None and row.status not in (QUEUED, RUNNING):
+                message = (
+                    f"job {self.job_id} is {row.status} without an attempt: an agent had it, or a"
+                    " person ended it, and the runner never began. Ask for a new run"
+                )
+                raise RefusedError(message)
             if snapshot is not None and snapshot.state in ENDED_BY_GATE:
                 # Its gate ends the job along with it: somebody has opened the job again.
                 message = (
