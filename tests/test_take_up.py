@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import attrs
@@ -19,6 +20,7 @@ from desk import (
     TOOL_ERROR,
     Desk,
     Failing,
+    Heard,
     LosesTheAnswer,
     deferred,
     fill_the_disk,
@@ -30,17 +32,17 @@ from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
 from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.ports import RunCondition
+from staging_fsm.core.ports import AlertKind, RunCondition
 from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
 from staging_fsm.drive import recovery
 from staging_fsm.drive.intercept import UNSEEN
-from staging_fsm.drive.recovery import put_back
+from staging_fsm.drive.recovery import SILENCE_SECONDS, put_back
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
-from staging_fsm.effects.processes import ProcessIdentity, this_process
+from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
 from staging_fsm.host.launcher import staging_intercept
 from staging_fsm.host.worker import Worker
 
@@ -766,6 +768,37 @@ def test_job_that_is_queued_is_not_put_back(desk: Desk) -> None:
     put_back(desk.staging.runner, desk.job_id)
 
     assert desk.raw_row() == before
+
+
+@pytest.mark.parametrize(
+    ("worker", "late", "told"),
+    [
+        ("elsewhere:boot:1/4711/1", timedelta.resolution, True),
+        ("elsewhere:boot:1/4711/1", timedelta(0), False),
+        ("a worker", timedelta.resolution, True),
+        (str(identify(os.getppid())), timedelta(days=1), False),
+    ],
+    ids=["elsewhere", "in time", "unreadable", "living"],
+)
+def test_attempt_of_whose_worker_nothing_is_known_is_told_of_once_it_is_overdue(
+    desk: Desk, worker: str, late: timedelta, *, told: bool
+) -> None:
+    """An attempt in the hands of a machine or container that is gone is not silent for ever.
+
+    Nothing is taken from a worker of which nobody knows that it is dead.
+    """
+    under_worker(desk, worker)
+    snapshot, before = desk.snapshot(), desk.raw_row()
+    suite, since = snapshot.bound_plan.suite, parse_time(snapshot.history[-1].time)
+    longest = timedelta(seconds=suite.timeout_seconds + suite.kill_grace_seconds + SILENCE_SECONDS)
+    clock: Any = SimpleNamespace(now=lambda: since + longest + late)
+    desk.engine.clock, heard = clock, Heard()
+    desk.engine.alerts = heard
+    desk.staging.recover()
+
+    assert desk.raw_row() == before
+    assert [alert[0] for alert in heard.alerts] == [AlertKind.INTERNAL_ERROR] * told
+    assert all(f"in the hands of worker {worker}" in text for _, _, text, _ in heard.alerts)
 
 
 def test_job_that_cannot_be_put_back_is_told_of_and_put_back_by_recovery(desk: Desk) -> None:

@@ -8,7 +8,8 @@ are told apart by the compare-and-swap of the row.
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 from staging_fsm.core.errors import SnapshotRefusedError, StaleSnapshotError, in_words
 from staging_fsm.core.jobs import QUEUED, JobRow
@@ -16,12 +17,15 @@ from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import AlertKind, RunCondition
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.core.times import parse_time
 from staging_fsm.drive.engine import Engine, Step, run_id_of
 from staging_fsm.effects.processes import ProcessIdentity, is_alive
 
 if TYPE_CHECKING:
     from staging_fsm.drive.runner import StagingRunner
 
+#: So much longer than its run may take nobody is told of an attempt that has not moved.
+SILENCE_SECONDS: Final = 60.0
 #: Says whether the worker of a snapshot lives; None where this machine cannot know.
 Liveness = Callable[[str], bool | None]
 
@@ -92,9 +96,30 @@ def _recover(runner: "StagingRunner", row: JobRow) -> bool:
         # Its claimant may be about to launch it, and which process that is only its host knows.
         return False
     elif not is_abandoned(runner, snapshot):
+        _tell_of_silence(runner, row, snapshot)
         return False
     take_up(runner.engine, row, snapshot)
     return True
+
+
+def _tell_of_silence(runner: "StagingRunner", row: JobRow, snapshot: Snapshot) -> None:
+    """Alert somebody of an attempt that for too long nobody has moved of whom anything is known.
+
+    Its worker may live on a machine or in a container that cannot be looked at from here.
+    """
+    if snapshot.is_terminal or runner.liveness(snapshot.worker) is not None:
+        return
+    suite, since = snapshot.bound_plan.suite, snapshot.history[-1].time
+    longest = suite.timeout_seconds + suite.kill_grace_seconds + SILENCE_SECONDS
+    if runner.engine.clock.now() - parse_time(since) <= timedelta(seconds=longest):
+        return
+    text = (
+        f"{snapshot.state} since {since}, longer than a run may take, in the hands of worker"
+        f" {snapshot.worker}, of which nothing can be known from here: look at its machine or"
+        " container. If that is gone for good, remove the key staging_runner from the job's"
+        " metadata, and queue the job again"
+    )
+    runner.engine.alert(AlertKind.INTERNAL_ERROR, row.id, text, snapshot.attempt_id)
 
 
 def put_back(runner: "StagingRunner", job_id: Any) -> None:
