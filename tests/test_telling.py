@@ -21,8 +21,11 @@ from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.drive.engine import HAND_OVER_TRIES
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.files import sha256_of_file
+from staging_fsm.effects.processes import this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import launch_job
+from staging_fsm.host.settings import load_host_settings
+from staging_fsm.host.worker import Worker
 
 OF_ANOTHER = "the gate opened, but the artifact it read is not the one that was written"
 
@@ -52,6 +55,25 @@ def test_runner_and_agent_leave_the_same_traces_of_a_pass(desk: Desk) -> None:
     for item in ("WI-1", "WI-2"):
         text = (desk.kit.repository / "docs/work-items" / item / ARTIFACT_NAME).read_text()
         assert text.startswith("---\nstaging_status: SUCCESS\n")
+
+
+@pytest.mark.parametrize("stage", ["deploy-staging", "testing"])
+def test_agent_that_cannot_be_started_is_told_of(desk: Desk, stage: str) -> None:
+    """A job that nobody can work on is not left in work in silence, on whatever stage it is."""
+    desk.set("ENABLED", "0")
+    said = {"ORCH_AGENT_COMMAND": "/nowhere/agent", "ORCH_LOG_DIR": str(desk.folder / "agents")}
+    settings = load_host_settings(said)
+    host = attrs.evolve(desk.kit.host, staging=desk.staging, settings=settings)
+    job_id = desk.kit.add(stage, "WI-2")
+    heard = Heard()
+    desk.engine.alerts = heard
+    Worker(host, str(this_process())).run_one(job_id)
+
+    [(kind, about, text, _)] = heard.alerts
+    assert (kind, about) == (AlertKind.INTERNAL_ERROR, job_id)
+    assert "could not be launched for WI-2, and the job stays claimed" in text
+    assert "/nowhere/agent" in text
+    assert desk.kit.store.job(job_id).status == "running"
 
 
 def test_each_move_is_logged_and_watched_once_it_is_durable(

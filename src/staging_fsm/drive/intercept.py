@@ -279,16 +279,19 @@ class StagingIntercept:
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             # To recovery it looks as if its claimant were about to launch it.
             self._owed.add(job_id)
-            self._tell(job_id, f"turned away and not queued again: {in_words(error)}")
+            self.tell(job_id, f"turned away and not queued again: {in_words(error)}")
 
-    def _tell(self, job_id: Any, text: str) -> None:
-        """Alert somebody; where no runner can be made that stands in the log alone."""
+    def tell(self, job_id: Any, text: str) -> None:
+        """Alert a person to what went wrong with a job, as an internal error. Never raises.
+
+        Where no runner can be made it stands in the log alone.
+        """
         try:
             from staging_fsm.core.ports import AlertKind  # noqa: PLC0415  # seldom needed
 
             self.runner.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
-            _log(f"job {job_id} was {text}, and nobody was told", error)
+            _log(f"nobody was told of job {job_id}: {text}", error)
 
     @contextlib.contextmanager
     def _hold(self, job_id: Any) -> Iterator[bool]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from staging_fsm.core.errors import in_words
 from staging_fsm.drive.recovery import Liveness, worker_is_alive
 from staging_fsm.host.launcher import Host, end_agent_of_dead, launch_job
 from staging_fsm.host.store import Job
@@ -109,8 +110,9 @@ class Worker:
     def run_one(self, only: int | None = None) -> Job | None:
         """Claim and launch one due job; return it, or None when none was due.
 
-        A launch that raises is logged and its job stays claimed, for a person to
-        look at: launching it again at once would only fail again.
+        A launch that raises is logged, told of where there is a runner to alert by, and
+        its job stays claimed, for a person to look at: launching it again at once would
+        only fail again.
         """
         job = self._claim(only)
         if job is not None:
@@ -133,8 +135,14 @@ class Worker:
     def _launch(self, job: Job) -> None:
         try:
             self.launch(self.host, job)
-        except Exception:  # noqa: BLE001  # one broken launch must not end the worker
+        except Exception as error:  # noqa: BLE001  # one broken launch must not end the worker
             _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
+            if self.host.staging is not None:
+                words = (
+                    f"agent {job.agent} could not be launched for {job.work_item}, and the job"
+                    f" stays claimed until somebody sets it to queued again: {in_words(error)}"
+                )
+                self.host.staging.tell(job.id, words)
 
     def run_until_idle(self) -> int:
         """Work until nothing is due and nothing in hand; return how many jobs were launched.
