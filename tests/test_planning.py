@@ -117,10 +117,10 @@ def counted(tests: int, path: str = "T01 T03 T11") -> Snapshot:
     return attempt(path, run, artifact=artifact(TEXT) if len(path.split()) > 2 else None)
 
 
-def by_hand(tests: int) -> Snapshot:
+def by_hand(tests: int, *command: str) -> Snapshot:
     """Return an attempt as `counted`, of another command."""
     found = counted(tests)
-    suite = attrs.evolve(found.bound_plan.suite, command=("pytest", "test_one.py"))
+    suite = attrs.evolve(found.bound_plan.suite, command=command or ("pytest", "test_one.py"))
     return attrs.evolve(found, plan=attrs.evolve(found.bound_plan, suite=suite))
 
 
@@ -174,6 +174,7 @@ def row(stored: Snapshot | str | None, stage: str = STAGE) -> JobRow:
         ([row(SECOND_PASSED), row(counted(8))], 7),
         # A run of another command says nothing of how many tests this one has.
         ([row(by_hand(1)), row(counted(7))], 7),
+        ([row(by_hand(1, "a")), row(by_hand(1, "z")), row(counted(7))], 7),
         ([row(by_hand(1)), row(by_hand(2))], 1),
         ([row(by_hand(1)), row(UNCOUNTED)], 1),
     ],
