@@ -2,16 +2,24 @@
 
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import attrs
+import sqlalchemy as sa
 
+from staging_fsm.effects.clock import SystemClock
+from staging_fsm.effects.processes import this_process
+from staging_fsm.host.contract.stages import STAGE_AGENTS
 from staging_fsm.host.launcher import Host
 from staging_fsm.host.store import SqlHostStore, WorkItem
+from staging_fsm.host.worker import Worker
 
 REPO = "shop"
+#: How long a test waits for what must happen before it calls it a failure.
+DEADLINE_SECONDS = 60
 
 
 @attrs.frozen
@@ -28,6 +36,22 @@ class HostKit:
         agent = agents.get(stage, "post-deploy-monitor" if stage == "post-deploy" else "agent")
         item = WorkItem(repo, work_item, stage, retries, None)
         return self.store.add_work_item(item, agent, self.host.clock.now())
+
+    def further(self, stage: str) -> int:
+        """Bring the work item that is there to a stage, and queue one more job; return its id."""
+        now = self.host.clock.now()
+        with self.store.transaction() as tx:
+            moved = attrs.evolve(self.store.work_item(tx, REPO, "WI-1"), stage=stage)
+            self.store.move_work_item(tx, moved, now)
+            return self.store.enqueue(tx, moved, STAGE_AGENTS[stage], now)
+
+    def set_status(self, job_id: int, status: str) -> None:
+        """Set the status of a job, as a person does."""
+        with self.store.engine.begin() as connection:
+            connection.execute(
+                sa.text("UPDATE jobs SET status = :status WHERE id = :id"),
+                {"status": status, "id": job_id},
+            )
 
     def item(self, work_item: str = "WI-1", repo: str = REPO) -> WorkItem:
         """Return the work item as stored."""
@@ -56,3 +80,29 @@ def no_descriptors_left() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+#: Makes hosts: the fixture `make_host`.
+Maker = Callable[..., HostKit]
+
+
+class NoWaiting(SystemClock):
+    """A clock on which every wait is over at once."""
+
+    def __init__(self) -> None:
+        """Begin with the machine's own time."""
+        super().__init__()
+        self.waited = 0.0
+
+    def now(self) -> datetime:
+        """Return the time of day as it would be."""
+        return super().now() + timedelta(seconds=self.waited)
+
+    def wait(self, seconds: float) -> None:
+        """Do not wait."""
+        self.waited += seconds
+
+
+def worker(kit: HostKit) -> Worker:
+    """Return a worker of this process."""
+    return Worker(kit.host, str(this_process()))
