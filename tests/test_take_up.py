@@ -808,8 +808,9 @@ def test_job_that_cannot_be_put_back_is_told_of_and_put_back_by_recovery(desk: D
     desk.break_part("rows.load", OSError("boom"))
     with desk.staging._hold(desk.job_id):
         assert desk.launch().ruling is Ruling.TAKEN
+        desk.use_rows(rows)
+        desk.staging.recover()
     before = desk.raw_row()["status"]
-    desk.use_rows(rows)
     desk.staging.recover()
 
     assert (before, desk.raw_row()["status"]) == ("running", "queued")

@@ -242,7 +242,10 @@ class StagingIntercept:
         from staging_fsm.drive.recovery import recover, unfinished  # noqa: PLC0415  # it came with the runner
 
         for job_id in tuple(self._owed):
-            self._put_back(job_id)
+            with self._hold(job_id) as ours:
+                # In hand it needs nobody: what goes on with it is here.
+                if ours:
+                    self._put_back(job_id)
         touched = []
         for row in unfinished(runner):
             with self._hold(row.id) as ours:
