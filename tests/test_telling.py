@@ -76,6 +76,20 @@ def test_agent_that_cannot_be_started_is_told_of(desk: Desk, stage: str) -> None
     assert desk.kit.store.job(job_id).status == "running"
 
 
+def test_agent_that_nobody_can_end_is_told_of(desk: Desk) -> None:
+    """A job that waits for the end of a dead worker's agent does not wait in silence."""
+    job_id, gone = desk.kit.add("testing", "WI-2"), attrs.evolve(this_process(), start=1)
+    assert desk.kit.store.claim_next(desk.kit.host.clock.now(), str(gone), job_id) is not None
+    host, heard = attrs.evolve(desk.kit.host, staging=desk.staging), Heard()
+    desk.engine.alerts = heard
+    Worker(host, str(this_process()), end_agent=lambda *_: False).requeue_abandoned()
+
+    [(kind, about, text, _)] = heard.alerts
+    assert (kind, about) == (AlertKind.INTERNAL_ERROR, job_id)
+    assert text == f"WI-2 waits: the agent that worker {gone} left stays alive, end it by hand"
+    assert desk.kit.store.job(job_id).status == "running"
+
+
 def test_each_move_is_logged_and_watched_once_it_is_durable(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -87,13 +87,18 @@ class Worker:
             _LOG.exception("what worker %s left of job %s is not known", job.claimed_by, job.id)
             return False
         if not is_ended:
-            _LOG.error(
-                "job %s of %s waits: the agent that worker %s left stays alive, end it by hand",
-                job.id,
-                job.work_item,
-                job.claimed_by,
+            words = (
+                f"{job.work_item} waits: the agent that worker {job.claimed_by} left stays alive,"
+                " end it by hand"
             )
+            _LOG.error("job %s: %s", job.id, words)
+            self._tell(job, words)
         return is_ended
+
+    def _tell(self, job: Job, words: str) -> None:
+        """Alert a person to a job that does not go on, where there is a runner to do it by."""
+        if self.host.staging is not None:
+            self.host.staging.tell(job.id, words)
 
     def _forget(self, heard_before: dict[int, str], running: set[int]) -> None:
         """Forget the claims that had ended at the last look, and were not made anew since."""
@@ -137,12 +142,11 @@ class Worker:
             self.launch(self.host, job)
         except Exception as error:  # noqa: BLE001  # one broken launch must not end the worker
             _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
-            if self.host.staging is not None:
-                words = (
-                    f"agent {job.agent} could not be launched for {job.work_item}, and the job"
-                    f" stays claimed until somebody sets it to queued again: {in_words(error)}"
-                )
-                self.host.staging.tell(job.id, words)
+            words = (
+                f"agent {job.agent} could not be launched for {job.work_item}, and the job"
+                f" stays claimed until somebody sets it to queued again: {in_words(error)}"
+            )
+            self._tell(job, words)
 
     def run_until_idle(self) -> int:
         """Work until nothing is due and nothing in hand; return how many jobs were launched.
