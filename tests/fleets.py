@@ -409,6 +409,8 @@ def with_agent(root: Path, text: str = AGENT) -> dict[str, str]:
 def present_machine(there: Fleet) -> Iterator[None]:
     """Give the sign of a worker, which another machine's workers see."""
     with there.server.connect() as connection:
-        query = "SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))"
-        connection.execute(query, [there.server.key("machine", there.machine)])
+        key = [there.server.key("machine", there.machine)]
+        connection.execute("SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))", key)
         yield
+        # The server notices later that a connection has ended.
+        connection.execute("SELECT pg_advisory_unlock_shared(hashtextextended(%s, 0))", key)
