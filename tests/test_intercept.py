@@ -302,7 +302,7 @@ def test_run_of_which_nothing_can_be_seen_is_held(desk: Desk) -> None:
     """A run that can be neither started nor reaped is held, and counts as lost once it can."""
     desk.claim()
     runs = desk.folder / "state" / "runs"
-    runs.parent.mkdir()
+    runs.parent.mkdir(exist_ok=True)
     runs.write_text("a file where the folder of all runs should be")
 
     assert desk.launch().ruling is Ruling.HELD

@@ -83,7 +83,7 @@ def test_attempt_starts_the_suite_its_supervisor_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    ("contender", "files_max"), [("staging_fsm", 11), ("staging_fsm, supervised", 75)]
+    ("contender", "files_max"), [("staging_fsm", 11), ("staging_fsm, supervised", 76)]
 )
 def test_attempt_opens_few_files(contender: str, files_max: int, folder: Path) -> None:
     """An attempt loads no module and reads no file again that it has read before."""

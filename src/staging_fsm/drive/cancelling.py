@@ -44,8 +44,8 @@ def cancel(runner: "StagingRunner", job_id: Any) -> Snapshot:
     snapshot = row.snapshot()
     if snapshot and snapshot.state is State.RUNNING and runner.liveness(snapshot.worker) is None:
         message = (
-            f"job {job_id} runs on another machine, under worker {snapshot.worker}, and its"
-            " suite cannot be stopped from here: cancel it there"
+            f"job {job_id} runs on another machine, or in another container, under worker"
+            f" {snapshot.worker}, and its suite cannot be stopped from here: cancel it there"
         )
         raise RefusedError(message)
     return cancel_at(runner, row, snapshot)

@@ -20,6 +20,8 @@ from staging_fsm.core.spec import Event, State
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.engine import Engine, Step, run_id_of
 from staging_fsm.effects.processes import ProcessIdentity, is_alive
+from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.effects.worker_lock import has_ended
 
 if TYPE_CHECKING:
     from staging_fsm.drive.runner import StagingRunner
@@ -30,12 +32,17 @@ SILENCE_SECONDS: Final = 60.0
 Liveness = Callable[[str], bool | None]
 
 
-def worker_is_alive(worker: str) -> bool | None:
-    """Say whether the process named by `ProcessIdentity` text lives; None if unknown."""
+def worker_is_alive(worker: str, state: StateDir | None = None) -> bool | None:
+    """Say whether the process named by `ProcessIdentity` text lives; None if unknown.
+
+    Of one in another container only its end can be known, by the lock below `state`.
+    """
     try:
-        return is_alive(ProcessIdentity.parse(worker))
+        identity = ProcessIdentity.parse(worker)
     except ValueError:
         return None
+    alive = is_alive(identity)
+    return False if alive is None and state and has_ended(state, identity) else alive
 
 
 def is_abandoned(runner: "StagingRunner", snapshot: Snapshot) -> bool:

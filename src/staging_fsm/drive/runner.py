@@ -8,6 +8,7 @@ nothing does but the kill switch between two runs.
 import re
 import secrets
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
@@ -50,6 +51,7 @@ from staging_fsm.effects.shadow import ShadowRecords
 from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.telemetry import traced
+from staging_fsm.effects.worker_lock import WorkerLock
 from staging_fsm.effects.worktree import bind_revision
 
 if TYPE_CHECKING:
@@ -85,6 +87,8 @@ class StagingRunner:
     suites: Callable[[RunnerConfig], SuitesConfig] = read_suites
     bind: Callable[[Path, SuitePlan], str] = bind_revision
     liveness: Liveness = worker_is_alive
+    #: Returns the name of the process that asks.
+    name: Callable[[], str] = lambda: str(this_process())
     new_id: Callable[[], str] = lambda: secrets.token_hex(6)
     #: Why the rows cannot be relied on; every first launch is declined for it.
     misfit: ConfigInvalidError | None = None
@@ -115,6 +119,7 @@ class StagingRunner:
         own: dict[str, Any] = {
             "preflight": preflight,
             "prune": runs.prune,
+            "liveness": partial(worker_is_alive, state=state),
             "shadow": ShadowRecords(state.shadow),
         }
         tracing = attrs.evolve(engine, watch=traced(engine.watch))
@@ -132,7 +137,8 @@ class StagingRunner:
     ) -> "StagingRunner":
         """Return a runner over the real world."""
         state, clock = StateDir(state_dir(variables)), SystemClock()
-        runs = LocalSuites(state, variables)
+        lock = WorkerLock(state)
+        runs = LocalSuites(state, variables, worker=lock)
         engine = Engine(
             rows=rows,
             suites=runs,
@@ -141,10 +147,10 @@ class StagingRunner:
             clock=replaced.pop("clock", clock),
             gate=gate,
             place=place,
-            worker=str(this_process()),
+            worker=lock.take(),
             watch=replaced.pop("watch", lambda _row, _snapshot: None),
         )
-        return cls.over(engine, runs, state, variables, stage, **replaced)
+        return cls.over(engine, runs, state, variables, stage, name=lock.take, **replaced)
 
     def cannot_rely_on_rows(self, problem: ConfigInvalidError) -> None:
         """Decline every first launch from now on, and tell a person why."""
@@ -347,4 +353,4 @@ class StagingRunner:
 
     def take_name(self) -> None:
         """Go by the name of the process that this is now."""
-        self.engine.worker = str(this_process())
+        self.engine.worker = self.name()

@@ -139,6 +139,44 @@ def _take_lock(descriptor: int) -> bool:
     return True
 
 
+def locked_with_others(path: Path) -> int:
+    """Return a descriptor of `path`, made where there is none, whose lock others may have too.
+
+    Nobody sees a file of ours that is not locked yet. Raises OSError, and BlockingIOError
+    while somebody has the lock for himself.
+    """
+    path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    with _written_beside(path, b"", FILE_MODE, sync=False) as temporary:
+        descriptor = _take_with_others(temporary)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            os.close(descriptor)
+            if not isinstance(error, FileExistsError):
+                raise
+        else:
+            return descriptor
+    return _take_with_others(path)
+
+
+def _take_with_others(path: Path) -> int:
+    descriptor = open_as_it_is(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_as_it_is(path: Path | str) -> int:
+    """Return a descriptor for reading whatever is at `path`: never of a link's target, or waiting.
+
+    Raises OSError.
+    """
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
 @contextlib.contextmanager
 def above_standard(descriptors: Sequence[int]) -> Iterator[list[int]]:
     """Yield doubles of `descriptors` that are none of 0, 1 and 2.
@@ -169,7 +207,7 @@ def open_regular(path: Path) -> BinaryIO | None:
 
 def _descriptor_of(path: Path | str) -> int | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_as_it_is(path)
     except OSError as error:
         if is_shortage(error):
             raise

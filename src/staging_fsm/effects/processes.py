@@ -151,11 +151,19 @@ def is_alive(identity: ProcessIdentity) -> bool | None:
     """
     if identity.scope == this_scope():
         return start_ticks(identity.pid) == identity.start
-    host, _, rest = identity.scope.rpartition(":")[0].rpartition(":")
-    here, _, boot = this_scope().rpartition(":")[0].rpartition(":")
-    if host == here and rest != boot:
-        return False
-    return None
+    (host, boot), (here, now) = _boot_of(identity.scope), _boot_of(this_scope())
+    return False if host == here and boot != now else None
+
+
+def is_of_this_boot(scope: str) -> bool:
+    """Say whether a scope is of this machine, as it runs now, in whatever namespace."""
+    return _HAS_PROC and _boot_of(scope)[1] == _boot_of(this_scope())[1]
+
+
+def _boot_of(scope: str) -> tuple[str, str]:
+    """Return the name of a scope's machine, and that of its boot."""
+    host, _, boot = scope.rpartition(":")[0].rpartition(":")
+    return host, boot
 
 
 def age_seconds(identity: ProcessIdentity) -> float:

@@ -63,6 +63,11 @@ class StateDir:
         return self.root / "locks"
 
     @property
+    def workers(self) -> Path:
+        """Return the folder of the locks by which workers in other containers are known to live."""
+        return self.root / "workers"
+
+    @property
     def artifacts(self) -> Path:
         """Return the folder of the artifacts that are to go to no repository."""
         return self.root / "artifacts"

@@ -25,12 +25,13 @@ from staging_fsm.core.plan import (
     environment_of,
 )
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
-from staging_fsm.effects import worktree
+from staging_fsm.effects import worker_lock, worktree
 from staging_fsm.effects.files import DIRECTORY_MODE
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.processes import (
     ProcessIdentity,
     is_alive,
+    is_of_this_boot,
     kill_marked,
     repeat_kill,
     this_scope,
@@ -61,14 +62,16 @@ class LocalSuites:
         state: StateDir,
         variables: Mapping[str, str] | None = None,
         inherited: Sequence[int] = (),
+        worker: worker_lock.WorkerLock | None = None,
     ) -> None:
         """Keep runs below `state`; `variables` is the environment suites may inherit from.
 
         `inherited` are descriptors of connections that a supervisor, and nobody below
         it, holds for as long as it lives: a lock that is bound to one outlives the
         worker. Where one of them is closed by its other side, the suite is killed.
+        The lock of our `worker` a supervisor holds as well.
         """
-        self._state, self._inherited = state, inherited
+        self._state, self._inherited, self._worker = state, inherited, worker
         self._variables = os.environ if variables is None else variables
         self._output = RunOutput(state, self._variables)
         self._prune_at = -math.inf
@@ -125,7 +128,7 @@ class LocalSuites:
                 raise PreparationError(message)
             self._output.keep_command(order.run_id, suite)
             environment = environment_of(suite, self._variables, order.run_id, folder.reports)
-            locks = (lock, *others)
+            locks = (lock, *others, *(self._worker.descriptors if self._worker else ()))
             start_supervisor(folder, suite, tree, report, environment, locks, self._inherited)
 
     def await_report(self, run_id: str) -> RunReport:
@@ -154,11 +157,13 @@ class LocalSuites:
         """Say what there is of a run. Once it said LOST, the run can no longer start."""
         folder = self._folder(run_id)
         order = folder.order_if_any()
-        if order is not None and is_alive(ProcessIdentity(order.scope, 0, 0)) is None:
+        elsewhere = order is not None and is_alive(ProcessIdentity(order.scope, 0, 0)) is None
+        if order is not None and elsewhere and not is_of_this_boot(order.scope):
             return RunCondition.FOREIGN
         with folder.lock() as lock:
             if lock is None:
-                return RunCondition.LIVE
+                # A supervisor in another container can be neither waited for nor stopped.
+                return RunCondition.FOREIGN if elsewhere else RunCondition.LIVE
             if folder.holds("result"):
                 return RunCondition.FINISHED
             # First closed, then swept: a supervisor that was paused before its lock
@@ -207,6 +212,7 @@ class LocalSuites:
             return
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         before = time.time() - days * 86_400
+        worker_lock.prune(self._state, before)
         old = [run for run in self._state.run_ids() if self._state.is_unchanged_since(run, before)]
         kept = unfinished() if old else ()
         for run_id in old:

@@ -22,6 +22,7 @@ from staging_fsm.core.jobs import QUEUED, RUNNING, JobRow, JobRows
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import ENDED_BY_GATE, TERMINAL, State
 from staging_fsm.drive.recovery import worker_is_alive
+from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.output import last_line, output_tail
 from staging_fsm.faces.views import (
     TEXT_CHARACTERS,
@@ -206,7 +207,7 @@ def active_attempt(
         "fault": fault(snapshot),
         "worker": plain(snapshot.worker),
         "next": _next(snapshot, started, now),
-        "stuck": _stuck(row, snapshot, since, started, now),
+        "stuck": _stuck(row, snapshot, since, started, variables, now),
     }
 
 
@@ -224,6 +225,7 @@ def _stuck(
     snapshot: Snapshot,
     since: datetime | None,
     started: datetime | None,
+    variables: Mapping[str, str],
     now: datetime,
 ) -> str | None:
     """Return why nothing will happen by itself, for a person who can do something about it."""
@@ -236,7 +238,7 @@ def _stuck(
         is_open = snapshot.state in ENDED_BY_GATE and row.status in (QUEUED, RUNNING)
         words = "Its attempt has ended, and the job was left open or opened again: end it by hand."
         return words if is_open else None
-    if worker_is_alive(snapshot.worker) is False:
+    if worker_is_alive(snapshot.worker, StateDir(state_dir(variables))) is False:
         return "Its worker is gone: run staging-fsm recover, or start a worker, to take it up."
     if snapshot.state is State.RUNNING:
         suite = snapshot.bound_plan.suite

@@ -33,6 +33,7 @@ from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.state_dir import StateDir, state_dir
+from staging_fsm.effects.worker_lock import WorkerLock
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
@@ -56,14 +57,21 @@ class Session:
     settings: HostSettings
     clock: SystemClock
     worker: str
+    _lock: WorkerLock
 
     def host(self, staging: StagingIntercept | None) -> Host:
         """Return the host around an intercept."""
-        return Host(self.store, self.settings, self.clock, staging)
+        inherited = self._lock.descriptors
+        return Host(self.store, self.settings, self.clock, staging, inherited=inherited)
 
     def staging(self, **replaced: Any) -> StagingIntercept:
-        """Return the intercept of this orchestrator."""
+        """Return the intercept of this orchestrator: from now on it may claim jobs."""
+        self._lock.take()
         return staging_intercept(self.store, self.clock, self.variables, **replaced)
+
+    def liveness(self, worker: str) -> bool | None:
+        """Say whether a worker lives; None where that cannot be known here."""
+        return worker_is_alive(worker, self.state)
 
     def view(self, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
         """Return what the faces say about the attempt in a row."""
@@ -108,6 +116,7 @@ def open_session(
         settings=settings,
         clock=SystemClock(),
         worker=str(this_process()),
+        lock=WorkerLock(state),
     )
 
 
@@ -235,7 +244,7 @@ class AttemptDriver:
         without_run = snapshot is None or snapshot.state is State.LLM_FALLBACK
         if without_run and job.claimed_by != session.worker:
             # Claimed, but nothing begun: if its worker is gone the job is anybody's.
-            is_anybodys = worker_is_alive(job.claimed_by or "") is False
+            is_anybodys = session.liveness(job.claimed_by or "") is False
             if is_anybodys:
                 self._end_agent(job)
                 session.store.requeue_abandoned(job, session.clock.now())

@@ -7,6 +7,7 @@ whatever that worker still tries is refused by the compare-and-swap of the row.
 """
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.remote import Mirror
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.worktree import is_versioned
 from staging_fsm.fleet.deliveries import queue_of
 from staging_fsm.fleet.fence import Fence, is_present
@@ -87,7 +89,8 @@ class Delivery:
 
     def _is_a_strangers(self, row: JobRow) -> bool:
         """Say whether somebody has claimed the job who is none of the fleet, and may be alive."""
-        return row.status != QUEUED and _has_a_stranger(self.fleet.store.job(self.job_id))
+        fleet = self.fleet
+        return row.status != QUEUED and _has_a_stranger(fleet.state, fleet.store.job(self.job_id))
 
     def _wants_for_an_agent(self, row: JobRow) -> bool:
         """Tell a person of a job that only an LLM agent can do, where none is configured.
@@ -218,7 +221,7 @@ class Delivery:
         fleet, store = self.fleet, self.fleet.store
         if row.status != QUEUED:
             held = store.job(self.job_id)
-            if _has_a_stranger(held):
+            if _has_a_stranger(fleet.state, held):
                 return None
             store.requeue_abandoned(held, fleet.clock.now())
         job = store.claim_next(fleet.clock.now(), fleet.worker, self.job_id)
@@ -259,7 +262,7 @@ class Delivery:
             fleet.variables,
             STAGE,
             bind=lambda _repository, suite: _bound(suite, workplace.revision),
-            liveness=_lives_beside_us,
+            liveness=partial(_lives_beside_us, fleet.state),
             # The checkout that an agent works in is gone with its launch.
             shadow=None,
         )
@@ -307,10 +310,10 @@ class Workplace:
         return Place(self.mirror.path, work_item_dir(self.root, row.work_item))
 
 
-def _has_a_stranger(job: Job) -> bool:
+def _has_a_stranger(state: StateDir, job: Job) -> bool:
     """Say whether a job is claimed by somebody of no fleet who is not known to be dead."""
     holder = job.claimed_by or ""
-    return machine_of(holder) is None and worker_is_alive(holder) is not False
+    return machine_of(holder) is None and worker_is_alive(holder, state) is not False
 
 
 def _readable(row: JobRow) -> Snapshot | None:
@@ -327,6 +330,6 @@ def _bound(suite: SuitePlan, revision: str) -> str:
     return revision
 
 
-def _lives_beside_us(worker: str) -> bool | None:
+def _lives_beside_us(state: StateDir, worker: str) -> bool | None:
     """Say whether a worker is at the job whose fence we hold: no other one of the fleet can be."""
-    return False if machine_of(worker) is not None else worker_is_alive(worker)
+    return False if machine_of(worker) is not None else worker_is_alive(worker, state)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from staging_fsm.core.jobs import STAGE, JobRow, JobRows, Place
 from staging_fsm.core.plan import UNVERSIONED
 from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import StagingIntercept
-from staging_fsm.effects.files import set_aside
+from staging_fsm.effects.files import above_standard, set_aside
 from staging_fsm.effects.metadata import our_document
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.rows import SqlRows
@@ -47,6 +47,8 @@ class Host:
     staging: StagingIntercept | None = None
     #: Brings what an agent left to where everybody finds it, before its gate is asked.
     publish: Callable[[Job], None] = lambda _job: None
+    #: Descriptors that an agent is born with: the lock that tells whether its worker has ended.
+    inherited: Sequence[int] = ()
 
     def folder(self, job: Job) -> Path:
         """Return the folder of the job's work item."""
@@ -161,7 +163,7 @@ def _spawn(host: Host, job: Job) -> int:
         AGENT_MARK: str(folder),
         CLAIM_MARK: _claim_of(job),
     }
-    with _agent_log(host, job).open("ab") as log:
+    with _agent_log(host, job).open("ab") as log, above_standard(host.inherited) as locks:
         process = subprocess.Popen(
             command,
             cwd=host.store.repository_path(job.repo),
@@ -170,6 +172,7 @@ def _spawn(host: Host, job: Job) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=locks,
         )
         return process.wait()
 

@@ -30,7 +30,8 @@ def worker(db: str | None, *, once: bool, concurrency: int) -> None:
     logging.getLogger("staging_fsm").setLevel(logging.INFO)
     session = open_session(db)
     refuse_fleet(session, "fleet-worker")
-    loop = Worker(session.host(session.staging()), session.worker, concurrency=concurrency)
+    host = session.host(session.staging())
+    loop = Worker(host, session.worker, liveness=session.liveness, concurrency=concurrency)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())
     if once:
