@@ -801,6 +801,25 @@ def test_attempt_of_whose_worker_nothing_is_known_is_told_of_once_it_is_overdue(
     assert all(f"in the hands of worker {worker}" in text for _, _, text, _ in heard.alerts)
 
 
+@pytest.mark.parametrize(("late", "told"), [(timedelta(0), 0), (timedelta(seconds=1), 1)])
+def test_run_that_nobody_here_can_wait_for_is_told_of_in_time(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, late: timedelta, told: int
+) -> None:
+    """A run in another container whose worker is gone is told of once it takes too long."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    before, snapshot = desk.raw_row(), desk.snapshot()
+    suite, since = snapshot.bound_plan.suite, parse_time(snapshot.history[-1].time)
+    longest = timedelta(seconds=suite.timeout_seconds + suite.kill_grace_seconds + SILENCE_SECONDS)
+    clock: Any = SimpleNamespace(now=lambda: since + longest + late)
+    desk.engine.clock, heard = clock, Heard()
+    desk.engine.alerts = heard
+    monkeypatch.setattr(desk.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN)
+
+    assert desk.staging.recover() == []
+    assert desk.raw_row() == before
+    assert [alert[0] for alert in heard.alerts] == [AlertKind.INTERNAL_ERROR] * told
+
+
 def test_job_that_cannot_be_put_back_is_told_of_and_put_back_by_recovery(desk: Desk) -> None:
     """A store that is away when somebody is turned away changes no answer, and loses no job."""
     desk.defer()

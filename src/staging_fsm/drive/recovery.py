@@ -103,18 +103,24 @@ def _recover(runner: "StagingRunner", row: JobRow) -> bool:
         # Its claimant may be about to launch it, and which process that is only its host knows.
         return False
     elif not is_abandoned(runner, snapshot):
-        _tell_of_silence(runner, row, snapshot)
+        if runner.liveness(snapshot.worker) is None:
+            _tell_of_silence(runner, row, snapshot)
         return False
-    take_up(runner.engine, row, snapshot)
-    return True
+    moved = take_up(runner.engine, row, snapshot)
+    is_foreign = moved is snapshot and snapshot.state is State.RUNNING
+    if is_foreign:
+        # Its supervisor lives in another container, where nobody may be left to wait for it.
+        _tell_of_silence(runner, row, snapshot)
+    return not is_foreign
 
 
 def _tell_of_silence(runner: "StagingRunner", row: JobRow, snapshot: Snapshot) -> None:
     """Alert somebody of an attempt that for too long nobody has moved of whom anything is known.
 
-    Its worker may live on a machine or in a container that cannot be looked at from here.
+    Its worker, or its run, may live on a machine or in a container that cannot be looked at
+    from here.
     """
-    if snapshot.is_terminal or runner.liveness(snapshot.worker) is not None:
+    if snapshot.is_terminal:
         return
     suite, since = snapshot.bound_plan.suite, snapshot.history[-1].time
     longest = suite.timeout_seconds + suite.kill_grace_seconds + SILENCE_SECONDS
