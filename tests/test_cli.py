@@ -342,6 +342,60 @@ def test_run_that_was_overtaken_answers_for_nothing_else(
     assert "is bound to another suite" in capsys.readouterr().err
 
 
+def test_run_runs_whatever_the_environment_says_of_shadow_mode(shell: Shell) -> None:
+    """Whoever asks for a run gets one, in an environment with shadow mode on, too."""
+    code, view = shell.run("--", "false", SHADOW="1")
+
+    assert (code, view["state"]) == (ExitCode.ROLLED_BACK, "ROLLED_BACK")
+
+
+@pytest.mark.parametrize("for_long", [False, True], ids=["then it takes it", "still not"])
+def test_declined_run_leaves_no_job_to_an_agent(
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    for_long: bool,
+) -> None:
+    """`run` ends a job that was declined, also where the database took no word of it at first.
+
+    Where it takes none at all, the reason is told, and what is to be done.
+    """
+    drive, file = AttemptDriver.drive, shell.folder / "state" / "orchestrator.db"
+    full = (
+        "CREATE TRIGGER full BEFORE UPDATE OF metadata ON jobs"
+        " BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+    )
+
+    def on_a_full_disk(driver: AttemptDriver) -> Any:
+        with sqlite3.connect(file) as database:
+            database.execute(full)
+        decision = drive(driver)
+        with sqlite3.connect(file) as database:
+            database.execute("SELECT 1" if for_long else "DROP TRIGGER full")
+        return decision
+
+    monkeypatch.setattr(AttemptDriver, "drive", on_a_full_disk)
+    for name, value in shell.environment().items():
+        monkeypatch.setenv(name, value)
+    asked = ["run", "--repo", str(shell.repository), "--work-item", "WI-1", "--json", "--", "true"]
+    with pytest.raises(SystemExit) as ended:
+        main.main(asked)
+    output, errors = capsys.readouterr()
+    with sqlite3.connect(file) as database:
+        (status,) = database.execute("SELECT status FROM jobs").fetchone()
+
+    assert ended.value.code == ExitCode.DECLINED
+    if for_long:
+        assert (status, output) == ("running", "")
+        assert "staging-fsm: job 1 was declined, and no word of it could be written" in errors
+        assert "ask again once the database takes writes" in errors
+    else:
+        view = json.loads(output)
+        assert (status, view["state"]) == ("cancelled", "LLM_FALLBACK")
+        assert "the disk is full" in view["history"][-1]["reason"]
+
+
 def test_run_does_not_wait_for_a_job_that_was_opened_again(shell: Shell) -> None:
     """A job whose attempt has ended, and that somebody opened by hand, is no job to wait for."""
     ask = ("--work-item", "WI-1", "--", "true")

@@ -308,7 +308,10 @@ def one_suite(entry: SuiteEntry) -> Callable[[RunnerConfig], SuitesConfig]:
 
 
 def switched_on(variables: Mapping[str, str], **changes: object) -> dict[str, str]:
-    """Return `variables` with the runner on for every repository, and `changes` of its settings."""
+    """Return `variables` with the runner on for every repository, and `changes` of its settings.
+
+    Shadow mode is off: there is no agent that the runner could be beside.
+    """
     said = {name: str(value) for name, value in changes.items() if value is not None}
-    settings = {"enabled": "1", "repos": "*", **said}
+    settings = {"enabled": "1", "repos": "*", "shadow": "0", **said}
     return {**variables, **{variable_name(name): value for name, value in settings.items()}}

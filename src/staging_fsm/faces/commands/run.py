@@ -11,13 +11,15 @@ import click
 from rich.console import Console
 
 from staging_fsm.core.config import load_config
-from staging_fsm.core.errors import RunRefusedError
-from staging_fsm.core.jobs import RUNNING
+from staging_fsm.core.errors import RunRefusedError, in_words
+from staging_fsm.core.jobs import RUNNING, JobRow
 from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import State
+from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import AUTO, OF_EVERY_SUITE, SuiteEntry
-from staging_fsm.drive.rulings import Decision
+from staging_fsm.drive.engine import Step
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.worktree import head_revision, tracked_changes
 from staging_fsm.faces.commands.show import print_end
 from staging_fsm.faces.console import PatientConsole, lossy
@@ -142,7 +144,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
             decision = driver.drive()
     finally:
         progress.stop()
-    sys.exit(_end_of_run(session, job_id, decision, console, as_json=options["as_json"]))
+    sys.exit(_end_of_run(session, driver, decision, console, as_json=options["as_json"]))
 
 
 def _refuse_dirty(options: dict[str, Any]) -> None:
@@ -215,14 +217,40 @@ def _refuse_anothers_claim(session: Session, job_id: int) -> None:
         raise RunRefusedError(message)
 
 
+def _note_declined(session: Session, runner: StagingRunner, row: JobRow, reason: str) -> Snapshot:
+    """Write down that a job of ours was declined, which could not be written at that moment.
+
+    Left as it was, it would look as if its agent were to be started. Raises RunRefusedError.
+    """
+    try:
+        if session.store.job(row.id).claimed_by == session.worker:
+            step = Step(Event.RUNNER_DECLINED, reason)
+            return runner.engine.move(row, runner.new_attempt(row), step)
+    except Exception as error:
+        message = (
+            f"job {row.id} was declined, and no word of it could be written: {in_words(error)}. It"
+            " stays claimed: ask again once the database takes writes"
+        )
+        raise RunRefusedError(message) from error
+    raise RunRefusedError(reason)
+
+
 def _end_of_run(
-    session: Session, job_id: int, decision: Decision | None, console: Console, *, as_json: bool
+    session: Session,
+    driver: AttemptDriver,
+    decision: Decision | None,
+    console: Console,
+    *,
+    as_json: bool,
 ) -> ExitCode:
+    job_id = driver.job_id
     row = session.rows.load(job_id)
     snapshot = row.snapshot()
     if snapshot is None:
-        click.echo(f"staging-fsm: {decision.reason if decision else 'nothing was run'}", err=True)
-        return ExitCode.DECLINED
+        reason = "nothing was run" if decision is None else decision.reason
+        if decision is None or decision.ruling is not Ruling.DECLINED:
+            raise RunRefusedError(reason)
+        snapshot = _note_declined(session, driver.staging.runner, row, reason)
     if snapshot.state is State.LLM_FALLBACK and row.status == RUNNING:
         _refuse_anothers_claim(session, job_id)
         # The reason stays on its row.
