@@ -232,6 +232,24 @@ def test_interrupted_run_is_cancelled(shell: Shell, number: signal.Signals) -> N
     assert (view["state"], view["status"], view["artifact"]) == ("CANCELLED", None, None)
 
 
+def test_run_that_is_interrupted_before_it_began_judges_nothing(shell: Shell) -> None:
+    """An interrupt before anything ran exits 5, too: 1 would say that the suite failed."""
+    started, git_ = shell.folder / "started", shell.folder / "bin" / "git"
+    os.mkfifo(started)
+    git_.parent.mkdir()
+    git_.write_text(f"#!/bin/sh\necho > {started}\nexec sleep 600\n")
+    git_.chmod(0o755)
+    environment = shell.environment()
+    environment["PATH"] = f"{git_.parent}:{environment['PATH']}"
+    command = shell.command("run", "--repo", str(shell.repository), "--", "true")
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    started.read_text()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (ExitCode.CANCELLED, "staging-fsm: interrupted\n")
+
+
 def test_cancel_from_elsewhere_ends_the_run(shell: Shell) -> None:
     """`cancel JOB` of another process stops a running suite; its `run` exits 5."""
     started = shell.folder / "started"
@@ -570,6 +588,37 @@ def test_output_that_cannot_be_printed_changes_no_verdict(
         )
 
     assert (ended.returncode, b"Traceback" in ended.stderr) == (ExitCode.ADVANCED, False)
+
+
+@pytest.mark.parametrize("trouble", ["full disk", "closed pipe"])
+@pytest.mark.parametrize(
+    ("refused", "code"),
+    [
+        ("dirty tree", ExitCode.DECLINED),
+        ("invalid setting", ExitCode.DECLINED),
+        ("unknown option", ExitCode.USAGE),
+    ],
+)
+def test_refusal_that_nobody_can_read_is_no_verdict(
+    shell: Shell, trouble: str, refused: str, code: int
+) -> None:
+    """Where a refusal cannot be printed the exit code is the same: 1 would blame the code."""
+    if refused == "dirty tree":
+        (shell.repository / "test_it.py").write_text("")
+    settings = {"INFRA_RETRIES": "many"} if refused == "invalid setting" else {}
+    options = ["--bogus"] if refused == "unknown option" else []
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe, Path("/dev/full").open("w") as full:  # noqa: PTH123  # a descriptor
+        ended = subprocess.run(
+            shell.command("run", *options, "--repo", str(shell.repository), "--", "true"),
+            env=shell.environment(**settings),
+            stderr=pipe if trouble == "closed pipe" else full,
+            check=False,
+            timeout=120,
+        )
+
+    assert ended.returncode == code
 
 
 def test_number_of_tests_does_not_drop_unseen(shell: Shell) -> None:

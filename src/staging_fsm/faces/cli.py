@@ -12,6 +12,7 @@ import click
 
 from staging_fsm.core.errors import StagingError, in_words
 from staging_fsm.faces.exits import ExitCode
+from staging_fsm.faces.streams import give_up, lossy
 
 #: What `--help` says of each command: here, so that saying it imports none of them.
 COMMANDS: Final = {
@@ -61,20 +62,37 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours is a sentence and an exit code, no traceback.
 
-        One that nobody foresaw shows its traceback and is no verdict either: Python's
-        own exit code 1 would say that the suite ran and failed.
+        One that nobody foresaw shows its traceback. Neither it nor an interrupt is a
+        verdict, nor that nobody hears what is said: Python's own exit code 1 would say that
+        the suite ran and failed.
         """
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.exceptions.Exit:
             raise
+        except click.ClickException as error:
+            with lossy(sys.stderr):
+                error.show()
+            code = error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            _tell("interrupted")
+            code = ExitCode.CANCELLED
+        except BrokenPipeError:
+            give_up(sys.stdout)
+            code = ExitCode.DECLINED
         except StagingError as error:
-            click.echo(f"staging-fsm: {error}", err=True)
-            ctx.exit(ExitCode.DECLINED)
+            _tell(str(error))
+            code = ExitCode.DECLINED
         except Exception as error:  # noqa: BLE001  # whatever it is, it is no verdict
-            click.echo(traceback.format_exc(), err=True)
-            click.echo(f"staging-fsm: internal error: {in_words(error)}", err=True)
-            ctx.exit(ExitCode.DECLINED)
+            _tell(f"internal error: {in_words(error)}", traceback.format_exc())
+            code = ExitCode.DECLINED
+        ctx.exit(code)
+        return None
+
+
+def _tell(sentence: str, before: str = "") -> None:
+    with lossy(sys.stderr):
+        click.echo(f"{before}staging-fsm: {sentence}", err=True)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,15 +1,8 @@
-"""The output of a command that carries an attempt: it may be lost, and the attempt goes on.
-
-Elsewhere a closed pipe ends the process with exit code 1, and that is what a suite that
-failed ends with.
-"""
-
-import contextlib
-import os
-from collections.abc import Iterator
-from typing import IO
+"""The output of a command that carries an attempt: it may be lost, and the attempt goes on."""
 
 from rich.console import Console
+
+from staging_fsm.faces.streams import give_up
 
 
 class PatientConsole(Console):
@@ -18,20 +11,4 @@ class PatientConsole(Console):
     def on_broken_pipe(self) -> None:
         """Print nothing any more."""
         self.quiet = True
-        _give_up(self.file)
-
-
-@contextlib.contextmanager
-def lossy(file: IO[str]) -> Iterator[None]:
-    """Let what is printed be lost where `file` takes no more: a closed pipe, a full disk."""
-    try:
-        yield
-    except OSError:
-        _give_up(file)
-
-
-def _give_up(file: IO[str]) -> None:
-    # What is still in its buffer has to go somewhere when the process ends.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, file.fileno())
-    os.close(nowhere)
+        give_up(self.file)

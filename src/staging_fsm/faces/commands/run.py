@@ -22,7 +22,7 @@ from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.worktree import head_revision, tracked_changes
 from staging_fsm.faces.commands.show import print_end
-from staging_fsm.faces.console import PatientConsole, lossy
+from staging_fsm.faces.console import PatientConsole
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.fleet import refuse_fleet
 from staging_fsm.faces.options import db_option, json_option
@@ -38,6 +38,7 @@ from staging_fsm.faces.session import (
     switched_on,
     work_item_problem,
 )
+from staging_fsm.faces.streams import lossy
 from staging_fsm.host.launcher import end_without_agent
 
 _EXIT_CODES = {
@@ -132,34 +133,36 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     if options["artifact_dir"] is not None:
         folder = Path(options["artifact_dir"] or session.state.artifacts).absolute()
         replaced["place"] = place_in(session, folder)
+    staging = session.staging(**replaced)
     repo = session.store.register(options["repo"])
     job_id = staging_job(session, repo, work_item)
 
     def accept(snapshot: Snapshot) -> None:
         _refuse_another_plan(session, job_id, snapshot, entry, options["repo"])
 
-    driver = AttemptDriver(session, session.staging(**replaced), job_id, accept=accept)
-    try:
-        with driver.cancelled_by_signals():
+    driver = AttemptDriver(session, staging, job_id, accept=accept)
+    with driver.cancelled_by_signals():
+        try:
             decision = driver.drive()
-    finally:
-        progress.stop()
-    sys.exit(_end_of_run(session, driver, decision, console, as_json=options["as_json"]))
+        finally:
+            progress.stop()
+        # What has been judged is judged: an interrupt that comes too late changes no exit code.
+        code = _end_of_run(session, driver, decision, console, as_json=options["as_json"])
+    sys.exit(code)
 
 
 def _refuse_dirty(options: dict[str, Any]) -> None:
-    """Refuse a dirty tree in either workspace: a person expects what they see to be tested."""
+    """Raise RunRefusedError for a dirty tree: a person expects what they see to be tested."""
     repository = options["repo"]
     if options["allow_dirty"] or head_revision(repository) == UNVERSIONED:
         return
     if tracked_changes(repository, filtered=True):
-        click.echo(
-            f"staging-fsm: {repository} has uncommitted changes to tracked files. A verdict is on"
+        message = (
+            f"{repository} has uncommitted changes to tracked files. A verdict is on"
             " a commit: commit or stash them, or say --allow-dirty (with the worktree workspace"
-            " the commit is tested without them).",
-            err=True,
+            " the commit is tested without them)."
         )
-        sys.exit(ExitCode.DECLINED)
+        raise RunRefusedError(message)
 
 
 def _refuse_another_plan(
