@@ -100,8 +100,14 @@ def test_failing_suite_rolls_back(shell: Shell) -> None:
 
 
 def test_missing_command_fails_closed_at_once(shell: Shell) -> None:
-    """A command that does not exist exits 3 after one run: the same would happen again."""
+    """A command that does not exist exits 3 after one run: the same would happen again.
+
+    `show` tells what went wrong in detail.
+    """
     code, view = shell.run("--", "no-such-interpreter", "-m", "pytest")
+    shown = shell.call("show", str(view["job_id"])).stdout
+
+    assert "\n  detail: no-such-interpreter: No such file or directory\n" in shown
 
     assert (code, view["state"]) == (ExitCode.FAILED_CLOSED, "FAILED_CLOSED")
     assert (view["reason"], view["fault"]) == ("command_not_found", "infrastructure")

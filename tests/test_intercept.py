@@ -31,9 +31,9 @@ from desk import (
 from hosts import REPO, no_descriptors_left
 from staging_fsm.core.errors import StagingError, UnansweredError
 from staging_fsm.core.invariants import Sight, violations
-from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import WITHOUT_REPORT
+from staging_fsm.core.plan import WITHOUT_REPORT, SuitePlan
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
@@ -302,14 +302,38 @@ def test_run_of_which_nothing_can_be_seen_is_held(desk: Desk) -> None:
     """A run that can be neither started nor reaped is held, and counts as lost once it can."""
     desk.claim()
     runs = desk.folder / "state" / "runs"
-    runs.parent.mkdir(exist_ok=True)
-    runs.write_text("a file where the folder of all runs should be")
+    # Broken after the machine was found fit, and before the run.
+    look = desk.staging.runner.preflight
+
+    def look_in_time(where: Place, suite: SuitePlan) -> str | None:
+        found = look(where, suite)
+        runs.write_text("a file where the folder of all runs should be")
+        return found
+
+    desk.staging.runner.preflight = look_in_time
 
     assert desk.launch().ruling is Ruling.HELD
     assert desk.state() is State.RUNNING
     runs.unlink()
     desk.staging.recover()
     assert desk.snapshot().reasons == (Reason.WORKER_LOST,)
+
+
+@pytest.mark.parametrize("part", ["runs", "secret"])
+def test_state_folder_that_is_not_all_ours_declines_and_spends_no_run(
+    desk: Desk, part: str
+) -> None:
+    """What cannot be used within the state folder is told of before a run, not found out by one."""
+    (desk.folder / "state").mkdir(exist_ok=True)
+    (desk.folder / "state" / part).touch()
+    desk.claim()
+
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert f"state folder: {desk.folder / 'state' / part} " in decision.reason
+    assert desk.snapshot().runs == ()
+    assert desk.alerts() == ["machine_unfit"]
 
 
 def test_unfit_machine_declines_loudly_and_spends_no_run(

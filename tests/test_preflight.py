@@ -57,6 +57,34 @@ def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("part", ["runs", "reports", "worktrees", "locks"])
+def test_part_of_the_state_folder_that_takes_no_files_is_told_of(tmp_path: Path, part: str) -> None:
+    """A folder that a run would need within the state folder is looked at before one is spent."""
+    state = StateDir(tmp_path)
+    (tmp_path / part).mkdir()
+    fit = unfit(state, LOG_BYTES, tmp_path, tmp_path)
+    (tmp_path / part).rmdir()
+    (tmp_path / part).touch()
+    said = unfit(state, LOG_BYTES, tmp_path, tmp_path)
+
+    assert fit is None
+    assert said is not None
+    assert said.startswith(f"state folder: {tmp_path / part} cannot be written: ")
+
+
+def test_secret_that_is_none_is_told_of(tmp_path: Path) -> None:
+    """A secret that no result can be sealed with is found before a run, and what to do is said."""
+    state = StateDir(tmp_path)
+    state.secret()
+    fit = unfit(state, LOG_BYTES, tmp_path, tmp_path)
+    (tmp_path / "secret").write_bytes(b"")
+
+    assert fit is None
+    assert unfit(state, LOG_BYTES, tmp_path, tmp_path) == (
+        f"state folder: {tmp_path / 'secret'} is not the secret that was made there: remove it"
+    )
+
+
 @pytest.mark.parametrize(
     ("state", "git", "placed"),
     [

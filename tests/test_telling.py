@@ -194,6 +194,18 @@ def test_attempt_that_failed_closed_is_told_in_words(desk: Desk) -> None:
     )
 
 
+def test_attempt_that_failed_closed_says_what_went_wrong_in_detail(desk: Desk) -> None:
+    """The alert says what the last run's own words are, not only of which kind its fault is."""
+    desk.suites_file = PASSING.replace('"true"', '"no-such-command"')
+    desk.claim()
+    desk.launch()
+    told = json.loads((desk.folder / "state" / "alerts.jsonl").read_text())
+
+    assert told["text"].endswith(
+        " not a verdict on the code. Detail: no-such-command: No such file or directory"
+    )
+
+
 def test_alert_tells_of_the_run_that_was_the_last(desk: Desk) -> None:
     """An attempt whose runs were lost for different reasons fails closed for the last of them."""
     been, heard = desk.folder / "been", Heard()

@@ -353,9 +353,9 @@ def _next_run_time(snapshot: Snapshot) -> datetime:
 
 
 def _failed_closed_words(row: JobRow, snapshot: Snapshot) -> str:
-    reason = snapshot.judged_reason
+    reason, detail = snapshot.judged_reason, snapshot.last_run.detail
     return (
         f"{row.work_item} in {row.repo} failed closed in run {len(snapshot.runs)}:"
         f" {REASONS[reason].sentence} ({reason}) This is an infrastructure fault,"
         " not a verdict on the code."
-    )
+    ) + (f" Detail: {detail}" if detail else "")

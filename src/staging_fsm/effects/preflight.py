@@ -17,6 +17,7 @@ from typing import Final
 
 import attrs
 
+from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.masking import Masker
 from staging_fsm.effects.state_dir import StateDir
 
@@ -78,13 +79,20 @@ def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Check]:
 
 
 def _state_finding(state: StateDir) -> Check:
+    folder = state.root
     try:
         state.ensure()
-        # Without a name where the system can: many threads look at one folder at once.
-        tempfile.TemporaryFile(dir=state.root).close()
+        # What is not there yet is made by the first run, and is this user's then.
+        for folder in (state.root, *filter(os.path.lexists, state.of_runs)):
+            # Without a name where the system can: many threads look at one folder at once.
+            tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        words = f"{state.root} cannot be written: {error}"
+        words = f"{folder} cannot be written: {error}"
         return Check("state folder", Health.FAILED, words)
+    try:
+        state.check_secret()
+    except (OSError, PreparationError) as error:
+        return Check("state folder", Health.FAILED, str(error))
     return Check("state folder", Health.OK, str(state.root))
 
 

@@ -37,6 +37,11 @@ class StateDir:
         """Return the private checkout of a run."""
         return self.root / "worktrees" / run_id
 
+    @property
+    def of_runs(self) -> tuple[Path, ...]:
+        """Return the folders in which a run may have to leave something."""
+        return (*(self.root / name for name in ("runs", "reports", "worktrees")), self.locks)
+
     def run_ids(self) -> list[str]:
         """Return the names of all runs that left something behind; what is no folder is none."""
         try:
@@ -102,12 +107,22 @@ class StateDir:
         """Return the file of the embedded orchestrator's database."""
         return self.root / "orchestrator.db"
 
+    def check_secret(self) -> None:
+        """Raise as `secret` does, but make none."""
+        if os.path.lexists(self._secret):
+            self.secret()
+
+    @property
+    def _secret(self) -> Path:
+        return self.root / "secret"
+
     def secret(self) -> bytes:
         """Return the machine's secret that seals results, making it on first use.
 
-        Raises PreparationError where something else is in its place.
+        Raises PreparationError where something else is in its place, and OSError where it
+        may not be read.
         """
-        path = self.root / "secret"
+        path = self._secret
         if not os.path.lexists(path):
             self.ensure()
             # Of two first users one wins, and both read it.

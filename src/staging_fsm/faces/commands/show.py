@@ -61,6 +61,8 @@ def _second(time: str) -> str:
 def print_end(console: Console, view: dict[str, Any], snapshot: Snapshot) -> None:
     """Print where an attempt is and why, and where its papers are."""
     lines = [f"{view['work_item']}: {view['state']}. {sentence(snapshot)}"]
+    if snapshot.runs and (detail := snapshot.last_run.detail):
+        lines.append(f"  detail: {detail}")
     papers = [name for name in ("revision", "artifact", "log", "next_stage") if view[name]]
     lines += [f"  {name.replace('_', ' ')}: {view[name]}" for name in papers]
     for line in lines:
