@@ -312,7 +312,7 @@ NO_VERDICT = {
 def test_without_a_verdict_nothing_is_attested(name: str, words: str) -> None:
     """Without a verdict there is neither PASSED nor FAILED, and the refusal says why."""
     with pytest.raises(AttestationRefusedError, match=words):
-        statement_of(7, "WI-1", ATTEMPTS[name])
+        statement_of(7, "WI-1", ATTEMPTS[name], ())
 
 
 def _advanced(**plan: Any) -> Snapshot:
@@ -328,7 +328,7 @@ def test_run_that_was_judged_is_attested() -> None:
     judged = walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN, passed)
     opened = step(judged.state, Event.GATE_OPENED)
     ended = walk(judged, opened, LATER, "the gate opened", "w", {"artifact": WRITTEN})
-    told = statement_of(7, "WI-1", ended)["predicate"]["configuration"][1]["annotations"]
+    told = statement_of(7, "WI-1", ended, ())["predicate"]["configuration"][1]["annotations"]
 
     assert (told["runs"], told["reason"], told["rule"]) == (2, Reason.PASSED, "J99")
     assert (told["exit_code"], told["log_sha256"], told["ended_at"]) == (0, "70c1", LATER)
@@ -337,7 +337,7 @@ def test_run_that_was_judged_is_attested() -> None:
 def test_verdict_on_no_commit_is_not_attested() -> None:
     """A folder without git has no revision that a verdict could be on."""
     with pytest.raises(AttestationRefusedError, match="it ran on no commit"):
-        statement_of(7, "WI-1", _advanced(revision=UNVERSIONED))
+        statement_of(7, "WI-1", _advanced(revision=UNVERSIONED), ())
 
 
 def test_verdict_on_a_tree_that_may_have_differed_is_not_attested() -> None:
@@ -347,13 +347,28 @@ def test_verdict_on_a_tree_that_may_have_differed_is_not_attested() -> None:
     in_worktree = attrs.evolve(dirty, workspace=Workspace.WORKTREE)
 
     with pytest.raises(AttestationRefusedError, match="allow_dirty"):
-        statement_of(7, "WI-1", _advanced(suite=dirty))
-    assert statement_of(7, "WI-1", _advanced(suite=in_worktree))
+        statement_of(7, "WI-1", _advanced(suite=dirty), ())
+    assert statement_of(7, "WI-1", _advanced(suite=in_worktree), ())
+
+
+def test_statement_shows_no_secret_of_the_command(
+    attest: Attest, archive: Archive, keys: tuple[Path, Path]
+) -> None:
+    """What is signed for others tells the command as the artifact does, and digests the whole."""
+    job_id = jobs(archive)[State.ADVANCED]
+    plan = archive.stored(job_id)["plan"]
+    statement = opened_by_others(attest(job_id, DEPLOY_KEY="echo out").output, keys[1])
+    told = statement["predicate"]["configuration"][0]
+    text = json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()
+
+    assert plan["suite"]["command"] == ["sh", "-c", "echo out; true"]
+    assert told["annotations"]["suite"]["command"] == ["sh", "-c", "***; true"]
+    assert told["digest"] == {"sha256": hashlib.sha256(text).hexdigest()}
 
 
 def test_attestation_of_another_attempt_is_told() -> None:
     """An attestation is of one attempt, and of no other of the same job."""
-    statement = statement_of(7, "WI-1", ATTEMPTS["advanced"])
+    statement = statement_of(7, "WI-1", ATTEMPTS["advanced"], ())
 
     assert contradiction(statement, ATTEMPTS["advanced"]) is None
     assert "it attests attempt 7-3f" in str(

@@ -748,6 +748,17 @@ def test_doctor_names_what_is_missing(shell: Shell) -> None:
     assert "TIMEOUT_SECONDS: 'soon' is not a number" in ended.stdout
 
 
+def test_doctor_hides_secrets_of_the_address(shell: Shell) -> None:
+    """`doctor` shows which database it found, and no password, wherever in its address one is."""
+    url = f"sqlite:///file:{shell.folder}/jobs.db?uri=true&password=hunter2&mode=rwc"
+    ended = shell.call("doctor", "--db", url)
+
+    assert f"{shell.folder}/jobs.db?" in ended.stdout
+    assert "password=***" in ended.stdout
+    assert "mode=rwc" in ended.stdout
+    assert "hunter2" not in ended.stdout + ended.stderr
+
+
 def test_config_hides_secrets(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """`config` shows every setting by its whole name, and no value that may hold a password."""
     monkeypatch.setenv("COLUMNS", "40")

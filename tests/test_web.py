@@ -31,6 +31,8 @@ from staging_fsm.core.outcome import Reason
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, State
 from staging_fsm.effects.files import sha256_of_text
+from staging_fsm.effects.run_output import RunOutput
+from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.session import Session, open_session
 from staging_fsm.faces.web import Source, create_app
@@ -492,6 +494,22 @@ def test_secrets_of_a_command_are_shown_to_nobody(shelf: Shelf) -> None:
     assert "curl" in page
     assert secret not in page
     assert named not in page
+
+
+def test_command_is_shown_as_its_artifact_shows_it(shelf: Shelf) -> None:
+    """A server that was not given what a worker knew for a secret shows none of it either."""
+    ended = attempt(State.ADVANCED)
+    suite = attrs.evolve(PLAN.suite, command=("deploy", "value-of-a-token"))
+    ended = attrs.evolve(ended, plan=attrs.evolve(PLAN, suite=suite))
+    shelf.log(ended, "deployed")
+    worker = {**shelf.source().variables, "DEPLOY_TOKEN": "value-of-a-token"}
+    RunOutput(StateDir(state_dir(worker)), worker).keep_command(f"{ended.attempt_id}.1", suite)
+    job = shelf.put(ended)
+    with serving(create_app(shelf.source())) as port:
+        page = ask(port, f"/attempts/{job}").text
+
+    assert "deploy ***" in page
+    assert "value-of-a-token" not in page
 
 
 def test_run_is_drawn_as_it_was_judged(shelf: Shelf) -> None:

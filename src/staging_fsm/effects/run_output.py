@@ -70,6 +70,10 @@ class RunOutput:
         kept = RunFolder(self.state, run_id).sealed("shown")
         if kept:
             return tuple(json.loads(kept["command"]))
+        return self.masked_command(suite)
+
+    def masked_command(self, suite: SuitePlan) -> tuple[str, ...]:
+        """Return the words of a command without the secrets that are known here and now."""
         return self._masker(suite.environment, suite.command).mask_words(suite.command)
 
     def keep_command(self, run_id: str, suite: SuitePlan) -> None:

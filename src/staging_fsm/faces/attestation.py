@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,8 +44,14 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _FOLDER: Final = "staging_fsm/attempt"
 
 
-def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str, Any]:
-    """Return the in-toto statement of an attempt; raises AttestationRefusedError in words."""
+def statement_of(
+    job_id: object, work_item: str, snapshot: Snapshot, command: Sequence[str]
+) -> dict[str, Any]:
+    """Return the in-toto statement of an attempt; raises AttestationRefusedError in words.
+
+    `command` are the words of the suite's as they may be shown: whoever gets the statement
+    sees no others. The digest is of the plan as it is stored.
+    """
     last = snapshot.history[-1]
     result = _RESULTS.get((last.row.source, last.row.event))
     if result is None or snapshot.artifact is None:
@@ -55,7 +62,9 @@ def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str
     if plan.suite.workspace is Workspace.IN_PLACE and plan.suite.allow_dirty:
         message = "it ran in place with allow_dirty: what it ran on may be another than the commit"
         raise AttestationRefusedError(job_id, message)
-    suite = json.dumps(as_json(plan), sort_keys=True, separators=(",", ":"))
+    stored = json.dumps(as_json(plan), sort_keys=True, separators=(",", ":"))
+    shown = as_json(plan)
+    shown["suite"]["command"] = list(command)
     attempt = {
         "attempt_id": snapshot.attempt_id,
         "job": str(job_id),
@@ -84,8 +93,8 @@ def statement_of(job_id: object, work_item: str, snapshot: Snapshot) -> dict[str
             "configuration": [
                 {
                     "name": "plan",
-                    "digest": {"sha256": hashlib.sha256(suite.encode()).hexdigest()},
-                    "annotations": as_json(plan),
+                    "digest": {"sha256": hashlib.sha256(stored.encode()).hexdigest()},
+                    "annotations": shown,
                 },
                 {"name": _FOLDER, "digest": {"sha256": last.link}, "annotations": attempt},
             ],

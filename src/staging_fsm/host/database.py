@@ -6,10 +6,13 @@ import threading
 import time
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import attrs
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+
+from staging_fsm.core.masking import looks_secret
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 #: To be the first to open a file takes milliseconds, and on a disk that is busy seconds. One
@@ -72,6 +75,14 @@ def open_database(url: str) -> Engine:
         sa.event.listen(engine, "connect", place.remember)
         sa.event.listen(engine, "checkout", place.check)
     return engine
+
+
+def shown_address(address: sa.URL) -> str:
+    """Return the address of a database for a person to read, without what is secret in it."""
+    pairs = address.normalized_query.items()
+    said = ((name, "***" if looks_secret(name) else it) for name, them in pairs for it in them)
+    query = urlencode(list(said), safe="*/")
+    return str(address.set(query={})) + (f"?{query}" if query else "")
 
 
 @attrs.frozen

@@ -20,6 +20,7 @@ from staging_fsm.faces.attestation import (
 from staging_fsm.faces.audit import Severity, audit_job
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.options import db_option
+from staging_fsm.faces.output import shown_command
 from staging_fsm.faces.session import Session, open_session, stored_attempt
 
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -72,7 +73,8 @@ def _attest(db: str | None, job: str, output: Path | None) -> None:
     session = open_session(db)
     _refuse_deviations(session, job)
     row, snapshot = stored_attempt(session, job)
-    text = sign(statement_of(job, row.work_item, snapshot), key)
+    command = shown_command(snapshot, session.variables) if snapshot.plan else ()
+    text = sign(statement_of(job, row.work_item, snapshot, command), key)
     if output is None:
         click.echo(text, nl=False)
     else:

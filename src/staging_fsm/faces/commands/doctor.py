@@ -12,6 +12,7 @@ from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.doctor import examine
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.session import open_session
+from staging_fsm.host.database import shown_address
 
 
 @click.command()
@@ -20,7 +21,11 @@ from staging_fsm.faces.session import open_session
 def doctor(db: str | None, *, as_json: bool) -> None:
     """Look at everything a run needs; exit code 1 if something is missing."""
     state = StateDir(state_dir(os.environ))
-    findings = list(examine(os.environ, state, lambda: open_session(db).store.engine.url))
+
+    def address() -> str:
+        return shown_address(open_session(db).store.engine.url)
+
+    findings = list(examine(os.environ, state, address))
     if as_json:
         click.echo(json.dumps([attrs.asdict(finding) for finding in findings]))
     else:

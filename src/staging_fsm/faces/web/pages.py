@@ -13,14 +13,13 @@ from markupsafe import Markup
 from staging_fsm.core.artifact import ended_by, fault
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.jobs import JobRow
-from staging_fsm.core.masking import Masker
 from staging_fsm.core.outcome import REASONS, RULES, Verdict
 from staging_fsm.core.snapshot import Move, Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.visible import visible
 from staging_fsm.effects.files import read_small
 from staging_fsm.faces.diagrams import Diagram, svg
-from staging_fsm.faces.output import output_tail
+from staging_fsm.faces.output import output_tail, shown_command
 from staging_fsm.faces.queue import active_attempt
 from staging_fsm.faces.views import (
     credible_seconds,
@@ -149,8 +148,7 @@ def _facts(source: Source, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
     if (plan := snapshot.plan) is not None:
         suite = plan.suite
         facts["Revision"] = plain(plan.revision)
-        masker = Masker.of(source.variables, suite.environment, suite.command)
-        facts["Command"] = plain(" ".join(masker.mask_words(suite.command)), 1000)
+        facts["Command"] = plain(" ".join(shown_command(snapshot, source.variables)), 1000)
         facts["Evidence"] = (
             f"JUnit report {plain(suite.report)}; tests asked for: {suite.min_tests}"
             if suite.report
