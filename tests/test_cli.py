@@ -740,6 +740,41 @@ def test_run_ends_no_job_that_an_agent_of_another_has(shell: Shell, *, lives: bo
         assert f"worker {claimant}, which has it: nothing was changed" in ended.stderr
 
 
+def test_run_waits_for_no_worker_that_cannot_be_known(shell: Shell) -> None:
+    """A job that is in the hands of another machine's worker is refused, and it says whose."""
+    session = open_session(None, shell.environment(ENABLED="1", REPOS="*"))
+    job_id = staging_job(session, session.store.register(shell.repository), "WI-1")
+    session.store.claim_next(session.clock.now(), "elsewhere:boot:namespace/1/1", job_id)
+    before = session.store.job(job_id)
+    ended = shell.call("run", "--repo", str(shell.repository), "--work-item", "WI-1", "--", "true")
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert f"job {job_id} is in the hands of worker elsewhere:boot:namespace/1/1" in ended.stderr
+    assert session.store.job(job_id) == before
+
+
+def test_run_says_whom_it_waits_for(shell: Shell) -> None:
+    """Who waits for a job that a living worker has is told so, and goes on when it is free."""
+    session = open_session(None, shell.environment(ENABLED="1", REPOS="*"))
+    job_id = staging_job(session, session.store.register(shell.repository), "WI-1")
+    session.store.claim_next(session.clock.now(), session.worker, job_id)
+    options = ("--repo", str(shell.repository), "--work-item", "WI-1")
+    with subprocess.Popen(
+        shell.command("run", *options, "--", "true"),
+        env=shell.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        session.store.requeue_abandoned(session.store.job(job_id), session.clock.now())
+        rest = process.stdout.read()
+
+    assert said == f"WI-1 waits: worker {session.worker} has job {job_id}\n"
+    assert "WI-1 waits" not in rest
+    assert process.returncode == ExitCode.ADVANCED
+
+
 def test_doctor_names_what_is_missing(shell: Shell) -> None:
     """`doctor` exits 1 and says in words what is wrong with the configuration."""
     ended = shell.call("doctor", ENABLED="1", REPOS="shop", TIMEOUT_SECONDS="soon")

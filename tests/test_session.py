@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from crashing_worker import TOOL_EXIT_CODE, suite, variables
+from desk import LosesTheAnswer
 from staging_fsm.core.errors import RefusedError, RunRefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow
 from staging_fsm.core.snapshot import Snapshot
@@ -186,6 +187,32 @@ def test_cancellation_that_comes_too_late_lets_the_drive_wait_as_before(
         driver.cancel()
 
     assert woken == ["queued"]
+
+
+def test_what_cannot_be_cancelled_from_here_is_waited_for_no_more(
+    session: Session, repository: Path
+) -> None:
+    """Whoever interrupts a wait for another machine's suite is told why it goes on, and is free."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    row = session.rows.load(job_id)
+    theirs = session.staging(suites=one_suite(suite(["true"]))).runner
+    theirs.engine.worker = str(ELSEWHERE)
+    theirs.engine.rows = LosesTheAnswer(theirs.engine.rows, "save", OSError("boom"))
+    session.store.claim_next(session.clock.now(), str(ELSEWHERE), job_id)
+    theirs.launch(row)
+    staging = session.staging(suites=one_suite(suite(["true"])))
+    threads: list[threading.Thread] = []
+
+    def interrupt(*_: object) -> None:
+        assert not threads, "it waits on"
+        threads.append(threading.Thread(target=driver.cancel))
+        threads[0].start()
+        threads[0].join()
+
+    driver = AttemptDriver(session, staging, job_id, interrupt)
+
+    with pytest.raises(RefusedError, match="cancel it there"):
+        driver.drive()
 
 
 def test_address_of_the_option_goes_before_that_of_the_environment(tmp_path: Path) -> None:

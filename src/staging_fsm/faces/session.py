@@ -180,19 +180,21 @@ class AttemptDriver:
     session: Session
     staging: StagingIntercept
     job_id: int
-    #: Called while the attempt waits: for its next run, or for another worker.
+    #: Called while the attempt waits: for its next run, or for another worker; may refuse to.
     waiting: Callable[[JobRow, Snapshot | None], None] = lambda _row, _snapshot: None
     #: Called with an attempt that somebody else has begun, before it is waited for; may refuse it.
     accept: Callable[[Snapshot], None] = lambda _snapshot: None
     #: Whether the attempt is the one that was asked for.
     _is_accepted: bool = attrs.field(default=False, init=False)
+    #: Why it could not be cancelled from here.
+    _refusal: RefusedError | None = attrs.field(default=None, init=False)
 
     def drive(self) -> Decision | None:
         """Return None when the attempt is terminal, else why it cannot be driven.
 
-        Raises what `accept` raises, RefusedError for a job that was opened again or has
-        ended without an attempt, and RunRefusedError where an agent that a dead worker
-        left cannot be ended.
+        Raises what `accept` and `waiting` raise, RefusedError for a job that was opened
+        again, has ended without an attempt, or could not be cancelled while it was waited
+        for, and RunRefusedError where an agent that a dead worker left cannot be ended.
         """
         while True:
             row = self.session.rows.load(self.job_id)
@@ -223,6 +225,8 @@ class AttemptDriver:
             if decision is None:
                 self.waiting(row, snapshot)
                 self.session.clock.wait(self._seconds_to_wait(row))
+                if self._refusal is not None:
+                    raise self._refusal
             elif decision.ruling is not Ruling.TAKEN:
                 return decision
 
@@ -287,10 +291,17 @@ class AttemptDriver:
                 signal.signal(number, handler)
 
     def cancel(self) -> None:
-        """Cancel the attempt, unless it is too late, and have whoever waits for it look again."""
-        if cancel_in_the_end(self.staging.runner, self.job_id, threading.Event().wait):
-            # Nobody waits after that: woken any earlier, a drive that goes on never would again.
-            self.session.clock.wake()
+        """Cancel the attempt, unless it is too late, and have whoever waits for it look again.
+
+        One that cannot be cancelled from here is waited for no more.
+        """
+        try:
+            if not cancel_in_the_end(self.staging.runner, self.job_id, threading.Event().wait):
+                return
+        except RefusedError as error:
+            self._refusal = error
+        # Nobody waits after that: woken any earlier, a drive that goes on never would again.
+        self.session.clock.wake()
 
 
 def place_in(session: Session, folder: Path) -> Callable[[JobRow], Place]:

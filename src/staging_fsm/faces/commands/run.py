@@ -105,7 +105,8 @@ def _min_tests(_context: object, _option: object, said: str | None) -> int | str
     is_flag=False,
     flag_value="",
     metavar="[DIR]",
-    help="Write the artifact to DIR/<work item>, or to the state folder, not into the repository.",
+    help="Write the artifact to DIR/<work item>, or to the state folder, not into the repository"
+    " (where `recover` or a worker ends what this run began, it goes there all the same).",
 )
 @click.option("--follow", is_flag=True, help="Show the suite's output as it comes.")
 @json_option
@@ -140,7 +141,8 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     def accept(snapshot: Snapshot) -> None:
         _refuse_another_plan(session, job_id, snapshot, entry, options["repo"])
 
-    driver = AttemptDriver(session, staging, job_id, accept=accept)
+    waiting = _Waiting(session, console)
+    driver = AttemptDriver(session, staging, job_id, waiting, accept)
     with driver.cancelled_by_signals():
         try:
             decision = driver.drive()
@@ -187,6 +189,35 @@ def _refuse_another_plan(
             " work item"
         )
         raise RunRefusedError(message)
+
+
+@attrs.define
+class _Waiting:
+    """Says whose job is waited for, once each, and refuses to wait for whom nobody can know."""
+
+    session: Session
+    console: Console
+    _told: set[str] = attrs.field(factory=set, init=False)
+
+    def __call__(self, row: JobRow, snapshot: Snapshot | None) -> None:
+        """Raise RunRefusedError where nobody here can know whether the job's worker lives."""
+        if row.status != RUNNING:
+            return
+        if snapshot is not None and snapshot.state is not State.DEFERRED:
+            worker = snapshot.worker
+        else:
+            worker = self.session.store.job(row.id).claimed_by or "(unknown)"
+        lives = worker == self.session.worker or self.session.liveness(worker)
+        if lives is None:
+            message = (
+                f"job {row.id} is in the hands of worker {worker}, of which nothing can be known"
+                " from here: nothing was started. Wait for it there, or name another work item"
+            )
+            raise RunRefusedError(message)
+        if lives and worker not in self._told:
+            self._told.add(worker)
+            words = f"{row.work_item} waits: worker {worker} has job {row.id}"
+            self.console.print(words, markup=False, soft_wrap=True)
 
 
 def _run_variables(options: dict[str, Any]) -> dict[str, str]:
