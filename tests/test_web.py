@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -284,6 +285,25 @@ def test_serve_beyond_this_machine_needs_a_token(desk: Desk, token: str) -> None
     assert ended.returncode == ExitCode.DECLINED
     assert variable_name("http_token") in ended.stderr
     assert not token or token not in ended.stderr
+
+
+def test_serve_on_a_port_that_is_taken_is_a_sentence(desk: Desk) -> None:
+    """Where nothing can be served it is said where and why, with the exit code of a refusal."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            desk.command("serve", "--port", str(port)),
+            env=desk.variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    assert (ended.returncode, ended.stdout) == (ExitCode.DECLINED, "")
+    assert f"staging-fsm: nothing is served on 127.0.0.1 port {port}: " in ended.stderr
+    assert "ddress already in use" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_app_is_mounted_below_a_path(desk: Desk) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 import click
 import uvicorn
 
+from staging_fsm.core.errors import RefusedError
 from staging_fsm.faces.session import Session
 from staging_fsm.faces.web.app import create_app
 from staging_fsm.faces.web.guard import LOOPBACK_HOSTS
@@ -29,11 +30,16 @@ def source_of(session: Session) -> Source:
 
 
 def run(session: Session, host: str, port: int, token: str) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM; raises RefusedError where that cannot be begun."""
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
+            try:
+                await super().startup(sockets)
+            except SystemExit as error:
+                # It has logged the reason, and would end with what FAILED_CLOSED ends with.
+                message = f"nothing is served on {host} port {port}: {error.__context__}"
+                raise RefusedError(message) from error
             for server in self.servers:
                 for socket in server.sockets:
                     click.echo(f"serving on {_address(socket.getsockname())}")
