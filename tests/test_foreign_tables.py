@@ -902,6 +902,66 @@ def test_first_write_that_is_not_kept_is_told(
         rows.save("j-1", attempt(1), tx)
 
 
+#: What a host may have that drops a write of ours, and says nothing.
+_ROW_SECURITY: Final = (
+    f'ALTER TABLE "{TABLE}" ENABLE ROW LEVEL SECURITY',
+    f'CREATE POLICY reading ON "{TABLE}" FOR SELECT USING (true)',
+)
+_KEEP: Final = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+_FREEZE: Final = f'CREATE TRIGGER k BEFORE UPDATE ON "{TABLE}" FOR EACH ROW EXECUTE FUNCTION keep()'
+_SWALLOWING: Final = {
+    "a trigger": (_KEEP, _FREEZE),
+    "a rule": (f'CREATE RULE k AS ON UPDATE TO "{TABLE}" DO INSTEAD NOTHING',),
+    "row security": _ROW_SECURITY,
+}
+
+
+def assert_swallowed(rows: SqlRows) -> None:
+    """Assert that no write is taken, and that none of them counts as overtaken."""
+    for write in (
+        partial(rows.save, "j-1", attempt(2)),
+        partial(rows.requeue, "j-1", LATER, attempt(1)),
+        partial(rows.requeue, "j-1", LATER, attempt(1), once=True),
+        partial(rows.cancel, "j-1", attempt(1)),
+    ):
+        with pytest.raises(ConfigInvalidError, match="does not take what is written"):
+            write()
+    # Whoever did lose his claim is told that, and no more.
+    with pytest.raises(StaleSnapshotError):
+        rows.save("j-1", attempt(3))
+    with pytest.raises(ConfigInvalidError, match="the row of job j-2 is as it was expected"):
+        rows.save("j-2", attempt(1))
+
+
+@pytest.mark.parametrize("extra", ["jsonb", "json", "text"])
+@pytest.mark.parametrize("means", _SWALLOWING)
+def test_write_that_the_table_swallows_is_told(
+    make_foreign: Callable[[str], Foreign], means: str, extra: str
+) -> None:
+    """A write that changes nothing although nobody was faster is no claim of another worker's."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.create(extra=extra).save("j-1", attempt(1))
+    foreign.insert("j-2")
+    for statement in _SWALLOWING[means]:
+        foreign.run(statement)
+    with allowed(foreign, "SELECT, UPDATE") as rows:
+        rows.check()
+        assert_swallowed(rows)
+
+
+def test_write_that_a_trigger_of_sqlite_ignores_is_told(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """In SQLite, too, a write that a trigger ignores is told, and not taken for another's."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create()
+    rows.save("j-1", attempt(1))
+    foreign.insert("j-2")
+    foreign.run(f'CREATE TRIGGER frozen BEFORE UPDATE ON "{TABLE}" BEGIN SELECT RAISE(IGNORE); END')
+
+    assert_swallowed(rows)
+
+
 @pytest.mark.parametrize("kind", ["text", "json"])
 @pytest.mark.parametrize("letter", range(len(SNAPSHOT_KEY)))
 def test_attempt_is_walked_however_its_key_is_spelt(
@@ -1043,11 +1103,25 @@ def test_id_that_is_no_key_is_refused(foreign: Foreign) -> None:
     foreign.insert("j-1", tenant=2)
 
     (problem,) = problems_of(rows)
-    with pytest.raises(StaleSnapshotError):
+    with pytest.raises(ConfigInvalidError, match="is no key: 2 rows have 'j-1'"):
         rows.save("j-1", attempt(1))
 
     assert problem == f"column 'uid' of {TABLE!r} is no key: two rows may have the same"
     assert [row.document for row in rows.recent(2)] == [None, None]
+
+
+def test_id_that_two_jobs_share_is_refused_within_a_condition(foreign: Foreign) -> None:
+    """Where a condition says which rows are jobs, an id that two of them have is named at start."""
+    foreign.create(uid="TEXT")
+    foreign.insert("j-1", tenant=2)
+    foreign.insert("j-2", tenant=2)
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where="tenant = 2")
+    rows.check()
+    foreign.insert("j-2", tenant=2)
+
+    (problem,) = problems_of(rows)
+
+    assert problem == f"column 'uid' of {TABLE!r} is no key: two rows have 'j-2'"
 
 
 @pytest.mark.parametrize(

@@ -912,6 +912,43 @@ def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:
     assert desk.row().document is None
 
 
+def ignore(desk: Desk, column: str) -> None:
+    """Have a trigger of the host's ignore every write of a column, and say nothing."""
+    with desk.kit.store.transaction() as tx:
+        tx.exec_driver_sql(
+            f"CREATE TRIGGER frozen BEFORE UPDATE OF {column} ON jobs"
+            " BEGIN SELECT RAISE(IGNORE); END"
+        )
+
+
+def test_first_launch_whose_claim_the_table_swallows_is_declined_loudly(desk: Desk) -> None:
+    """Where a trigger ignores our write the agent has the job, and a person learns why."""
+    desk.claim()
+    ignore(desk, "metadata")
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "table 'jobs' does not take what is written" in decision.reason
+    assert desk.alerts() == [AlertKind.INTERNAL_ERROR]
+    assert not (desk.folder / "state" / "runs").exists()
+
+
+def test_deferral_that_the_table_swallows_is_told_of(desk: Desk) -> None:
+    """Where a trigger keeps a job from being queued again nobody is taken to have ended it."""
+    desk.suites_file = TOOL_ERROR
+    desk.claim()
+    ignore(desk, "not_before")
+    decision = desk.launch()
+    touched = desk.staging.recover()
+
+    assert (decision.ruling, desk.state(), touched) == (Ruling.HELD, State.DEFERRED, [])
+    assert desk.alerts() == [AlertKind.INTERNAL_ERROR] * 2
+    with desk.kit.store.transaction() as tx:
+        tx.exec_driver_sql("DROP TRIGGER frozen")
+    desk.staging.recover()
+    assert desk.row().status == "queued"
+
+
 def test_job_that_no_recovery_would_find_is_declined(desk: Desk) -> None:
     """A status that is none of the words that stand for a claimed job is told of before a run."""
     desk.claim()

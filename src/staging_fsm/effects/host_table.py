@@ -54,6 +54,8 @@ DIALECTS: Final = ("sqlite", "postgresql")
 #: An attempt with many runs takes some tens of thousands of characters.
 METADATA_LENGTH_MIN: Final = 65_536
 _SAMPLE_ROWS: Final = 20
+#: How many rows are looked at for an id that two of them have.
+_NEWEST_ROWS: Final = 1000
 _NUMBERS: Final = (sa.Integer, sa.Numeric, sa.Float)
 #: The greatest integer that a database can be asked for.
 _INTEGER_MAX: Final = 2**63 - 1
@@ -225,11 +227,14 @@ class HostTable:
         `reading` returns a connection to ask.
         """
         problems = []
-        if not self._where and not self._is_unique(self.column("id").name):
+        is_unique = self._is_unique(self.column("id").name)
+        if not self._where and not is_unique:
             problems.append(f"{self.called('id')} is no key: two rows may have the same")
         due = self.due.selected()
         sample = sa.select(due).where(self.ours, due.is_not(None)).limit(_SAMPLE_ROWS)
         with reading() as connection:
+            if self._where and not is_unique and (shared := self._shared_id(connection)):
+                problems.append(f"{self.called('id')} is no key: two rows have {shared[0]!r}")
             found = (self.due.problem(value) for value in connection.execute(sample).scalars())
             first = next((problem for problem in found if problem), None)
             rights = self._missing_rights(connection)
@@ -248,6 +253,17 @@ class HostTable:
         keys += [index["column_names"] for index in indexes if _is_of_all(index)]
         keys += [constraint["column_names"] for constraint in unique]
         return [name] in keys or self._name in inspector.get_view_names(self._schema)
+
+    def _shared_id(self, connection: Connection) -> Any:
+        """Return an id that two of the newest jobs have, as a row of one value, or None.
+
+        Which of a table's rows a condition leaves no constraint says, so some are looked at.
+        """
+        column = self.column("id")
+        newest = sa.select(column).where(self.ours).order_by(column.desc()).limit(_NEWEST_ROWS)
+        id_ = newest.subquery().c[0]
+        shared = sa.select(id_).group_by(id_).having(sa.func.count() > 1).limit(1)
+        return connection.execute(shared).first()
 
     def _missing_rights(self, connection: Connection) -> list[str]:
         if self._engine.dialect.name == "sqlite":

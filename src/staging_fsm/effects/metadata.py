@@ -124,6 +124,14 @@ class Expected:
     attempt_id: str
     version: int | None
 
+    def is_under(self, ours: object) -> bool:
+        """Say whether it is what stands under our key, as `our_document` reads it."""
+        if self.version is None:
+            return ours is None
+        stored = ours if isinstance(ours, dict) else {}
+        told = stored.get("attempt_id"), stored.get("version")
+        return told == (self.attempt_id, self.version)
+
 
 class Documents(Protocol):
     """How our key is fenced and written in one kind of column.
@@ -290,11 +298,7 @@ class LockedDocuments:
         found = connection.execute(self._locking, mine).all()
         text = found[0][0] if found else None
         ours = our_document(text) if found else BrokenMetadata("there is no such row")
-        guard = ours is None
-        if expected.version is not None:
-            stored = ours if isinstance(ours, dict) else {}
-            told = stored.get("attempt_id"), stored.get("version")
-            guard = told == (expected.attempt_id, expected.version)
+        guard = expected.is_under(ours)
         if snapshot is None:
             return {"our_guard": guard}
         # What is no object the guard has refused, and nothing is written.

@@ -6,7 +6,7 @@ so a worker that has lost its claim changes nothing, and a host that writes othe
 keys at the same time loses nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from functools import cached_property
@@ -249,8 +249,9 @@ class SqlRows:
     def save(self, job_id: Any, snapshot: Snapshot, tx: Connection | None = None) -> None:
         """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError.
 
-        The first time it is looked at again: raises ConfigInvalidError, and nothing is
-        stored, where the table does not keep it, or keeps it before the transaction ends.
+        Raises ConfigInvalidError where the table does not take it. The first time it is
+        looked at again: raises ConfigInvalidError, and nothing is stored, where the table
+        does not keep it, or keeps it before the transaction ends.
         """
         expected = Expected(snapshot.attempt_id, snapshot.version - 1 or None)
         with self._within(tx) as connection:
@@ -276,7 +277,8 @@ class SqlRows:
 
         A job that somebody has ended meanwhile stays so: raises StaleSnapshotError. With
         `once` a job that is due at that very moment already is left as it is. A host
-        without due times cannot be asked.
+        without due times cannot be asked. Raises ConfigInvalidError where the table does
+        not take it.
         """
         values = {self._host.columns["status"]: self._host.statuses[QUEUED]}
         due = self._host.due.values(not_before)
@@ -294,7 +296,10 @@ class SqlRows:
                     raise
 
     def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
-        """End the job as cancelled, if `snapshot` is still stored."""
+        """End the job as cancelled, if `snapshot` is still stored.
+
+        Raises StaleSnapshotError, and ConfigInvalidError where the table does not take it.
+        """
         values = {self._host.columns["status"]: self._host.statuses["cancelled"]}
         with self.transaction() as connection:
             self._write(connection, job_id, _stored(snapshot), values)
@@ -319,9 +324,37 @@ class SqlRows:
         if facts:
             statement = statement.where(*facts)
         asked = self._host.documents.values(connection, mine, expected, document)
-        # Raised inside the transaction: where an id stands for two rows, neither is written.
-        if connection.execute(statement, {**mine, **asked}).rowcount != 1:
+        written = connection.execute(statement, {**mine, **asked}).rowcount
+        if written != 1:
+            # Raised inside the transaction: where an id stands for two rows, neither is written.
+            self._refuse_swallowed(connection, job_id, expected, facts, written)
             raise StaleSnapshotError(job_id, expected.attempt_id, expected.version)
+
+    def _refuse_swallowed(
+        self,
+        connection: Connection,
+        job_id: Any,
+        expected: Expected,
+        facts: Sequence[sa.ColumnElement[bool]],
+        written: int,
+    ) -> None:
+        """Raise ConfigInvalidError where a write that should have changed one row did not.
+
+        Nobody has moved the attempt then, and whoever took it for moved would leave the job
+        alone for ever: a trigger, a rule or row security drops the write and says nothing.
+        """
+        if written > 1:
+            problem = f"{self._host.called('id')} is no key: {written} rows have {job_id!r}"
+            raise ConfigInvalidError([problem])
+        looking = sa.select(self._host.documents.selected).where(self._host.mine, *facts)
+        found = connection.execute(looking, self._host.names(job_id)).scalars().all()
+        if any(expected.is_under(our_document(metadata)) for metadata in found):
+            problem = (
+                f"table {self._host.full_name} does not take what is written: the row of job"
+                f" {job_id} is as it was expected, and was not changed; a trigger, a rule or row"
+                " security is in the way"
+            )
+            raise ConfigInvalidError([problem])
 
     def _holds(
         self, connection: Connection, job_id: Any, stored: Expected, *facts: sa.ColumnElement[bool]
