@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -512,6 +513,12 @@ KEYS = [
     (SQLITE, "CHAR(32) PRIMARY KEY", uuid.UUID(int=7).hex, uuid.UUID(int=7)),
     (SQLITE, "CHAR(36) PRIMARY KEY", str(uuid.UUID(int=7)), uuid.UUID(int=7)),
     (SQLITE, "TEXT UNIQUE", "org/repo#7", "org/repo#7"),
+    # Types that SQLite takes for numbers, whatever they are called.
+    (SQLITE, "NUMERIC(20, 0) PRIMARY KEY", 2**53 + 1, Decimal(2**53 + 1)),
+    (SQLITE, "BIGSERIAL PRIMARY KEY", 7, "7"),
+    (SQLITE, "NUMBER PRIMARY KEY", 7.5, Decimal("7.5")),
+    (SQLITE, "UUID PRIMARY KEY", str(uuid.UUID(int=7)), uuid.UUID(int=7)),
+    (SQLITE, "DATETIME PRIMARY KEY", "2026-01-31 12:00:00", "2026-01-31 12:00:00"),
     (SQLITE, "TEXT UNIQUE", str(uuid.UUID(int=7)), uuid.UUID(int=7)),
     (POSTGRESQL, "bigint PRIMARY KEY", 2**60, str(2**60)),
     (POSTGRESQL, "bigint PRIMARY KEY", 2**53 + 1, str(2**53 + 1)),
@@ -531,6 +538,49 @@ def test_keys_of_every_type_are_found_in_every_form(
     rows.save(other_form, attempt(1))
 
     assert rows.load(other_form).id == rows.load(job).id == job
+
+
+@pytest.mark.parametrize("kind", ["NUMERIC", "DECIMAL(20, 0)", "BIGSERIAL", "NUMBER"])
+def test_key_of_sqlite_is_no_other_by_rounding(
+    make_foreign: Callable[[str], Foreign], kind: str
+) -> None:
+    """In SQLite a great key of any type is the whole number that it is, and not its neighbour."""
+    first = 2**53
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create(uid=f"{kind} PRIMARY KEY", job=first)
+    foreign.insert(first + 1)
+    rows.check()
+
+    rows.save(first + 1, attempt(1))
+    rows.save(first + 1, attempt(2))
+
+    assert rows.load(first).document is None
+    assert [row.id for row in rows.attempts()] == [first + 1]
+    # As its gate needs it: sqlite3 takes no Decimal.
+    assert type(rows.load(first + 1).id) is int
+    assert list(rows.spans(1)) == [(None, first), (first, first + 1)]
+
+
+@pytest.mark.parametrize("kind", ["STRING", "ENUM", "NUMERIC", "BOOLEAN", "DATETIME"])
+def test_columns_of_sqlite_hold_what_they_hold(
+    make_foreign: Callable[[str], Foreign], kind: str
+) -> None:
+    """In SQLite names and words for a status are read and written in columns of any type."""
+    foreign = make_foreign(SQLITE)
+    foreign.run(
+        f'CREATE TABLE "{TABLE}" (uid INTEGER PRIMARY KEY, project {kind}, ticket {kind},'
+        f' phase {kind}, "Condition" {kind}, "run after" TEXT, extra TEXT, tenant INTEGER)'
+    )
+    foreign.insert(7)
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES)
+    rows.check()
+    rows.save(7, attempt(1))
+
+    [row] = rows.unfinished()
+    assert (row.repo, row.work_item, row.stage) == ("shop", "WI-1", "deploy-staging")
+    assert (row.status, row.snapshot()) == ("running", attempt(1))
+    rows.cancel(7, attempt(1))
+    assert foreign.ask('"Condition"') == "STOPPED"
 
 
 @pytest.mark.parametrize("kind", ["bigint PRIMARY KEY", "uuid PRIMARY KEY"])

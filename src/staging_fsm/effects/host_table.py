@@ -8,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final
 
@@ -50,6 +51,8 @@ CONSTANTS: Final = ("repo", "work_item", "stage", "not_before")
 STATUSES: Final = (QUEUED, RUNNING, "cancelled")
 #: The columns that are written, in our names.
 WRITTEN: Final = ("status", "not_before", "metadata")
+#: The columns whose values are taken as they are, in our names.
+_AS_THEY_ARE: Final = ("id", "repo", "work_item", "stage", "status")
 DIALECTS: Final = ("sqlite", "postgresql")
 #: An attempt with many runs takes some tens of thousands of characters.
 METADATA_LENGTH_MIN: Final = 65_536
@@ -141,12 +144,24 @@ class HostTable:
         ]
         if problems:
             raise ConfigInvalidError(problems)
-        columns = [sa.Column(column["name"], _base(column["type"])) for column in found]
+        columns = [sa.Column(column["name"], self._kind(column)) for column in found]
         table = sa.Table(self._name, sa.MetaData(), *columns, schema=self._schema)
         problems = list(self._misfits(table))
         if problems:
             raise ConfigInvalidError(problems)
         return table
+
+    def _kind(self, column: Any) -> Any:
+        """Return the type of a column that was found; none where SQLite's says nothing of it.
+
+        There any value may stand in any column, and a type that is not known counts as one
+        of numbers: read as such a key is rounded or becomes a Decimal, and a text fails.
+        """
+        kind = _base(column["type"])
+        is_plain = column["name"] in {self.columns.get(name) for name in _AS_THEY_ARE}
+        if self._engine.dialect.name != "sqlite" or not is_plain:
+            return kind
+        return kind if isinstance(kind, sa.Integer | sa.String) else sa.types.NullType()
 
     def _misfits(self, table: sa.Table) -> Iterator[str]:
         """Yield what cannot be kept in a column because of its type."""
@@ -312,6 +327,8 @@ class HostTable:
     def _key(self, job_id: Any) -> Any:
         """Return a job's id as its column holds it: a UUID has two forms, and a text."""
         kind = self.column("id").type
+        if isinstance(kind, sa.types.NullType):
+            return _plain(job_id)
         try:
             if isinstance(kind, sa.Uuid) and not isinstance(job_id, uuid.UUID):
                 return uuid.UUID(str(job_id))
@@ -327,6 +344,13 @@ class HostTable:
             is_bare = isinstance(job_id, uuid.UUID) and kind.length == len(job_id.hex)
             return job_id.hex if is_bare else str(job_id)
         return job_id
+
+
+def _plain(job_id: Any) -> Any:
+    """Return an id as a driver takes it that knows neither Decimal nor UUID."""
+    if isinstance(job_id, Decimal):
+        return int(job_id) if job_id == job_id.to_integral_value() else float(job_id)
+    return str(job_id) if isinstance(job_id, uuid.UUID) else job_id
 
 
 def _is_of_all(index: Mapping[str, Any]) -> bool:
