@@ -334,6 +334,29 @@ def test_name_that_is_no_text_keeps_no_other_row_away(
     assert rows.load("j-2").not_before is None
 
 
+@pytest.mark.parametrize("name", ["project", "ticket"])
+def test_name_that_is_empty_is_no_name(foreign: Foreign, name: str) -> None:
+    """A repository or work item of NULL is no name, and an attempt that lost its own is refused."""
+    rows = foreign.create()
+    foreign.insert("j-2")
+    rows.save("j-2", attempt(1))
+    foreign.set(f"{name} = NULL")
+
+    row = rows.load("j-1")
+    assert "" in (row.repo, row.work_item)
+    assert row.document is None
+    for found in (rows.load("j-2"), *rows.unfinished(), *rows.attempts(), rows.recent(1)[0]):
+        with pytest.raises(SnapshotRefusedError, match=f"'{name}' of '{TABLE}' is empty"):
+            found.snapshot()
+
+
+@pytest.mark.parametrize("name", ["repo", "work_item", "stage"])
+def test_constant_that_is_a_name_is_one(foreign: Foreign, name: str) -> None:
+    """What stands in every row as repository, work item or stage has to be a text."""
+    with pytest.raises(ConfigInvalidError, match=f"the constant '{name}' has to be a text"):
+        SqlRows(foreign.engine, constants={name: None})
+
+
 def test_texts_of_a_database_in_utf_16_are_read(tmp_path: Path) -> None:
     """In a database that keeps its texts in UTF-16 names and attempts are what they are."""
     engine = open_database(f"sqlite:///{tmp_path}/wide.db")
@@ -859,7 +882,7 @@ def test_names_may_hold_any_sign(foreign: Foreign) -> None:
     kinds = ("INTEGER PRIMARY KEY", *["TEXT"] * 4)
     made = ", ".join(map(" ".join, zip(quoted, kinds, strict=True)))
     for statement in (
-        f'CREATE TABLE "a%b:c" ({made}, repo TEXT, work_item TEXT)',
+        f"CREATE TABLE \"a%b:c\" ({made}, repo TEXT DEFAULT 'shop', work_item TEXT DEFAULT 'W')",
         f"""INSERT INTO "a%b:c" ({quoted[0]}, {quoted[4]}) VALUES (1, 'running')""",  # noqa: S608  # names of ours
     ):
         foreign.run(statement.replace(":", r"\:"))

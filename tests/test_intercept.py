@@ -912,6 +912,40 @@ def test_table_that_does_not_keep_an_attempt_runs_nothing(desk: Desk) -> None:
     assert desk.row().document is None
 
 
+@attrs.frozen
+class Nameless:
+    """Rows without a name in one column, as of a host whose column may be empty."""
+
+    whole: Any
+    names: dict[str, str]
+
+    def load(self, job_id: Any) -> JobRow:
+        """Return the row without the name."""
+        row: JobRow = attrs.evolve(self.whole.load(job_id), **self.names)
+        return row
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the rows have."""
+        return getattr(self.whole, name)
+
+
+@pytest.mark.parametrize("name", ["repo", "work_item"])
+@pytest.mark.parametrize("shadow", ["0", "1"])
+def test_job_without_a_name_is_declined_loudly(desk: Desk, name: str, shadow: str) -> None:
+    """A job that names no repository or no work item is the agent's, and its row stays as it is."""
+    desk.set("REPOS", "*")
+    desk.set("SHADOW", shadow)
+    desk.claim()
+    before = desk.raw_row()
+    desk.use_rows(Nameless(desk.engine.rows, {name: ""}))
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert f"has no {name.replace('repo', 'repository').replace('_', ' ')}" in decision.reason
+    assert desk.raw_row() == before
+    assert desk.alerts() == [AlertKind.ROW_REFUSED]
+
+
 def ignore(desk: Desk, column: str) -> None:
     """Have a trigger of the host's ignore every write of a column, and say nothing."""
     with desk.kit.store.transaction() as tx:

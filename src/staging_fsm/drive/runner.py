@@ -178,6 +178,8 @@ class StagingRunner:
         return self._take_up(row, snapshot)
 
     def _first_launch(self, row: JobRow) -> Decision:
+        if not (row.repo and row.work_item):
+            return self._decline_nameless(row)
         if is_shadow(self.variables):
             return self._stay_in_shadow(row)
         attempt = self.new_attempt(row)
@@ -224,6 +226,16 @@ class StagingRunner:
             log_error("no trace was left", job=str(row.id), error=in_words(failure))
             return self.after_failure(row.id, failure, first_launch=True)
         return decision
+
+    def _decline_nameless(self, row: JobRow) -> Decision:
+        """Decline a job without a repository or a work item, and leave its row as it is.
+
+        Whatever belongs to it, all that has no name would have in common.
+        """
+        missing = "work item" if row.repo else "repository"
+        reason = f"declined to the LLM path: job {row.id} has no {missing}; correct the row by hand"
+        self.engine.alert(AlertKind.ROW_REFUSED, row.id, reason)
+        return Decision(Ruling.DECLINED, reason)
 
     def _stay_in_shadow(self, row: JobRow) -> Decision:
         """Decline at once, and note for the shadow that the agent was launched."""

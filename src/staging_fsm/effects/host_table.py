@@ -108,6 +108,9 @@ class HostTable:
                 f"{actual!r} stands for {' and '.join(words)} in statuses: a job that waits, one"
                 " in work and one that was cancelled could not be told apart"
             )
+        for name in ("repo", "work_item", "stage"):
+            if name in self.constants and self.constants[name] is None:
+                yield f"the constant {name!r} has to be a text: no job is without one"
         if self.constants.get("not_before") is not None:
             yield "the constant 'not_before' can only be None: no job has a due time"
 

@@ -116,7 +116,8 @@ class SqlRows:
         """Return the row; raises JobNotFoundError.
 
         Raises RefusedError for a row without an attempt of ours whose repository or work
-        item is no text: under another name nothing may be begun.
+        item is no text: under another name nothing may be begun. One that is empty is
+        returned as an empty text; the row of an attempt that has lost it is refused.
         """
         found = self._read(self._loading, self._host.names(job_id))
         if not found:
@@ -219,11 +220,11 @@ class SqlRows:
     def _job_row(self, row: Mapping[str, Any]) -> JobRow:
         facts = {**row, **self._host.constants}
         document = our_document(facts["metadata"])
-        if document is not None and (problem := self._illegible(row)):
+        if document is not None and (problem := self._illegible(row) or self._empty(row)):
             document = BrokenMetadata(problem)
         return JobRow(
             id=facts["id"],
-            **{name: str(_shown(facts[name])) for name in FACTS},
+            **{name: _named(facts[name]) for name in FACTS},
             status=self._host.word(facts["status"]),
             not_before=self._host.due.read(_shown(facts["not_before"])),
             document=document,
@@ -235,6 +236,13 @@ class SqlRows:
             value = row.get(name)
             if isinstance(value, bytes) and _shown(value).encode() != value:
                 return f"{self._host.called(name)} is no text in UTF-8"
+        return None
+
+    def _empty(self, row: Mapping[str, Any]) -> str | None:
+        """Say which name in a row is empty, or return None."""
+        for name in ("repo", "work_item"):
+            if name in self._host.columns and row[name] is None:
+                return f"{self._host.called(name)} is empty"
         return None
 
     def _reading(self) -> AbstractContextManager[Connection]:
@@ -380,6 +388,11 @@ class SqlRows:
 def _shown(value: Any) -> Any:
     """Return a text that was read as its bytes; what is no UTF-8 in it is replaced."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _named(value: Any) -> str:
+    """Return a value as a name; nothing is no name, and not the text None."""
+    return "" if value is None else str(_shown(value))
 
 
 def _stored(snapshot: Snapshot) -> Expected:
