@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from desk import PASSING, TOOL_ERROR, Desk, Failing, Heard, fill_the_disk, under_worker
-from staging_fsm.core.errors import StaleSnapshotError
+from staging_fsm.core.errors import JobNotFoundError, RefusedError, StaleSnapshotError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import AlertKind, RunCondition
@@ -17,8 +17,10 @@ from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time
 from staging_fsm.drive import engine
+from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.recovery import put_back
 from staging_fsm.drive.rulings import Ruling
+from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.audit import Severity, audit_job
@@ -409,3 +411,94 @@ def test_launch_that_leaves_no_trace_sees_what_another_has_begun(desk: Desk) -> 
 
     assert decision.ruling is Ruling.HELD
     assert desk.state() is State.ADVANCED
+
+
+@pytest.mark.parametrize("part", ["rows.load", "rows.save"])
+def test_next_launch_that_was_held_is_not_lost(desk: Desk, part: str) -> None:
+    """A store that is away for the moment of a launch between two runs costs the job nothing.
+
+    Its claimant was told to leave it alone, so recovery queues it again, and does so once.
+    """
+    desk.defer()
+    rows = desk.engine.rows
+    desk.break_part(part, OSError("locked"))
+    decision = desk.launch()
+    desk.use_rows(rows)
+    desk.staging.recover()
+
+    assert (decision.ruling, desk.raw_row()["status"]) == (Ruling.HELD, "queued")
+    claimed = desk.claim()
+    desk.staging.recover()
+    assert desk.raw_row()["claimed_by"] == claimed.claimed_by
+    assert desk.launch().ruling is Ruling.TAKEN
+    assert len(desk.snapshot().runs) == 2
+
+
+def test_job_that_was_held_and_then_launched_is_not_queued_again(desk: Desk) -> None:
+    """Where a later launch goes on with a job that was held, recovery leaves its next claim alone.
+
+    Only a claim whose launch was held is nobody's.
+    """
+    desk.set("INFRA_RETRIES", "2")
+    desk.defer()
+    rows = desk.engine.rows
+    desk.break_part("rows.load", OSError("locked"))
+    assert desk.launch().ruling is Ruling.HELD
+    desk.use_rows(rows)
+    desk.suites_file = TOOL_ERROR
+    desk.launch()
+    desk.claim()
+    desk.staging.recover()
+
+    assert (desk.state(), desk.raw_row()["status"]) == (State.DEFERRED, "running")
+
+
+def test_damaged_row_that_was_corrected_goes_on(desk: Desk) -> None:
+    """A deferred job whose damaged row was held goes on once a person has corrected the row.
+
+    Until then it is told of once, and left as it is.
+    """
+    desk.defer()
+    whole = desk.raw_row()["metadata"]
+    desk.write_metadata(whole[:-9])
+    before = desk.raw_row()
+    assert desk.launch().ruling is Ruling.HELD
+    desk.staging.recover()
+    assert (desk.raw_row(), desk.alerts()) == (before, ["row_refused"])
+    desk.write_metadata(whole)
+    desk.staging.recover()
+
+    assert desk.raw_row()["status"] == "queued"
+
+
+def test_job_that_was_held_where_no_runner_could_be_made_is_not_lost(desk: Desk) -> None:
+    """A process that cannot make its runner for a moment goes on with its job afterwards."""
+    desk.defer()
+    runner, ready = desk.staging.runner, list[bool]()
+
+    def make() -> StagingRunner:
+        if not ready:
+            raise OSError
+        return runner
+
+    desk.staging = StagingIntercept(desk.staging.rows, make, desk.variables)
+    assert desk.launch().ruling is Ruling.HELD
+    assert desk.staging.recover() == []
+    ready.append(True)
+    desk.staging.recover()
+
+    assert desk.raw_row()["status"] == "queued"
+
+
+@pytest.mark.parametrize("problem", [JobNotFoundError("gone"), RefusedError("no text")], ids=repr)
+def test_job_that_is_gone_is_not_looked_for_without_end(desk: Desk, problem: Exception) -> None:
+    """A job that was held and has no row any more, or no attempt, is nothing to come back to."""
+    desk.defer()
+    rows = desk.engine.rows
+    desk.break_part("rows.load", OSError("locked"))
+    desk.launch()
+    desk.use_rows(rows)
+    desk.break_part("rows.load", problem)
+    desk.staging.recover()
+
+    assert desk.staging._owed == set()

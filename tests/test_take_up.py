@@ -835,7 +835,7 @@ def test_job_that_cannot_be_put_back_is_told_of_and_put_back_by_recovery(desk: D
     assert (before, desk.raw_row()["status"]) == ("running", "queued")
     assert desk.alerts() == ["internal_error"]
     told = (desk.folder / "state" / "alerts.jsonl").read_text()
-    assert "turned away and not queued again: OSError: boom" in told
+    assert "not launched and not queued again: OSError: boom" in told
 
     # Once it has been put back, whoever claims it is left alone.
     desk.claim()

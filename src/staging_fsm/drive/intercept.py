@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 import attrs
 
 from staging_fsm.core.config import is_switched_off, load_config
-from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError, in_words
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    JobNotFoundError,
+    RefusedError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
+    in_words,
+)
 from staging_fsm.core.jobs import SNAPSHOT_KEY, STAGE, Gate, JobRow, JobRows, Place
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.forks import begin_anew_after_forks
@@ -79,7 +86,7 @@ class StagingIntercept:
     stage: str = STAGE
     _runner: "StagingRunner | None" = attrs.field(default=None, init=False)
     _driving: set[Any] = attrs.field(factory=set, init=False)
-    #: Jobs that were turned away here and are not queued again yet.
+    #: Jobs whose launch was turned away or held here, and that are not queued again yet.
     _owed: set[Any] = attrs.field(factory=set, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
@@ -164,6 +171,7 @@ class StagingIntercept:
                 if not ours:
                     self._put_back(job_id)
                     return Decision(Ruling.TAKEN, "this process is already working on it")
+                self._owed.discard(job_id)
                 row = self.rows.load(job_id)
                 if row.id != job_id:
                     # Another form of the same key, such as a UUID as text: one name to hold it by.
@@ -173,6 +181,8 @@ class StagingIntercept:
                 if reason is not None:
                     return Decision(Ruling.DECLINED, reason)
                 decision = self._hand_on(row)
+                if decision.ruling is Ruling.HELD:
+                    self._owed.add(job_id)
         except StaleSnapshotError as error:
             return Decision(Ruling.TAKEN, str(error))
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
@@ -209,11 +219,15 @@ class StagingIntercept:
     def _after_failure(self, job_id: Any, error: Exception, *, first_launch: bool) -> Decision:
         """Decide after an unexpected error; `first_launch` decides where no runner can be made."""
         try:
-            return self.runner.after_failure(job_id, error, first_launch=first_launch)
+            decision = self.runner.after_failure(job_id, error, first_launch=first_launch)
         except Exception as failure:  # noqa: BLE001  # a launch must not break the host
             _log("there is no runner", failure)
             ruling = Ruling.DECLINED if first_launch else Ruling.HELD
-            return Decision(ruling, in_words(error))
+            decision = Decision(ruling, in_words(error))
+        if decision.ruling is Ruling.HELD:
+            with contextlib.suppress(TypeError):  # no key of any job, and no job to look at again
+                self._owed.add(job_id)
+        return decision
 
     def agent_ended(self, job_id: Any, *, opened: bool, log: Path | None = None) -> None:
         """Keep for the shadow how a launch of the LLM agent ended. Never raises.
@@ -273,16 +287,22 @@ class StagingIntercept:
             self._runner.take_name()
 
     def _put_back(self, job_id: Any) -> None:
-        """Let somebody claim a job again whose launch was turned away, if it may wait for one."""
+        """Let somebody claim a job again that was turned away or held, if it may wait for one."""
         try:
             from staging_fsm.drive.recovery import put_back  # noqa: PLC0415  # seldom needed
 
             put_back(self.runner, job_id)
             self._owed.discard(job_id)
+        except SnapshotRefusedError:
+            # Recovery tells of it. Once a person has corrected the row it is looked at again.
+            self._owed.add(job_id)
+        except (JobNotFoundError, RefusedError):
+            # Without a row, or without an attempt in it, no run is waited for.
+            self._owed.discard(job_id)
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             # To recovery it looks as if its claimant were about to launch it.
             self._owed.add(job_id)
-            self.tell(job_id, f"turned away and not queued again: {in_words(error)}")
+            self.tell(job_id, f"not launched and not queued again: {in_words(error)}")
 
     def tell(self, job_id: Any, text: str) -> None:
         """Alert a person to what went wrong with a job, as an internal error. Never raises.

@@ -138,8 +138,9 @@ def _tell_of_silence(runner: "StagingRunner", row: JobRow, snapshot: Snapshot) -
 def put_back(runner: "StagingRunner", job_id: Any) -> None:
     """Queue a deferred attempt's job again whose claimant does not go on with it.
 
-    He claimed what this process had just queued, and still has in hand. To recovery it
-    looks as if he were about to launch it. A job that is in work may be queued.
+    He claimed what this process had just queued, and still has in hand, or his launch was
+    held. To recovery it looks as if he were about to launch it. A job that is in work may
+    be queued.
     """
     row = runner.engine.rows.load(job_id)
     snapshot = row.snapshot()
