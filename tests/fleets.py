@@ -211,6 +211,12 @@ class FleetStand:
         work_item = WorkItem(repo, item, "deploy-staging", 2, None)
         return store.add_work_item(work_item, "deployer", now)
 
+    def stage_again(self, repo: str, item: str) -> int:
+        """Queue a work item for staging once more; return the job."""
+        desk = self.desk
+        work_item = WorkItem(repo, item, "deploy-staging", 2, None)
+        return desk.store.job_at(work_item, "deployer", desk.clock.now())
+
     def replace_history(self, repo: str, item: str) -> None:
         """Rewrite a branch of the remote, and forget what was there."""
         remote = self.remote(repo)

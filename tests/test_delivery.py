@@ -718,6 +718,103 @@ def test_agent_takes_over_where_the_runner_is_off(tmp_path: Path, postgres_url: 
         assert fleet.published("shop", "WI-1") == "---\nstaging_status: SUCCESS\n---"
 
 
+#: What an agent does that has no verdict.
+NO_VERDICT = {
+    "it fails": "exit 1",
+    "it says nothing": ":",
+    "it checks everything out afresh": "git checkout --quiet --force HEAD -- .",
+    "somebody pushes the old one again": """\
+git clone --quiet --branch WI-1 "{remote}" "{root}/theirs" && cd "{root}/theirs"
+git -c user.name=A -c user.email=a@example.org revert --no-edit HEAD && git push --quiet
+""",
+}
+
+
+def staged_by_an_agent(fleet: FleetStand, text: str) -> int:
+    """Have the runner pass the work item, and an agent stage it once more; return that job."""
+    fleet.deliver(fleet.submit("shop", "WI-1"))
+    assert fleet.stage_of("WI-1") == "deploy"
+    fleet.settings |= {"ORCH_STAGING_RUNNER_ENABLED": "0", **with_agent(fleet.root, text)}
+    job = fleet.stage_again("shop", "WI-1")
+    fleet.deliver(job)
+    return job
+
+
+@pytest.mark.parametrize("does", NO_VERDICT)
+@pytest.mark.parametrize("shared", [False, True], ids=["branch", "folder"])
+def test_agent_that_leaves_no_verdict_is_not_judged_by_an_earlier_one(
+    tmp_path: Path, postgres_url: str, does: str, *, shared: bool
+) -> None:
+    """A SUCCESS of an earlier attempt, published as it is, opens no gate of a later launch."""
+    settings = {"ORCH_FLEET_SHARED_DIR": str(tmp_path / "shared")} if shared else {}
+    with fleet_stand(tmp_path, postgres_url, **settings) as fleet:
+        text = NO_VERDICT[does].format(remote=fleet.remote("shop"), root=tmp_path)
+        job = staged_by_an_agent(fleet, text)
+        listed = git(fleet.remote("shop"), "ls-tree", "-r", "--name-only", "WI-1", "docs")
+
+        assert (fleet.row(job).status, fleet.stage_of("WI-1")) == ("done", "development")
+        assert ARTIFACT_NAME not in [Path(name).name for name in listed.splitlines()]
+        assert not list(tmp_path.glob(f"shared/**/{ARTIFACT_NAME}"))
+
+
+def test_link_in_the_place_of_a_verdict_is_taken_away(tmp_path: Path, postgres_url: str) -> None:
+    """A link that an agent leaves for its artifact is none, in a shared folder as on a branch."""
+    shared = tmp_path / "shared"
+    leaves = f'cd "$ORCH_WORK_ITEM_DIR"; ln -s nowhere {ARTIFACT_NAME}'
+    with fleet_stand(tmp_path, postgres_url, ORCH_FLEET_SHARED_DIR=str(shared)) as fleet:
+        job = staged_by_an_agent(fleet, leaves)
+        folder = work_item_dir(shared / "shop", "WI-1")
+
+        assert (fleet.row(job).status, fleet.stage_of("WI-1")) == ("done", "development")
+        assert not (folder / ARTIFACT_NAME).is_symlink()
+
+
+LISTED = "git -C '{remote}' ls-tree -r --name-only WI-1 docs >'{root}/seen'"
+
+
+@pytest.mark.parametrize("agent", [False, True], ids=["suite", "agent"])
+def test_earlier_verdict_is_read_by_nobody_while_a_new_one_is_made(
+    tmp_path: Path, postgres_url: str, *, agent: bool
+) -> None:
+    """Before a suite or an agent begins, the artifact of an earlier attempt is off the branch."""
+    with fleet_stand(tmp_path, postgres_url) as fleet:
+        look = LISTED.format(remote=fleet.remote("shop"), root=tmp_path)
+        if agent:
+            staged_by_an_agent(fleet, look)
+        else:
+            fleet.deliver(fleet.submit("shop", "WI-1"))
+            (tmp_path / "suites.toml").write_text(
+                f"[default]\ncommand = {json.dumps(['sh', '-c', look])}\n"
+            )
+            job = fleet.stage_again("shop", "WI-1")
+            fleet.deliver(job)
+            assert fleet.attempt(job).state == State.ADVANCED
+        seen = (tmp_path / "seen").read_text().splitlines()
+
+    assert [Path(name).name for name in seen] == [LOG_NAME]
+
+
+@pytest.mark.parametrize("agent", [False, True], ids=["suite", "agent"])
+def test_nothing_begins_while_an_earlier_verdict_stays_on_the_branch(
+    tmp_path: Path, postgres_url: str, *, agent: bool
+) -> None:
+    """Where the remote refuses to let an old artifact go, neither suite nor agent is started."""
+    with fleet_stand(tmp_path, postgres_url, **PATIENT, **with_agent(tmp_path)) as fleet:
+        fleet.deliver(fleet.submit("shop", "WI-1"))
+        hook = fleet.remote("shop") / "hooks" / "pre-receive"
+        hook.write_text("#!/bin/sh\nexit 1\n")
+        hook.chmod(0o755)
+        fleet.settings["ORCH_STAGING_RUNNER_ENABLED"] = "0" if agent else "1"
+        job = fleet.stage_again("shop", "WI-1")
+        fleet.deliver(job)
+
+        assert len(fleet.ledger("start")) == 1
+        assert not list(tmp_path.glob("agents/*"))
+        assert (fleet.row(job).status, fleet.stage_of("WI-1")) == (QUEUED, STAGE)
+        if not agent:
+            assert fleet.attempt(job).reasons == (Reason.PREPARATION_FAILED,)
+
+
 def test_what_an_agent_links_to_is_not_published(tmp_path: Path, postgres_url: str) -> None:
     """Of what an agent leaves only its files are published, and nothing that lies elsewhere."""
     secret = tmp_path / "secret"

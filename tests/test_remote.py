@@ -238,6 +238,34 @@ def test_link_on_the_way_to_a_paper_is_not_followed(site: Site, tmp_path: Path, 
     assert below.read_text() == "precious\n"
 
 
+@pytest.mark.parametrize("leftover", [None, "link", "folder"])
+def test_paper_that_is_taken_away_is_gone_from_branch_and_checkout(
+    site: Site, leftover: str | None
+) -> None:
+    """What is taken away is nowhere any more, in one commit; twice is once, and the rest stays."""
+    (path,) = PAPERS
+    folder = Path(path).parent
+    site.mirror.checkout(BRANCH, site.tree)
+    site.mirror.publish(
+        site.tree, BRANCH, {**PAPERS, f"{folder}/notes.md": b"."}, "-", nothing_forbidden
+    )
+    base = site.remote_head()
+    if leftover is not None:
+        (site.tree / path).unlink()
+    if leftover == "link":
+        (site.tree / path).symlink_to(site.tree / folder / "notes.md")
+    elif leftover == "folder":
+        (site.tree / path / "in-it").mkdir(parents=True)
+    gone = {path: None}
+    commits = [
+        site.mirror.publish(site.tree, BRANCH, gone, "-", nothing_forbidden) for _ in range(2)
+    ]
+
+    assert commits == [site.remote_head()] * 2
+    assert git(site.remote, "diff", "--name-status", base, BRANCH) == f"D\t{path}"
+    assert [entry.name for entry in (site.tree / folder).iterdir()] == ["notes.md"]
+
+
 def test_push_of_somebody_else_is_never_overwritten(site: Site) -> None:
     """Where the branch moves while papers are published, they go on top of what moved it."""
     site.mirror.checkout(BRANCH, site.tree)

@@ -6,7 +6,9 @@ is a `PreparationError`, never a verdict.
 """
 
 import hashlib
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -80,13 +82,14 @@ class Mirror:
         self,
         tree: Path,
         branch: str,
-        files: Mapping[str, bytes],
+        files: Mapping[str, bytes | None],
         words: str,
         permitted: Callable[[], None],
     ) -> str:
         """Put `files` on top of the remote's branch as one commit; return that commit.
 
-        `tree` is a checkout of ours: it is moved to the commit that was pushed. If
+        One of None is removed. `tree` is a checkout of ours: it is moved to the commit that
+        was pushed, and what it holds in the places of `files` is what that holds. If
         somebody else pushes at the same time, the commit is made again on top of
         theirs; nothing of theirs is ever overwritten. `permitted` is asked after the
         branch was read and before it is written, and forbids by raising: whoever was
@@ -125,18 +128,31 @@ class Mirror:
     def _is_ancestor(self, one: str, other: str) -> bool:
         return run_git(self.path, "merge-base", "--is-ancestor", one, other).returncode == 0
 
-    def _commit(self, tree: Path, base: str, files: Mapping[str, bytes], words: str) -> str:
+    def _commit(self, tree: Path, base: str, files: Mapping[str, bytes | None], words: str) -> str:
         self._in(tree, "checkout", "--quiet", "--force", "--detach", base)
         for name, content in files.items():
             self._refuse_links(tree, name)
             path = tree / name
+            if content is None:
+                self._remove(tree, name)
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             path.write_bytes(content)
-        self._in(tree, "add", "--force", "--", *files)
+            self._in(tree, "add", "--force", "--", name)
         if run_git(tree, "diff", "--cached", "--quiet").returncode:
             self._in(tree, *_AUTHOR, "commit", "--quiet", "--no-verify", "--message", words)
         return self._in(tree, "rev-parse", "HEAD").strip()
+
+    def _remove(self, tree: Path, name: str) -> None:
+        """Have nothing in the place of a file, neither in the commit nor in the checkout."""
+        path = tree / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif os.path.lexists(path):
+            path.unlink()
+        gone = ("rm", "-r", "--quiet", "--cached", "--ignore-unmatch", "--", name)
+        self._in(tree, "--literal-pathspecs", *gone)
 
     def _refuse_links(self, tree: Path, name: str) -> None:
         """Raise PreparationError where a folder on the way to a file is a link."""

@@ -6,6 +6,7 @@ is nobody's any more when we hold its fence: nothing of its suite is alive, and
 whatever that worker still tries is refused by the compare-and-swap of the row.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ from staging_fsm.fleet.publisher import (
     PublishedArtifacts,
     Publisher,
 )
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import (
     AGENT_MARK,
     RESERVED_AGENTS,
@@ -207,7 +209,8 @@ class Delivery:
             fleet.host_settings,
             fleet.clock,
             self._staging,
-            lambda _job: self._publish_agents(row, fence, workplace),
+            withdraw=lambda _job: workplace.withdraw(row, fence.check),
+            publish=lambda _job: self._publish_agents(row, fence, workplace),
         )
         try:
             launch_job(host, job)
@@ -274,11 +277,14 @@ class Delivery:
             workplace.mirror.push_work(workplace.root, self.fleet.branch(row), fence.check)
             workplace.mirror.push_tag(f"deployed/{row.work_item}")
         folder = work_item_dir(workplace.root, row.work_item)
-        papers = {
+        papers: dict[str, bytes | None] = {
             str(path.relative_to(workplace.root)): path.read_bytes()
             for path in sorted(folder.glob("*"))
             if path.is_file() and not path.is_symlink()
         }
+        if row.stage == STAGE:
+            # What the agent did not leave the gate must not find, whoever has put it there.
+            papers.setdefault(workplace.artifact(row), None)
         if papers:
             workplace.publisher.publish(row, papers, fence.check)
 
@@ -308,6 +314,15 @@ class Workplace:
     def place(self, row: JobRow) -> Place:
         """Return where commits to run are, and where the gate looks."""
         return Place(self.mirror.path, work_item_dir(self.root, row.work_item))
+
+    def artifact(self, row: JobRow) -> str:
+        """Return the path of the job's artifact below the folder."""
+        folder = work_item_dir(self.root, row.work_item)
+        return str((folder / ARTIFACT_NAME).relative_to(self.root))
+
+    def withdraw(self, row: JobRow, permitted: Callable[[], None]) -> None:
+        """Take the job's artifact from where everybody finds it; raises as `publish` does."""
+        self.publisher.publish(row, {self.artifact(row): None}, permitted)
 
 
 def _has_a_stranger(state: StateDir, job: Job) -> bool:

@@ -5,6 +5,7 @@ folder that is on this machine, brought up to date, and makes what is written th
 the host's before the gate is asked. Two are given; a host may bring its own.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
@@ -18,6 +19,7 @@ from staging_fsm.effects.files import (
     ArtifactFiles,
     make_durably,
     read_small,
+    set_aside,
     write_durably,
 )
 from staging_fsm.effects.remote import Mirror
@@ -39,11 +41,12 @@ class Publisher(Protocol):
         ...
 
     def publish(
-        self, row: JobRow, files: Mapping[str, bytes], permitted: Callable[[], None]
+        self, row: JobRow, files: Mapping[str, bytes | None], permitted: Callable[[], None]
     ) -> None:
         """Make `files`, by paths below the opened folder, the host's. Safe to repeat.
 
-        `permitted` is asked as late as possible, and forbids by raising. Raises
+        In the place of one of None nothing is left, neither for the host nor in the opened
+        folder. `permitted` is asked as late as possible, and forbids by raising. Raises
         PreparationError or OSError where the papers did not reach the host.
         """
         ...
@@ -65,14 +68,17 @@ class SharedFolder:
         return self.root.absolute() / row.repo
 
     def publish(
-        self, row: JobRow, files: Mapping[str, bytes], permitted: Callable[[], None]
+        self, row: JobRow, files: Mapping[str, bytes | None], permitted: Callable[[], None]
     ) -> None:
-        """Replace each file, whole or not at all."""
+        """Replace each file, whole or not at all; one that is to go is kept beside its place."""
         for name, content in files.items():
             path = self.open(row) / name
             make_durably(path.parent)
             permitted()
-            write_durably(path, content, ARTIFACT_MODE)
+            if content is None:
+                set_aside(path, "removed")
+            else:
+                write_durably(path, content, ARTIFACT_MODE)
 
     def close(self, row: JobRow) -> None:
         """Do nothing."""
@@ -93,7 +99,7 @@ class GitBranch:
         return target
 
     def publish(
-        self, row: JobRow, files: Mapping[str, bytes], permitted: Callable[[], None]
+        self, row: JobRow, files: Mapping[str, bytes | None], permitted: Callable[[], None]
     ) -> None:
         """Push one commit on top of the branch, and move the checkout there."""
         words = f"{row.work_item}: staging of job {row.id}"
@@ -133,9 +139,16 @@ class PublishedArtifacts:
     files: ArtifactFiles = attrs.field(factory=ArtifactFiles)
 
     def set_aside(self, folder: Path, suffix: str) -> None:
-        """Move an existing artifact out of the gate's sight."""
+        """Move an existing artifact out of everybody's sight, not of the gate's alone.
+
+        Raises PreparationError or OSError where it stays in anybody's.
+        """
         self.permitted()
-        self.files.set_aside(folder, suffix)
+        path = folder / ARTIFACT_NAME
+        if os.path.lexists(path):
+            self.files.set_aside(folder, suffix)
+            gone = {str(path.relative_to(self.root)): None}
+            self.publisher.publish(self.row, gone, self.permitted)
 
     def write(self, folder: Path, text: str) -> Path:
         """Publish the artifact and the log; return the artifact's path."""

@@ -45,6 +45,9 @@ class Host:
     clock: "Clock"
     #: Takes jobs of deploy-staging from the LLM; None is a host without a runner.
     staging: StagingIntercept | None = None
+    #: Takes what an earlier launch left to the gate from where everybody finds it, once it is
+    #: set aside here and before an agent begins.
+    withdraw: Callable[[Job], None] = lambda _job: None
     #: Brings what an agent left to where everybody finds it, before its gate is asked.
     publish: Callable[[Job], None] = lambda _job: None
     #: Descriptors that an agent is born with: the lock that tells whether its worker has ended.
@@ -152,8 +155,8 @@ def _spawn(host: Host, job: Job) -> int:
         raise RuntimeError(message)
     folder = host.folder(job)
     folder.mkdir(parents=True, exist_ok=True)
-    if job.stage == STAGE:
-        set_aside(folder / ARTIFACT_NAME, f"before-job-{job.id}")
+    if job.stage == STAGE and set_aside(folder / ARTIFACT_NAME, f"before-job-{job.id}"):
+        host.withdraw(job)
     host.settings.log_dir.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
