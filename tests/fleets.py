@@ -217,13 +217,14 @@ class FleetStand:
         work_item = WorkItem(repo, item, "deploy-staging", 2, None)
         return desk.store.job_at(work_item, "deployer", desk.clock.now())
 
-    def replace_history(self, repo: str, item: str) -> None:
-        """Rewrite a branch of the remote, and forget what was there."""
+    def replace_history(self, repo: str, item: str, *, forget: bool = True) -> None:
+        """Rewrite a branch of the remote, and forget what was there or keep it."""
         remote = self.remote(repo)
         tree = git(remote, "rev-parse", f"{item}^{{tree}}")
         git(remote, "update-ref", f"refs/heads/{item}", git(remote, "commit-tree", "-m", "-", tree))
-        git(remote, "reflog", "expire", "--expire=now", "--all")
-        git(remote, "gc", "--quiet", "--prune=now")
+        if forget:
+            git(remote, "reflog", "expire", "--expire=now", "--all")
+            git(remote, "gc", "--quiet", "--prune=now")
 
     def cancel(self, job_id: int) -> Snapshot:
         """Stop an attempt from the desk."""

@@ -433,6 +433,64 @@ def test_papers_reach_a_shared_folder(tmp_path: Path, postgres_url: str) -> None
         assert sorted(path.name for path in folder.iterdir()) == [ARTIFACT_NAME, LOG_NAME]
 
 
+@pytest.mark.parametrize("agent", [False, True], ids=["runner", "agent"])
+def test_deployment_is_tagged_where_papers_lie_in_a_shared_folder(
+    tmp_path: Path, postgres_url: str, *, agent: bool
+) -> None:
+    """The remote has the tag of a deployment, also where no machine has a checkout."""
+    settings = {"ORCH_FLEET_SHARED_DIR": str(tmp_path / "shared")}
+    if agent:
+        says = f'echo "---\nstaging_status: SUCCESS\n---" >"$ORCH_WORK_ITEM_DIR/{ARTIFACT_NAME}"'
+        settings |= {"ORCH_STAGING_RUNNER_ENABLED": "0", **with_agent(tmp_path, says)}
+    with fleet_stand(tmp_path, postgres_url, **settings) as fleet:
+        fleet.deliver(fleet.submit("shop", "WI-1"))
+        head = git(fleet.remote("shop"), "rev-parse", "WI-1")
+        deploy = newest(fleet)
+        fleet.deliver(deploy, "two")
+
+        assert said_of(fleet, deploy) == {"deployed_revision": head}
+        assert git(fleet.remote("shop"), "rev-parse", "deployed/WI-1") == head
+        assert fleet.stage_of("WI-1") == "post-deploy"
+
+
+def newest(fleet: FleetStand) -> int:
+    """Return the job that was queued last."""
+    return int(max(row.id for row in fleet.desk.rows.recent(2)))
+
+
+def said_of(fleet: FleetStand, job_id: int) -> Any:
+    """Return what a reserved agent has put down on its job."""
+    return json.loads(SqlHostStore(fleet.engine).job(job_id).metadata)
+
+
+@pytest.mark.parametrize("what", ["branch rewritten", "commit gone", "remote away"])
+def test_commit_of_a_deployment_is_fetched_by_whoever_deploys_it(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What staging passed is deployed as long as the remote has it, and waits for a remote."""
+    fleet.deliver(fleet.submit("shop", "WI-1"))
+    deploy, remote, fetched = newest(fleet), fleet.remote("shop"), Mirror.fetch
+    passed = fleet.attempt(1).bound_plan.revision
+    fleet.replace_history("shop", "WI-1", forget=what == "commit gone")
+
+    def fetch(mirror: Mirror, commit: str) -> None:
+        if commit == passed and what == "remote away":
+            remote.rename(remote.with_suffix(".away"))
+        fetched(mirror, commit)
+
+    monkeypatch.setattr(Mirror, "fetch", fetch)
+    fleet.deliver(deploy, "two")
+    said, stage = said_of(fleet, deploy), fleet.stage_of("WI-1")
+
+    if what == "branch rewritten":
+        assert (said, stage) == ({"deployed_revision": passed}, "post-deploy")
+        assert git(remote, "rev-parse", "deployed/WI-1") == passed
+    elif what == "commit gone":
+        assert ([*said], stage) == (["deploy_error"], "development")
+    else:
+        assert (said, stage, fleet.row(deploy).status) == ({}, "deploy", QUEUED)
+
+
 @pytest.mark.parametrize(
     ("lost_after", "left"), [(0, []), (1, [LOG_NAME]), (2, [ARTIFACT_NAME, LOG_NAME])]
 )

@@ -97,6 +97,64 @@ def test_what_was_passed_without_a_revision_is_deployed_without_one(make_host: M
     assert git(kit.repository, "tag", "--list") == ""
 
 
+def spoil(kit: HostKit, how: str) -> None:
+    """Have git answer no more for the repository."""
+    if how == "moved away":
+        kit.repository.rename(kit.repository.with_name("elsewhere"))
+    elif how == "without git":
+        (kit.repository / ".git").rename(kit.repository / "git.away")
+    else:
+        (kit.repository / ".git" / "config").write_text("[broken")
+
+
+@pytest.mark.parametrize("how", ["moved away", "without git", "broken"])
+def test_commit_that_staging_passed_is_deployed_by_name_or_not_at_all(
+    make_host: Maker, how: str
+) -> None:
+    """A deployment of a bound commit never passes for one without a revision."""
+    kit = make_host()
+    head = staged(kit, kit.add("deploy-staging"), *OPENED)
+    job_id = kit.further("deploy")
+    spoil(kit, how)
+    worker(kit).run_one()
+    said = json.loads(kit.store.job(job_id).metadata)
+
+    assert list(said) == ["deploy_error"]
+    assert head in said["deploy_error"]
+    assert kit.item().stage == "development"
+
+
+@pytest.mark.parametrize("how", ["moved away", "broken"])
+def test_repository_that_cannot_be_read_is_not_taken_for_a_plain_folder(
+    make_host: Maker, how: str
+) -> None:
+    """After an agent, too, nothing is deployed as unversioned that may well have a revision."""
+    kit = make_host()
+    job_id = kit.add("deploy")
+    spoil(kit, how)
+    worker(kit).run_one()
+    said = json.loads(kit.store.job(job_id).metadata)
+
+    assert list(said) == ["deploy_error"]
+    assert str(kit.repository) in said["deploy_error"]
+    assert kit.item().stage == "development"
+
+
+def test_revision_that_an_agent_names_is_looked_for_outside_of_git_too(
+    make_host: Maker, tmp_path: Path
+) -> None:
+    """What an artifact names is deployed, or nothing is: not a folder without any revision."""
+    kit = make_host()
+    kit.store.add_repository("plain", tmp_path / "plain")
+    job_id = kit.add("deploy", repo="plain")
+    folder = kit.host.folder(kit.store.job(job_id))
+    folder.mkdir(parents=True)
+    (folder / ARTIFACT_NAME).write_text(f"---\n{written('revision', '0' * 40)}\n---\n")
+    worker(kit).run_one()
+
+    assert list(json.loads(kit.store.job(job_id).metadata)) == ["deploy_error"]
+
+
 def test_damaged_attempt_is_not_deployed(make_host: Maker) -> None:
     """Where nobody can say whether staging has passed, nothing is deployed, and it is said why."""
     kit = make_host()

@@ -55,7 +55,7 @@ class Mirror:
         if not _COMMIT.fullmatch(commit):
             message = f"{commit!r} is no commit that a remote could be asked for"
             raise PreparationError(message)
-        if not self._has(commit):
+        if not self.has(commit):
             # Kept by a name of its own: what no name leads to may be tidied away.
             wanted = (self.url, f"{commit}:refs/staging/{commit}")
             fetching = ("fetch", "--quiet", "--no-tags", *wanted)
@@ -65,6 +65,10 @@ class Mirror:
                 if not self._unlock():
                     raise
                 self._git(*fetching)
+
+    def has(self, commit: str) -> bool:
+        """Say whether a commit is in the mirror already, by whatever name it is known there."""
+        return run_git(self.path, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
 
     def checkout(self, branch: str, target: Path) -> str:
         """Check the branch's newest commit out into the new folder `target`; return it."""
@@ -179,9 +183,6 @@ class Mirror:
         for lock in locks:
             lock.unlink(missing_ok=True)
         return bool(locks)
-
-    def _has(self, commit: str) -> bool:
-        return run_git(self.path, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
 
     def _git(self, *arguments: str) -> str:
         self._ensure()

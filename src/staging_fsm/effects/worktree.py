@@ -176,6 +176,26 @@ def is_versioned(repository: Path) -> bool:
     raise PreparationError(message)
 
 
+def is_in_repository(folder: Path) -> bool:
+    """Say whether `folder` is a git repository or lies in one.
+
+    Raises PreparationError where it is not there, and where there is a `.git` in it or
+    above it of which git does not answer: what cannot be read must not pass for none.
+    """
+    found = run_git(folder, "rev-parse", "--is-inside-work-tree")
+    if found.returncode == 0:
+        return True
+    real = folder.resolve()
+    if not real.is_dir():
+        message = f"{folder} is no folder that could be looked at: bring the repository back"
+        raise PreparationError(message)
+    for parent in (real, *real.parents):
+        if os.path.lexists(parent / ".git"):
+            message = f"git does not answer for the repository {parent}: {found.stderr.strip()}"
+            raise PreparationError(message)
+    return False
+
+
 def _refuse_part_of_repository(folder: Path) -> None:
     """Raise PreparationError for a folder of a git work tree, which is on a commit all the same.
 

@@ -209,6 +209,7 @@ class Delivery:
             fleet.host_settings,
             fleet.clock,
             self._staging,
+            bring=lambda _job, name: self._bring(row, workplace, name),
             withdraw=lambda _job: workplace.withdraw(row, fence.check),
             publish=lambda _job: self._publish_agents(row, fence, workplace),
         )
@@ -271,11 +272,30 @@ class Delivery:
         )
         return StagingIntercept.of(runner)
 
+    def _bring(self, row: JobRow, workplace: "Workplace", name: str) -> tuple[Path, str]:
+        """Return the mirror, with a commit in it, and the commit's name: a checkout may be none.
+
+        Raises PreparationError for one that the remote does not have, and ConnectionError
+        where it does not answer: then the job waits, and nobody is to blame.
+        """
+        mirror = workplace.mirror
+        commit = workplace.revision if name == "HEAD" else name
+        try:
+            if not mirror.has(commit):
+                mirror.fetch(commit)
+        except PreparationError:
+            try:
+                mirror.head(self.fleet.branch(row))
+            except PreparationError as error:
+                raise ConnectionError(str(error)) from error
+            raise
+        return mirror.path, commit
+
     def _publish_agents(self, row: JobRow, fence: Fence, workplace: "Workplace") -> None:
         """Publish what an LLM agent left in the checkout: it is the producer of this launch."""
         if is_versioned(workplace.root):
             workplace.mirror.push_work(workplace.root, self.fleet.branch(row), fence.check)
-            workplace.mirror.push_tag(f"deployed/{row.work_item}")
+        workplace.mirror.push_tag(f"deployed/{row.work_item}")
         folder = work_item_dir(workplace.root, row.work_item)
         papers: dict[str, bytes | None] = {
             str(path.relative_to(workplace.root)): path.read_bytes()

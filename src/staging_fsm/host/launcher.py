@@ -23,7 +23,7 @@ from staging_fsm.effects.files import above_standard, set_aside
 from staging_fsm.effects.metadata import our_document
 from staging_fsm.effects.processes import kill_marked
 from staging_fsm.effects.rows import SqlRows
-from staging_fsm.effects.worktree import run_git
+from staging_fsm.effects.worktree import is_in_repository, run_git
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.pipeline import GateResult, initiate_gate, place_of, work_item_dir
 from staging_fsm.host.settings import HostSettings
@@ -45,6 +45,9 @@ class Host:
     clock: "Clock"
     #: Takes jobs of deploy-staging from the LLM; None is a host without a runner.
     staging: StagingIntercept | None = None
+    #: Brings a commit, or HEAD, to this machine; says in which repository it is, by what name.
+    #: None is the repository of the tables, which has everything.
+    bring: Callable[[Job, str], tuple[Path, str]] | None = None
     #: Takes what an earlier launch left to the gate from where everybody finds it, once it is
     #: set aside here and before an agent begins.
     withdraw: Callable[[Job], None] = lambda _job: None
@@ -56,6 +59,15 @@ class Host:
     def folder(self, job: Job) -> Path:
         """Return the folder of the job's work item."""
         return work_item_dir(self.store.repository_path(job.repo), job.work_item)
+
+    def commit(self, job: Job, name: str) -> tuple[Path, str]:
+        """Return the repository in which a commit of the job's is at hand, and its name there.
+
+        Raises PreparationError for one that cannot be had, and OSError while nobody can tell.
+        """
+        if self.bring is not None:
+            return self.bring(job, name)
+        return self.store.repository_path(job.repo), name
 
 
 def launch_job(host: Host, job: Job) -> GateResult | None:
@@ -230,6 +242,7 @@ def _run_deploy_finalizer_job(host: Host, job: Job) -> int:
 
     What the runner has passed is deployed at the revision of its attempt, and nothing
     else is; after an agent it is the one that the artifact names, else the checked-out one.
+    Only where there is none of them it is "unversioned".
     """
     try:
         revision = _deployed(host, job)
@@ -242,11 +255,15 @@ def _run_deploy_finalizer_job(host: Host, job: Job) -> int:
 
 def _deployed(host: Host, job: Job) -> str:
     """Tag what staging has passed; return its revision. Raises PreparationError and its like."""
-    repository, tag = host.store.repository_path(job.repo), f"deployed/{job.work_item}"
+    tag = f"deployed/{job.work_item}"
     staged = host.store.job_before(job, STAGE)
     attempt = None if staged is None else _attempt_of(staged)
     if staged is None or attempt is None or attempt.state is State.LLM_FALLBACK:
-        return _tagged(repository, _staged_revision(host.folder(job)) or "HEAD", tag)
+        named = _staged_revision(host.folder(job))
+        repository, wanted = host.commit(job, named or "HEAD")
+        if named is None and not is_in_repository(repository):
+            return UNVERSIONED
+        return _tagged(repository, wanted, tag)
     if attempt.state is not State.ADVANCED:
         message = (
             f"staging of {job.work_item} in job {staged.id} is {attempt.state}, and only what has"
@@ -254,7 +271,7 @@ def _deployed(host: Host, job: Job) -> str:
         )
         raise RefusedError(message)
     revision = attempt.bound_plan.revision
-    return revision if revision == UNVERSIONED else _tagged(repository, revision, tag)
+    return revision if revision == UNVERSIONED else _tagged(*host.commit(job, revision), tag)
 
 
 def _attempt_of(job: Job) -> "Snapshot | None":
@@ -264,18 +281,14 @@ def _attempt_of(job: Job) -> "Snapshot | None":
 
 
 def _tagged(repository: Path, wanted: str, tag: str) -> str:
-    """Put a tag on the commit that is wanted; return it, or "unversioned" outside of git.
-
-    Raises PreparationError.
-    """
-    if run_git(repository, "rev-parse", "--is-inside-work-tree").returncode != 0:
-        return UNVERSIONED
+    """Put a tag on the commit that is wanted; return it. Raises PreparationError."""
     found = run_git(repository, "rev-parse", "--verify", f"{wanted}^{{commit}}")
     revision = found.stdout.strip()
     if found.returncode == 0:
         found = run_git(repository, "tag", "--force", tag, revision)
     if found.returncode != 0:
-        raise PreparationError(found.stderr.strip())
+        message = f"{wanted} cannot be tagged in {repository}: {found.stderr.strip()}"
+        raise PreparationError(message)
     return revision
 
 
