@@ -217,6 +217,14 @@ class FleetStand:
         work_item = WorkItem(repo, item, "deploy-staging", 2, None)
         return desk.store.job_at(work_item, "deployer", desk.clock.now())
 
+    def develop(self, repo: str, item: str) -> str:
+        """Push one commit more on top of a work item's branch; return it."""
+        remote, tree = str(self.remote(repo)), self.root / "trees" / item
+        git(tree, "pull", "--quiet", "--rebase", remote, item)
+        git(tree, "commit", "--quiet", "--allow-empty", "-m", "On.")
+        git(tree, "push", "--quiet", remote, f"HEAD:{item}")
+        return git(tree, "rev-parse", "HEAD")
+
     def replace_history(self, repo: str, item: str, *, forget: bool = True) -> None:
         """Rewrite a branch of the remote, and forget what was there or keep it."""
         remote = self.remote(repo)

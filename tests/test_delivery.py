@@ -453,6 +453,28 @@ def test_deployment_is_tagged_where_papers_lie_in_a_shared_folder(
         assert fleet.stage_of("WI-1") == "post-deploy"
 
 
+def test_tag_of_a_deployment_is_moved_by_the_next_deployment_alone(fleet: FleetStand) -> None:
+    """No job but a finalizer's that has tagged moves the tag, whichever machine works on it."""
+    fleet.deliver(fleet.submit("shop", "WI-1"))
+    fleet.deliver(newest(fleet))
+    second, remote = fleet.develop("shop", "WI-1"), fleet.remote("shop")
+    fleet.deliver(fleet.stage_again("shop", "WI-1"), "two")
+    fleet.deliver(newest(fleet), "two")
+    deployed = git(remote, "rev-parse", "deployed/WI-1")
+    # Its mirror has the tag of the first deployment.
+    fleet.deliver(newest(fleet))
+    monitored = git(remote, "rev-parse", "deployed/WI-1")
+    fleet.develop("shop", "WI-1")
+    fleet.deliver(fleet.stage_again("shop", "WI-1"), "two")
+    fleet.replace_history("shop", "WI-1")
+    failing = newest(fleet)
+    fleet.deliver(failing)
+
+    assert "deploy_error" in said_of(fleet, failing)
+    assert git(remote, "rev-parse", "deployed/WI-1") == second
+    assert deployed == monitored == second
+
+
 def newest(fleet: FleetStand) -> int:
     """Return the job that was queued last."""
     return int(max(row.id for row in fleet.desk.rows.recent(2)))

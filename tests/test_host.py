@@ -315,7 +315,7 @@ def test_what_an_agent_left_is_published_before_its_gate(
     job_id = kit.add(stage)
     published: list[tuple[int, str]] = []
 
-    def publish(job: Job) -> None:
+    def publish(job: Job, _exit_code: int) -> None:
         published.append((job.id, kit.item().stage))
 
     worker(attrs.evolve(kit, host=attrs.evolve(kit.host, publish=publish))).run_one()

@@ -332,6 +332,24 @@ def test_work_of_the_overtaken_is_not_pushed(site: Site) -> None:
     assert site.remote_head() == first
 
 
+def test_tag_is_where_it_was_made_last_unless_somebody_moves_it_meanwhile(site: Site) -> None:
+    """A tag replaces an older one of its name, and none that came after it was looked at."""
+    first = site.mirror.checkout(BRANCH, site.tree)
+    git(site.remote, "tag", "deployed/WI-1", f"{first}^")
+    git(site.mirror.path, "tag", "deployed/WI-1", first)
+    site.mirror.push_tag("deployed/WI-1", nothing_forbidden)
+    replaced = git(site.remote, "rev-parse", "deployed/WI-1")
+    theirs = site.develop("PRICE = 6\n")
+
+    def somebody_tags() -> None:
+        git(site.remote, "tag", "--force", "deployed/WI-1", theirs)
+
+    with pytest.raises(PreparationError, match="deployed/WI-1"):
+        site.mirror.push_tag("deployed/WI-1", somebody_tags)
+    assert replaced == first
+    assert git(site.remote, "rev-parse", "deployed/WI-1") == theirs
+
+
 def test_remote_that_refuses_is_a_tool_error(site: Site) -> None:
     """A remote whose hook refuses the push is said, with what it answered."""
     site.mirror.checkout(BRANCH, site.tree)

@@ -42,13 +42,11 @@ class Mirror:
 
     def head(self, branch: str) -> str:
         """Return the commit at which a branch of the remote is now. Raises PreparationError."""
-        ref = f"refs/heads/{branch}"
-        answer = self._git("ls-remote", "--refs", "--", self.url, ref)
-        heads = [line.split("\t")[0] for line in answer.splitlines() if line.endswith(f"\t{ref}")]
-        if not heads:
+        found = self._at(f"refs/heads/{branch}")
+        if not found:
             message = _sentence(f"there is no branch {branch!r}", self.url)
             raise PreparationError(message)
-        return heads[0]
+        return found
 
     def fetch(self, commit: str) -> None:
         """Have `commit`, exactly, in the mirror. Raises PreparationError."""
@@ -123,11 +121,25 @@ class Mirror:
             message = _sentence(f"branch {branch!r} moved beside what was committed", self.url)
             raise PreparationError(message)
 
-    def push_tag(self, name: str) -> None:
-        """Have a tag of the mirror on the remote too, if there is one."""
+    def push_tag(self, name: str, permitted: Callable[[], None]) -> None:
+        """Have a tag of the mirror, if there is one, on the remote too, wherever it was there.
+
+        `permitted` is asked as by `publish`: whoever was overtaken moves no tag of others.
+        Raises PreparationError.
+        """
         ref = f"refs/tags/{name}"
-        if run_git(self.path, "show-ref", "--verify", "--quiet", ref).returncode == 0:
-            self._git("push", "--quiet", "--force", self.url, f"{ref}:{ref}")
+        if run_git(self.path, "show-ref", "--verify", "--quiet", ref).returncode != 0:
+            return
+        before = self._at(ref)
+        permitted()
+        lease = f"--force-with-lease={ref}:{before}"
+        self._git("push", "--quiet", lease, self.url, f"{ref}:{ref}")
+
+    def _at(self, ref: str) -> str:
+        """Return what a name of the remote leads to now; empty where there is none of it."""
+        answer = self._git("ls-remote", "--refs", "--", self.url, ref)
+        found = [line.split("\t")[0] for line in answer.splitlines() if line.endswith(f"\t{ref}")]
+        return found[0] if found else ""
 
     def _is_ancestor(self, one: str, other: str) -> bool:
         return run_git(self.path, "merge-base", "--is-ancestor", one, other).returncode == 0

@@ -46,8 +46,10 @@ from staging_fsm.fleet.publisher import (
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import (
     AGENT_MARK,
+    FINALIZER,
     RESERVED_AGENTS,
     Host,
+    deployed_tag,
     end_agents,
     launch_job,
 )
@@ -211,7 +213,7 @@ class Delivery:
             self._staging,
             bring=lambda _job, name: self._bring(row, workplace, name),
             withdraw=lambda _job: workplace.withdraw(row, fence.check),
-            publish=lambda _job: self._publish_agents(row, fence, workplace),
+            publish=lambda job, exit_code: self._publish(job, exit_code, row, fence, workplace),
         )
         try:
             launch_job(host, job)
@@ -291,11 +293,19 @@ class Delivery:
             raise
         return mirror.path, commit
 
+    def _publish(
+        self, job: Job, exit_code: int, row: JobRow, fence: Fence, workplace: "Workplace"
+    ) -> None:
+        """Publish what the producer of this launch left."""
+        # Every machine's mirror keeps the tags that were made there, and only this one is new.
+        if job.agent == FINALIZER and exit_code == 0:
+            workplace.mirror.push_tag(deployed_tag(job.work_item), fence.check)
+        self._publish_agents(row, fence, workplace)
+
     def _publish_agents(self, row: JobRow, fence: Fence, workplace: "Workplace") -> None:
-        """Publish what an LLM agent left in the checkout: it is the producer of this launch."""
+        """Publish what an LLM agent left in the checkout."""
         if is_versioned(workplace.root):
             workplace.mirror.push_work(workplace.root, self.fleet.branch(row), fence.check)
-        workplace.mirror.push_tag(f"deployed/{row.work_item}")
         folder = work_item_dir(workplace.root, row.work_item)
         papers: dict[str, bytes | None] = {
             str(path.relative_to(workplace.root)): path.read_bytes()

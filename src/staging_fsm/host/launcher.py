@@ -51,8 +51,9 @@ class Host:
     #: Takes what an earlier launch left to the gate from where everybody finds it, once it is
     #: set aside here and before an agent begins.
     withdraw: Callable[[Job], None] = lambda _job: None
-    #: Brings what an agent left to where everybody finds it, before its gate is asked.
-    publish: Callable[[Job], None] = lambda _job: None
+    #: Brings what an agent left, which ended with that exit code, to where everybody finds it,
+    #: before its gate is asked.
+    publish: Callable[[Job, int], None] = lambda _job, _exit_code: None
     #: Descriptors that an agent is born with: the lock that tells whether its worker has ended.
     inherited: Sequence[int] = ()
 
@@ -84,7 +85,7 @@ def launch_job(host: Host, job: Job) -> GateResult | None:
         return None
     else:
         exit_code = _spawn(host, job)
-    host.publish(job)
+    host.publish(job, exit_code)
     result = finish_job(host, job, exit_code)
     if host.staging is not None and job.stage == STAGE:
         host.staging.agent_ended(job.id, opened=result.opened, log=_agent_log(host, job))
@@ -253,9 +254,14 @@ def _run_deploy_finalizer_job(host: Host, job: Job) -> int:
     return 0
 
 
+def deployed_tag(work_item: str) -> str:
+    """Return the name of the tag that leads to what is deployed of a work item."""
+    return f"deployed/{work_item}"
+
+
 def _deployed(host: Host, job: Job) -> str:
     """Tag what staging has passed; return its revision. Raises PreparationError and its like."""
-    tag = f"deployed/{job.work_item}"
+    tag = deployed_tag(job.work_item)
     staged = host.store.job_before(job, STAGE)
     attempt = None if staged is None else _attempt_of(staged)
     if staged is None or attempt is None or attempt.state is State.LLM_FALLBACK:
@@ -340,10 +346,12 @@ def _probe(settings: HostSettings) -> str | None:
         return in_words(error)
 
 
+#: The agent that tags what is deployed.
+FINALIZER: Final = "deploy-finalizer"
 #: Agents that are code of this module, not an LLM.
 RESERVED_AGENTS: Final[Mapping[str, Callable[[Host, Job], int]]] = MappingProxyType(
     {
-        "deploy-finalizer": _run_deploy_finalizer_job,
+        FINALIZER: _run_deploy_finalizer_job,
         "post-deploy-monitor": _run_post_deploy_monitor_job,
     }
 )
