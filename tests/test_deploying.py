@@ -274,6 +274,20 @@ def test_finalizer_tags_what_is_a_folder_of_a_repository(make_host: Maker) -> No
     assert git(kit.repository, "rev-parse", "deployed/WI-1") == head
 
 
+def test_finalizer_asks_for_no_signature(make_host: Maker) -> None:
+    """A tag is made though all tags are to be signed: nobody is there to unlock a key for it."""
+    kit = make_host()
+    git(kit.repository, "config", "tag.gpgSign", "true")
+    git(kit.repository, "config", "gpg.program", "false")
+    head = git(kit.repository, "rev-parse", "HEAD")
+    kit.add("deploy")
+
+    worker(kit).run_one()
+
+    assert git(kit.repository, "rev-parse", "deployed/WI-1") == head
+    assert kit.item().stage == "post-deploy"
+
+
 def test_finalizer_runs_no_program_of_the_repository(make_host: Maker) -> None:
     """What was deployed has no say in its own tag: none of its hooks is run."""
     kit = make_host()

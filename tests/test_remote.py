@@ -266,6 +266,20 @@ def test_paper_that_is_taken_away_is_gone_from_branch_and_checkout(
     assert [entry.name for entry in (site.tree / folder).iterdir()] == ["notes.md"]
 
 
+def test_what_is_published_asks_for_no_signature(site: Site) -> None:
+    """Papers and tags reach the remote though everything is to be signed on the machine."""
+    head = site.mirror.checkout(BRANCH, site.tree)
+    for name in ("commit", "tag", "push"):
+        git(site.mirror.path, "config", f"{name}.gpgSign", "true")
+    git(site.mirror.path, "config", "gpg.program", "false")
+    commit = site.publish()
+    git(site.mirror.path, "tag", "--no-sign", "deployed/WI-1", head)
+    site.mirror.push_tag("deployed/WI-1", nothing_forbidden)
+
+    assert site.remote_head() == commit != head
+    assert git(site.remote, "rev-parse", "deployed/WI-1") == head
+
+
 def test_push_of_somebody_else_is_never_overwritten(site: Site) -> None:
     """Where the branch moves while papers are published, they go on top of what moved it."""
     site.mirror.checkout(BRANCH, site.tree)

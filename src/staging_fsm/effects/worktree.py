@@ -30,6 +30,8 @@ _QUIET: Final = (
     *("-c", "core.trustctime=true", "-c", "core.checkStat=default"),
     # A repository on a share without links has a text in the place of each, and says so.
     *("-c", "core.symlinks=true"),
+    # Whoever has all that is his signed is not there to unlock the key for what is ours.
+    *("-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false", "-c", "push.gpgSign=false"),
 )
 #: How a remote may be reached is the operator's to say; everything else of git's is ours, and
 #: what is the orchestrator's own is nothing to a repository's filters.
