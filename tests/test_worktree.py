@@ -382,6 +382,39 @@ def test_submodule_that_moved_is_a_change(
     assert facts.tree_changed == moves
 
 
+@pytest.mark.parametrize("marks", UNSEEN, ids="-".join)
+@pytest.mark.parametrize("kind", ["commit", "link", "file"])
+def test_submodule_that_git_was_told_not_to_see_is_compared(
+    site: Site, submodule: Path, marks: list[str], kind: str
+) -> None:
+    """A submodule that git does not compare any more has to be on its commit all the same."""
+    parts = site.repository / "parts"
+    for mark in marks:
+        git(site.repository, "update-index", mark, "parts")
+    unseen = [tracked_changes(site.repository, filtered=True)]
+    git(site.repository, "clone", "--quiet", str(submodule), "parts")
+    unseen.append(tracked_changes(site.repository, filtered=True))
+    if kind == "commit":
+        commit(parts, "part.py", "SIZE = 2\n")
+    else:
+        moved = parts.rename(site.repository.parent / "moved")
+        parts.symlink_to(moved) if kind == "link" else parts.touch()
+
+    assert unseen == ["", ""]
+    with pytest.raises(RunRefusedError, match="uncommitted"):
+        bind_revision(site.repository, IN_PLACE)
+
+
+def test_submodule_that_a_suite_hides_is_compared(site: Site, submodule: Path) -> None:
+    """A submodule that a suite moves is another, though the suite tells git not to look at it."""
+    git(site.repository, "clone", "--quiet", str(submodule), "parts")
+    commit(site.repository / "parts", "part.py", "SIZE = 2\n")
+    git(site.repository / "parts", "checkout", "--quiet", "HEAD~1")
+    suite = "git update-index --skip-worktree parts; git -C parts checkout --quiet -"
+
+    assert site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
+
+
 def test_programs_of_a_submodule_are_not_run(site: Site, submodule: Path) -> None:
     """Git in a submodule that a suite set up runs nothing of it, and a change there is seen."""
     ran = site.repository.parent / "ran"

@@ -253,12 +253,14 @@ def tracked_changes(tree: Path, *, filtered: bool, whole: bool = False) -> str:
         mark, mode, *_ = line.split(" ")
         path = line.partition("\t")[2]
         if mode == _SUBMODULE_MODE:
-            submodules.append(path)
+            submodules.append((path, mark in _HIDDEN_MARKS))
         elif mark in _HIDDEN_MARKS:
             hidden.append(path)
     there = [path for path in hidden if whole or os.path.lexists(tree / path)]
     changes = found.stdout + _hidden_changes(tree, there, settings)
-    for path in submodules:
+    for path, is_hidden in submodules:
+        if is_hidden:
+            changes += _moved_submodule(tree, path)
         # One that is not checked out has no git of its own.
         if os.path.lexists(tree / path / ".git"):
             changes += tracked_changes(tree / path, filtered=filtered)
@@ -287,6 +289,22 @@ def _hidden_changes(tree: Path, paths: list[str], settings: Mapping[str, str]) -
         if now.returncode != 0 or now.stdout != committed.stdout:
             changes += f"{some} {now.stdout}"
     return changes
+
+
+def _moved_submodule(tree: Path, path: str) -> str:
+    """Return where a submodule is that was marked as those files, if not where it belongs.
+
+    Of one that is marked git's own comparison says nothing.
+    """
+    place = tree / path
+    if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+        return f"{path} is no folder"
+    if not os.path.lexists(place / ".git"):
+        return ""
+    now = run_git(place, "rev-parse", "HEAD", alone=True)
+    committed = run_git(tree, "rev-parse", f"HEAD:{path}", alone=True)
+    is_there = now.returncode == 0 and now.stdout == committed.stdout
+    return "" if is_there else f"{path} {now.stdout}"
 
 
 def bind_revision(repository: Path, suite: SuitePlan) -> str:
