@@ -775,6 +775,51 @@ def test_run_says_whom_it_waits_for(shell: Shell) -> None:
     assert process.returncode == ExitCode.ADVANCED
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["queue"], ["recover"], ["show", "1"], ["cancel", "1"], ["diagram", "--counts"]),
+        ["serve", "--port", "0"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_mistyped_database_is_made_by_nobody_who_only_looks(
+    shell: Shell, tmp_path: Path, arguments: list[str]
+) -> None:
+    """Where a database that was named is not there, or another's, that is said, and none made."""
+    missing, others = tmp_path / "typo.db", tmp_path / "others.db"
+    with sqlite3.connect(others) as database:
+        database.execute("CREATE TABLE birds (name TEXT)")
+    absent = shell.call(*arguments, "--db", f"sqlite:///{missing}")
+    foreign = shell.call(*arguments, "--db", f"sqlite:///{others}")
+
+    assert absent.returncode == foreign.returncode == ExitCode.DECLINED
+    assert f"there is no database at {missing}" in absent.stderr
+    assert f"the database {others} has no table 'jobs'" in foreign.stderr
+    assert not missing.exists()
+    with sqlite3.connect(others) as database:
+        assert database.execute("SELECT name FROM sqlite_schema").fetchall() == [("birds",)]
+
+
+def test_nothing_is_moved_from_a_mistyped_database(shell: Shell, tmp_path: Path) -> None:
+    """A move from where nothing is says so, and makes neither of the two databases."""
+    old, new = tmp_path / "typo.db", tmp_path / "new.db"
+    moved = shell.call("move", "--from", f"sqlite:///{old}", "--to", f"sqlite:///{new}")
+
+    assert moved.returncode == ExitCode.DECLINED
+    assert f"there is no database at {old}" in moved.stderr
+    assert not old.exists()
+    assert not new.exists()
+
+
+def test_machine_without_a_job_yet_has_an_empty_queue(shell: Shell) -> None:
+    """The database of the state folder may be a new one: nobody has named it."""
+    asked, recovered = shell.call("queue"), shell.call("recover")
+
+    assert (asked.returncode, asked.stdout) == (0, "no unfinished attempt\n")
+    assert (recovered.returncode, recovered.stdout) == (0, "nothing to recover\n")
+
+
 def test_doctor_names_what_is_missing(shell: Shell) -> None:
     """`doctor` exits 1 and says in words what is wrong with the configuration."""
     ended = shell.call("doctor", ENABLED="1", REPOS="shop", TIMEOUT_SECONDS="soon")

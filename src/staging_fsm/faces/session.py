@@ -86,11 +86,11 @@ class Session:
 def open_session(
     db_url: str | None, variables: Mapping[str, str] | None = None, *, create: bool = True
 ) -> Session:
-    """Open the orchestrator's database, creating it where it is a new SQLite file.
+    """Open the orchestrator's database, with `create` making its tables where they are missing.
 
     Raises ConfigInvalidError for settings that cannot be used, the address among them, and
     RefusedError where the database cannot be reached, no driver for it is installed, or,
-    without `create`, there is none.
+    without `create`, there is none: a mistyped address is no orchestrator without jobs.
     """
     variables = os.environ if variables is None else variables
     state = StateDir(state_dir(variables))
@@ -104,7 +104,11 @@ def open_session(
         message = f"there is no database at {file}, and in a new one there would be nothing to see"
         raise RefusedError(message)
     try:
-        store.create_schema()
+        if create:
+            store.create_schema()
+        elif not store.has_schema():
+            message = f"the database {address.database} has no table 'jobs': it is another one"
+            raise RefusedError(message)
     except sa.exc.DatabaseError as error:
         message = f"the database cannot be reached: {str(error.orig).strip()}"
         raise RefusedError(message) from error

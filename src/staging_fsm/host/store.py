@@ -206,8 +206,15 @@ class SqlHostStore:
             connection.exec_driver_sql(lock if self._is_postgresql else "BEGIN IMMEDIATE")
             yield connection
 
+    def has_schema(self) -> bool:
+        """Say whether the table of jobs is there."""
+        return sa.inspect(self.engine).has_table("jobs")
+
     def create_schema(self) -> None:
         """Create the tables where they are missing. Safe when several workers start at once."""
+        if self.has_schema():
+            # Nobody who only looks has to wait for whoever writes.
+            return
         with self._alone() as connection:
             if not sa.inspect(connection).has_table("jobs"):
                 for statement in _statements(SCHEMA_FILE.read_text(encoding="utf-8")):

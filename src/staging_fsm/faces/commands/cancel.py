@@ -12,7 +12,7 @@ from staging_fsm.faces.session import open_session
 @db_option
 def cancel(job: int, db: str | None) -> None:
     """Stop an attempt: its suite is stopped, nothing is judged, the job ends as cancelled."""
-    session = open_session(db)
+    session = open_session(db, create=db is None)
     if is_fleet_session(session):
         fleet = open_fleet(session)
         from staging_fsm.fleet import requests  # noqa: PLC0415  # the extra "fleet"

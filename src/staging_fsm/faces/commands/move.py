@@ -16,5 +16,6 @@ def move(source: str | None, target: str) -> None:
     job is in work. End every worker of the old database before, and put it away after:
     what waits is in both.
     """
-    moved = move_rows(open_session(source).store.engine, open_session(target).store.engine)
+    old = open_session(source, create=False)
+    moved = move_rows(old.store.engine, open_session(target).store.engine)
     click.echo("moved: " + ", ".join(f"{count} {table}" for table, count in moved.items()))

@@ -26,7 +26,9 @@ _INDENT: Final = " " * 5
 @json_option
 def queue(db: str | None, *, as_json: bool) -> None:
     """Show every unfinished attempt: state, run, time, what is next, and why."""
-    block = staging_runner_block(open_session(db).rows, os.environ)
+    # The machine's own database may be a new one; one that was named may be mistyped.
+    session = open_session(db, create=db is None)
+    block = staging_runner_block(session.rows, os.environ)
     if as_json:
         click.echo(json.dumps(QueueDocument(staging_runner=block)))
         return

@@ -16,7 +16,7 @@ from staging_fsm.faces.session import Session, open_session, stored_attempt
 @json_option
 def recover(db: str | None, *, as_json: bool) -> None:
     """Take up every attempt whose worker is gone, and drive it on."""
-    session = open_session(db)
+    session = open_session(db, create=db is None)
     if is_fleet_session(session):
         _redeliver(session, as_json=as_json)
         return
