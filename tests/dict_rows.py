@@ -107,7 +107,8 @@ class DictRows:
         """End the job as cancelled, if `snapshot` is still stored."""
         with self.transaction() as tx:
             found = self.fenced(tx, job_id, snapshot.attempt_id, snapshot.version)
-            found.status = "cancelled"
+            if not self.has_ended(found):
+                found.status = "cancelled"
 
     def has_ended(self, found: Document) -> bool:
         """Say whether a job neither waits nor is in work."""

@@ -352,7 +352,8 @@ class MemoryRows(_Connected):
 
         def change(tx: Transaction) -> None:
             record, _ = _fenced(tx, job_id, snapshot.attempt_id, snapshot.version)
-            tx.change(attrs.evolve(record, status="cancelled"))
+            if record.status in UNFINISHED:
+                tx.change(attrs.evolve(record, status="cancelled"))
 
         self._write("cancel", change, None)
 

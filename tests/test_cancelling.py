@@ -1,6 +1,7 @@
 """Cancelling: nothing is judged, nothing is left running, and nothing else is touched."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -85,6 +86,68 @@ def test_only_staging_jobs_can_be_cancelled(desk: Desk, stage: str) -> None:
     assert desk.raw_row() == before
 
 
+def test_job_in_work_without_an_attempt_is_not_cancelled(desk: Desk) -> None:
+    """A claimed job without an attempt may be in an agent's hands: it is refused, and untouched."""
+    desk.claim()
+    before = desk.raw_row()
+
+    with pytest.raises(
+        RefusedError, match=r"is running without an attempt.* an agent may be at it"
+    ):
+        desk.staging.cancel(desk.job_id)
+
+    assert desk.raw_row() == before
+
+
+@pytest.mark.parametrize("status", ["done", "cancelled"])
+def test_job_that_has_ended_without_an_attempt_is_not_cancelled(desk: Desk, status: str) -> None:
+    """What an agent has brought to its end, or a person has ended, is not ended anew."""
+    desk.write("status", status)
+    before = desk.raw_row()
+
+    with pytest.raises(RefusedError, match=rf"is {status} without an attempt.* it neither waits"):
+        desk.staging.cancel(desk.job_id)
+
+    assert desk.raw_row() == before
+
+
+def test_declined_job_is_not_cancelled(desk: Desk) -> None:
+    """A job that the runner has declined is its agent's, and a cancellation changes nothing."""
+    desk.set("INFRA_RETRIES", "many")
+    desk.claim()
+    desk.launch()
+    before = desk.raw_row()
+
+    with pytest.raises(TransitionRefusedError, match="not allowed in LLM_FALLBACK"):
+        desk.staging.cancel(desk.job_id)
+
+    assert desk.raw_row() == before
+
+
+def test_suite_of_a_job_that_was_ended_by_its_status_is_stopped(desk: Desk) -> None:
+    """Who ended a job by its status alone still stops its suite, and the status stays his."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    desk.write("status", "done")
+
+    assert desk.staging.cancel(desk.job_id).state is State.CANCELLED
+    assert desk.raw_row()["status"] == "done"
+
+
+@pytest.mark.parametrize("status", ["running", "done"])
+def test_claimant_that_starts_no_agent_cancels_before_the_first_run(
+    desk: Desk, status: str
+) -> None:
+    """Who has claimed a job and has no agent at it may cancel it at once, unless it has ended."""
+    desk.claim()
+    desk.write("status", status)
+    runner, has_ended = desk.staging.runner, status == "done"
+    ending = pytest.raises(RefusedError, match="it neither waits") if has_ended else nullcontext()
+    with ending:
+        assert cancel_in_the_end(runner, desk.job_id, lambda _: None, lambda: True)
+
+    assert desk.raw_row()["status"] == ("done" if has_ended else "cancelled")
+
+
 def test_damaged_attempt_cannot_be_cancelled(desk: Desk) -> None:
     """A person who cancels a damaged attempt is told what is wrong with it."""
     desk.write_metadata('{"staging_runner": 17}')
@@ -95,7 +158,6 @@ def test_damaged_attempt_cannot_be_cancelled(desk: Desk) -> None:
 
 def test_cancellation_before_the_first_run_is_ended_by_recovery(desk: Desk) -> None:
     """A job that was cancelled before its first run ends, also where its worker died over it."""
-    desk.claim()
     desk.break_part("rows.cancel", OSError("boom"))
     with pytest.raises(OSError, match="boom"):
         desk.staging.cancel(desk.job_id)
@@ -131,11 +193,11 @@ def test_cancelled_deferral_is_reaped(desk: Desk) -> None:
 
 def test_cancellation_that_was_not_finished_is_no_opened_job(desk: Desk) -> None:
     """A launch ends a job whose cancellation was broken off, and alarms nobody for it."""
-    desk.claim()
     desk.break_part("rows.cancel", OSError("boom"))
     with pytest.raises(OSError, match="boom"):
         desk.staging.cancel(desk.job_id)
     desk.staging = desk.new_worker()
+    desk.claim()
 
     assert desk.launch().ruling is Ruling.TAKEN
     assert (desk.alerts(), desk.raw_row()["status"]) == ([], "cancelled")
@@ -144,7 +206,6 @@ def test_cancellation_that_was_not_finished_is_no_opened_job(desk: Desk) -> None
 @pytest.mark.parametrize("living", [True, None])
 def test_cancellation_in_other_hands_is_left_to_them(desk: Desk, *, living: bool | None) -> None:
     """Recovery ends no job whose run another worker, which lives or might, is about to reap."""
-    desk.claim()
     desk.break_part("rows.cancel", OSError("boom"))
     with pytest.raises(OSError, match="boom"):
         desk.staging.cancel(desk.job_id)
@@ -162,7 +223,6 @@ def test_cancellation_in_other_hands_is_left_to_them(desk: Desk, *, living: bool
 )
 def test_cancelled_job_starts_nobody(desk: Desk, broken: str | None, expected: Ruling) -> None:
     """A launch that comes after a cancellation starts no agent, whatever goes wrong with it."""
-    desk.claim()
     desk.staging.cancel(desk.job_id)
     if broken is not None:
         desk.break_part(broken, OSError("boom"))
@@ -178,10 +238,10 @@ def answer_first(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Asked:
     def ask(*errors: Exception) -> tuple[bool, list[float]]:
         waits, left = list[float](), [*errors]
 
-        def fail_first(runner: StagingRunner, job_id: Any) -> Snapshot:
+        def fail_first(runner: StagingRunner, job_id: Any, *how: Any) -> Snapshot:
             if left:
                 raise left.pop(0)
-            return cancel(runner, job_id)
+            return cancel(runner, job_id, *how)
 
         monkeypatch.setattr(cancelling, "cancel", fail_first)
         return cancel_in_the_end(desk.staging.runner, desk.job_id, waits.append), waits

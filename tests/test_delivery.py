@@ -18,8 +18,8 @@ from desk import fill_the_disk
 from fleets import PATIENT, FleetStand, await_that, fleet_stand, present_machine, with_agent
 from hosts import git
 from staging_fsm.core.artifact import written
-from staging_fsm.core.errors import RefusedError
-from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
+from staging_fsm.core.errors import NothingToCancelError, RefusedError
+from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import RunCondition
 from staging_fsm.core.snapshot import Snapshot
@@ -44,7 +44,7 @@ from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.database import CLIENT_KEEPALIVE, open_database
-from staging_fsm.host.launcher import AGENT_MARK, Host
+from staging_fsm.host.launcher import AGENT_MARK, Host, staging_intercept
 from staging_fsm.host.pipeline import work_item_dir
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from trails import CLAIM, ERROR, WAIT, walked
@@ -284,6 +284,30 @@ def test_only_jobs_of_its_stage_are_cancelled(fleet: FleetStand) -> None:
     with pytest.raises(RefusedError, match="development"):
         fleet.cancel(job)
     assert fleet.row(job).status == QUEUED
+
+
+@pytest.mark.parametrize("status", ["running", "done"])
+def test_job_that_an_agent_has_or_had_is_not_cancelled(fleet: FleetStand, status: str) -> None:
+    """Of a job without an attempt no worker is asked to stop: it is refused, and at once."""
+    job = fleet.submit("shop", "WI-1")
+    assert fleet.desk.store.claim_next(fleet.desk.clock.now(), "one-0a1b/a:b:c/1/2", job)
+    with fleet.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE jobs SET status = :status"), {"status": status})
+
+    with pytest.raises(NothingToCancelError, match=f"job {job} is {status} without an attempt"):
+        fleet.cancel(job)
+    assert fleet.row(job).status == status
+
+
+def test_worker_that_is_asked_to_stop_an_agents_job_goes_on(fleet: FleetStand) -> None:
+    """A request to stop that comes for a job without an attempt, late, ends no worker."""
+    job = fleet.submit("shop", "WI-1")
+    assert fleet.desk.store.claim_next(fleet.desk.clock.now(), "one-0a1b/a:b:c/1/2", job)
+    delivery = Delivery(fleet.desk, job, "shop")
+    delivery._staging = staging_intercept(fleet.desk.store, fleet.desk.clock, {})
+    delivery.cancel()
+
+    assert fleet.row(job).status == RUNNING
 
 
 def test_branch_of_a_work_item_is_the_one_that_is_configured(

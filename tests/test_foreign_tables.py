@@ -25,9 +25,11 @@ from staging_fsm.core.errors import (
     SnapshotRefusedError,
     StaleSnapshotError,
 )
-from staging_fsm.core.jobs import SNAPSHOT_KEY
+from staging_fsm.core.jobs import SNAPSHOT_KEY, Place
 from staging_fsm.core.snapshot import Artifact, dump_snapshot
+from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time
+from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.effects import rows as rows_module
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.database import open_database
@@ -648,6 +650,34 @@ def test_status_may_be_an_enumeration_or_a_number(make_foreign: Callable[[str], 
     assert [row.status for row in rows.unfinished()] == ["running"]
     rows.cancel("j-1", attempt(1))
     assert foreign.ask('"Condition"') == 9
+
+
+@pytest.mark.parametrize("status", ["BUSY", "FINISHED", "ON_HOLD", "STOPPED", None])
+def test_job_that_an_agent_of_the_host_has_or_had_is_not_cancelled(
+    foreign: Foreign, tmp_path: Path, status: str | None
+) -> None:
+    """A host's job without an attempt is cancelled while it waits, and by no other word of his."""
+    state = {"ORCH_STAGING_RUNNER_STATE_DIR": str(tmp_path / "state")}
+    staging = StagingIntercept.for_host(
+        foreign.create(), lambda _row, _tx: True, lambda _row: Place(tmp_path, tmp_path), state
+    )
+    foreign.set('"Condition" = :status', status=status)
+    with pytest.raises(RefusedError, match="without an attempt, and was not cancelled"):
+        staging.cancel("j-1")
+    assert (foreign.ask('"Condition"'), foreign.ask("extra")) == (status, None)
+    foreign.set("\"Condition\" = 'WAITING'")
+
+    assert staging.cancel("j-1").state is State.CANCELLED
+    assert foreign.ask('"Condition"') == "STOPPED"
+
+
+def test_attempt_whose_job_the_host_has_ended_is_cancelled_beside_it(foreign: Foreign) -> None:
+    """A host's own word for a job that neither waits nor is in work stays as the host wrote it."""
+    rows = foreign.create(status="FINISHED")
+    rows.save("j-1", attempt(1))
+    rows.cancel("j-1", attempt(1))
+
+    assert foreign.ask('"Condition"') == "FINISHED"
 
 
 def test_status_word_of_the_host_that_is_none_of_ours_is_passed_through(foreign: Foreign) -> None:

@@ -429,6 +429,19 @@ def test_cancel_ends_the_job(kit: Kit) -> None:
     assert kit.store.claim_next(LATER, "w") is None
 
 
+def test_job_that_has_ended_otherwise_is_not_cancelled(kit: Kit) -> None:
+    """A job that its gate or a person has ended keeps its status, whoever cancels its attempt."""
+    kit.add("{}", status="done")
+    kit.rows.save(JOB, attempt(1))
+    before = kit.raw()
+
+    kit.rows.cancel(JOB, attempt(1))
+    with pytest.raises(StaleSnapshotError):
+        kit.rows.cancel(JOB, attempt(2))
+
+    assert kit.raw() == before
+
+
 @pytest.mark.parametrize("version", [0, 1, 3])
 def test_requeue_and_cancel_of_a_worker_that_lost_its_claim_change_nothing(
     kit: Kit, version: int

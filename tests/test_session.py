@@ -215,6 +215,34 @@ def test_what_cannot_be_cancelled_from_here_is_waited_for_no_more(
         driver.drive()
 
 
+def test_interrupted_drive_leaves_a_job_to_the_agent_that_has_it(
+    session: Session, repository: Path
+) -> None:
+    """Who interrupts a wait for another's job is told who is at it, and waits no more."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    session.store.claim_next(session.clock.now(), "elsewhere:boot:1/4711/1", job_id)
+    before = session.store.job(job_id)
+    driver = AttemptDriver(session, session.staging(), job_id)
+    driver.waiting = lambda _row, _snapshot: driver.cancel()
+
+    with pytest.raises(RefusedError, match="is running without an attempt"):
+        driver.drive()
+    assert session.store.job(job_id) == before
+
+
+def test_interrupted_drive_cancels_what_it_has_claimed_itself(
+    session: Session, repository: Path
+) -> None:
+    """Who interrupts a drive before its first run has begun has the job cancelled, and no run."""
+    job_id = staging_job(session, session.store.register(repository), "WI-1")
+    session.store.claim_next(session.clock.now(), session.worker, job_id)
+    driver = AttemptDriver(session, session.staging(), job_id)
+    driver.cancel()
+
+    assert driver.drive() is None
+    assert session.rows.load(job_id).status == "cancelled"
+
+
 def test_address_of_the_option_goes_before_that_of_the_environment(tmp_path: Path) -> None:
     """A database that is named on the command line is the one that is opened."""
     said, meant = (f"sqlite:///{tmp_path}/{name}.db" for name in ("said", "meant"))

@@ -92,9 +92,18 @@ def refused_once() -> tuple[World, Task, Worker]:
 
 
 def test_agent_of_a_job_that_was_cancelled_unseen_moves_nothing() -> None:
-    """Where a row cannot be read an agent may start for a cancelled job, and it ends nothing."""
-    world, launch, cancelling = refused_once()
+    """Where a row cannot be read an agent may start for a job that is cancelled as it is claimed.
+
+    It ends nothing.
+    """
+    world = World(Shape(machines=("m:boot:1", "m:boot:1"), older_artifact=False))
+    claiming, cancelling = world.workers
+    # The cancellation has seen the job wait, and comes to write after it was claimed.
     cancel = world.begin(cancelling, Doing.CANCEL, 1)
+    stand_at(world, cancel, "save T15")
+    launch = world.begin(claiming, Doing.WORK, 1)
+    stand_at(world, launch, "load")
+    world.advance(launch, Fate.REFUSED)
     while not cancel.dead:
         world.advance(cancel)
     stand_at(world, launch, "load")

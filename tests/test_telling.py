@@ -23,8 +23,9 @@ from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.files import sha256_of_file
 from staging_fsm.effects.processes import this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
-from staging_fsm.host.launcher import launch_job
+from staging_fsm.host.launcher import Host, finish_job, launch_job
 from staging_fsm.host.settings import load_host_settings
+from staging_fsm.host.store import Job
 from staging_fsm.host.worker import Worker
 
 OF_ANOTHER = "the gate opened, but the artifact it read is not the one that was written"
@@ -74,6 +75,26 @@ def test_agent_that_cannot_be_started_is_told_of(desk: Desk, stage: str) -> None
     assert "could not be launched for WI-2, and the job stays claimed" in text
     assert "/nowhere/agent" in text
     assert desk.kit.store.job(job_id).status == "running"
+
+
+@pytest.mark.parametrize("status", ["cancelled", "done"])
+def test_agent_that_comes_after_the_end_of_its_job_is_told_of(desk: Desk, status: str) -> None:
+    """A person who ended a job is told of what its agent left, and not to queue the job again."""
+    job_id, heard = desk.kit.add("testing", "WI-2"), Heard()
+    host = attrs.evolve(desk.kit.host, staging=desk.staging)
+    desk.engine.alerts = heard
+
+    def launch(host: Host, job: Job) -> None:
+        desk.kit.set_status(job.id, status)
+        finish_job(host, job, 0)
+
+    Worker(host, str(this_process()), launch).run_one(job_id)
+
+    [(kind, about, text, _)] = heard.alerts
+    assert (kind, about) == (AlertKind.INTERNAL_ERROR, job_id)
+    assert "WI-2 has not moved: its job had ended before agent agent did" in text
+    assert "queued" not in text
+    assert desk.kit.store.job(job_id).status == status
 
 
 def test_agent_that_nobody_can_end_is_told_of(desk: Desk) -> None:

@@ -83,6 +83,24 @@ class RefusedError(StagingError):
     """What was asked for is refused, and nothing was changed."""
 
 
+class NothingToCancelError(RefusedError):
+    """A job without an attempt is in work, or has ended: it is none of the runner's to cancel."""
+
+    def __init__(self, job_id: object, status: str, *, in_work: bool) -> None:
+        """Keep the job, and its status."""
+        self.job_id, self.status = job_id, status
+        what = "it neither waits nor is in work, and nothing of it could be stopped"
+        if in_work:
+            what = (
+                "somebody has claimed it, and an agent may be at it, which no cancellation would"
+                " stop: end that agent and the job by the means of their orchestrator, or ask"
+                " again once it has an attempt"
+            )
+        super().__init__(
+            f"job {job_id} is {status} without an attempt, and was not cancelled: {what}"
+        )
+
+
 class RunRefusedError(RefusedError):
     """A run was refused before anything was started: there is no verdict, and no run was spent."""
 

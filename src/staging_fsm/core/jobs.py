@@ -102,7 +102,7 @@ class JobRows(Protocol):
     def cancel(self, job_id: Any, snapshot: "Snapshot") -> None:
         """End the job as cancelled, if `snapshot` is still stored.
 
-        Raises StaleSnapshotError.
+        One that has ended already stays as it is. Raises StaleSnapshotError.
         """
         ...
 

@@ -7,8 +7,13 @@ is the worker's name.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from staging_fsm.core.errors import RefusedError, StaleSnapshotError, TransitionRefusedError
-from staging_fsm.core.jobs import JobRow
+from staging_fsm.core.errors import (
+    NothingToCancelError,
+    RefusedError,
+    StaleSnapshotError,
+    TransitionRefusedError,
+)
+from staging_fsm.core.jobs import QUEUED, RUNNING, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import TRANSITIONS, Event, State, reachable
 from staging_fsm.drive.engine import Step
@@ -37,11 +42,32 @@ def refuse_other_stage(row: JobRow, stage: str) -> None:
         raise RefusedError(message)
 
 
-def cancel(runner: "StagingRunner", job_id: Any) -> Snapshot:
-    """Stop an attempt, as `StagingIntercept.cancel` says."""
+def refuse_without_attempt(row: JobRow, snapshot: Snapshot | None) -> None:
+    """Raise NothingToCancelError for a job that does not wait, and has no attempt.
+
+    An agent has it, or had it: a cancellation would end the job and not the agent.
+    """
+    if snapshot is None and row.status != QUEUED:
+        raise NothingToCancelError(row.id, row.status, in_work=row.status == RUNNING)
+
+
+def _nobodys() -> bool:
+    return False
+
+
+def cancel(
+    runner: "StagingRunner", job_id: Any, is_claimed_here: Callable[[], bool] = _nobodys
+) -> Snapshot:
+    """Stop an attempt, as `StagingIntercept.cancel` says.
+
+    `is_claimed_here` says whether whoever asks has claimed the job, and starts no agent for
+    it: then it may be cancelled before its attempt has begun.
+    """
     row = runner.engine.rows.load(job_id)
     refuse_other_stage(row, runner.stage)
     snapshot = row.snapshot()
+    if not (row.status == RUNNING and is_claimed_here()):
+        refuse_without_attempt(row, snapshot)
     if snapshot and snapshot.state is State.RUNNING and runner.liveness(snapshot.worker) is None:
         message = (
             f"job {job_id} runs on another machine, or in another container, under worker"
@@ -62,7 +88,10 @@ def cancel_at(runner: "StagingRunner", row: JobRow, snapshot: Snapshot | None) -
 
 
 def cancel_in_the_end(
-    runner: "StagingRunner", job_id: Any, wait: Callable[[float], object]
+    runner: "StagingRunner",
+    job_id: Any,
+    wait: Callable[[float], object],
+    is_claimed_here: Callable[[], bool] = _nobodys,
 ) -> bool:
     """Stop an attempt, asking again while it moves, and say whether it was; once judged it is not.
 
@@ -71,7 +100,7 @@ def cancel_in_the_end(
     """
     for _ in range(CANCEL_TRIES):
         try:
-            cancel(runner, job_id)
+            cancel(runner, job_id, is_claimed_here)
         except StaleSnapshotError:
             continue
         except TransitionRefusedError as error:

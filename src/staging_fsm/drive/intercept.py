@@ -272,9 +272,11 @@ class StagingIntercept:
         """Stop an attempt: nothing is judged, and the job ends as cancelled.
 
         Raises TransitionRefusedError where the table allows it no more,
-        StaleSnapshotError if the attempt moved at the same moment: ask again, and
-        RefusedError for a job of another stage, or one whose suite runs on another
-        machine: from here it could not be stopped.
+        StaleSnapshotError if the attempt moved at the same moment: ask again,
+        SnapshotRefusedError for an attempt that cannot be read, and RefusedError for a
+        job of another stage, one whose suite runs on another machine, since from here it
+        could not be stopped, and one that has no attempt and does not wait either: an
+        agent may be at it, or it has ended.
         """
         from staging_fsm.drive.cancelling import cancel  # noqa: PLC0415  # seldom needed
 

@@ -306,11 +306,17 @@ class SqlRows:
     def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
         """End the job as cancelled, if `snapshot` is still stored.
 
-        Raises StaleSnapshotError, and ConfigInvalidError where the table does not take it.
+        One that has ended already, however, stays as it is. Raises StaleSnapshotError, and
+        ConfigInvalidError where the table does not take it.
         """
         values = {self._host.columns["status"]: self._host.statuses["cancelled"]}
+        expected, is_open = _stored(snapshot), self._host.unfinished
         with self.transaction() as connection:
-            self._write(connection, job_id, _stored(snapshot), values)
+            try:
+                self._write(connection, job_id, expected, values, is_open)
+            except StaleSnapshotError:
+                if not self._holds(connection, job_id, expected, sa.not_(is_open)):
+                    raise
 
     def _within(self, tx: Connection | None) -> AbstractContextManager[Connection]:
         return self.transaction() if tx is None else nullcontext(tx)

@@ -190,15 +190,16 @@ class AttemptDriver:
     accept: Callable[[Snapshot], None] = lambda _snapshot: None
     #: Whether the attempt is the one that was asked for.
     _is_accepted: bool = attrs.field(default=False, init=False)
-    #: Why it could not be cancelled from here.
+    #: Why it was not cancelled when that was asked for: it is not ours to stop.
     _refusal: RefusedError | None = attrs.field(default=None, init=False)
 
     def drive(self) -> Decision | None:
         """Return None when the attempt is terminal, else why it cannot be driven.
 
         Raises what `accept` and `waiting` raise, RefusedError for a job that was opened
-        again, has ended without an attempt, or could not be cancelled while it was waited
-        for, and RunRefusedError where an agent that a dead worker left cannot be ended.
+        again or has ended without an attempt, or that was to be cancelled while somebody
+        has it who cannot be stopped from here, and RunRefusedError where an agent that a
+        dead worker left cannot be ended.
         """
         while True:
             row = self.session.rows.load(self.job_id)
@@ -225,6 +226,8 @@ class AttemptDriver:
                     f" {snapshot.state}. Set its status to done, and ask again"
                 )
                 raise RefusedError(message)
+            if self._refusal is not None:
+                raise self._refusal
             decision = self._launch(row, snapshot)
             if decision is None:
                 self.waiting(row, snapshot)
@@ -297,15 +300,21 @@ class AttemptDriver:
     def cancel(self) -> None:
         """Cancel the attempt, unless it is too late, and have whoever waits for it look again.
 
-        One that cannot be cancelled from here is waited for no more.
+        What is not ours to stop is left alone, and not waited for any more.
         """
         try:
-            if not cancel_in_the_end(self.staging.runner, self.job_id, threading.Event().wait):
-                return
+            has_ended = cancel_in_the_end(
+                self.staging.runner, self.job_id, threading.Event().wait, self._is_claimed_here
+            )
         except RefusedError as error:
-            self._refusal = error
-        # Nobody waits after that: woken any earlier, a drive that goes on never would again.
-        self.session.clock.wake()
+            self._refusal, has_ended = error, True
+        if has_ended:
+            # Nobody waits after that: woken any earlier, a drive that goes on never would again.
+            self.session.clock.wake()
+
+    def _is_claimed_here(self) -> bool:
+        # This process starts no agent: what it has claimed is its own to end.
+        return self.session.store.job(self.job_id).claimed_by == self.session.worker
 
 
 def place_in(session: Session, folder: Path) -> Callable[[JobRow], Place]:

@@ -6,6 +6,7 @@ is nobody's any more when we hold its fence: nothing of its suite is alive, and
 whatever that worker still tries is refused by the compare-and-swap of the row.
 """
 
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -18,6 +19,7 @@ from staging_fsm.core.config import alert_urls, load_config
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     MachineUnfitError,
+    NothingToCancelError,
     PreparationError,
     SnapshotRefusedError,
 )
@@ -327,7 +329,9 @@ class Delivery:
         wait = self.fleet.clock.wait
         for _ in range(CANCEL_TRIES):
             if self._staging is not None:
-                cancel_in_the_end(self._staging.runner, self.job_id, wait)
+                # Without an attempt, an agent is at the job: it is not the runner's to stop.
+                with contextlib.suppress(NothingToCancelError):
+                    cancel_in_the_end(self._staging.runner, self.job_id, wait)
                 return
             wait(CANCEL_PAUSE_SECONDS)
 

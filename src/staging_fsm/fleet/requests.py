@@ -7,7 +7,12 @@ from staging_fsm.core.errors import UnansweredError
 from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
-from staging_fsm.drive.cancelling import cancel_at, is_beyond, refuse_other_stage
+from staging_fsm.drive.cancelling import (
+    cancel_at,
+    is_beyond,
+    refuse_other_stage,
+    refuse_without_attempt,
+)
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.fleet.fleet import Fleet
 
@@ -22,8 +27,9 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
     A job that waits is cancelled at once. For one in work its worker is asked, by
     the engine, and asked again if another one has taken it up meanwhile. Raises
     TransitionRefusedError where the table allows it no more, StaleSnapshotError if
-    the attempt moved at the same moment, RefusedError for a job of another stage,
-    and UnansweredError where no worker answered in time: it is asked to stop all the same.
+    the attempt moved at the same moment, RefusedError for a job of another stage, or
+    one in work or ended that has no attempt, and UnansweredError where no worker
+    answered in time: it is asked to stop all the same.
     """
     deadline = time.monotonic() + fleet.settings.stalled_seconds + CANCEL_MARGIN_SECONDS
     asked = False
@@ -31,6 +37,7 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
         row = fleet.rows.load(job_id)
         refuse_other_stage(row, STAGE)
         snapshot = row.snapshot()
+        refuse_without_attempt(row, snapshot)
         if asked and snapshot is not None and snapshot.state is State.CANCELLED:
             return snapshot
         if row.status == QUEUED or (snapshot and is_beyond(snapshot.state)):

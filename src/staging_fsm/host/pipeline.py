@@ -52,7 +52,7 @@ class EndedJob(Protocol):
 
 
 class JobAlreadyEndedError(RuntimeError):
-    """The job is not running, so its gate was initiated before: nothing may move twice."""
+    """The job is not running: its gate was initiated before, or a person ended it."""
 
 
 def work_item_dir(repository: Path, work_item: str) -> Path:
@@ -73,11 +73,13 @@ def initiate_gate(
 
     `exit_code` is the producer's, and only counts for stages without an artifact.
     A failure costs one developer retry; with none left the work item is blocked
-    for a person. Raises JobAlreadyEndedError if this job's gate was initiated
-    before: that check is also the write that makes a second caller wait.
+    for a person. Raises JobAlreadyEndedError if this job has ended, by its gate or
+    a person: that check is also the write that makes a second caller wait.
     """
     if not store.finish_job(tx, job.id, now):
-        message = f"job {job.id} is not running: its gate was initiated before"
+        message = (
+            f"job {job.id} is not running: its gate was initiated before, or a person ended it"
+        )
         raise JobAlreadyEndedError(message)
     gate = ARTIFACT_GATES.get(job.stage)
     opened = gate(folder) if gate else exit_code == 0

@@ -12,6 +12,7 @@ import attrs
 from staging_fsm.core.errors import in_words
 from staging_fsm.drive.recovery import Liveness, worker_is_alive
 from staging_fsm.host.launcher import Host, end_agent_of_dead, launch_job
+from staging_fsm.host.pipeline import JobAlreadyEndedError
 from staging_fsm.host.store import Job
 
 if TYPE_CHECKING:
@@ -140,6 +141,14 @@ class Worker:
     def _launch(self, job: Job) -> None:
         try:
             self.launch(self.host, job)
+        except JobAlreadyEndedError:
+            words = (
+                f"{job.work_item} has not moved: its job had ended before agent {job.agent} did,"
+                " so no gate was asked. What the agent has left is there still: look at it"
+                " before the work item goes on"
+            )
+            _LOG.error("job %s: %s", job.id, words)
+            self._tell(job, words)
         except Exception as error:  # noqa: BLE001  # one broken launch must not end the worker
             _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
             words = (
