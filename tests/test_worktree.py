@@ -689,6 +689,61 @@ def test_link_of_a_commit_is_one_in_its_checkout(site: Site) -> None:
         bind_revision(site.repository, IN_PLACE)
 
 
+def test_mode_is_part_of_a_commit_whatever_git_was_told(site: Site) -> None:
+    """A file that became executable is a change, though git was told to look at no modes."""
+    git(site.repository, "config", "core.fileMode", "false")
+    unmoved = site.run("true")
+    shutil.rmtree(site.state.root)
+    moved = site.run("chmod +x shop.py")
+    (site.repository / "shop.py").chmod(0o755)
+
+    assert (unmoved.tree_changed, moved.tree_changed) == (False, True)
+    with pytest.raises(RunRefusedError, match="uncommitted"):
+        bind_revision(site.repository, IN_PLACE)
+
+
+def test_executable_file_of_a_commit_is_one_in_its_checkout(site: Site) -> None:
+    """A suite may start what its commit has as a program, on whatever share the repository lies."""
+    (site.repository / "tool.sh").touch()
+    (site.repository / "tool.sh").chmod(0o755)
+    git(site.repository, "add", "tool.sh")
+    git(site.repository, "commit", "--quiet", "-m", "A tool.")
+    git(site.repository, "config", "core.fileMode", "false")
+
+    facts = site.run("./tool.sh")
+
+    assert facts.exit_code == 0
+    assert not facts.tree_changed
+
+
+@pytest.mark.parametrize("marks", UNSEEN, ids="-".join)
+@pytest.mark.parametrize(
+    ("name", "deed", "changes"),
+    [
+        ("shop.py", "cp shop.py x; mv x shop.py", False),
+        ("shop.py", "chmod +x shop.py", True),
+        ("shop.py", "cp shop.py x; ln -sf x shop.py", True),
+        ("shop.py", "rm shop.py; mkfifo shop.py", True),
+        ("link", "ln -sf shop.py link", False),
+        ("link", "cp shop.py x; ln -sf x link", True),
+        ("link", "rm link; printf shop.py > link", True),
+    ],
+)
+def test_kind_of_a_file_that_git_was_told_not_to_see_is_compared(
+    site: Site, marks: list[str], name: str, deed: str, *, changes: bool
+) -> None:
+    """A hidden file has to be what was committed: a file or a link, executable or not."""
+    (site.repository / "link").symlink_to("shop.py")
+    commit(site.repository, "other.py", "")
+    for mark in marks:
+        git(site.repository, "update-index", mark, name)
+    before = tracked_changes(site.repository, filtered=True)
+    subprocess.run(["/bin/sh", "-c", deed], cwd=site.repository, check=True)
+    after = tracked_changes(site.repository, filtered=True)
+
+    assert (before, after != "") == ("", changes)
+
+
 def test_staged_change_is_a_change(site: Site) -> None:
     """A change that is staged and not committed makes a tree dirty too."""
     (site.repository / "new.py").write_text("")

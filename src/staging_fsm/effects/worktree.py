@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ _QUIET: Final = (
     *("-c", "core.symlinks=true"),
     # Whoever has all that is his signed is not there to unlock the key for what is ours.
     *("-c", "commit.gpgSign=false", "-c", "tag.gpgSign=false", "-c", "push.gpgSign=false"),
+    # A file that became executable is another, whatever is said of a share that knows no modes.
+    *("-c", "core.fileMode=true"),
 )
 #: How a remote may be reached is the operator's to say; everything else of git's is ours, and
 #: what is the orchestrator's own is nothing to a repository's filters.
@@ -63,6 +66,13 @@ _TRACKED_CHANGES: Final = (
 #: How `git ls-files -v` marks files whose changes git was told not to look for.
 _HIDDEN_MARKS: Final = ("h", "s", "S")
 _SUBMODULE_MODE: Final = "160000"
+_LINK_MODE: Final = "120000"
+#: Without and with the right to be executed by its owner: git knows of no other.
+_FILE_MODES: Final = ("100644", "100755")
+#: What a commit has of a file, and what it has of one that is not in it.
+_ModeAndDigest = tuple[str, str]
+_NOTHING: Final[_ModeAndDigest] = ("", "")
+_SHA256_DIGITS: Final = 64
 #: What a remote is reached by, where none may be: a partial clone would fetch what it lacks.
 _ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
@@ -284,11 +294,59 @@ def _hidden_changes(tree: Path, paths: list[str], settings: Mapping[str, str]) -
     changes = ""
     for begin in range(0, len(paths), _PATHS_AT_ONCE):
         some = paths[begin : begin + _PATHS_AT_ONCE]
-        now = run_git(tree, "hash-object", "--", *some, settings=settings)
-        committed = run_git(tree, "rev-parse", *(f"HEAD:{path}" for path in some), alone=True)
-        if now.returncode != 0 or now.stdout != committed.stdout:
-            changes += f"{some} {now.stdout}"
+        committed = _as_committed(tree, some)
+        now = _as_they_are(tree, some, committed, settings)
+        if now != committed:
+            changes += f"{some} {now}"
     return changes
+
+
+def _as_committed(tree: Path, paths: list[str]) -> list[_ModeAndDigest]:
+    """Return what the commit has of each of `paths`; nothing of one that it has not."""
+    listed = run_git(tree, "--literal-pathspecs", "ls-tree", "-z", "HEAD", *paths, alone=True)
+    found = {}
+    for line in filter(None, listed.stdout.split("\0")):
+        facts, _, path = line.partition("\t")
+        mode, _, digest = facts.split(" ")
+        found[path] = (mode, digest)
+    return [found.get(path, _NOTHING) for path in paths]
+
+
+def _as_they_are(
+    tree: Path, paths: list[str], committed: list[_ModeAndDigest], settings: Mapping[str, str]
+) -> list[_ModeAndDigest]:
+    """Return what is at each of `paths`, as git would commit it."""
+    modes = [_mode_of(tree / path) for path in paths]
+    files = [path for path, mode in zip(paths, modes, strict=True) if mode in _FILE_MODES]
+    # It would read what a link leads to.
+    read = run_git(tree, "hash-object", "--", *files, settings=settings) if files else None
+    digests = iter(read.stdout.split() if read is not None and read.returncode == 0 else [])
+    found = []
+    for path, mode, (_, wanted) in zip(paths, modes, committed, strict=True):
+        digest = next(digests, "") if mode in _FILE_MODES else ""
+        if mode == _LINK_MODE:
+            digest = _digest_of_link(tree / path, len(wanted))
+        found.append((mode, digest))
+    return found
+
+
+def _mode_of(path: Path) -> str:
+    """Return the mode that git knows a file or a link by; nothing for anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    if stat.S_ISLNK(mode):
+        return _LINK_MODE
+    return _FILE_MODES[bool(mode & stat.S_IXUSR)] if stat.S_ISREG(mode) else ""
+
+
+def _digest_of_link(path: Path, length: int) -> str:
+    """Return git's digest of the text of a link, of the kind that has that many digits."""
+    text = os.fsencode(path.readlink())
+    digest = hashlib.sha256() if length == _SHA256_DIGITS else hashlib.sha1(usedforsecurity=False)
+    digest.update(b"blob %d\0%s" % (len(text), text))
+    return digest.hexdigest()
 
 
 def _moved_submodule(tree: Path, path: str) -> str:
