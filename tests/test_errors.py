@@ -29,7 +29,7 @@ SAID = [
         {"problem": "it has no attempt id"},
         (
             "the staging_runner snapshot is refused: it has no attempt id; nothing was changed:"
-            " correct the row by hand, or remove the key to start afresh"
+            " correct the row by hand, or remove the key and queue the job again"
         ),
     ),
     (

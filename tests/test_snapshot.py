@@ -418,7 +418,7 @@ def refusal(value: object) -> str:
 
     assert str(refused.value) == (
         f"the staging_runner snapshot is refused: {refused.value.problem}; nothing was changed:"
-        " correct the row by hand, or remove the key to start afresh"
+        " correct the row by hand, or remove the key and queue the job again"
     )
     return refused.value.problem
 

@@ -43,7 +43,8 @@ from staging_fsm.drive.recovery import SILENCE_SECONDS, put_back
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
-from staging_fsm.host.launcher import staging_intercept
+from staging_fsm.host.launcher import Host, launch_job, staging_intercept
+from staging_fsm.host.store import Job, SqlHostStore
 from staging_fsm.host.worker import Worker
 
 
@@ -735,6 +736,102 @@ def test_job_whose_attempt_is_taken_up_is_claimed_by_nobody(desk: Desk) -> None:
 
     assert desk.state() is State.DEFERRED
     assert claims == [None, None]
+
+
+def worker_of(desk: Desk, launch: Callable[[Host, Job], object] = launch_job) -> Worker:
+    """Return the worker loop around the desk's runner."""
+    host = attrs.evolve(desk.kit.host, staging=desk.staging)
+    return Worker(host, str(this_process()), launch)
+
+
+def test_attempt_that_a_person_removed_is_begun_anew(desk: Desk) -> None:
+    """Who removes a damaged attempt need not queue its job: the living worker that has it does."""
+    desk.write_metadata('{"staging_runner": 17}')
+    living = worker_of(desk)
+    living.run_one(desk.job_id)
+    living.recover()
+    before = desk.raw_row()["status"]
+    desk.write_metadata("{}")
+    living.recover()
+
+    assert (before, desk.raw_row()["status"]) == ("running", "queued")
+    living.run_one(desk.job_id)
+    assert desk.state() is State.ADVANCED
+
+
+def test_job_without_an_attempt_is_left_to_whoever_has_it_in_hand(desk: Desk) -> None:
+    """A job whose attempt is about to begin is no removed one, though it was let go before."""
+    found: list[list[Job]] = []
+
+    def launch(_host: Host, _job: Job) -> None:
+        found.append(living.requeue_abandoned())
+
+    living = worker_of(desk, launch)
+    living.run_one(desk.job_id)
+    given_back = living.requeue_abandoned()
+    living.run_one(desk.job_id)
+
+    assert [job.id for job in given_back] == [desk.job_id]
+    assert found == [[], []]
+
+
+def test_job_that_another_thread_has_in_hand_is_not_given_back(desk: Desk) -> None:
+    """Of two launches of a job in one worker the first is at it, also once the second has ended."""
+    found: list[Job] = []
+    launched: list[str] = []
+
+    def launch(_host: Host, job: Job) -> None:
+        launched.append(job.updated_at)
+        if len(launched) == 1:
+            desk.write("status", "queued")
+            living.run_one(job.id)
+            found.extend(living.requeue_abandoned())
+
+    living = worker_of(desk, launch)
+    living.run_one(desk.job_id)
+
+    assert (len(launched), found) == (2, [])
+
+
+@pytest.mark.parametrize("what", ["no runner", "an error", "an attempt", "another stage"])
+def test_job_that_is_not_the_runners_to_begin_anew_stays_claimed(desk: Desk, what: str) -> None:
+    """Given back is what the runner had and a person took from it, and nothing else.
+
+    Neither a launch that failed, which a person looks at, nor what has an attempt.
+    """
+
+    def launch(_host: Host, _job: Job) -> None:
+        if what == "an error":
+            raise OSError
+
+    if what == "another stage":
+        desk.job_id = desk.kit.add("testing", "WI-2")
+    if what == "an attempt":
+        desk.write_metadata('{"staging_runner": {}}')
+    living = worker_of(desk, launch)
+    if what == "no runner":
+        living.host = attrs.evolve(living.host, staging=None)
+    living.run_one(desk.job_id)
+
+    assert living.requeue_abandoned() == []
+    assert desk.raw_row()["status"] == "running"
+
+
+def test_job_that_is_let_go_during_a_look_is_not_given_back_by_it(desk: Desk) -> None:
+    """What was read of a job before its launch had ended says nothing of what became of it."""
+
+    class Store(SqlHostStore):
+        """Has the worker claim and launch a job just before it is looked at."""
+
+        def running_jobs(self) -> list[Job]:
+            """Look."""
+            living.run_one(desk.job_id)
+            return super().running_jobs()
+
+    living = worker_of(desk, lambda _host, _job: None)
+    living.host = attrs.evolve(living.host, store=Store(desk.kit.store.engine))
+
+    assert living.requeue_abandoned() == []
 
 
 @pytest.mark.parametrize("tells", [False, True], ids=["unseen", "told"])

@@ -376,7 +376,8 @@ def test_worker_forgets_the_claims_of_jobs_that_have_ended(make_host: Maker) -> 
         kit.store.finish_job(tx, done, kit.host.clock.now())
 
     assert busy.requeue_abandoned() == []
-    assert set(busy._claimed) == {kept}
+    assert set(busy._claimed) == busy._let_go == {kept}
+    assert not busy._in_hand
 
 
 def test_claim_that_is_made_again_during_a_look_is_not_forgotten(make_host: Maker) -> None:

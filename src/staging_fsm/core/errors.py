@@ -43,7 +43,8 @@ class SnapshotRefusedError(StagingError):
         self.problem = problem
         super().__init__(
             f"the staging_runner snapshot is refused: {problem};"
-            " nothing was changed: correct the row by hand, or remove the key to start afresh"
+            " nothing was changed: correct the row by hand, or remove the key and queue the job"
+            " again"
         )
 
 

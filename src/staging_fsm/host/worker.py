@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from staging_fsm.core.errors import in_words
+from staging_fsm.core.jobs import STAGE
 from staging_fsm.drive.recovery import Liveness, worker_is_alive
+from staging_fsm.effects.metadata import our_document
 from staging_fsm.host.launcher import Host, end_agent_of_dead, launch_job
 from staging_fsm.host.pipeline import JobAlreadyEndedError
 from staging_fsm.host.store import Job
@@ -40,9 +43,13 @@ class Worker:
     end_agent: "Callable[[Clock, Job], bool]" = end_agent_of_dead
     #: When each job was claimed here last, as far as the answer of the store arrived.
     _claimed: dict[int, str] = attrs.field(factory=dict, init=False)
+    #: How many launches of each job are under way here, or are about to begin.
+    _in_hand: Counter[int] = attrs.field(factory=Counter, init=False)
+    #: Jobs whose last launch here came to its end without an error.
+    _let_go: set[int] = attrs.field(factory=set, init=False)
     #: How many claims have been asked for whose answers are under way.
     _asking: int = attrs.field(default=0, init=False)
-    #: Held over these two, and never while the store is asked.
+    #: Held over these four, and never while the store is asked.
     _books: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     #: When the last recovery began that did not fail.
     _recovered: datetime | None = attrs.field(default=None, init=False)
@@ -57,12 +64,15 @@ class Worker:
 
         A job without a readable claim, or claimed on another machine, is left alone.
         A claim of this worker of which it never heard, because the connection was lost
-        on the way back, is nobody's either, unless its answer may still be under way.
+        on the way back, is nobody's either, unless its answer may still be under way, and
+        nor is one that it left to the runner, and whose attempt a person has removed.
         What is alive of a dead worker's agent is ended first; a job whose agent stays
         alive is left for the next look.
         """
         with self._books:
             heard_before = self._claimed.copy()
+            # Whoever has one of them in hand now may be about to begin an attempt.
+            let_go = self._let_go - self._in_hand.keys()
         running = self.host.store.running_jobs()
         with self._books:
             # What was claimed before the look is heard of, unless something is still asked.
@@ -72,11 +82,17 @@ class Worker:
         for job in running:
             ours = job.claimed_by == self.identity and not asking
             unheard = ours and heard_of.get(job.id) != job.updated_at
-            # Of a claim that was not heard of no agent was started.
-            abandoned = unheard or self._is_left_by_the_dead(job)
+            removed = ours and job.id in let_go and self._had_an_attempt(job)
+            # Of a claim that was not heard of no agent was started, nor of what the runner took.
+            abandoned = unheard or removed or self._is_left_by_the_dead(job)
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
         return requeued
+
+    def _had_an_attempt(self, job: Job) -> bool:
+        """Say whether a job that was let go has no attempt any more: no agent, no gate ends it."""
+        is_the_runners = self.host.staging is not None and job.stage == STAGE
+        return is_the_runners and our_document(job.metadata) is None
 
     def _is_left_by_the_dead(self, job: Job) -> bool:
         """Say whether a job's worker is dead, and nothing of its agent is alive any more."""
@@ -106,6 +122,7 @@ class Worker:
         for job_id, claimed in heard_before.items():
             if job_id not in running and self._claimed.get(job_id) == claimed:
                 del self._claimed[job_id]
+        self._let_go &= self._claimed.keys()
 
     def recover(self) -> None:
         """Take up what dead workers left behind: staging attempts first, then every other job."""
@@ -133,6 +150,8 @@ class Worker:
             if job is not None:
                 with self._books:
                     self._claimed[job.id] = job.updated_at
+                    self._in_hand[job.id] += 1
+                    self._let_go.discard(job.id)
         finally:
             with self._books:
                 self._asking -= 1
@@ -156,6 +175,12 @@ class Worker:
                 f" stays claimed until somebody sets it to queued again: {in_words(error)}"
             )
             self._tell(job, words)
+        else:
+            with self._books:
+                self._let_go.add(job.id)
+        finally:
+            with self._books:
+                self._in_hand -= Counter([job.id])
 
     def run_until_idle(self) -> int:
         """Work until nothing is due and nothing in hand; return how many jobs were launched.
