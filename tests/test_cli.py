@@ -442,7 +442,7 @@ def test_queue_tells_people_what_has_to_be_done(shell: Shell) -> None:
     with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
         past = "2020-01-01T00:00:00.000000Z"
         database.execute(
-            "UPDATE jobs SET not_before = ?, metadata ="
+            "UPDATE jobs SET status = 'queued', not_before = ?, metadata ="
             " json_set(metadata, '$.staging_runner.next_run_at', ?)",
             (past, past),
         )

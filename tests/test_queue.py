@@ -128,7 +128,7 @@ STUCK: Final = {
     "worker gone": (attempt(State.RUNNING, worker=GONE), "worker is gone"),
     "worker gone with a verdict": (attempt(State.VERDICT_PASSED, worker=GONE), "worker is gone"),
     "past its deadline": (attempt(State.RUNNING, ago=610 + LATE), "Past its deadline by"),
-    "not claimed": (attempt(State.DEFERRED, due=-LATE), "no worker has claimed it"),
+    "not launched": (attempt(State.DEFERRED, due=-LATE), "claimed, but its run has not begun"),
     "not handed over": (attempt(State.EXHAUSTED, ago=LATE), "hand-over has not succeeded"),
 }
 NOT_STUCK: Final = {
@@ -171,6 +171,28 @@ def test_job_that_was_opened_again_after_its_attempt_ended_is_stuck(
 
     assert "opened again" in (active_attempt(opened, ended, {}, NOW)["stuck"] or "")
     assert active_attempt(done, ended, {}, NOW)["stuck"] is None
+
+
+@pytest.mark.parametrize(
+    ("status", "due", "told"),
+    [
+        ("queued", -LATE, "Due 1 min 1 s ago, and no worker has claimed it: is one running?"),
+        ("running", -LATE, "Due 1 min 1 s ago, and claimed, but its run has not begun"),
+        ("queued", -STUCK_SECONDS, ""),
+        ("running", -STUCK_SECONDS, ""),
+        ("ON_HOLD", 40.0, "Its job is ON_HOLD, so nobody claims it any more"),
+        ("done", -LATE, "Its job is done, so nobody claims it any more"),
+    ],
+)
+def test_next_run_that_does_not_begin_says_whose_turn_it_is(
+    status: str, due: float, told: str
+) -> None:
+    """Of a run that is due it is told whether its job waits for a claim, is claimed, or is over."""
+    row = JobRow(1, "shop", "WI-1", "deploy-staging", status, None, None)
+    stuck = active_attempt(row, attempt(State.DEFERRED, due=due), {}, NOW)["stuck"] or ""
+
+    assert stuck.startswith(told)
+    assert bool(stuck) is bool(told)
 
 
 def test_job_of_an_agent_is_not_stuck() -> None:

@@ -230,9 +230,7 @@ def _stuck(
 ) -> str | None:
     """Return why nothing will happen by itself, for a person who can do something about it."""
     if snapshot.state is State.DEFERRED:
-        late = _seconds_past(moment(snapshot.next_run_at), now)
-        words = f"Due {duration_words(late)} ago, and no worker has claimed it: is one running?"
-        return words if late > STUCK_SECONDS else None
+        return _stuck_between_runs(row, _seconds_past(moment(snapshot.next_run_at), now))
     if snapshot.is_terminal:
         # Its gate ends the job along with it, and nobody does so once more.
         is_open = snapshot.state in ENDED_BY_GATE and row.status in (QUEUED, RUNNING)
@@ -247,6 +245,19 @@ def _stuck(
     else:
         late = _seconds_past(since, now)
         words = f"Its hand-over has not succeeded for {duration_words(late)}: look at the alerts."
+    return words if late > STUCK_SECONDS else None
+
+
+def _stuck_between_runs(row: JobRow, late: float) -> str | None:
+    if row.status not in (QUEUED, RUNNING):
+        return f"Its job is {plain(row.status)}, so nobody claims it any more: no run follows."
+    problem = "no worker has claimed it: is one running?"
+    if row.status == RUNNING:
+        problem = (
+            "claimed, but its run has not begun: if whoever claimed it is gone, start a worker,"
+            " or queue the job again."
+        )
+    words = f"Due {duration_words(late)} ago, and {problem}"
     return words if late > STUCK_SECONDS else None
 
 
