@@ -1,5 +1,6 @@
 """What `launch_job` may rely on: the intercept's promises, over real rows and real suites."""
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -556,15 +557,31 @@ def test_launch_gives_an_answer_when_everything_breaks(
     assert desk.raw_row() == before
 
 
-def test_interrupt_by_a_person_goes_through(desk: Desk) -> None:
-    """An interrupt is no error: it ends the worker, and the run goes on for the next one."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+@pytest.mark.parametrize(
+    ("part", "left"),
+    [
+        ("place", None),
+        ("suites.await_report", State.RUNNING),
+        ("gate", State.VERDICT_PASSED),
+    ],
+)
+def test_what_ends_a_process_goes_through(
+    desk: Desk, part: str, left: State | None, error: type[BaseException]
+) -> None:
+    """What ends a process, and is no error, leaves a launch as a crash would, out of a gate too.
+
+    Nobody is alerted, no agent starts, and the job is in nobody's hands: the next launch goes on.
+    """
     desk.claim()
-    desk.break_part("suites.await_report", KeyboardInterrupt())  # type: ignore[arg-type]  # no Exception, and that is the point
+    desk.break_part(part, error())  # type: ignore[arg-type]  # no Exception, and that is the point
 
-    with pytest.raises(KeyboardInterrupt):
-        desk.launch()
+    with pytest.raises(error):
+        desk.launch("{}")
 
-    assert desk.state() is State.RUNNING
+    assert (desk.state(), desk.alerts(), desk.agent_calls()) == (left, [], [])
+    assert desk.raw_row()["status"] == "running"
+    assert not desk.staging._driving
     desk.staging = desk.new_worker()
     assert desk.launch().ruling is Ruling.TAKEN
     assert desk.state() is State.ADVANCED

@@ -1,6 +1,6 @@
 """What `launch_job` calls: the runner takes a job, or declines it with a reason.
 
-It never raises. Before the first run there is always a way back to the LLM path:
+It never raises an Exception. Before the first run there is always a way back to the LLM path:
 whatever goes wrong, the job is declined. Once a run has been counted there is
 none but the kill switch between two runs: whatever goes wrong is a counted tool
 error, or is left for recovery. Where it cannot be known which of the two holds,
@@ -157,7 +157,10 @@ class StagingIntercept:
             return self._runner
 
     def launch(self, job_id: Any, metadata: object = UNSEEN) -> Decision:
-        """Take the claimed job `job_id`, or decline it. Blocks while a suite runs; never raises.
+        """Take the claimed job `job_id`, or decline it. Blocks while a suite runs.
+
+        Never raises an Exception. What is none, such as SystemExit out of a handler for a
+        signal, or out of a gate, goes through, and leaves what a crash would.
 
         `metadata` is what a caller whose claims are exclusive found in the row that
         it claimed: text, its bytes in UTF-8, a mapping, or None. It only matters when
