@@ -1,6 +1,7 @@
 """A reference host over an embedded database, and git as the tests call it."""
 
 import resource
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,16 @@ def no_descriptors_left() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def ends_of_children_unseen() -> Iterator[None]:
+    """Have the kernel take the exit status of whatever ends, as a host may have it do."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 #: Makes hosts: the fixture `make_host`.

@@ -1,9 +1,11 @@
 """What comes after staging: the finalizer tags what was passed, and the monitor watches it."""
 
 import json
+import os
 import shlex
 import socket
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
-from hosts import DEADLINE_SECONDS, HostKit, Maker, NoWaiting, git, worker
+from hosts import DEADLINE_SECONDS, HostKit, Maker, NoWaiting, ends_of_children_unseen, git, worker
 from staging_fsm.core.artifact import written
 from staging_fsm.core.spec import Event
 from staging_fsm.effects.rows import SqlRows
@@ -381,7 +383,11 @@ def test_service_is_healthy_by_the_status_that_it_answers(
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:1/health", "localhost/health", "http://[", "http://a:b"]
+    "url",
+    [
+        *("localhost:1/health", "localhost/health", "http://[", "http://a:b"),
+        *("file:///etc/hosts", "data:,healthy", "ftp://localhost:1/health"),
+    ],
 )
 def test_address_that_is_none_is_an_unhealthy_service(make_host: Maker, url: str) -> None:
     """A monitor whose address cannot be asked says so on its job, and ends it as any other."""
@@ -392,6 +398,58 @@ def test_address_that_is_none_is_an_unhealthy_service(make_host: Maker, url: str
 
     assert (kit.item().stage, kit.store.job(job_id).status) == ("development", "done")
     assert json.loads(json.loads(kit.store.job(job_id).metadata)["monitor"])["failed"] == 1
+
+
+class _Moved(BaseHTTPRequestHandler):
+    """Sends whoever asks for its health to a page that is there for everybody."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(302 if self.path == "/health" else 200)
+        self.send_header("Location", "/sorry")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_answer_of_another_address_is_no_sign_of_health(make_host: Maker) -> None:
+    """A service that sends its monitor to another page, of an outage say, is not healthy."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Moved) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/health"
+        kit = make_host(monitor_url=url, monitor_probes="1")
+        job_id = kit.add("post-deploy")
+        worker(kit).run_one()
+        server.shutdown()
+        serving.join()
+
+    assert kit.item().stage == "development"
+    assert "302" in kit.store.job(job_id).metadata
+
+
+def test_probe_is_over_when_its_command_is(make_host: Maker, tmp_path: Path) -> None:
+    """What a probe leaves in the background, with its output open, is not waited for."""
+    end = tmp_path / "end"
+    os.mkfifo(end)
+    command = shlex.join(["sh", "-c", f"cat {end} & exit 0"])
+    kit = make_host(monitor_command=command, monitor_probes="1")
+    kit.add("post-deploy")
+    worker(kit).run_one()
+    os.close(os.open(end, os.O_WRONLY))
+
+    assert kit.item().stage == "done"
+
+
+def test_probe_whose_end_nobody_knows_is_not_healthy(make_host: Maker) -> None:
+    """Where the exit code of a probe was taken away, it is no 0."""
+    kit = make_host(monitor_command="false", monitor_probes="1")
+    kit.add("post-deploy")
+    with ends_of_children_unseen():
+        worker(kit).run_one()
+
+    assert kit.item().stage == "development"
 
 
 def test_probe_that_does_not_answer_is_an_unhealthy_one(

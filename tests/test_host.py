@@ -15,7 +15,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
-from hosts import DEADLINE_SECONDS, REPO, Maker, git, worker
+from hosts import DEADLINE_SECONDS, REPO, Maker, ends_of_children_unseen, git, worker
 from staging_fsm.core.errors import RefusedError
 from staging_fsm.effects.processes import (
     this_process,
@@ -321,6 +321,17 @@ def test_what_an_agent_left_is_published_before_its_gate(
     worker(attrs.evolve(kit, host=attrs.evolve(kit.host, publish=publish))).run_one()
 
     assert published == [(job_id, stage)]
+
+
+def test_agent_whose_end_nobody_knows_has_not_succeeded(make_host: Maker) -> None:
+    """Where the exit code of an agent was taken away, it is no 0: its job stays for a person."""
+    kit = make_host("raise SystemExit(3)")
+    job_id = kit.add("testing")
+    with ends_of_children_unseen():
+        worker(kit).run_one()
+
+    assert kit.item().stage == "testing"
+    assert kit.store.job(job_id).status == "running"
 
 
 def test_exit_code_says_nothing_where_an_artifact_speaks(make_host: Maker) -> None:

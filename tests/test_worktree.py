@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 import pytest
 
-from hosts import git
+from hosts import ends_of_children_unseen, git
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import RunFacts, Supervision
@@ -315,12 +315,11 @@ def test_hidden_file_of_any_name_is_compared(site: Site, name: str) -> None:
 
 def test_git_whose_end_nobody_knows_has_said_nothing(site: Site) -> None:
     """Where the exit status of a git was taken away, it is no 0: nothing passes for clean."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
-        with pytest.raises(PreparationError, match="could not be run"):
-            tracked_changes(site.repository, filtered=True)
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    with (
+        ends_of_children_unseen(),
+        pytest.raises(PreparationError, match="could not be run"),
+    ):
+        tracked_changes(site.repository, filtered=True)
 
 
 @pytest.mark.parametrize("whose", ["--local", "--global"])

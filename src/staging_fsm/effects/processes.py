@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from staging_fsm.core.errors import is_shortage
+from staging_fsm.effects.supervisor.system import HAS_WAITID
 
 if TYPE_CHECKING:
     import psutil
@@ -35,6 +36,8 @@ _NOBODY: Final = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 _WAIT_MAX_SECONDS: Final = 3600.0
 #: How often a process is looked at where the system cannot tell of its end.
 _LOOK_SECONDS: Final = 0.02
+#: How soon at first: the output of a process ends a moment before it does.
+_FIRST_LOOK_SECONDS: Final = 0.001
 #: How long those are killed who go on to be born, and the pause between two passes.
 SWEEP_SECONDS: Final = 10.0
 _KILL_PAUSE_SECONDS: Final = 0.005
@@ -238,6 +241,28 @@ def _wait_by_looking(identity: ProcessIdentity, seconds: float) -> bool:
             return False
         time.sleep(_LOOK_SECONDS)
     return True
+
+
+def status_at_end(pid: int, timeout: float | None = None) -> int | None:
+    """Wait for the end of a child of ours, and leave it to be reaped; return its exit status.
+
+    It is minus the signal that ended it, and None where the system cannot tell. Raises
+    ChildProcessError where somebody else took it: the kernel, where we are to ignore SIGCHLD,
+    or a host that reaps whatever ends. To Popen such a process has exited with 0. Raises
+    TimeoutError while it lives on after `timeout`.
+    """
+    if not HAS_WAITID:
+        return None
+    deadline = None if timeout is None else time.monotonic() + timeout
+    options = os.WEXITED | os.WNOWAIT | (0 if deadline is None else os.WNOHANG)
+    pause = _FIRST_LOOK_SECONDS
+    while (found := os.waitid(os.P_PID, pid, options)) is None:
+        if deadline is not None and time.monotonic() >= deadline:
+            message = f"process {pid} timed out: it was waited for, and lives on"
+            raise TimeoutError(message)
+        time.sleep(pause)
+        pause = min(2 * pause, _LOOK_SECONDS)
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def kill_descendants(identity: ProcessIdentity) -> int:

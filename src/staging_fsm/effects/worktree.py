@@ -22,7 +22,7 @@ from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.effects.files import read_tail
 from staging_fsm.effects.folders import is_all_ours, remove_folder
-from staging_fsm.effects.supervisor.system import HAS_WAITID
+from staging_fsm.effects.processes import status_at_end
 
 GIT_TIMEOUT_SECONDS: Final = 300
 _QUIET: Final = (
@@ -76,8 +76,6 @@ _SHA256_DIGITS: Final = 64
 #: What a remote is reached by, where none may be: a partial clone would fetch what it lacks.
 _ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
-#: How long after its output has ended the end of a git itself is looked for again.
-_PAUSE_SECONDS: Final = 0.001
 #: How often, and after what pause, a checkout is tried again that git could not make.
 _FURTHER_TRIES, _TRY_SECONDS = 3, 0.1
 NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -125,27 +123,11 @@ class _Child(subprocess.Popen[bytes]):
     """A process whose end is known, or an error: to Popen one that others reaped exited with 0."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status; raises ChildProcessError where somebody else took it.
-
-        That is the kernel, where our parent had us ignore SIGCHLD, or a host that reaps
-        whatever ends.
-        """
-        if self.returncode is None and HAS_WAITID:
-            found = self._look(timeout)
+        """Return the exit status; raises as `status_at_end`."""
+        if self.returncode is None and (status := status_at_end(self.pid, timeout)) is not None:
             super().wait(timeout)
-            exited = found.si_code == os.CLD_EXITED
-            self.returncode = found.si_status if exited else -found.si_status
+            self.returncode = status
         return super().wait(timeout)
-
-    def _look(self, timeout: float | None) -> os.waitid_result:
-        """Wait for the end and leave it to be reaped; raises TimeoutExpired."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        options = os.WEXITED | os.WNOWAIT | (0 if deadline is None else os.WNOHANG)
-        while (found := os.waitid(os.P_PID, self.pid, options)) is None:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            time.sleep(_PAUSE_SECONDS)
-        return found
 
 
 def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:

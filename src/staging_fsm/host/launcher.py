@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import threading
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from staging_fsm.core.spec import State
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.effects.files import above_standard, set_aside
 from staging_fsm.effects.metadata import our_document
-from staging_fsm.effects.processes import kill_marked
+from staging_fsm.effects.processes import kill_marked, status_at_end
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.worktree import is_in_repository, run_git
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -160,7 +161,8 @@ def _spawn(host: Host, job: Job) -> int:
 
     The agent's verdict, if its stage has one, is the artifact it leaves in the
     work item's folder. An artifact of an earlier launch is set aside first, or
-    an agent that wrote nothing would be judged by it.
+    an agent that wrote nothing would be judged by it. Raises ChildProcessError where
+    nobody can tell how it ended.
     """
     command = agent_command(host, job)
     if not command:
@@ -190,7 +192,19 @@ def _spawn(host: Host, job: Job) -> int:
             start_new_session=True,
             pass_fds=locks,
         )
-        return process.wait()
+        return _exit_code(process)
+
+
+def _exit_code(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
+    """Wait for the end of a process and return how it ended; raises as `status_at_end`."""
+    try:
+        status = status_at_end(process.pid, timeout)
+    except ChildProcessError:
+        # It has ended, and Popen, which would ask for it once more, is to know.
+        process.wait()
+        raise
+    reaped = process.wait(timeout)
+    return reaped if status is None else status
 
 
 def _run_staging_runner_job(host: Host, job: Job) -> bool:
@@ -331,19 +345,36 @@ def _probe(settings: HostSettings) -> str | None:
     """Return what is wrong with the deployed service, or None."""
     try:
         if settings.monitor_command:
-            ended: Any = subprocess.run(
-                settings.monitor_command,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                timeout=PROBE_TIMEOUT_SECONDS,
-                capture_output=True,
-            )
-            return f"exit code {ended.returncode}" if ended.returncode else None
-        url = settings.monitor_url
-        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):  # noqa: S310  # configured
+            exit_code = _probe_by_command(settings.monitor_command)
+            return f"exit code {exit_code}" if exit_code else None
+        if urllib.parse.urlsplit(settings.monitor_url).scheme not in ("http", "https"):
+            return "the address of the probe begins with neither http:// nor https://"
+        opener = urllib.request.build_opener(_NowhereElse)
+        with opener.open(settings.monitor_url, timeout=PROBE_TIMEOUT_SECONDS):
             return None
     except Exception as error:  # noqa: BLE001  # whatever keeps us from an answer, there is none
         return in_words(error)
+
+
+def _probe_by_command(command: Sequence[str]) -> int:
+    """Return the exit code of a probe. What it prints nobody reads; what it leaves behind goes on.
+
+    Raises TimeoutError, and ChildProcessError where nobody can tell how it ended.
+    """
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing) as process:
+        try:
+            return _exit_code(process, PROBE_TIMEOUT_SECONDS)
+        except BaseException:
+            process.kill()
+            raise
+
+
+class _NowhereElse(urllib.request.HTTPRedirectHandler):
+    """Takes an answer that leads elsewhere for the answer that it is, and no 2xx."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Follow nobody: what another address says is not what was asked."""
 
 
 #: The agent that tags what is deployed.
