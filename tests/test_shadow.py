@@ -527,15 +527,17 @@ def test_recent_records_are_the_newest(tmp_path: Path) -> None:
     assert records.recent(9, "another") == []
 
 
-def test_job_launched_again_keeps_its_first_launch(tmp_path: Path) -> None:
-    """A launch that is delivered twice is noted once."""
+def test_job_launched_again_has_the_launch_of_the_agent_that_ended(tmp_path: Path) -> None:
+    """A launch whose agent never ended is none to compare with, and one that ended stays."""
     records = ShadowRecords(tmp_path)
     row = JobRow(7, REPO, "WI-1", "deploy-staging", "running", None, None)
-    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2)]
-    for time in times:
+    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3)]
+    for time in times[:2]:
         records.launched(row, tmp_path, time)
+    records.agent_ended(row.id, tmp_path, times[1], opened=True, log=None)
+    records.launched(row, tmp_path, times[2])
 
-    assert [record.launch.launched_at[:10] for record in records.records()] == ["2026-01-01"]
+    assert [record.launch.launched_at[:10] for record in records.records()] == ["2026-01-02"]
 
 
 def test_damaged_record_is_left_out(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The shadow's records: one folder for each launch that the LLM agent kept.
 
-    launch.json         what was launched, written when the runner declined
+    launch.json         what was launched last, written when the runner declined
     agent.json          how the agent's launch ended, written after its gate
     agent.md            the artifact that the agent left to its gate
     attempt.<n>.json    the runner's own attempt, one file for each version
@@ -37,6 +37,7 @@ from staging_fsm.effects.files import (
     open_regular,
     read_tail,
     write_durably,
+    write_whole,
 )
 
 #: What is kept of an agent's artifact, and read of the end of its log.
@@ -96,14 +97,20 @@ class ShadowRecords:
         return self.root / (quote(str(job_id), safe="").replace(".", "%2E") or "%")
 
     def launched(self, row: JobRow, repository: Path, now: datetime) -> None:
-        """Note that `row` went to the LLM agent; of a job launched again the first is kept."""
+        """Note that `row` went to the LLM agent.
+
+        A job that is launched again before its agent has ended is noted anew: its worker or
+        its agent died, and whoever ends was launched on what is checked out now. Afterwards
+        the note stays as it is.
+        """
         folder = self.folder(row.id)
         folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         launch = Launch(
             str(row.id), row.repo, row.work_item, row.stage, str(repository), format_time(now)
         )
         # Not synced: a launch must not wait for a disk, and a lost note costs a comparison.
-        create_whole(folder / "launch.json", msgspec.json.encode(launch))
+        note = write_whole if not (folder / "agent.json").exists() else create_whole
+        note(folder / "launch.json", msgspec.json.encode(launch))
 
     def is_noted(self, job_id: Any) -> bool:
         """Say whether a job was launched in shadow mode."""
