@@ -1104,6 +1104,67 @@ def test_tree_that_moved_during_the_run_has_no_verdict(
     assert facts.tree_changed == moves
 
 
+AWAY = {
+    "another commit": ("git checkout --quiet HEAD~1; git checkout --quiet -", True),
+    "reset": ("git reset --quiet --hard HEAD~1; git reset --quiet --hard HEAD@{1}", True),
+    "commit": ("git commit --quiet --allow-empty -m x; git reset --quiet --soft HEAD~1", True),
+    "no log": ("git checkout --quiet HEAD~1; git checkout --quiet -; rm -r .git/logs", True),
+    "same place": ("git reset --quiet --hard; git checkout --quiet -b same", False),
+    "looks": ("git status; git diff; git log -1; cat shop.py; git stash list", False),
+    "upkeep": ("git branch new; git tag new; git worktree add -q ../w; git gc --quiet", False),
+    "others": ("git fetch --quiet . HEAD:new; git stash --quiet; git pack-refs --all", False),
+}
+
+
+@pytest.mark.parametrize("kept_in", ["repository", "worktree"])
+@pytest.mark.parametrize("deed", AWAY)
+def test_tree_in_place_that_was_elsewhere_has_no_verdict(
+    site: Site, tmp_path: Path, deed: str, kept_in: str
+) -> None:
+    """A run in place has no verdict if another commit was checked out meanwhile, and only then.
+
+    A person's checkout is one as well if git keeps the rest of its repository elsewhere.
+    """
+    tree = site.repository
+    if kept_in == "worktree":
+        tree = tmp_path / "linked"
+        git(site.repository, "worktree", "add", "--quiet", str(tree))
+    named = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=b"
+    script, left = AWAY[deed]
+    script = script.replace(".git/logs", "$(git rev-parse --git-common-dir)/logs")
+    facts = Site(tree, site.state).run(f"{named}; {script}", workspace=Workspace.IN_PLACE)
+
+    assert facts.exit_code == 0
+    assert facts.tree_changed == left
+
+
+def test_tree_without_a_log_of_its_commits_is_run_on_in_place(site: Site) -> None:
+    """Where git does not note which commits were checked out, a run in place has its verdict."""
+    git(site.repository, "config", "core.logAllRefUpdates", "false")
+    shutil.rmtree(site.repository / ".git" / "logs")
+
+    assert not site.run("git checkout --quiet -b same", workspace=Workspace.IN_PLACE).tree_changed
+
+
+def test_program_that_looks_at_signatures_is_not_run(site: Site) -> None:
+    """Git that looks where a tree has been asks no program whether its commits are signed."""
+    ran, raw = site.repository.parent / "ran", site.repository.parent / "raw"
+    head, empty, words = git(site.repository, "cat-file", "commit", "HEAD").partition("\n\n")
+    raw.write_text(f"{head}\ngpgsig -----BEGIN PGP SIGNATURE-----{empty}{words}\n")
+    signed = git(site.repository, "hash-object", "-t", "commit", "-w", str(raw))
+    git(site.repository, "update-ref", "HEAD", signed)
+    suite = (
+        f"printf '#!/bin/sh\\ntouch {ran}\\n' > .git/gpg; chmod +x .git/gpg\n"
+        "git config gpg.program $PWD/.git/gpg; git config log.showSignature true"
+    )
+
+    assert not site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
+    assert not ran.exists()
+    # The program is one that git would ask.
+    git(site.repository, "log", "-1")
+    assert ran.exists()
+
+
 def test_allowed_dirt_is_no_movement_and_more_of_it_is(site: Site) -> None:
     """Where a dirty tree is allowed it must stay as it was, to the byte, during the run."""
     (site.repository / "shop.py").write_text("PRICE = 5\n")

@@ -76,6 +76,8 @@ class Order:
     report_before: str
     #: Names of variables that the suite was given.
     environment: tuple[str, ...]
+    #: The newest entry of the log of HEAD, as `worktree.last_of_head` says it; None in a checkout.
+    last_of_head: str | None = None
 
 
 @attrs.frozen

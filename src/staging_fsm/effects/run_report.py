@@ -95,6 +95,9 @@ def tree_moved(order: Order) -> bool:
     tree = Path(order.tree)
     try:
         moved = worktree.head_revision(tree) != order.revision
+        if not moved and order.last_of_head is not None:
+            # It may have been elsewhere while the suite ran, and be back.
+            moved = worktree.has_left(tree, order.revision, order.last_of_head)
         whole = order.workspace == Workspace.WORKTREE
         return moved or (
             worktree.tracked_changes(tree, filtered=False, whole=whole) != order.changes

@@ -76,6 +76,8 @@ _SHA256_DIGITS: Final = 64
 #: What a remote is reached by, where none may be: a partial clone would fetch what it lacks.
 _ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
+#: So many entries that a suite makes in the log of HEAD without moving it are looked through.
+_HEAD_ENTRIES_MAX: Final = 1000
 #: How often, and after what pause, a checkout is tried again that git could not make.
 _FURTHER_TRIES, _TRY_SECONDS = 3, 0.1
 NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -225,6 +227,40 @@ def revision_at(repository: Path, moment: datetime) -> str:
     then = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     found = run_git(repository, "rev-parse", "--verify", "--quiet", f"HEAD@{{{then}}}")
     return found.stdout.strip() if found.returncode == 0 else revision
+
+
+def last_of_head(tree: Path) -> str:
+    """Return the newest entry of git's log of HEAD; empty where git keeps none.
+
+    Raises PreparationError where git does not answer.
+    """
+    return next(iter(_log_of_head(tree, 1)), "")
+
+
+def has_left(tree: Path, revision: str, last: str) -> bool:
+    """Say whether HEAD was on another commit than `revision` since `last` was its newest entry.
+
+    Git writes an entry also where nothing moves, for a reset to where it is. Raises as
+    `last_of_head` does.
+    """
+    for entry in _log_of_head(tree, _HEAD_ENTRIES_MAX):
+        if entry == last:
+            return False
+        if not entry.startswith(revision):
+            return True
+    # One that is not found was removed, or so many came that it cannot be seen any more.
+    return last != ""
+
+
+def _log_of_head(tree: Path, count: int) -> list[str]:
+    """Return the newest entries of the log of HEAD, the last one first."""
+    # Of a signature git would ask a program, which the repository names.
+    ask = ("log", "--walk-reflogs", "--no-show-signature", f"--max-count={count}")
+    found = run_git(tree, *ask, "--date=raw", "--format=%H %gd %gs", "HEAD", "--", alone=True)
+    if found.returncode != 0:
+        message = f"the log of HEAD in {tree} cannot be read: {found.stderr.strip()}"
+        raise PreparationError(message)
+    return found.stdout.split("\n")[:-1]
 
 
 def tracked_changes(tree: Path, *, filtered: bool, whole: bool = False) -> str:
