@@ -4,12 +4,15 @@ import errno
 import os
 import shlex
 import signal
+import socket
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from hosts import no_descriptors_left
@@ -18,7 +21,7 @@ from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
 from staging_fsm.core.outcome import Supervision
 from staging_fsm.core.plan import UNVERSIONED, Preset, SuitePlan
 from staging_fsm.core.ports import RunOrder
-from staging_fsm.effects import run_report
+from staging_fsm.effects import files, run_report
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
@@ -169,6 +172,75 @@ def test_report_that_is_named_out_of_its_runs_folder_has_one_writer(stand: Stand
         stand.start("true", run_id=f"{ATTEMPT}.2", report="sub/../../report.xml")
     (stand.root / "tree" / "go").touch()
     stand.collect()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only its kernel keeps names")
+@pytest.mark.parametrize("way", ["tree", "link"])
+def test_report_outside_the_runs_folder_has_one_writer_on_the_machine(
+    stand: Stand, way: str
+) -> None:
+    """Two runs that would write the same report are never under way, whoever keeps their state."""
+    (stand.root / "link").symlink_to(stand.root / "tree")
+    wait = ("/bin/sh", "-c", "until test -e go; do sleep 0.01; done")
+    stand.start(*wait, report=str(stand.root / "tree" / "report.xml"))
+    suites = LocalSuites(StateDir(stand.root / "another"), stand.variables)
+    plan = SuitePlan(("true",), report=str(stand.root / way / "report.xml"))
+    order = RunOrder(f"{ATTEMPT}.2", stand.root / "tree", UNVERSIONED, plan)
+    with pytest.raises(PreparationError, match="another run that writes the report"):
+        suites.start(order)
+    (stand.root / "tree" / "go").touch()
+    stand.collect()
+
+    suites.start(attrs.evolve(order, run_id=f"{ATTEMPT}.3"))
+    assert suites.await_report(f"{ATTEMPT}.3").facts.exit_code == 0
+
+
+@pytest.mark.parametrize("missing", ["another system", "no sockets"])
+def test_machine_that_keeps_no_names_runs_suites_all_the_same(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Where the kernel holds no name for a report, the runs of one state folder hold it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported")
+
+    if missing == "no sockets":
+        monkeypatch.setattr(socket, "socket", refuse)
+    else:
+        monkeypatch.setattr(files, "IS_LINUX", False)
+    report = str(stand.root / "tree" / "report.xml")
+    stand.start("/bin/sh", "-c", "until test -e go; do sleep 0.01; done", report=report)
+    with pytest.raises(PreparationError, match="another run that writes the report"):
+        stand.start("true", run_id=f"{ATTEMPT}.2", report=report)
+    (stand.root / "tree" / "go").touch()
+
+    assert stand.collect().facts.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("report", "deed", "state"),
+    [
+        ("out/j.xml", "ln -s $COMMON $STAGING_REPORT_DIR/out", EvidenceState.STALE),
+        ("j.xml", "rmdir $STAGING_REPORT_DIR; ln -s $COMMON $STAGING_REPORT_DIR",
+         EvidenceState.STALE),
+        ("{tree}/out/j.xml", "ln -s $COMMON out", EvidenceState.STALE),
+        ("{tree}/link/j.xml", "true", EvidenceState.READ),
+        ("{tree}/link/j.xml", "rm link; mkdir link", EvidenceState.STALE),
+        ("out/j.xml", "cd $STAGING_REPORT_DIR; mkdir real; ln -s real out", EvidenceState.READ),
+    ],
+)  # fmt: skip
+def test_report_is_no_evidence_where_a_link_leads_out_of_what_is_held(
+    stand: Stand, report: str, deed: str, state: EvidenceState
+) -> None:
+    """A report is of its run only where no other run may write it, whatever links there are."""
+    common, tree = stand.root / "common", stand.root / "tree"
+    common.mkdir()
+    (tree / "link").symlink_to(common)
+    place = report.format(tree=tree)
+    path = place if place.startswith("/") else f"$STAGING_REPORT_DIR/{place}"
+    script = f"COMMON={common}; {deed}; echo '{JUNIT}' > {path}"
+
+    assert evidence(stand, script, place) == state
 
 
 def test_report_counts_as_it_was_when_its_run_ended(stand: Stand) -> None:

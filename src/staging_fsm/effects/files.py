@@ -5,6 +5,7 @@ file or the whole new one. What was promised is synced too: a power cut does not
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from staging_fsm.core.errors import is_shortage
+from staging_fsm.effects.supervisor.system import IS_LINUX
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -137,6 +139,34 @@ def _take_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def named_on_machine(name: str) -> Iterator[tuple[int, ...] | None]:
+    """Yield descriptors that have a name to themselves on this machine; None if it is taken.
+
+    The name is in no folder that somebody may remove or have for himself: the kernel keeps it
+    until the last of them is closed, for all users of one network namespace. Where it
+    keeps no such names, as on macOS, there are no descriptors, and it is never taken. Raises
+    OSError where there is no descriptor left.
+    """
+    if not IS_LINUX:
+        yield ()
+        return
+    import socket  # noqa: PLC0415  # only where it is asked for
+
+    with contextlib.ExitStack() as stack:
+        held: tuple[int, ...] | None = ()
+        try:
+            own = stack.enter_context(socket.socket(socket.AF_UNIX))
+            own.bind(b"\0" + name.encode())
+            held = (own.fileno(),)
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            if error.errno == errno.EADDRINUSE:
+                held = None
+        yield held
 
 
 def locked_with_others(path: Path) -> int:

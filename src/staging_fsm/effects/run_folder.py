@@ -40,6 +40,7 @@ from staging_fsm.effects.files import (
     DIRECTORY_MODE,
     FILE_MODE,
     locked,
+    named_on_machine,
     open_regular,
     sha256_of_text,
     write_durably,
@@ -54,6 +55,8 @@ _SMALL_FILE_BYTES: Final = 64 * 1024
 #: What a suite put in the place of its lock is held by nobody: a link, a folder, a socket.
 _NO_LOCK: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
 _NOBODYS_LOCK: Final = -1
+#: What the name of a report that is being written begins with.
+_REPORT_NAME: Final = "staging-fsm report "
 
 
 @attrs.frozen
@@ -78,6 +81,8 @@ class Order:
     environment: tuple[str, ...]
     #: The newest entry of the log of HEAD, as `worktree.last_of_head` says it; None in a checkout.
     last_of_head: str | None = None
+    #: Where the report has to be, without links, or below what; None where there is none.
+    report_within: str | None = None
 
 
 @attrs.frozen
@@ -188,19 +193,27 @@ class RunFolder:
         """Yield a lock on a report outside of the run's own folder, which other runs may write.
 
         Raises PreparationError while one of them is under way: whose report it is could
-        not be told.
+        not be told. A run of another state folder is seen where the kernel keeps names.
         """
-        # As a text "../junit.xml" is below the run's own folder, and other runs may write it.
-        if report is None or Path(os.path.normpath(report)).is_relative_to(self.reports):
+        if report is None or self._is_own(report):
             yield ()
             return
         self.state.locks.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-        descriptor = _open_lock(self.state.locks / sha256_of_text(os.path.realpath(report)))
-        with locked(descriptor) as is_ours:
-            if not is_ours:
+        name = sha256_of_text(self.report_within(report))
+        descriptor = _open_lock(self.state.locks / name)
+        with locked(descriptor) as is_ours, named_on_machine(_REPORT_NAME + name) as named:
+            if not is_ours or named is None:
                 message = f"another run that writes the report {report} is under way"
                 raise PreparationError(message)
-            yield (descriptor,)
+            yield (descriptor, *named)
+
+    def _is_own(self, report: Path) -> bool:
+        # As a text "../junit.xml" is below the run's own folder, and other runs may write it.
+        return Path(os.path.normpath(report)).is_relative_to(self.reports)
+
+    def report_within(self, report: Path) -> str:
+        """Return where a report has to be: in the run's own folder, or at the place it locks."""
+        return os.path.realpath(self.reports) if self._is_own(report) else str(place_of(report))
 
     def close(self) -> None:
         """Let no supervisor start the suite from now on. The lock has to be held."""
@@ -247,6 +260,11 @@ class RunFolder:
             return b""
         with file:
             return file.read(_SMALL_FILE_BYTES)
+
+
+def place_of(path: Path) -> Path:
+    """Return where a file is, or would be: without the links on the way to it."""
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _open_lock(path: Path) -> int:

@@ -19,7 +19,7 @@ from staging_fsm.core.plan import UNVERSIONED, Workspace
 from staging_fsm.core.ports import RunReport
 from staging_fsm.effects import worktree
 from staging_fsm.effects.files import open_regular, read_tail, sha256_of_file
-from staging_fsm.effects.run_folder import Order, RunFolder
+from staging_fsm.effects.run_folder import Order, RunFolder, place_of
 from staging_fsm.effects.supervisor.result import mark_of
 
 #: So much of what a supervisor said at its end is told.
@@ -115,7 +115,8 @@ def _evidence(order: Order, result: dict[str, str]) -> Evidence:
     if not left:
         return Evidence(EvidenceState.MISSING)
     path = Path(order.report)
-    if left == order.report_before or left != mark_of(str(path)):
+    is_another = left == order.report_before or left != mark_of(str(path))
+    if is_another or _is_elsewhere(path, order.report_within):
         return Evidence(EvidenceState.STALE)
     file = open_regular(path)
     if file is None:
@@ -132,6 +133,11 @@ def _evidence(order: Order, result: dict[str, str]) -> Evidence:
         except (OSError, ReportUnreadableError):
             state = EvidenceState.UNREADABLE
     return Evidence(state)
+
+
+def _is_elsewhere(path: Path, within: str | None) -> bool:
+    # A link that came meanwhile leads to where other runs write as well.
+    return within is not None and not place_of(path).is_relative_to(within)
 
 
 def _window(order: Order, result: dict[str, str]) -> RunWindow:

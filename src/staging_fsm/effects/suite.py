@@ -113,6 +113,7 @@ class LocalSuites:
             report_before="" if report is None else mark_of(str(report)),
             environment=suite.environment,
             last_of_head=worktree.last_of_head(tree) if in_place and not unversioned else None,
+            report_within=None if report is None else folder.report_within(report),
         )
         folder.write_order(written)
         if in_place and tree_moved(written):
