@@ -203,6 +203,32 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         f'<testsuite tests="1" skipped="7">{CASE * 3}</testsuite>',
         Counts(3, 0, 0, 3),
     ),
+    "claims of as many, and all of them skipped": (
+        f'<testsuite tests="3" skipped="3">{CASE * 3}</testsuite>',
+        Counts(3, 0, 0, 3),
+    ),
+    "claims of as many, and one of them skipped": (
+        f'<testsuite tests="3" skipped="1">{CASE * 2}<testcase><skipped/></testcase></testsuite>',
+        Counts(3, 0, 0, 1),
+    ),
+    "claims of as many, and more skipped and disabled than say so": (
+        (
+            f'<testsuite tests="4" skipped="2" disabled="1">{CASE * 3}'
+            "<testcase><skipped/></testcase></testsuite>"
+        ),
+        Counts(4, 0, 0, 3),
+    ),
+    "claims of more, and those that are not listed skipped": (
+        f'<testsuite tests="5" skipped="3">{CASE * 2}</testsuite>',
+        Counts(2, 0, 0, 0),
+    ),
+    "claims of skipped ones in suites within suites": (
+        (
+            f'<testsuite tests="3" skipped="1">{CASE * 2}<testsuite tests="2" skipped="1">'
+            f"{CASE}<testcase><skipped/></testcase></testsuite></testsuite>"
+        ),
+        Counts(4, 0, 0, 1),
+    ),
     "claims of fewer than have failed": (
         (
             f'<testsuite tests="1">{CASE}<testcase><failure/></testcase>'
