@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.session import AttemptDriver, open_session, staging_job
 from staging_fsm.faces.settings import every_setting
 from staging_fsm.host.contract.gate import check_staging_status
+from stand import bound_by_modes
 
 PYTHON = sys.executable
 PASSING = "def test_it():\n    assert True\n"
@@ -810,6 +812,40 @@ def test_nothing_is_moved_from_a_mistyped_database(shell: Shell, tmp_path: Path)
     assert f"there is no database at {old}" in moved.stderr
     assert not old.exists()
     assert not new.exists()
+
+
+@pytest.mark.parametrize("in_use", [False, True], ids=["at rest", "in use"])
+def test_database_that_cannot_be_written_is_read(
+    shell: Shell, tmp_path: Path, *, in_use: bool
+) -> None:
+    """Who may not write a database, nor anything beside it, can audit and show what is in it."""
+    assert shell.run("--work-item", "WI-1", "--", "true")[0] == ExitCode.ADVANCED
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    copy = archive / "copy.db"
+    shutil.copy(shell.folder / "state" / "orchestrator.db", copy)
+    worker = sqlite3.connect(copy)
+    if in_use:
+        worker.execute("UPDATE jobs SET updated_at = updated_at")
+        worker.commit()
+    else:
+        worker.close()
+    for path in (*archive.iterdir(), archive):
+        path.chmod(0o555 if path == archive else 0o444)
+    told = {}
+    for command in (["audit", "--verify"], ["queue"], ["show", "1"], ["diagram", "--counts"]):
+        asked = [*bound_by_modes(), *shell.command(*command, "--db", f"sqlite:///{copy}")]
+        ended = subprocess.run(
+            asked, env=shell.environment(), capture_output=True, text=True, check=False
+        )
+        told[command[0]] = (ended.returncode, ended.stdout, ended.stderr)
+    archive.chmod(0o755)
+    worker.close()
+
+    assert {code for code, _, _ in told.values()} == {0}, told
+    assert "1 attempts in 1 rows: 0 deviations" in told["audit"][1]
+    assert told["queue"][1] == "no unfinished attempt\n"
+    assert "ADVANCED" in told["show"][1]
 
 
 def test_machine_without_a_job_yet_has_an_empty_queue(shell: Shell) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 from datetime import datetime, timedelta
@@ -33,7 +34,7 @@ from staging_fsm.faces.session import (
     staging_job,
     work_item_problem,
 )
-from staging_fsm.host import launcher
+from staging_fsm.host import database, launcher
 from staging_fsm.host.store import SqlHostStore
 
 DEAD = attrs.evolve(this_process(), start=this_process().start + 1)
@@ -261,6 +262,26 @@ def test_database_that_is_to_be_read_has_to_be_there(tmp_path: Path) -> None:
             open_session(option, told | environment, create=False)
 
     assert not (tmp_path / "mistyped.db").exists()
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_who_only_looks_waits_for_no_writer(
+    session: Session, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """While somebody writes, for as long as he likes, the jobs can be looked at."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_SECONDS", 0)
+    monkeypatch.setattr(database, "SWITCH_TIMEOUT_SECONDS", 0)
+    session.store.engine.dispose()
+    with contextlib.closing(sqlite3.connect(session.state.database)) as writer:
+        writer.execute(f"PRAGMA journal_mode = {mode}")
+        writer.execute("BEGIN IMMEDIATE")
+        for create in (True, False):
+            looking = open_session(None, session.variables, create=create, only_to_look=True)
+            assert looking.rows.unfinished() == []
+            looking.store.engine.dispose()
+
+        [[found]] = writer.execute("PRAGMA journal_mode")
+    assert found == mode.lower()
 
 
 def test_new_work_item_has_as_many_retries_as_are_set(tmp_path: Path, repository: Path) -> None:

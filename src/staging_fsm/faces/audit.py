@@ -159,7 +159,7 @@ def _in_processes(url: str, spans: Iterator[tuple[Any, Any]]) -> Iterator[Audit]
 
 @functools.cache
 def _opened(url: str) -> tuple[SqlRows, SqlHostStore]:
-    engine = open_database(url)
+    engine = open_database(url, only_to_look=True)
     return SqlRows(engine), SqlHostStore(engine)
 
 

@@ -84,20 +84,25 @@ class Session:
 
 
 def open_session(
-    db_url: str | None, variables: Mapping[str, str] | None = None, *, create: bool = True
+    db_url: str | None,
+    variables: Mapping[str, str] | None = None,
+    *,
+    create: bool = True,
+    only_to_look: bool = False,
 ) -> Session:
     """Open the orchestrator's database, with `create` making its tables where they are missing.
 
     Raises ConfigInvalidError for settings that cannot be used, the address among them, and
     RefusedError where the database cannot be reached, no driver for it is installed, or,
     without `create`, there is none: a mistyped address is no orchestrator without jobs.
+    `only_to_look` is for who writes nothing, and is done soon.
     """
     variables = os.environ if variables is None else variables
     state = StateDir(state_dir(variables))
     state.ensure()
     settings = load_host_settings(variables)
     url = db_url or settings.db_url or f"sqlite:///{state.database}"
-    store = SqlHostStore(_database(url))
+    store = SqlHostStore(_database(url, only_to_look=only_to_look))
     address = store.engine.url
     file = address.database if address.get_backend_name() == "sqlite" else None
     if not create and file and not Path(file).exists():
@@ -124,11 +129,11 @@ def open_session(
     )
 
 
-def _database(url: str) -> Engine:
+def _database(url: str, *, only_to_look: bool) -> Engine:
     if url.startswith("postgresql"):
         require_extra("postgres")
     try:
-        return open_database(url)
+        return open_database(url, only_to_look=only_to_look)
     except (sa.exc.ArgumentError, ValueError, ImportError) as error:
         # Not what it is: there may be a password in it.
         problem = (

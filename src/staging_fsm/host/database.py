@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -42,7 +43,7 @@ SERVER_KEEPALIVE: Final = {
 }
 
 
-def open_database(url: str) -> Engine:
+def open_database(url: str, *, only_to_look: bool = False) -> Engine:
     """Return an engine for `url`, of SQLite or PostgreSQL (`postgresql://…`, by psycopg 3).
 
     SQLite gets durable commits and patient locks: WAL with `synchronous=FULL`, so a
@@ -50,6 +51,9 @@ def open_database(url: str) -> Engine:
     (https://www.sqlite.org/pragma.html#pragma_synchronous). A connection to PostgreSQL
     that was lost while nobody used it is opened afresh, and one that is cut off without
     a word is given up by both sides, within a minute: whatever it had locked is free then.
+
+    `only_to_look` is for who writes nothing and is done soon: the file stays in the journal
+    mode that it has, and may be one that this user cannot write, such as an archived copy.
     """
     address = sa.make_url(url)
     if address.drivername == "postgresql":
@@ -63,9 +67,13 @@ def open_database(url: str) -> Engine:
     # transaction must not wait for those that wait for its lock. The last one used comes
     # first: it still knows its statements.
     in_a_file = address.get_backend_name() == "sqlite" and address.database
-    pool: dict[str, Any] = {"pool_size": 0, "pool_use_lifo": True} if in_a_file else {}
-    engine = sa.create_engine(address, **pool)
+    options: dict[str, Any] = {"pool_size": 0, "pool_use_lifo": True} if in_a_file else {}
+    if only_to_look and in_a_file and _is_read_only(Path(in_a_file)):
+        options["creator"] = partial(_connect_read_only, Path(in_a_file).absolute())
+    engine = sa.create_engine(address, **options)
     if engine.dialect.name == "sqlite":
+        if not only_to_look:
+            sa.event.listen(engine, "connect", _keep_a_log)
         sa.event.listen(engine, "connect", _prepare_sqlite)
     if in_a_file:
         turns = _Turns()
@@ -180,8 +188,29 @@ def _switch_to_wal(connection: Any) -> None:
             return
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
+def _is_read_only(file: Path) -> bool:
+    """Say whether there is a database that this user can read and not write."""
+    if not file.exists():
+        return False
+    return not all(os.access(path, os.W_OK) for path in (file, file.absolute().parent))
+
+
+def _connect_read_only(file: Path) -> sqlite3.Connection:
+    """Connect to a file that cannot be written, nor can anything beside it.
+
+    Without the files that its writers leave beside it nobody is at it, and SQLite is told
+    so: to look for them it would have to write (https://www.sqlite.org/wal.html#readonly).
+    """
+    in_use = any(file.with_name(file.name + end).exists() for end in ("-wal", "-journal"))
+    how = "mode=ro" if in_use else "mode=ro&immutable=1"
+    return sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)
+
+
+def _keep_a_log(connection: Any, _record: Any) -> None:
     _switch_to_wal(connection)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
         "synchronous = FULL",

@@ -70,7 +70,7 @@ def _attest(db: str | None, job: str, output: Path | None) -> None:
             " such as --generate-key writes"
         )
         raise AttestationRefusedError(job, message)
-    session = open_session(db, create=db is None)
+    session = open_session(db, create=db is None, only_to_look=True)
     _refuse_deviations(session, job)
     row, snapshot = stored_attempt(session, job)
     command = shown_command(snapshot, session.variables) if snapshot.plan else ()
@@ -89,7 +89,7 @@ def _verify(envelope: Path, public_key: Path, db: str | None, job: str | None) -
         raise AttestationRefusedError(None, f"it cannot be read: {error}") from error
     statement = verify(text, public_key)
     if job is not None:
-        session = open_session(db, create=db is None)
+        session = open_session(db, create=db is None, only_to_look=True)
         problem = contradiction(statement, stored_attempt(session, job)[1])
         if problem is not None:
             raise AttestationRefusedError(job, problem)

@@ -44,7 +44,7 @@ def audit(
     artifacts, logs, the job and its work item must agree with it. A file that is
     gone is told, and is no deviation.
     """
-    session = open_session(db, create=False)
+    session = open_session(db, create=False, only_to_look=True)
     snapshot = None if job is None else _attempt(session, job)
     seen = (
         audit_table(session.rows, session.store)

@@ -77,7 +77,7 @@ def _stored(db: str | None, job: int | None) -> Diagram:
     # The database's packages are needed here only: the table is drawn without them.
     from staging_fsm.faces.session import open_session, stored_attempt  # noqa: PLC0415  # see above
 
-    session = open_session(db, create=db is None)
+    session = open_session(db, create=db is None, only_to_look=True)
     if job is not None:
         _, snapshot = stored_attempt(session, job)
         return Diagram.of_attempt(snapshot)

@@ -27,7 +27,7 @@ _INDENT: Final = " " * 5
 def queue(db: str | None, *, as_json: bool) -> None:
     """Show every unfinished attempt: state, run, time, what is next, and why."""
     # The machine's own database may be a new one; one that was named may be mistyped.
-    session = open_session(db, create=db is None)
+    session = open_session(db, create=db is None, only_to_look=True)
     block = staging_runner_block(session.rows, os.environ)
     if as_json:
         click.echo(json.dumps(QueueDocument(staging_runner=block)))

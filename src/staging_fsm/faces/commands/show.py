@@ -23,7 +23,7 @@ LINE_CHARACTERS: Final = 5000
 @json_option
 def show(job: int, db: str | None, *, as_json: bool) -> None:
     """Show one attempt: its state, its history, its runs."""
-    session = open_session(db, create=db is None)
+    session = open_session(db, create=db is None, only_to_look=True)
     row, snapshot = stored_attempt(session, job)
     view = session.view(row, snapshot)
     if as_json:
