@@ -608,6 +608,37 @@ def test_columns_of_sqlite_hold_what_they_hold(
     assert foreign.ask('"Condition"') == "STOPPED"
 
 
+def test_blanks_that_fill_up_a_column_are_no_part_of_its_value(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """In PostgreSQL keys, names, status words and due times may be of type char(n)."""
+    foreign = make_foreign(POSTGRESQL)
+    kind = "char(30)"
+    foreign.run(
+        f'CREATE TABLE "{TABLE}" (uid {kind} PRIMARY KEY, project {kind}, ticket {kind},'
+        f' phase {kind}, "Condition" {kind}, "run after" {kind}, extra text, tenant INTEGER)'
+    )
+    foreign.insert("j-1")
+    foreign.insert("j-2")
+    rows = SqlRows(foreign.engine, TABLE, NAMES, STATUSES)
+    rows.check()
+
+    for key in ("j-1", "j-1".ljust(30)):
+        row = rows.load(key)
+        assert (row.id, row.repo, row.work_item) == ("j-1", "shop", "WI-1")
+        assert (row.stage, row.status) == ("deploy-staging", "running")
+    rows.save("j-1", attempt(1))
+    rows.save("j-1".ljust(30), attempt(2))
+    rows.requeue("j-1", LATER, attempt(2))
+    rows.requeue("j-1", LATER, attempt(2), once=True)
+    rows.check()
+    [row] = rows.unfinished()
+    assert (row.status, row.not_before, row.snapshot()) == ("queued", LATER, attempt(2))
+    rows.save("j-2", attempt(1))
+    spans = list(rows.spans(1))
+    assert [row.id for span in spans for row in rows.attempts(*span)] == ["j-1", "j-2"]
+
+
 @pytest.mark.parametrize("kind", ["bigint PRIMARY KEY", "uuid PRIMARY KEY"])
 def test_key_that_cannot_be_one_names_no_job(
     make_foreign: Callable[[str], Foreign], kind: str

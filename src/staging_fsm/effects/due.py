@@ -150,9 +150,11 @@ class Words:
             return None
         if isinstance(value, int | float | Decimal):
             return _from_seconds(value)
+        # A char(n) of PostgreSQL is filled up with blanks.
+        text = str(value).rstrip(" ")
         for parse in (datetime.fromisoformat, self._parse):
             try:
-                moment = parse(str(value))
+                moment = parse(text)
             except ValueError:
                 continue
             return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -207,9 +207,17 @@ class HostTable:
         """Return the host's column for one of our names."""
         return self.table.columns[self.columns[name]]
 
+    def unpadded(self, name: str) -> sa.ColumnElement[Any]:
+        """Return a column as it is, of PostgreSQL's char(n) without the blanks that fill it up."""
+        column = self.column(name)
+        return sa.cast(column, sa.Text) if self._is_padded(column) else column
+
+    def _is_padded(self, column: sa.Column[Any]) -> bool:
+        return isinstance(column.type, sa.CHAR) and self._engine.dialect.name != "sqlite"
+
     def selected(self, name: str) -> sa.ColumnElement[Any]:
         """Return what to select for one of our names: of a text in SQLite, its bytes."""
-        column = self.due.selected() if name == "not_before" else self.column(name)
+        column = self.due.selected() if name == "not_before" else self.unpadded(name)
         is_text = isinstance(column.type, sa.String | sa.types.NullType)
         return as_stored(column) if is_text and self._engine.dialect.name == "sqlite" else column
 
@@ -345,7 +353,8 @@ class HostTable:
             raise JobNotFoundError(message) from None
         if isinstance(kind, sa.String):
             is_bare = isinstance(job_id, uuid.UUID) and kind.length == len(job_id.hex)
-            return job_id.hex if is_bare else str(job_id)
+            text = job_id.hex if is_bare else str(job_id)
+            return text.rstrip(" ") if self._is_padded(self.column("id")) else text
         return job_id
 
 

@@ -200,7 +200,7 @@ class SqlRows:
 
     def _select(self, metadata: sa.ColumnElement[Any]) -> sa.Select[Any]:
         # As they are: a host's key and its words for a status are compared with its own.
-        keys = [self._host.column(name).label(name) for name in ("id", "status")]
+        keys = [self._host.unpadded(name).label(name) for name in ("id", "status")]
         facts = [name for name in FACTS if name in self._host.columns]
         wanted = [self._host.selected(name).label(name) for name in (*facts, "not_before")]
         return sa.select(*keys, *wanted, metadata.label("metadata"))
