@@ -890,6 +890,26 @@ def test_config_hides_secrets(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> 
     assert [it.name for it in every_setting() if it.name not in ended.stdout] == []
 
 
+@pytest.mark.parametrize("home", ["~bob/state", "~"])
+@pytest.mark.parametrize(
+    "arguments", [["queue"], ["doctor"], ["worker", "--once"], ["run", "--repo", ".", "true"]]
+)
+def test_state_folder_in_no_known_home_is_made_nowhere(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], home: str
+) -> None:
+    """A state folder in a home that is not known is told of, and not made in the current folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", "")
+    ended = shell.call(*arguments, STATE_DIR=home)
+
+    assert ended.returncode == (1 if arguments == ["doctor"] else ExitCode.DECLINED)
+    words = f"ORCH_STAGING_RUNNER_STATE_DIR: {home!r} is in no known home folder"
+    assert words in ended.stdout + ended.stderr
+    assert [*here.iterdir()] == []
+
+
 @pytest.mark.parametrize("command", ["queue", "config", "doctor"])
 @pytest.mark.parametrize(
     ("name", "value", "problem"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import attrs
 
 from staging_fsm.core.config import variable_name
-from staging_fsm.core.errors import PreparationError
-from staging_fsm.core.settings import expand_home
+from staging_fsm.core.errors import ConfigInvalidError, PreparationError
+from staging_fsm.core.settings import expand_home, path_if_any
 from staging_fsm.effects.files import DIRECTORY_MODE, create_durably, read_small
 from staging_fsm.effects.folders import remove_folder
 from staging_fsm.effects.supervisor.result import SECRET_BYTES
@@ -133,6 +133,19 @@ class StateDir:
             message = f"{path} is not the secret that was made there: remove it"
             raise PreparationError(message)
         return found
+
+
+def refuse_unknown_home(variables: Mapping[str, str]) -> None:
+    """Raise ConfigInvalidError where the configured state folder is in no known home folder.
+
+    Else it would be made below the current folder, under the name that stands for the home.
+    """
+    name = variable_name("state_dir")
+    configured = expand_home(variables.get(name, ""), variables)
+    try:
+        path_if_any(configured)
+    except ValueError as error:
+        raise ConfigInvalidError([f"{name}: {configured!r} {error}"]) from None
 
 
 def state_dir(variables: Mapping[str, str]) -> Path:

@@ -12,7 +12,7 @@ from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.planning import read_suites, suite_of
 from staging_fsm.effects.alerts import Outbox
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
-from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.effects.state_dir import StateDir, refuse_unknown_home
 from staging_fsm.effects.supervisor import limits
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.settings import problems
@@ -29,10 +29,20 @@ def examine(
     yield _git()
     yield _supervision()
     yield _limits()
-    yield from machine_findings(state, _log_max_bytes(variables))
+    yield from _machine(variables, state)
     yield _database(open_database)
     yield from _configuration(variables)
     yield _alerts(variables, state)
+
+
+def _machine(variables: Mapping[str, str], state: StateDir) -> Iterator[Check]:
+    try:
+        refuse_unknown_home(variables)
+    except ConfigInvalidError as error:
+        # To look at it would make it.
+        yield from (Check("state folder", Health.FAILED, problem) for problem in error.problems)
+        return
+    yield from machine_findings(state, _log_max_bytes(variables))
 
 
 def _alerts(variables: Mapping[str, str], state: StateDir) -> Check:

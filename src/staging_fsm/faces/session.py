@@ -32,7 +32,7 @@ from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
-from staging_fsm.effects.state_dir import StateDir, state_dir
+from staging_fsm.effects.state_dir import StateDir, refuse_unknown_home, state_dir
 from staging_fsm.effects.worker_lock import WorkerLock
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.views import attempt_view
@@ -98,6 +98,7 @@ def open_session(
     `only_to_look` is for who writes nothing, and is done soon.
     """
     variables = os.environ if variables is None else variables
+    refuse_unknown_home(variables)
     state = StateDir(state_dir(variables))
     state.ensure()
     settings = load_host_settings(variables)
