@@ -144,6 +144,25 @@ def test_rows_are_moved_between_databases_of_one_kind(
     assert following == 5
 
 
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_nothing_is_moved_onto_itself(
+    stores: tuple[SqlHostStore, SqlHostStore], tmp_path: Path, dialect: str
+) -> None:
+    """A database under another spelling of its address is refused as its own successor."""
+    one = stores[dialect == "postgresql"].engine
+    if dialect == "sqlite":
+        (tmp_path / "link.db").symlink_to(tmp_path / "orchestrator.db")
+        other = open_database(f"sqlite:///{tmp_path}/link.db")
+    else:
+        other = open_database(
+            one.url.update_query_dict({"application_name": "x"}).render_as_string()
+        )
+
+    with pytest.raises(RefusedError, match="the new database is the old one"):
+        move_rows(one, other)
+    other.dispose()
+
+
 #: A database that keeps only the beginning of a text, as one does whose columns are too short.
 CUT: Final = (
     "CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS"

@@ -5,8 +5,10 @@ does next would be known to one of the two databases alone; so a job in work is 
 and whoever wants to write meanwhile waits.
 """
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -23,8 +25,12 @@ def move_rows(source: Engine, target: Engine) -> dict[str, int]:
 
     Each row is read back and compared before anything is committed. Raises
     RefusedError, and leaves `target` as it was, where a job is in work, where the
-    target has rows already, or where it cannot hold one as it is.
+    target has rows already, where it cannot hold one as it is, or where it is `source`.
     """
+    if _is_one(source, target):
+        # The lock on the one would be waited for at the other.
+        message = f"the new database is the old one, {source.url.database}: name another one"
+        raise RefusedError(message)
     with _still(source, "SHARE") as reading, _still(target, "EXCLUSIVE") as writing:
         _refuse_work(reading)
         for table in TABLES:
@@ -37,6 +43,21 @@ def move_rows(source: Engine, target: Engine) -> dict[str, int]:
             writing.execute(sa.text(number))
         writing.commit()
     return moved
+
+
+def _is_one(source: Engine, target: Engine) -> bool:
+    """Say whether two addresses, however they are spelt, lead to the same tables."""
+    if source.dialect.name != target.dialect.name:
+        return False
+    if source.dialect.name == "sqlite":
+        return Path(str(source.url.database)).samefile(str(target.url.database))
+    table = sa.text("SELECT to_regclass('jobs')::oid")
+    # No other database has it, and nobody else in this one.
+    key = {"key": secrets.randbits(62)}
+    with source.connect() as old, target.connect() as new:
+        old.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), key)
+        is_free = new.execute(sa.text("SELECT pg_try_advisory_xact_lock(:key)"), key).scalar()
+        return not is_free and old.execute(table).scalar() == new.execute(table).scalar()
 
 
 @contextmanager
