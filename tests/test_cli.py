@@ -848,6 +848,37 @@ def test_database_that_cannot_be_written_is_read(
     assert "ADVANCED" in told["show"][1]
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("ALTER TABLE jobs DROP COLUMN claimed_by", "table 'jobs' has no column 'claimed_by'"),
+        ("DROP TABLE repositories", "there is no table 'repositories'"),
+    ],
+    ids=["a column", "a table"],
+)
+@pytest.mark.parametrize("command", ["worker", "run", "move"])
+def test_database_of_another_version_is_refused_in_a_sentence(
+    shell: Shell, tmp_path: Path, command: str, change: str, problem: str
+) -> None:
+    """Where a table or a column is missing nobody begins to work, and it is said what is."""
+    older = tmp_path / "older.db"
+    url = f"sqlite:///{older}"
+    open_session(url, shell.environment()).store.engine.dispose()
+    with sqlite3.connect(older) as database:
+        database.execute(change)
+    arguments = {
+        "worker": ["--db", url],
+        "run": ["--db", url, "--repo", str(shell.repository), "--", "true"],
+        "move": ["--from", url, "--to", f"{url}.new"],
+    }
+    ended = shell.call(command, *arguments[command])
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert ended.stderr.startswith(f"staging-fsm: the database {older} is of another version")
+    assert problem in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
 def test_machine_without_a_job_yet_has_an_empty_queue(shell: Shell) -> None:
     """The database of the state folder may be a new one: nobody has named it."""
     asked, recovered = shell.call("queue"), shell.call("recover")

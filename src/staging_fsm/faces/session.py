@@ -95,6 +95,7 @@ def open_session(
     Raises ConfigInvalidError for settings that cannot be used, the address among them, and
     RefusedError where the database cannot be reached, no driver for it is installed, or,
     without `create`, there is none: a mistyped address is no orchestrator without jobs.
+    Who may create them has a table or a column that is missing refused as well.
     `only_to_look` is for who writes nothing, and is done soon.
     """
     variables = os.environ if variables is None else variables
@@ -112,6 +113,8 @@ def open_session(
     try:
         if create:
             store.create_schema()
+            if not only_to_look:
+                store.check_schema()
         elif not store.has_schema():
             message = f"the database {address.database} has no table 'jobs': it is another one"
             raise RefusedError(message)

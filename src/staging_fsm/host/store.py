@@ -4,8 +4,11 @@
 Core. Times go in and out as `format_time` writes them.
 """
 
+import contextlib
+import functools
 import json
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -222,6 +225,23 @@ class SqlHostStore:
                 if self._is_postgresql:
                     connection.exec_driver_sql(_POSTGRESQL_IDENTITY)
 
+    def check_schema(self) -> None:
+        """Raise RefusedError where a table, or a column of one, is missing."""
+        inspector = sa.inspect(self.engine)
+        # Wherever the connection finds them, which may be more than one schema.
+        there = {table for table in _columns() if inspector.has_table(table)}
+        problems = [f"there is no table {table!r}" for table in _columns() if table not in there]
+        for table in there:
+            missing = _columns()[table] - {one["name"] for one in inspector.get_columns(table)}
+            problems += [f"table {table!r} has no column {name!r}" for name in sorted(missing)]
+        if problems:
+            message = (
+                f"the database {self.engine.url.database} is of another version, or another's:"
+                f" {'; '.join(sorted(problems))}. Nothing was changed: add what is missing, as"
+                f" {SCHEMA_FILE} has it, or name another database"
+            )
+            raise RefusedError(message)
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Yield a connection inside one transaction."""
@@ -405,6 +425,19 @@ _JOB_COLUMNS: Final = tuple(field.name for field in attrs.fields(Job))
 
 def _job(row: Any) -> Job:
     return Job(*(row[name] for name in _JOB_COLUMNS))
+
+
+@functools.cache
+def _columns() -> dict[str, frozenset[str]]:
+    """Return the names of the columns of each table of the schema."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as made:
+        made.executescript(SCHEMA_FILE.read_text(encoding="utf-8"))
+        pairs = made.execute(
+            "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c"
+            " WHERE m.type = 'table'"
+        ).fetchall()
+    tables = {table for table, _ in pairs}
+    return {table: frozenset(name for of, name in pairs if of == table) for table in tables}
 
 
 def _statements(script: str) -> list[str]:

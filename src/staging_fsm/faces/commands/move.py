@@ -17,5 +17,6 @@ def move(source: str | None, target: str) -> None:
     what waits is in both.
     """
     old = open_session(source, create=False)
+    old.store.check_schema()
     moved = move_rows(old.store.engine, open_session(target).store.engine)
     click.echo("moved: " + ", ".join(f"{count} {table}" for table, count in moved.items()))
