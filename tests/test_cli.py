@@ -879,6 +879,16 @@ def test_database_of_another_version_is_refused_in_a_sentence(
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_database_in_memory_is_refused(shell: Shell, url: str) -> None:
+    """A database that ends with its process keeps no job, and is told of before any work."""
+    ended = shell.call("worker", "--once", "--db", url)
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert "is a database in memory" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
 def test_machine_without_a_job_yet_has_an_empty_queue(shell: Shell) -> None:
     """The database of the state folder may be a new one: nobody has named it."""
     asked, recovered = shell.call("queue"), shell.call("recover")

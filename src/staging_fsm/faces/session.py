@@ -107,6 +107,12 @@ def open_session(
     store = SqlHostStore(_database(url, only_to_look=only_to_look))
     address = store.engine.url
     file = address.database if address.get_backend_name() == "sqlite" else None
+    if address.get_backend_name() == "sqlite" and file in (None, "", ":memory:"):
+        problem = (
+            f"{address} is a database in memory, which ends with its process: name a file, as in"
+            " sqlite:////folder/file.db"
+        )
+        raise ConfigInvalidError([problem])
     if not create and file and not Path(file).exists():
         message = f"there is no database at {file}, and in a new one there would be nothing to see"
         raise RefusedError(message)

@@ -66,7 +66,8 @@ def open_database(url: str, *, only_to_look: bool = False) -> Engine:
     # As many connections as there are threads: one that waits for a second one inside its
     # transaction must not wait for those that wait for its lock. The last one used comes
     # first: it still knows its statements.
-    in_a_file = address.get_backend_name() == "sqlite" and address.database
+    is_sqlite, in_memory = address.get_backend_name() == "sqlite", address.database == ":memory:"
+    in_a_file = address.database if is_sqlite and not in_memory else None
     options: dict[str, Any] = {"pool_size": 0, "pool_use_lifo": True} if in_a_file else {}
     if only_to_look and in_a_file and _is_read_only(Path(in_a_file)):
         options["creator"] = partial(_connect_read_only, Path(in_a_file).absolute())
