@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 import pytest
+from click.testing import CliRunner
 
 from hosts import REPO, HostKit, git
 from staging_fsm.core.config import RunnerConfig
@@ -34,6 +35,7 @@ from staging_fsm.drive.shadow import PAUSE_SECONDS, Shadow
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import write_durably
 from staging_fsm.effects.shadow import ShadowRecords
+from staging_fsm.faces.cli import main
 from staging_fsm.faces.session import switched_on
 from staging_fsm.faces.shadow import Comparison, shadow_view
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
@@ -292,6 +294,22 @@ def test_agent_and_runner_are_compared(
     assert check_staging_status(Path(view["runner"]["artifact"]).parent) == (suite == PASSING)
 
 
+def test_report_is_read_where_the_state_folder_is_now(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state folder that was moved, or copied from another machine, has its report still."""
+    beside = begin(FAILING)
+    beside.launch("YES")
+    beside.shadow.run_once()
+    (tmp_path / "state").rename(tmp_path / "moved")
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_STATE_DIR", str(tmp_path / "moved"))
+    ended = CliRunner().invoke(main, ["shadow-report"])
+
+    assert ended.exit_code == 0, ended.output
+    assert "staging_status: FAILED" in ended.output
+    assert "Trust me." in ended.output
+
+
 def test_cost_of_both_is_told(begin: Begin) -> None:
     """The report adds up what agent and runner took, and the tokens that agents tell of."""
     beside = begin()
@@ -543,10 +561,12 @@ def test_job_launched_again_has_the_launch_of_the_agent_that_ended(tmp_path: Pat
 def test_damaged_record_is_left_out(tmp_path: Path) -> None:
     """A record that cannot be read is nobody's evidence, and does not hide the others."""
     records = ShadowRecords(tmp_path)
-    for job in (1, 2, 3):
+    for job in (1, 2, 3, 4):
         row = JobRow(job, REPO, f"WI-{job}", "deploy-staging", "running", None, None)
         records.launched(row, tmp_path, datetime(2026, 1, job, tzinfo=UTC))
     (records.folder(1) / "launch.json").write_text("{")
+    note = records.folder(4) / "launch.json"
+    note.write_text(note.read_text().replace("2026-01-04T", "yesterday"))
     (records.folder(2) / "attempt.1.json").write_text("{")
     views = shadow_view(records.records())["launches"]
 

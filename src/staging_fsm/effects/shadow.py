@@ -84,6 +84,12 @@ class Record:
         path = self.folder / "agent.md"
         return path if path.is_file() else None
 
+    @property
+    def runner_artifact(self) -> Path | None:
+        """Return the runner's own artifact, if it is here, wherever the record was when it ran."""
+        path = artifact_in(self.folder)
+        return path if path.is_file() else None
+
 
 class ShadowRecords:
     """The folder of records, and `JobRows` over it."""
@@ -207,6 +213,9 @@ def _record(folder: Path) -> Record:
     agent = None
     with contextlib.suppress(FileNotFoundError):
         agent = msgspec.json.decode((folder / "agent.json").read_bytes(), type=AgentEnd)
+    for moment in (launch.launched_at, *((agent.ended_at,) if agent else ())):
+        # Whoever has the record computes with its times: one that is none cannot be read.
+        parse_time(moment)
     return Record(folder, launch, agent, _row(folder, launch))
 
 

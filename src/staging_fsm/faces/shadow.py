@@ -85,7 +85,7 @@ def _launch_view(record: Record) -> dict[str, Any]:
         "launched_at": launch.launched_at,
         "comparison": str(compare(record, snapshot)),
         "agent": _agent_view(record),
-        "runner": _runner_view(snapshot),
+        "runner": _runner_view(record, snapshot),
         "problem": problem,
     }
 
@@ -105,15 +105,16 @@ def _agent_view(record: Record) -> dict[str, Any] | None:
     }
 
 
-def _runner_view(snapshot: Snapshot | None) -> dict[str, Any] | None:
+def _runner_view(record: Record, snapshot: Snapshot | None) -> dict[str, Any] | None:
     if snapshot is None:
         return None
+    path = record.runner_artifact if snapshot.artifact else None
     return {
         "state": str(snapshot.state),
         "reason": sentence(snapshot),
         "runs": len(snapshot.runs),
         "seconds": _total(run.duration_seconds or 0.0 for run in snapshot.runs),
         "revision": snapshot.plan and snapshot.plan.revision,
-        "artifact": snapshot.artifact and snapshot.artifact.path,
+        "artifact": path and str(path),
         "log": snapshot.runs[-1].log if snapshot.runs else None,
     }
