@@ -9,11 +9,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import click
 import pytest
+from click.testing import CliRunner
 
 from hosts import git
 from staging_fsm.core.spec import State
@@ -982,6 +983,96 @@ def test_address_of_no_database_is_a_sentence(shell: Shell, url: str) -> None:
     assert ended.returncode == ExitCode.DECLINED
     assert ended.stderr.startswith("staging-fsm: invalid configuration: ORCH_DB_URL, or")
     assert "hunter2" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("audit", "--html", "PATH"),
+        ("attest", "--generate-key", "PATH"),
+        ("diagram", "--output", "PATH"),
+    ],
+)
+def test_output_that_cannot_be_written_is_a_sentence(
+    shell: Shell, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """A file that was asked for where none can be is told of by the name that was said."""
+    shell.call("queue")
+    (tmp_path / "letter").touch()
+    path = str(tmp_path / "letter" / "output")
+    ended = shell.call(*(path if word == "PATH" else word for word in command))
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert ended.stderr == f"staging-fsm: {path} cannot be written: Not a directory\n"
+
+
+@pytest.mark.parametrize("place", ["letter", "letter/state"])
+@pytest.mark.parametrize("command", [["queue"], ["show", "1"], ["run"], ["doctor"]])
+def test_state_folder_that_cannot_be_is_a_sentence(
+    shell: Shell, tmp_path: Path, command: list[str], place: str
+) -> None:
+    """A state folder that is a file, or below one, is told of with the setting that names it."""
+    (tmp_path / "letter").touch()
+    options = ["--repo", str(shell.repository), "--", "true"] if command == ["run"] else []
+    ended = shell.call(*command, *options, STATE_DIR=str(tmp_path / place))
+
+    assert ended.returncode == (1 if command == ["doctor"] else ExitCode.DECLINED)
+    said = f"the state folder {tmp_path / place} cannot be made: "
+    assert said in ended.stdout + ended.stderr
+    assert "Set ORCH_STAGING_RUNNER_STATE_DIR to a folder" in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("command", "code"), [("queue", ExitCode.DECLINED), ("doctor", 1)])
+def test_user_without_a_home_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, command: str, code: int
+) -> None:
+    """Where nobody knows a home folder the state folder has to be named, and that is said."""
+
+    def nobody(_user: int) -> NoReturn:
+        raise KeyError
+
+    for name in ("HOME", "XDG_STATE_HOME", "ORCH_STAGING_RUNNER_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    ended = CliRunner().invoke(main, [command])
+
+    assert ended.exit_code == code
+    assert "no home folder is known: set ORCH_STAGING_RUNNER_STATE_DIR, or HOME" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_repository_that_no_row_can_name_is_wrong_usage(shell: Shell, tmp_path: Path) -> None:
+    """A path that is not in UTF-8 is refused in words: it could be kept in no database."""
+    repository = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(repository)  # noqa: PTH102  # a path of bytes
+    ended = shell.call("run", "--repo", os.fsdecode(repository), "--", "true")
+
+    assert ended.returncode == ExitCode.USAGE
+    assert "its path is not in UTF-8, and could be kept in no row" in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["run", "--repo", ".", "--", "true"], ["diagram"]])
+def test_folder_that_was_removed_is_a_sentence(
+    shell: Shell, tmp_path: Path, command: list[str]
+) -> None:
+    """Who stands in a folder that is no more is told so, not shown a traceback."""
+    nowhere = tmp_path / "nowhere"
+    nowhere.mkdir()
+    script = 'rmdir "$PWD" && exec "$@"'
+    ended = subprocess.run(
+        ["sh", "-c", script, "sh", *shell.command(*command)],
+        cwd=nowhere,
+        env=shell.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.startswith("staging-fsm: ")
 
 
 def test_file_that_is_no_database_is_a_sentence(shell: Shell, tmp_path: Path) -> None:

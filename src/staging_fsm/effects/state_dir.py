@@ -151,12 +151,19 @@ def refuse_unknown_home(variables: Mapping[str, str]) -> None:
 def state_dir(variables: Mapping[str, str]) -> Path:
     """Return the configured state folder, by default `$XDG_STATE_HOME/staging-fsm`.
 
-    See https://specifications.freedesktop.org/basedir-spec/latest/.
+    See https://specifications.freedesktop.org/basedir-spec/latest/. Raises
+    ConfigInvalidError where none is configured, and no home folder is known.
     """
     # One that cannot be found is a problem of the configuration, and told of there.
     configured = expand_home(variables.get(variable_name("state_dir"), ""), variables)
     if configured:
         return Path(configured).absolute()
     base = variables.get("XDG_STATE_HOME", "")
-    home = Path(variables.get("HOME") or Path.home())
-    return (Path(base) if base.startswith("/") else home / ".local/state") / "staging-fsm"
+    if base.startswith("/"):
+        return Path(base) / "staging-fsm"
+    try:
+        home = Path(variables.get("HOME") or Path.home())
+    except RuntimeError as error:
+        problem = f"no home folder is known: set {variable_name('state_dir')}, or HOME"
+        raise ConfigInvalidError([problem]) from error
+    return home / ".local/state" / "staging-fsm"

@@ -3,6 +3,7 @@
 import importlib
 import io
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -84,10 +85,21 @@ class _Commands(click.Group):
             _tell(str(error))
             code = ExitCode.DECLINED
         except Exception as error:  # noqa: BLE001  # whatever it is, it is no verdict
-            _tell(f"internal error: {in_words(error)}", traceback.format_exc())
+            if isinstance(error, FileNotFoundError) and _is_nowhere():
+                _tell("the current folder was removed: change to one that is there, and ask again")
+            else:
+                _tell(f"internal error: {in_words(error)}", traceback.format_exc())
             code = ExitCode.DECLINED
         ctx.exit(code)
         return None
+
+
+def _is_nowhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109  # nothing is made of it
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _tell(sentence: str, before: str = "") -> None:

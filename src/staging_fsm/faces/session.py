@@ -93,15 +93,22 @@ def open_session(
     """Open the orchestrator's database, with `create` making its tables where they are missing.
 
     Raises ConfigInvalidError for settings that cannot be used, the address among them, and
-    RefusedError where the database cannot be reached, no driver for it is installed, or,
-    without `create`, there is none: a mistyped address is no orchestrator without jobs.
-    Who may create them has a table or a column that is missing refused as well.
-    `only_to_look` is for who writes nothing, and is done soon.
+    RefusedError where the state folder cannot be made, the database cannot be reached, no
+    driver for it is installed, or, without `create`, there is none: a mistyped address is
+    no orchestrator without jobs. Who may create them has a table or a column that is
+    missing refused as well. `only_to_look` is for who writes nothing, and is done soon.
     """
     variables = os.environ if variables is None else variables
     refuse_unknown_home(variables)
     state = StateDir(state_dir(variables))
-    state.ensure()
+    try:
+        state.ensure()
+    except OSError as error:
+        message = (
+            f"the state folder {state.root} cannot be made: {error.strerror}. Set"
+            f" {variable_name('state_dir')} to a folder that can be, or remove what is in its way"
+        )
+        raise RefusedError(message) from error
     settings = load_host_settings(variables)
     url = db_url or settings.db_url or f"sqlite:///{state.database}"
     store = SqlHostStore(_database(url, only_to_look=only_to_look))

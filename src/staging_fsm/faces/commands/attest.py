@@ -21,6 +21,7 @@ from staging_fsm.faces.audit import Severity, audit_job
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.output import shown_command
+from staging_fsm.faces.papers import writing
 from staging_fsm.faces.session import Session, open_session, stored_attempt
 
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -49,7 +50,9 @@ def attest(
     """
     require_extra("attest")
     if new_key is not None:
-        click.echo(f"{new_key}\n{generate_key(new_key)}")
+        with writing(new_key):
+            public = generate_key(new_key)
+        click.echo(f"{new_key}\n{public}")
     elif envelope is not None:
         if public_key is None:
             message = "say whose signature is asked for"
@@ -78,7 +81,8 @@ def _attest(db: str | None, job: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
     else:
-        write_durably(output.absolute(), text.encode(), PUBLIC_MODE)
+        with writing(output):
+            write_durably(output.absolute(), text.encode(), PUBLIC_MODE)
         click.echo(output)
 
 

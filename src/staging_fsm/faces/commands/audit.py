@@ -18,6 +18,7 @@ from staging_fsm.effects.files import write_durably
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
 from staging_fsm.faces.audit_html import html_report
 from staging_fsm.faces.options import db_option, json_option
+from staging_fsm.faces.papers import writing
 from staging_fsm.faces.session import Session, open_session, stored_attempt
 from staging_fsm.faces.views import trail_view
 
@@ -52,7 +53,9 @@ def audit(
         else audit_job(session.rows, session.store, job)
     )
     if html is not None:
-        write_durably(html.absolute(), html_report(seen, session.clock.now(), snapshot).encode())
+        report = html_report(seen, session.clock.now(), snapshot).encode()
+        with writing(html):
+            write_durably(html.absolute(), report)
     judged = verify or html is not None
     if as_json:
         click.echo(json.dumps(_view(seen, snapshot, judged=judged)))

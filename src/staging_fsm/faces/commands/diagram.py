@@ -20,6 +20,7 @@ from staging_fsm.faces.diagrams import (
     write_diagrams,
 )
 from staging_fsm.faces.options import db_option
+from staging_fsm.faces.papers import writing
 
 FORMATS: Final[dict[str, Callable[[Diagram], str]]] = {
     "svg": svg,
@@ -62,7 +63,9 @@ def diagram(
     elif check:
         _check(output)
     else:
-        for path in write_diagrams(output, Diagram()):
+        with writing(output):
+            written = write_diagrams(output, Diagram())
+        for path in written:
             click.echo(path)
 
 

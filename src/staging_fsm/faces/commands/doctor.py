@@ -7,7 +7,8 @@ import sys
 import attrs
 import click
 
-from staging_fsm.effects.preflight import Health
+from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.effects.preflight import Check, Health
 from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.doctor import examine
 from staging_fsm.faces.options import db_option, json_option
@@ -20,12 +21,15 @@ from staging_fsm.host.database import shown_address
 @json_option
 def doctor(db: str | None, *, as_json: bool) -> None:
     """Look at everything a run needs; exit code 1 if something is missing."""
-    state = StateDir(state_dir(os.environ))
 
     def address() -> str:
         return shown_address(open_session(db).store.engine.url)
 
-    findings = list(examine(os.environ, state, address))
+    try:
+        findings = [*examine(os.environ, StateDir(state_dir(os.environ)), address)]
+    except ConfigInvalidError as error:
+        # Without a state folder there is no place for anything that could be looked at.
+        findings = [Check("state folder", Health.FAILED, str(error))]
     if as_json:
         click.echo(json.dumps([attrs.asdict(finding) for finding in findings]))
     else:

@@ -117,6 +117,9 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     Exit code: 0 advanced, 1 rolled back, 2 usage, 3 failed closed, 4 declined or
     refused, 5 cancelled.
     """
+    if not _is_utf8(options["repo"]):
+        message = "its path is not in UTF-8, and could be kept in no row"
+        raise click.BadParameter(message, param_hint="--repo")
     work_item = options["work_item"] or new_work_item()
     if problem := work_item_problem(work_item):
         raise click.BadParameter(problem, param_hint="--work-item")
@@ -151,6 +154,14 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
         # What has been judged is judged: an interrupt that comes too late changes no exit code.
         code = _end_of_run(session, driver, decision, console, as_json=options["as_json"])
     sys.exit(code)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _refuse_dirty(options: dict[str, Any]) -> None:
