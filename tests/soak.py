@@ -8,9 +8,10 @@ broken promise with its seed and its moves. It ends with 1 if there was one.
 
 import argparse
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 from chance import Tally, play
@@ -48,14 +49,18 @@ def chunks(first_seed: int, processes: int) -> Iterator[tuple[Tally, list[str]]]
             first_seed = seeds[-1] + CHUNK
 
 
-def soak(attempts: int, results: Iterable[tuple[Tally, list[str]]]) -> tuple[Tally, list[str]]:
-    """Add results up until there are enough attempts, or too many broken promises."""
+def soak(
+    attempts: int,
+    results: Iterable[tuple[Tally, list[str]]],
+    is_over: Callable[[], bool] = lambda: False,
+) -> tuple[Tally, list[str]]:
+    """Add results up until there are enough attempts, too many broken promises, or it is over."""
     total = Tally()
     violations: list[str] = []
     for tally, broken in results:
         total.merge(tally)
         violations += broken
-        if total.attempts >= attempts or len(violations) >= BROKEN_MAX:
+        if total.attempts >= attempts or len(violations) >= BROKEN_MAX or is_over():
             break
     return total, violations
 
@@ -68,7 +73,11 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     began = time.monotonic()
-    total, violations = soak(options.attempts, chunks(options.seed, options.processes))
+    interrupts: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _frame: interrupts.append(number))
+    results = chunks(options.seed, options.processes)
+    total, violations = soak(options.attempts, results, lambda: bool(interrupts))
     seconds = time.monotonic() - began
     never = [row.id for row in TRANSITIONS if row.id not in total.fired]
     for violation in violations:
@@ -80,7 +89,9 @@ def main() -> int:
     rate = total.attempts / seconds
     print(f"attempts: {total.attempts} in {seconds:.0f} s, {rate:.0f} per second")
     print(f"violations: {len(violations)}")
-    return 1 if violations or never else 0
+    if interrupts:
+        print(f"interrupted: {options.attempts} attempts were asked for")
+    return 1 if violations or never or interrupts else 0
 
 
 if __name__ == "__main__":

@@ -191,6 +191,15 @@ def test_soak_counts_attempts_until_there_are_enough() -> None:
     assert total.fired == tally.fired + tally.fired
 
 
+def test_soak_that_is_interrupted_says_how_far_it_came() -> None:
+    """A soak that is told to end has the worlds counted that were played until then."""
+    tally, broken = soak.play_chunk(5000)
+
+    total, _ = soak.soak(tally.attempts + 1, iter([(tally, broken)] * 3), lambda: True)
+
+    assert total.attempts == tally.attempts
+
+
 shapes = st.builds(
     Shape,
     jobs=st.integers(1, 2),
