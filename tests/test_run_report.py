@@ -448,6 +448,35 @@ def test_clock_that_is_set_right_during_a_run_makes_no_old_report_one_of_it(
     assert stand.collect().facts.evidence.state is EvidenceState.STALE
 
 
+@pytest.mark.parametrize("stamp", ["", 'timestamp="$(date -u +%FT%T)"'])
+def test_clock_that_is_set_back_during_a_run_makes_no_report_of_it_old(
+    stand: Stand, stamp: str
+) -> None:
+    """A report counts though the clock stood a day ahead when its run was ordered."""
+    report = f"<testsuite {stamp}><testcase/></testsuite>".replace('"', '\\"')
+    script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
+    stand.start("/bin/sh", "-c", script, report="junit.xml")
+    stand.reorder(started_at=(datetime.now(UTC) + timedelta(days=1)).timestamp())
+
+    assert stand.collect().facts.evidence.state is EvidenceState.READ
+
+
+def test_clock_that_is_set_back_after_a_run_makes_no_report_of_it_new(stand: Stand) -> None:
+    """A report of a run that ended by a clock that stood ahead is of its run, and of then."""
+    ahead = datetime.now(UTC) + timedelta(days=1)
+    stamp = ahead.isoformat(timespec="seconds")
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
+    stand.await_result()
+    assert has_ended(stand.pid())
+    folder = RunFolder(stand.state, RUN)
+    facts = dict(folder.sealed("result") or {})
+    assert facts.pop("run") == RUN
+    folder.seal("result", **facts | {"ended_at": f"{ahead.timestamp() + 1:.6f}"})
+
+    assert stand.collect().facts.evidence.state is EvidenceState.READ
+
+
 def test_run_that_is_collected_later_is_of_its_own_time(stand: Stand) -> None:
     """When a run ended is what its supervisor sealed, and not when somebody asks for it."""
     script = 'echo "<testsuite timestamp=\\"$(date -u +%FT%T)\\"><testcase/></testsuite>"'

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -141,11 +141,13 @@ def _is_elsewhere(path: Path, within: str | None) -> bool:
 
 
 def _window(order: Order, result: dict[str, str]) -> RunWindow:
-    # By the clock of its end, too: it may have been set right since the run began.
-    ended_at = float(result.get("ended_at") or 0.0)
-    begun = max(order.started_at, ended_at - float(result["duration_seconds"]))
-    begin, now = datetime.fromtimestamp(begun, UTC), datetime.now(UTC)
-    return RunWindow(begin, now, now.astimezone().tzinfo or UTC)
+    now = datetime.now(UTC)
+    begin, end = datetime.fromtimestamp(order.started_at, UTC), now
+    if ended_at := float(result.get("ended_at") or 0.0):
+        # By the clock of its end alone: it may have been set, back too, since the run began.
+        end = datetime.fromtimestamp(ended_at, UTC)
+        begin = end - timedelta(seconds=float(result["duration_seconds"]))
+    return RunWindow(begin, end, now.astimezone().tzinfo or UTC)
 
 
 def _detail(order: Order, result: dict[str, str]) -> str | None:
