@@ -103,6 +103,7 @@ def pytest_report(folder: Path, text: str, configured: str) -> tuple[Counts, int
 
 
 CASE = '<testcase name="a"/>'
+TODO = '<testcase><skipped type="todo"/><failure/></testcase>'
 REPORTS: dict[str, tuple[str | bytes, Counts]] = {
     "empty suite": ("<testsuite/>", Counts(0, 0, 0, 0)),
     "one suite": (f"<testsuite>{CASE * 3}</testsuite>", Counts(3, 0, 0, 0)),
@@ -228,6 +229,45 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
             f"{CASE}<testcase><skipped/></testcase></testsuite></testsuite>"
         ),
         Counts(4, 0, 0, 1),
+    ),
+    "failed and yet to be done, as Node writes it": (
+        (
+            f'<testsuites><testsuite tests="2" failures="1" skipped="1"><testsuite tests="2"'
+            f' failures="1" skipped="1">{CASE}{TODO}</testsuite>{CASE}</testsuite>{TODO}'
+            "</testsuites>"
+        ),
+        Counts(4, 0, 0, 2),
+    ),
+    "failed and yet to be done beside others": (
+        f'<testsuite failures="2">{TODO}<testcase><failure/></testcase></testsuite>',
+        Counts(2, 1, 0, 1),
+    ),
+    "failed and yet to be done beside claims of others": (
+        f'<testsuites failures="2"><testsuite failures="1">{TODO}</testsuite></testsuites>',
+        Counts(1, 1, 0, 1),
+    ),
+    "failed in a suite of those that are yet to be done": (
+        f'<testsuites><testsuite failures="1">{TODO}<failure/></testsuite></testsuites>',
+        Counts(1, 1, 0, 1),
+    ),
+    "an error that is yet to be done": (
+        f"<testsuite>{TODO.replace('failure', 'error')}</testsuite>",
+        Counts(1, 0, 1, 0),
+    ),
+    "failed and skipped in another way": (
+        f"<testsuite>{TODO.replace('todo', 'skip')}</testsuite>",
+        Counts(1, 1, 0, 0),
+    ),
+    "passed and yet to be done": (
+        '<testsuite><testcase><skipped type="todo"/></testcase></testsuite>',
+        Counts(1, 0, 0, 1),
+    ),
+    "yet to be done elsewhere": (
+        (
+            '<testsuite><skipped type="todo"/><testcase><failure type="todo"/></testcase>'
+            '<testcase><failure><skipped type="todo"/></failure></testcase></testsuite>'
+        ),
+        Counts(2, 2, 0, 0),
     ),
     "claims of fewer than have failed": (
         (
