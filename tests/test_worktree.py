@@ -1260,7 +1260,7 @@ def test_tree_that_became_dirty_before_a_run_in_place_keeps_it_from_starting(sit
     revision = bind_revision(site.repository, IN_PLACE)
     (site.repository / "shop.py").write_text("PRICE = 5\n")
 
-    with pytest.raises(PreparationError, match="is not as it was bound"):
+    with pytest.raises(PreparationError, match=f"bound: tracked files differ from {revision}"):
         site.run("true", revision, workspace=Workspace.IN_PLACE)
     shutil.rmtree(site.state.root)
     how: dict[str, Any] = {"workspace": Workspace.IN_PLACE, "allow_dirty": True}

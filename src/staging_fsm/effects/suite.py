@@ -117,7 +117,9 @@ class LocalSuites:
         )
         folder.write_order(written)
         if in_place and tree_moved(written):
-            message = f"{tree} is not as it was bound: it has moved from {order.revision}"
+            is_there = worktree.head_revision(tree) == order.revision
+            how = "tracked files differ from" if is_there else "it has moved from"
+            message = f"{tree} is not as it was bound: {how} {order.revision}"
             raise PreparationError(message)
         if not in_place:
             worktree.add_worktree(order.repository, order.revision, tree)
