@@ -173,6 +173,21 @@ def test_uncommitted_changes_are_refused(shell: Shell) -> None:
     assert not (shell.repository / "docs").exists()
 
 
+def test_tree_on_a_share_without_modes_is_not_dirty(shell: Shell) -> None:
+    """Where a repository says that its file system keeps no modes, they make no tree dirty.
+
+    The suite is run on the commit in a worktree; in place its modes would be none of the commit's.
+    """
+    git(shell.repository, "config", "core.fileMode", "false")
+    (shell.repository / "test_it.py").chmod(0o777)
+    code, _ = shell.run("--", "test", "!", "-x", "test_it.py")
+    options = ("--repo", str(shell.repository), "--workspace", "in-place")
+    in_place = shell.call("run", *options, "--", "true")
+
+    assert code == ExitCode.ADVANCED
+    assert in_place.returncode == ExitCode.DECLINED
+
+
 def test_folder_without_git_is_unversioned(shell: Shell, tmp_path: Path) -> None:
     """A folder that is no repository is run in place, and said to be unversioned."""
     folder = tmp_path / "plain"

@@ -32,7 +32,7 @@ _NOT_RUN: Final = {
     "result": frozenset({"suppressed", "skipped"}),
 }
 #: What Node's test runner writes in a <skipped> of a test that is yet to be made to pass: it
-#: may fail, and the run passes (https://nodejs.org/api/test.html#todo-tests).
+#: may fail, and the run passes (https://nodejs.org/api/test.html).
 _TODO: Final = "todo"
 #: A claim of more digits is no number of tests.
 _CLAIM_MAX_DIGITS: Final = 18

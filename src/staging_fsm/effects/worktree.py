@@ -263,15 +263,29 @@ def _log_of_head(tree: Path, count: int) -> list[str]:
     return found.stdout.split("\n")[:-1]
 
 
-def tracked_changes(tree: Path, *, filtered: bool, whole: bool = False) -> str:
+def is_dirty(tree: Path) -> bool:
+    """Say whether tracked files differ from the commit, as the repository itself sees it.
+
+    On a share that keeps no modes it says so, and then nobody but us would call every
+    file changed. Raises PreparationError where git does not answer.
+    """
+    found = run_git(tree, "config", "--local", "--type=bool", "--get", "core.fileMode")
+    without_modes = ("-c", "core.fileMode=false") if found.stdout.strip() == "false" else ()
+    return bool(tracked_changes(tree, filtered=True, options=without_modes))
+
+
+def tracked_changes(
+    tree: Path, *, filtered: bool, whole: bool = False, options: tuple[str, ...] = ()
+) -> str:
     """Return a digest of how tracked files differ from the commit; empty for a clean tree.
 
     `filtered` is whether the repository's own filters have a say in it. They are
     programs: once a suite has run, whose filters they are nobody knows. `whole` is
-    whether every file was checked out: then one that is not there was removed.
+    whether every file was checked out: then one that is not there was removed. `options`
+    are git's, and go over ours.
     """
     settings = NO_SETTINGS if filtered else _without_filters(tree)
-    found = run_git(tree, *_TRACKED_CHANGES, settings=settings, alone=not filtered)
+    found = run_git(tree, *options, *_TRACKED_CHANGES, settings=settings, alone=not filtered)
     listed = run_git(tree, "ls-files", "-v", "--stage", "-z", *_TRACKED_CHANGES[-3:])
     if found.returncode != 0 or listed.returncode != 0:
         message = f"the state of {tree} cannot be read: {(found.stderr or listed.stderr).strip()}"
@@ -291,7 +305,7 @@ def tracked_changes(tree: Path, *, filtered: bool, whole: bool = False) -> str:
             changes += _moved_submodule(tree, path)
         # One that is not checked out has no git of its own.
         if os.path.lexists(tree / path / ".git"):
-            changes += tracked_changes(tree / path, filtered=filtered)
+            changes += tracked_changes(tree / path, filtered=filtered, options=options)
     return hashlib.sha256(os.fsencode(changes)).hexdigest() if changes else ""
 
 

@@ -20,7 +20,7 @@ from staging_fsm.core.suites import AUTO, OF_EVERY_SUITE, SuiteEntry
 from staging_fsm.drive.engine import Step
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.drive.runner import StagingRunner
-from staging_fsm.effects.worktree import head_revision, tracked_changes
+from staging_fsm.effects.worktree import head_revision, is_dirty
 from staging_fsm.faces.commands.show import print_end
 from staging_fsm.faces.console import PatientConsole
 from staging_fsm.faces.exits import ExitCode
@@ -169,7 +169,7 @@ def _refuse_dirty(options: dict[str, Any]) -> None:
     repository = options["repo"]
     if options["allow_dirty"] or head_revision(repository) == UNVERSIONED:
         return
-    if tracked_changes(repository, filtered=True):
+    if is_dirty(repository):
         message = (
             f"{repository} has uncommitted changes to tracked files. A verdict is on"
             " a commit: commit or stash them, or say --allow-dirty (with the worktree workspace"
