@@ -224,6 +224,7 @@ def test_worker_whose_lock_cannot_be_held_works_all_the_same(desk: Desk) -> None
     desk.staging = desk.new_worker()
     desk.claim()
     desk.launch()
+    prune(state, 1.0)
 
     assert desk.state() is State.ADVANCED
     assert worker_is_alive(str(as_seen_elsewhere(desk.snapshot().worker)), state) is None

@@ -79,16 +79,18 @@ def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Check]:
 
 
 def _state_finding(state: StateDir) -> Check:
-    folder = state.root
     try:
         state.ensure()
-        # What is not there yet is made by the first run, and is this user's then.
-        for folder in (state.root, *filter(os.path.lexists, state.of_runs)):
-            # Without a name where the system can: many threads look at one folder at once.
-            tempfile.TemporaryFile(dir=folder).close()
+        # Without a name where the system can: many threads look at one folder at once.
+        tempfile.TemporaryFile(dir=state.root).close()
     except OSError as error:
-        words = f"{folder} cannot be written: {error}"
+        words = f"{state.root} cannot be written: {error}"
         return Check("state folder", Health.FAILED, words)
+    # What is not there yet is made by the first run, and is this user's then.
+    for folder in filter(os.path.lexists, state.of_runs):
+        found = folder_finding("state folder", folder, os.R_OK | os.W_OK | os.X_OK)
+        if found.health is Health.FAILED:
+            return found
     try:
         state.check_secret()
     except (OSError, PreparationError) as error:

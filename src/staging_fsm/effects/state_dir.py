@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -108,19 +109,26 @@ class StateDir:
         return self.root / "orchestrator.db"
 
     def check_secret(self) -> None:
-        """Raise as `secret` does, but make none."""
-        if os.path.lexists(self._secret):
-            self.secret()
+        """Raise PreparationError where `secret` would, without opening it, and make none."""
+        try:
+            found = os.lstat(self._secret)
+        except FileNotFoundError:
+            return
+        is_whole = stat.S_ISREG(found.st_mode) and found.st_size == SECRET_BYTES
+        if not (is_whole and os.access(self._secret, os.R_OK)):
+            raise self._no_secret()
 
     @property
     def _secret(self) -> Path:
         return self.root / "secret"
 
+    def _no_secret(self) -> PreparationError:
+        return PreparationError(f"{self._secret} is not the secret that was made there: remove it")
+
     def secret(self) -> bytes:
         """Return the machine's secret that seals results, making it on first use.
 
-        Raises PreparationError where something else is in its place, and OSError where it
-        may not be read.
+        Raises PreparationError where something else is in its place.
         """
         path = self._secret
         if not os.path.lexists(path):
@@ -130,8 +138,7 @@ class StateDir:
         # A suite may have put a pipe there, which could be waited for for ever.
         found = read_small(path, SECRET_BYTES)
         if found is None or len(found) < SECRET_BYTES:
-            message = f"{path} is not the secret that was made there: remove it"
-            raise PreparationError(message)
+            raise self._no_secret()
         return found
 
 

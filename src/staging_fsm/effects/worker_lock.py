@@ -69,8 +69,11 @@ def has_ended(state: StateDir, worker: ProcessIdentity) -> bool:
 
 
 def prune(state: StateDir, before: float) -> None:
-    """Remove the files of locks that nobody has held since `before`, of the epoch."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(state.workers) as found:
+    """Remove the files of locks that nobody has held since `before`, of the epoch.
+
+    Where that cannot be done it is left for later.
+    """
+    with contextlib.suppress(OSError), os.scandir(state.workers) as found:
         for one in found:
             with contextlib.suppress(OSError):
                 _remove_if_old(Path(one.path), before)
