@@ -16,6 +16,7 @@ from staging_fsm.faces.cli import main
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.extras import EXTRAS
 from staging_fsm.host.database import open_database
+from staging_fsm.host.store import SqlHostStore
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -77,6 +78,7 @@ def test_fleet_without_its_packages_is_refused(
     """Whatever a fleet is asked for without its packages says which extra brings them."""
     monkeypatch.setenv(variable_name("state_dir"), str(tmp_path / "state"))
     engine = open_database(postgres_url)
+    SqlHostStore(engine).create_schema()
     with engine.begin() as connection:
         schema = connection.exec_driver_sql("SELECT current_schema()").scalar_one()
         # By this a fleet is known: somebody has set one up.

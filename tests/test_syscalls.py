@@ -24,7 +24,7 @@ from staging_fsm.host.store import WorkItem
 from staging_fsm.host.worker import Worker
 
 FEW, MANY = 1, 4
-#: 8,270 with Python 3.11, SQLAlchemy 2.1 and PyYAML 6; others may differ a little.
+#: 8,330 with Python 3.11, SQLAlchemy 2.1 and PyYAML 6; others may differ a little.
 CALLS_MAX = 8_600
 COUNTED = "fsync,fdatasync,execve,openat"
 

@@ -87,10 +87,10 @@ def _state_finding(state: StateDir) -> Check:
         words = f"{state.root} cannot be written: {error}"
         return Check("state folder", Health.FAILED, words)
     # What is not there yet is made by the first run, and is this user's then.
+    access = os.R_OK | os.W_OK | os.X_OK
     for folder in filter(os.path.lexists, state.of_runs):
-        found = folder_finding("state folder", folder, os.R_OK | os.W_OK | os.X_OK)
-        if found.health is Health.FAILED:
-            return found
+        if not (os.path.isdir(folder) and os.access(folder, access)):  # noqa: PTH112  # a Path costs more than the look
+            return folder_finding("state folder", Path(folder), access)
     try:
         state.check_secret()
     except (OSError, PreparationError) as error:

@@ -39,9 +39,11 @@ class StateDir:
         return self.root / "worktrees" / run_id
 
     @property
-    def of_runs(self) -> tuple[Path, ...]:
+    def of_runs(self) -> tuple[str, ...]:
         """Return the folders in which a run may have to leave something."""
-        return (*(self.root / name for name in ("runs", "reports", "worktrees")), self.locks)
+        # As texts: each attempt looks at all of them.
+        root = os.fspath(self.root)
+        return (f"{root}/runs", f"{root}/reports", f"{root}/worktrees", f"{root}/locks")
 
     def run_ids(self) -> list[str]:
         """Return the names of all runs that left something behind; what is no folder is none."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
@@ -109,11 +109,7 @@ def run_git(
             stderr=subprocess.PIPE,
             env=environment | _UNATTENDED | _as_variables(settings) | (_ALONE if alone else {}),
         ) as child:
-            try:
-                out, err = child.communicate(timeout=GIT_TIMEOUT_SECONDS)
-            except BaseException:
-                child.kill()
-                raise
+            out, err = child.communicate(timeout=GIT_TIMEOUT_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         message = f"git could not be run in {folder}: {error}"
         raise PreparationError(message) from error
@@ -122,7 +118,16 @@ def run_git(
 
 
 class _Child(subprocess.Popen[bytes]):
-    """A process whose end is known, or an error: to Popen one that others reaped exited with 0."""
+    """A process whose end is known, or an error: to Popen one that others reaped exited with 0.
+
+    Whoever is interrupted, at whatever moment, kills it and does not wait for it.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        """Wait for the end; kill first where an exception is under way."""
+        if error[0] is not None:
+            self.kill()
+        super().__exit__(*error)
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit status; raises as `status_at_end`."""
