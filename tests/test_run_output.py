@@ -255,6 +255,26 @@ def test_log_with_a_gap_ends_there(tmp_path: Path) -> None:
     assert (tmp_path / "output.log").read_bytes() == b"head"
 
 
+@pytest.mark.parametrize("part", ["output.tail", "output.tail.old"])
+@pytest.mark.parametrize("size", [None, 2, 30], ids=["removed", "cut short", "longer"])
+def test_log_whose_newest_part_was_changed_is_incomplete(
+    tmp_path: Path, part: str, size: int | None
+) -> None:
+    """Of a long output the newest part, too, is as it was printed, or the log is incomplete."""
+    log = BoundedLog(str(tmp_path), 40)
+    # A head of twenty, one segment of ten that is set aside, and five.
+    log.write(b"x" * 35)
+    if size is None:
+        (tmp_path / part).unlink()
+    else:
+        os.truncate(tmp_path / part, size)
+    log.write(b"end")
+    log.finish()
+    os.close(log.fd)
+
+    assert not log.complete
+
+
 def test_log_on_a_full_disk_is_incomplete_and_the_run_is_not(stand: Stand) -> None:
     """Where the disk is full the log says that it is incomplete, and the result is there."""
     stand.state.ensure()
