@@ -184,6 +184,13 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         ),
         Counts(2, 1, 1, 0),
     ),
+    "claims of more failures than it lists": (
+        (
+            '<testsuite failures="40" errors="30"><testcase><failure/></testcase>'
+            "<testcase><error/></testcase></testsuite>"
+        ),
+        Counts(2, 40, 30, 0),
+    ),
     "claims on every level": (
         '<testsuites failures="1" errors="5"><testsuite failures="4" errors="2"/></testsuites>',
         Counts(0, 4, 5, 0),
@@ -432,6 +439,17 @@ def test_time_stamps_say_whether_a_report_is_of_its_run(stamp: str) -> None:
     else:
         assert read_junit(io.BytesIO(text), WINDOW).dated is bool(STAMPS[stamp])
     assert read(text).dated is False
+
+
+@pytest.mark.parametrize(
+    ("time", "is_of_run"),
+    [("11:59:00", True), ("12:06:00", True), ("11:58:59", False), ("12:06:01", False)],
+)
+def test_time_of_a_file_is_of_its_run_a_minute_more_or_less(time: str, *, is_of_run: bool) -> None:
+    """A file server whose clock is up to a minute behind or ahead makes no report stale."""
+    written = datetime.fromisoformat(f"2030-06-01T{time}+00:00")
+
+    assert WINDOW.holds_file_time(written.timestamp()) is is_of_run
 
 
 OLD = 'timestamp="2030-06-01T09:00:00Z"'

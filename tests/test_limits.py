@@ -366,6 +366,19 @@ def test_kill_for_want_of_memory_is_told_from_another(stand: Stand, memory_group
     assert judge(starved, policy).reason == Reason.OUT_OF_MEMORY
 
 
+def test_want_of_memory_is_told_of_a_suite_below_a_shell(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a shell has made an exit code of a signal, a kill for want of memory is one still."""
+    # Only a control group of memory brings a real one about, and seldom may one be made.
+    patch_supervisor(monkeypatch, "kills = iter((0, 1)); main.oom_kills = lambda: next(kills);")
+    starved = stand.facts("/bin/sh", "-c", 'sh -c "kill -9 \\$\\$"; exit $?')
+    policy = SuitePlan(("suite",)).judging_policy()
+
+    assert (starved.exit_code, starved.out_of_memory) == (128 + signal.SIGKILL, True)
+    assert judge(starved, policy).reason == Reason.OUT_OF_MEMORY
+
+
 #: A kernel that says afterwards that the suite met its limit.
 TELLTALE = """
 class Telltale:

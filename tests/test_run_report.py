@@ -48,6 +48,7 @@ def evidence(stand: Stand, script: str, report: str = "junit.xml") -> EvidenceSt
         ("mkfifo $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
         ("mkdir $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
         ("ln -s /dev/zero $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
+        ("ln -s nowhere $STAGING_REPORT_DIR/junit.xml", EvidenceState.UNREADABLE),
         (
             f"echo '{JUNIT}' > real.xml; ln -s $PWD/real.xml $STAGING_REPORT_DIR/junit.xml",
             EvidenceState.UNREADABLE,
@@ -117,6 +118,7 @@ def test_report_out_of_a_cache_is_found_out(
         ("-d @99999999999", "", EvidenceState.STALE),
         ("-d @0", "", EvidenceState.READ),
         ("-d '30 seconds ago'", "", EvidenceState.READ),
+        ("-d '30 seconds'", "", EvidenceState.READ),
         ("-d '2 days ago'", 'timestamp="yesterday"', EvidenceState.STALE),
         ("-d '2 days ago'", 'timestamp="$(date -u +%FT%TZ)"', EvidenceState.READ),
     ],
@@ -328,11 +330,15 @@ def test_start_that_fails_keeps_nothing_open(stand: Stand) -> None:
     assert len([*Path("/proc/self/fd").iterdir()]) == opened
 
 
-@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/St_Johns"])
+#: A zone in which it is summer all year but around New Year.
+SUMMER = "WINTER0SUMMER-2,J2/0,J365/23"
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/St_Johns", SUMMER])
 def test_time_stamp_without_a_zone_may_be_a_local_one(
     stand: Stand, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A report of a suite that writes the time of its own zone is of this run."""
+    """A report of a suite that writes the time of its own zone, as it is now, is of this run."""
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
@@ -432,6 +438,26 @@ def test_report_of_a_run_that_is_collected_late_counts(stand: Stand) -> None:
     folder.seal("result", **facts | {"ended_at": f"{begun.timestamp() + 2:.6f}"})
 
     assert stand.collect().facts.evidence.state is EvidenceState.READ
+
+
+@pytest.mark.parametrize(
+    ("ago", "state"), [("now", EvidenceState.READ), ("5 minutes ago", EvidenceState.STALE)]
+)
+def test_run_of_which_nobody_says_when_it_ended_is_judged(
+    stand: Stand, ago: str, state: EvidenceState
+) -> None:
+    """A run from before an update, whose supervisor knew no end, lasted from its order to now."""
+    script = f'echo "<testsuite timestamp=\\"$(date -u -d \'{ago}\' +%FT%TZ)\\"/>"'
+    stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
+    stand.await_result()
+    assert has_ended(stand.pid())
+    folder = RunFolder(stand.state, RUN)
+    sealed = folder.sealed("result") or {}
+    assert {"run", "ended_at"} <= sealed.keys()
+    stand.file("result").unlink()
+    folder.seal("result", **{name: sealed[name] for name in sealed.keys() - {"run", "ended_at"}})
+
+    assert stand.collect().facts.evidence.state is state
 
 
 @pytest.mark.parametrize("days_behind", [0, 30])
