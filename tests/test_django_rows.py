@@ -58,6 +58,7 @@ def configured(alias: str, url: str) -> dict[str, Any]:
         "USER": address.username or "",
         "PASSWORD": address.password or "",
         "HOST": address.query.get("host", address.host or ""),
+        "PORT": address.query.get("port", str(address.port or "")),
     }
     known: dict[str, Any] = connections.configure_settings({"default": {}, alias: told})
     return {alias: known[alias]}
@@ -155,6 +156,35 @@ def test_table_is_looked_at_with_the_password_that_django_has(databases: dict[st
 
         assert rows.load(1).id == 1
         connections[USING].close()
+
+
+def test_table_is_looked_at_where_the_settings_say_as_text(databases: dict[str, Any]) -> None:
+    """A port that is written as text, as in Django's own documents, is the port of the server."""
+    if postgres.binaries() is None:
+        pytest.skip(NO_POSTGRESQL)
+    with postgres.own_server() as server:
+        server.start(port="5433")
+        rows = rows_at(server.url, databases)
+        rows.check()
+
+        assert connections[USING].settings_dict["PORT"] == "5433"
+        assert rows.load(1).id == 1
+        connections[USING].close()
+
+
+def test_table_is_looked_at_in_a_file_that_the_settings_name_by_its_path(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """A database that is named as `startproject` does it, by a path that is no text, is found."""
+    file = tmp_path / "jobs.db"
+    rows_at(f"sqlite:///{file}", databases)
+    connections[USING].close()
+    del connections[USING]
+    databases[USING]["NAME"] = file
+    rows = DjangoRows(SimpleNamespace(_meta=SimpleNamespace(db_table="jobs")), using=USING)
+    rows.check()
+
+    assert rows.load(1).id == 1
 
 
 def test_nothing_is_stored_within_a_transaction_of_the_hosts(
