@@ -124,6 +124,28 @@ class OfAnyAttempt(DictRows):
         return super().fenced(tx, job_id, stored, version)
 
 
+class Skipping(DictRows):
+    """Stores whatever is newer than what is there, and not the next version alone."""
+
+    def save(self, job_id: Any, snapshot: Snapshot, tx: Documents | None = None) -> None:
+        """Leave out the versions in between."""
+        where = self.documents if tx is None else tx
+        ours = job_id in where and where[job_id].metadata.get(SNAPSHOT_KEY)
+        if isinstance(ours, dict) and ours.get("version") in range(1, snapshot.version):
+            ours["version"] = snapshot.version - 1
+        super().save(job_id, snapshot, tx)
+
+
+class CancelsByName(DictRows):
+    """Ends the job of an attempt, whichever version of it is stored."""
+
+    def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
+        """Compare the attempt alone."""
+        stored = load_snapshot(self.documents[job_id].metadata[SNAPSHOT_KEY])
+        is_ours = stored.attempt_id == snapshot.attempt_id
+        super().cancel(job_id, stored if is_ours else snapshot)
+
+
 class Reopening(DictRows):
     """Queues again what somebody has ended."""
 
@@ -283,6 +305,8 @@ class Guessing(DictRows):
 BROKEN: Final[dict[type[DictRows], str]] = {
     Unfenced: "test_worker_that_lost_its_claim_changes_nothing",
     OfAnyAttempt: "test_worker_of_an_attempt_that_was_replaced_changes_nothing",
+    Skipping: "test_worker_that_lost_its_claim_changes_nothing",
+    CancelsByName: "test_worker_that_lost_its_claim_changes_nothing",
     Reopening: "test_job_that_has_ended_is_not_queued_again",
     UnfencedStatus: "test_worker_that_lost_its_claim_changes_nothing",
     Upserting: "test_attempt_that_somebody_removed_stays_removed",
