@@ -570,6 +570,9 @@ def test_damaged_record_is_left_out(tmp_path: Path) -> None:
     note = records.folder(4) / "launch.json"
     note.write_text(note.read_text().replace("2026-01-04T", "yesterday"))
     (records.folder(2) / "attempt.1.json").write_text("{")
+    # A launch that was interrupted before its note, and what is no record at all.
+    records.folder(5).mkdir()
+    (records.root / "notes.txt").write_text("theirs")
     views = shadow_view(records.records())["launches"]
 
     assert [view["work_item"] for view in views] == ["WI-2", "WI-3"]
