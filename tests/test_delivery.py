@@ -39,7 +39,13 @@ from staging_fsm.fleet.deliveries import QUEUE, TASK, queue_of
 from staging_fsm.fleet.delivery import BUSY_SECONDS, REMOTE_BACKOFF, Delivery
 from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server
 from staging_fsm.fleet.fleet import FleetRows, FleetSuites
-from staging_fsm.fleet.publisher import LOG_NAME, GitBranch, PublishedArtifacts, SharedFolder
+from staging_fsm.fleet.publisher import (
+    LOG_MAX_BYTES,
+    LOG_NAME,
+    GitBranch,
+    PublishedArtifacts,
+    SharedFolder,
+)
 from staging_fsm.fleet.worker import redeliver
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
@@ -88,8 +94,10 @@ def tables(fleet: FleetStand) -> list[tuple[Any, ...]]:
 def test_job_and_delivery_are_one_transaction(fleet: FleetStand) -> None:
     """A job that is not queued after all is not delivered either."""
     store, item = fleet.desk.store, WorkItem("shop", "WI-1", "deploy-staging", 2, None)
+    fleet.submit(item.repo, item.id)
+    fleet.take_delivery()
     with pytest.raises(ZeroDivisionError), store.transaction() as tx:  # noqa: PT012  # the transaction is what raises
-        fleet.desk.deliveries.defer(tx, 1, item.repo, fleet.desk.clock.now())
+        store.enqueue(tx, item, "deployer", fleet.desk.clock.now())
         raise ZeroDivisionError
 
     assert fleet.deliveries() == []
@@ -562,6 +570,17 @@ def test_right_to_write_is_asked_before_each_paper(
     assert all(path.stat().st_mode & 0o777 == ARTIFACT_MODE for path in folder.iterdir())
 
 
+def test_folder_of_a_work_item_is_in_the_shared_folder_for_ever(
+    tmp_path: Path, synced: list[list[str]]
+) -> None:
+    """A power cut of the file server takes no folder in which papers were published."""
+    row = JobRow(7, "shop", "WI-1", STAGE, "running", None, None)
+    SharedFolder(tmp_path).publish(row, {"docs/WI-1/log": b"it passed"}, lambda: None)
+
+    assert synced == [["shop"]]
+    assert (tmp_path / "shop" / "docs" / "WI-1" / "log").read_bytes() == b"it passed"
+
+
 def test_remote_that_does_not_answer_is_waited_for(fleet: FleetStand) -> None:
     """Without its remote a job is neither judged nor given to an agent: it waits, and goes on."""
     job = fleet.submit("shop", "WI-1")
@@ -751,10 +770,10 @@ def due(fleet: FleetStand, job_id: int) -> datetime:
     return found
 
 
-def test_result_of_an_earlier_container_counts(
+def left_by_an_earlier_container(
     fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a run showed that ended in another container of the same machine is not run again."""
+) -> tuple[int, RunFolder]:
+    """Return a job whose container has ended before its verdict was stored, and its run."""
     job, save = fleet.submit("shop", "WI-1"), FleetRows.save
 
     def fail_at_the_verdict(rows: FleetRows, job_id: Any, snapshot: Snapshot, tx: Any) -> None:
@@ -768,12 +787,68 @@ def test_result_of_an_earlier_container_counts(
     run = RunFolder(there.state, run_id_of(fleet.attempt(job)))
     run.write_order(attrs.evolve(run.order(), scope="an-earlier-one:boot:1"))
     monkeypatch.undo()
+    return job, run
+
+
+def test_result_of_an_earlier_container_counts(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run showed that ended in another container of the same machine is not run again."""
+    job, _ = left_by_an_earlier_container(fleet, monkeypatch)
     fleet.deliver(job)
 
     assert len(fleet.ledger("start")) == 1
     assert fleet.events(job) == [
         *(Event.JOB_CLAIMED, Event.RUN_ADOPTED, Event.SUITE_PASSED, Event.GATE_OPENED)
     ]
+
+
+def test_run_that_an_earlier_container_left_unfinished_is_lost(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that went down with its container is a counted tool error, and its job goes on."""
+    job, run = left_by_an_earlier_container(fleet, monkeypatch)
+    (run.path / "result").unlink()
+    fleet.deliver(job)
+
+    assert fleet.attempt(job).state is State.DEFERRED
+    assert fleet.attempt(job).reasons == (Reason.WORKER_LOST,)
+
+
+def test_long_log_that_was_published_is_the_first_and_only_one(
+    fleet: FleetStand, tmp_path: Path
+) -> None:
+    """However much of an output was published, a machine without it does not publish less."""
+    there = fleet.seen_from("one")
+    row = fleet.row(fleet.submit("shop", "WI-1"))
+    whose = f"{written('attempt', '7-3f')}\n{written('run', 2)}"
+    (tmp_path / ARTIFACT_NAME).write_text(f"---\n{whose}\n---\n")
+    (tmp_path / LOG_NAME).write_bytes(b"x" * LOG_MAX_BYTES)
+    suites = FleetSuites(there, there.mirror(row), Fence(there.server, "shop"), tmp_path)
+
+    assert suites.log_tail("7-3f.2", LOG_MAX_BYTES) == b"x" * LOG_MAX_BYTES
+
+
+#: A suite that finds no tool in its first run, and prints the number of each.
+SECOND_TIME = """\
+[default]
+command = ["sh", "-c", '''
+echo >>"$FLEET/runs"; set -- $(wc -l <"$FLEET/runs"); echo "run $1"; test $1 -eq 2 || exit 126
+''']
+environment = ["FLEET"]
+"""
+
+
+def test_log_beside_a_verdict_is_of_the_run_that_it_is_of(fleet: FleetStand) -> None:
+    """Whoever reads why a suite ended as it did reads the output of that run, and of no earlier."""
+    (fleet.root / "suites.toml").write_text(SECOND_TIME)
+    job = fleet.submit("shop", "WI-1")
+    fleet.deliver(job)
+    await_that(lambda: not fleet.desk.clock.now() < due(fleet, job), "the next run is due")
+    fleet.deliver(job)
+
+    assert fleet.attempt(job).state is State.ADVANCED
+    assert fleet.published("shop", "WI-1", LOG_NAME) == "run 2"
 
 
 def test_end_of_a_published_log_is_quoted(fleet: FleetStand, tmp_path: Path) -> None:
