@@ -33,7 +33,7 @@ from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import AlertKind, RunCondition
-from staging_fsm.core.snapshot import Run, Snapshot
+from staging_fsm.core.snapshot import ADOPTIONS_MAX, Run, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import format_time, parse_time
@@ -186,6 +186,23 @@ def test_finished_attempt_is_taken_and_left_alone(desk: Desk) -> None:
 
     assert (decision.ruling, desk.raw_row()) == (Ruling.TAKEN, before)
     assert "ADVANCED" in decision.reason
+
+
+def test_run_that_one_worker_adopts_again_and_again_is_given_up(desk: Desk) -> None:
+    """A run that a living worker cannot finish is counted as lost in the end, like any other."""
+    desk.claim()
+    rows = desk.engine.rows
+    desk.use_rows(
+        Failing(rows, "save", OSError("boom"), lambda _id, saved, *_: saved.history[-1].id == "T03")
+    )
+    desk.launch()
+    for _ in range(ADOPTIONS_MAX + 1):
+        desk.staging.recover()
+    events = [move.row.event for move in desk.snapshot().history]
+
+    assert events.count(Event.RUN_ADOPTED) == ADOPTIONS_MAX
+    assert desk.snapshot().reasons == (Reason.WORKER_LOST,)
+    assert desk.state() is State.DEFERRED
 
 
 def test_recovery_waits_for_a_store_that_is_away(desk: Desk) -> None:
@@ -511,6 +528,29 @@ def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:
     os.waitpid(pid, 0)
 
     assert answer == "True"
+
+
+def test_forked_worker_owes_no_job_that_its_parent_has_to_give_back(desk: Desk) -> None:
+    """A process that was just forked gives back no job for its parent, which does so itself."""
+    desk.defer()
+    with desk.staging._hold(desk.job_id):
+        rows = desk.engine.rows
+        desk.break_part("rows.load", OSError("boom"))
+        desk.launch()
+        desk.use_rows(rows)
+    desk.kit.store.engine.dispose()  # no connection is for two processes
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            desk.staging.recover()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    before = desk.raw_row()["status"]
+    desk.staging.recover()
+
+    assert (before, desk.raw_row()["status"]) == ("running", "queued")
 
 
 @pytest.mark.parametrize("use", ["launch", "cancel"])
@@ -867,6 +907,17 @@ def test_job_that_is_queued_is_not_put_back(desk: Desk) -> None:
     assert desk.raw_row() == before
 
 
+def overdue(desk: Desk, late: timedelta = timedelta.resolution) -> Heard:
+    """Let the longest time pass in which an attempt may not move, and so much more."""
+    snapshot = desk.snapshot()
+    suite, since = snapshot.bound_plan.suite, parse_time(snapshot.history[-1].time)
+    longest = timedelta(seconds=suite.timeout_seconds + suite.kill_grace_seconds + SILENCE_SECONDS)
+    clock: Any = SimpleNamespace(now=lambda: since + longest + late)
+    desk.engine.clock, heard = clock, Heard()
+    desk.engine.alerts = heard
+    return heard
+
+
 @pytest.mark.parametrize(
     ("worker", "late", "told"),
     [
@@ -885,12 +936,7 @@ def test_attempt_of_whose_worker_nothing_is_known_is_told_of_once_it_is_overdue(
     Nothing is taken from a worker of which nobody knows that it is dead.
     """
     under_worker(desk, worker)
-    snapshot, before = desk.snapshot(), desk.raw_row()
-    suite, since = snapshot.bound_plan.suite, parse_time(snapshot.history[-1].time)
-    longest = timedelta(seconds=suite.timeout_seconds + suite.kill_grace_seconds + SILENCE_SECONDS)
-    clock: Any = SimpleNamespace(now=lambda: since + longest + late)
-    desk.engine.clock, heard = clock, Heard()
-    desk.engine.alerts = heard
+    before, heard = desk.raw_row(), overdue(desk, late)
     desk.staging.recover()
 
     assert desk.raw_row() == before
@@ -904,17 +950,70 @@ def test_run_that_nobody_here_can_wait_for_is_told_of_in_time(
 ) -> None:
     """A run in another container whose worker is gone is told of once it takes too long."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))
-    before, snapshot = desk.raw_row(), desk.snapshot()
-    suite, since = snapshot.bound_plan.suite, parse_time(snapshot.history[-1].time)
-    longest = timedelta(seconds=suite.timeout_seconds + suite.kill_grace_seconds + SILENCE_SECONDS)
-    clock: Any = SimpleNamespace(now=lambda: since + longest + late)
-    desk.engine.clock, heard = clock, Heard()
-    desk.engine.alerts = heard
+    before, heard = desk.raw_row(), overdue(desk, late)
     monkeypatch.setattr(desk.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN)
 
     assert desk.staging.recover() == []
     assert desk.raw_row() == before
     assert [alert[0] for alert in heard.alerts] == [AlertKind.INTERNAL_ERROR] * told
+
+
+@pytest.mark.parametrize("id_", ["T07", "T11", "T13"])
+def test_attempt_that_is_silent_after_its_run_is_told_of_too(desk: Desk, id_: str) -> None:
+    """A verdict that nobody hands over is told of, like a run of which nobody hears."""
+    state, desk.suites_file = ON_THE_WAY[id_]
+    desk.claim()
+    desk.engine.worker = "elsewhere:boot:1/4711/1"
+    desk.use_rows(
+        Failing(
+            desk.engine.rows,
+            "save",
+            OSError("boom"),
+            lambda _id, saved, *_: saved.history[-1].id == id_,
+        )
+    )
+    desk.launch()
+    desk.staging = desk.new_worker()
+    heard = overdue(desk)
+    desk.staging.recover()
+    [(kind, job_id, text, _)] = heard.alerts
+
+    assert desk.state() is state
+    assert (kind, job_id) == (AlertKind.INTERNAL_ERROR, desk.job_id)
+    assert text.startswith(f"{state} since ")
+
+
+def test_silence_of_an_attempt_begins_with_its_last_move(desk: Desk) -> None:
+    """An attempt that just began its second run is not silent, however long ago its first was."""
+    desk.defer()
+    desk.engine.worker = "elsewhere:boot:1/4711/1"
+    desk.break_part("rows.save", OSError("boom"), LosesTheAnswer)
+    desk.launch()
+    desk.staging = desk.new_worker()
+    heard = overdue(desk, timedelta(0))
+    desk.staging.recover()
+    early = [*heard.alerts]
+    heard = overdue(desk)
+    desk.staging.recover()
+    [(_, _, text, _)] = heard.alerts
+
+    assert (desk.state(), len(desk.snapshot().runs)) == (State.RUNNING, 2)
+    assert early == []
+    assert text.startswith(f"{State.RUNNING} since {desk.snapshot().history[-1].time}, ")
+
+
+def test_silence_is_told_in_the_same_words_however_long_it_lasts(desk: Desk) -> None:
+    """An attempt that stays silent is one trouble: no recovery makes another message of it."""
+    under_worker(desk, "elsewhere:boot:1/4711/1")
+    told = []
+    for hours in (1, 2, 30):
+        heard = overdue(desk, timedelta(hours=hours))
+        desk.staging.recover()
+        told += heard.alerts
+
+    assert len(told) == 3
+    assert len({*told}) == 1
+    assert told[0][3] == desk.snapshot().attempt_id
 
 
 def test_job_that_cannot_be_put_back_is_told_of_and_put_back_by_recovery(desk: Desk) -> None:
