@@ -92,6 +92,21 @@ def test_every_run_that_is_lost_unstarted_is_told(
     assert ended[0] is AlertKind.FAILED_CLOSED
 
 
+@pytest.mark.parametrize("trouble", [broken_setting, full_disk])
+def test_run_that_is_lost_unstarted_is_told_before_its_end_is_stored(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., None]
+) -> None:
+    """A worker that dies over a run that it could not start has told of what is to be mended."""
+    heard = deferred(desk, retries=3)
+    trouble(desk, monkeypatch)
+    stop_after(desk, desk.snapshot().version + 1)
+    desk.launch()
+
+    kind = AlertKind.CONFIGURATION_INVALID if trouble is broken_setting else AlertKind.MACHINE_UNFIT
+    assert desk.state() is State.RUNNING
+    assert [alert[0] for alert in heard.alerts] == [kind, AlertKind.INTERNAL_ERROR]
+
+
 def test_repository_that_cannot_be_found_again_costs_a_run(desk: Desk) -> None:
     """A deferred attempt whose repository has no place any more is not tried for ever."""
     deferred(desk, retries=2)

@@ -451,6 +451,22 @@ def test_forged_artifact_in_the_moment_of_the_gate_opens_nothing() -> None:
         assert len(facts.written) == 2
 
 
+@pytest.mark.parametrize("forged", ["a success", "half a file"])
+@pytest.mark.parametrize("ending", ["passed", "failed"])
+def test_forged_artifact_is_found_out_by_whoever_hands_over(ending: str, forged: str) -> None:
+    """A verdict of a dead worker is handed over with the same look at what the gate read."""
+    story = Teller()
+    story.launch(ending, until="write")
+    story.kill_the_first_worker()
+    story.recover(until="read artifact")
+    story.world.forge("WI-1", forged)
+
+    story.go_on()
+
+    assert story.state is (State.ADVANCED if ending == "passed" else State.ROLLED_BACK)
+    assert len(story.world.facts[1].written) == 2
+
+
 def test_attempts_without_end_of_adoption_are_bounded() -> None:
     """A run whose workers are killed again and again is counted as lost in the end."""
     story = Teller()
@@ -506,6 +522,20 @@ def test_later_run_is_adopted_as_often_as_a_first() -> None:
     events = [move.row.event for move in story.snapshot().history]
     assert events.count(Event.RUN_ADOPTED) == ADOPTIONS_MAX
     assert story.state is State.RUNNING
+
+
+def test_adoption_names_the_run_that_is_adopted() -> None:
+    """However often a run changes hands, its trail and its log name it by its own number."""
+    story = Teller()
+    story.launch("tool error")
+    story.wait()
+    story.launch(until="await")
+    for _ in range(3):
+        change_hands(story)
+    moves = story.snapshot().history
+    told = [move.reason for move in moves if move.row.event is Event.RUN_ADOPTED]
+
+    assert told == ["run 2 is live"] * 3
 
 
 def change_hands(story: Teller) -> None:

@@ -30,14 +30,14 @@ from desk import (
     first,
 )
 from hosts import REPO, no_descriptors_left
-from staging_fsm.core.errors import StagingError, UnansweredError
+from staging_fsm.core.errors import StagingError, TransitionRefusedError, UnansweredError
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import WITHOUT_REPORT, SuitePlan
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
-from staging_fsm.core.spec import State
+from staging_fsm.core.spec import Event, State
 from staging_fsm.drive.engine import HAND_OVER_TRIES
 from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
 from staging_fsm.drive.rulings import Decision, Ruling
@@ -1084,7 +1084,16 @@ def test_gate_that_answers_neither_yes_nor_no_ends_nothing(desk: Desk, answer: o
     assert desk.state() is State.ADVANCED
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), OSError("boom")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("boom"),
+        OSError("boom"),
+        # Of another attempt, which the host's own gate cancelled too late.
+        TransitionRefusedError(State.ADVANCED, Event.CANCEL_REQUESTED, []),
+    ],
+    ids=lambda it: type(it).__name__,
+)
 def test_gate_that_breaks_is_asked_once(desk: Desk, error: Exception) -> None:
     """Only a gate that contradicts the verdict is asked again; one that breaks holds the launch."""
     desk.claim()

@@ -20,7 +20,7 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Effect, Event, State
 from staging_fsm.drive.engine import HAND_OVER_TRIES
 from staging_fsm.drive.rulings import Decision, Ruling
-from staging_fsm.effects.files import sha256_of_file
+from staging_fsm.effects.files import sha256_of_file, sha256_of_text
 from staging_fsm.effects.processes import this_process
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import Host, finish_job, launch_job
@@ -114,7 +114,10 @@ def test_agent_that_nobody_can_end_is_told_of(desk: Desk) -> None:
 def test_each_move_is_logged_and_watched_once_it_is_durable(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every move is one line of the log and one call of who watches, in the order of the trail."""
+    """Every move is one line of the log and one call of who watches, in the order of the trail.
+
+    The line tells what the row keeps of that very move: why it was made, and its link.
+    """
     watched: list[str] = []
 
     def watch(_row: JobRow, snapshot: Snapshot) -> None:
@@ -134,6 +137,8 @@ def test_each_move_is_logged_and_watched_once_it_is_durable(
         row, attempt = move.row, desk.snapshot().attempt_id
         assert f" id={row.id} job={desk.job_id} attempt={attempt} source={row.source}" in line
         assert f" on={row.event} target={row.target} effect={row.effect} reason=" in line
+        words = move.reason if " " not in move.reason else f'"{move.reason}"'
+        assert line.endswith(f" reason={words} link={move.link}")
 
 
 class Reporting:
@@ -184,6 +189,20 @@ def test_run_keeps_what_its_report_said(desk: Desk, facts: RunFacts) -> None:
     assert (run.duration_seconds, run.detail) == (1.5, "a detail\nof two lines")
     kept = (run.log, run.log_sha256, run.log_bytes, run.log_dropped_bytes)
     assert kept == ("/its/log", "0" * 64, 40, 2)
+
+
+def test_run_whose_supervisor_was_killed_names_its_log(desk: Desk) -> None:
+    """Of a run that nobody vouches for the row names the output: it may say what happened."""
+    desk.suites_file = PASSING.replace(
+        '["true"]', '["sh", "-c", "echo last words; kill -KILL $PPID; exec sleep 600"]'
+    )
+    desk.claim()
+    desk.launch()
+    run = desk.snapshot().last_run
+
+    assert (run.reason, run.log_sha256) == (Reason.SUPERVISOR_LOST, None)
+    assert run.log is not None
+    assert Path(run.log).name == "output.log"
 
 
 @pytest.mark.parametrize("suites", [PASSING, FAILING, TOOL_ERROR])
@@ -367,6 +386,20 @@ def test_artifact_shows_the_output_of_the_run_that_was_judged(desk: Desk) -> Non
     assert "\n    of the first\n" not in text
 
 
+def test_artifact_shows_no_output_of_a_run_that_was_not_judged(desk: Desk) -> None:
+    """Where the last run printed nothing, the artifact shows nothing, whatever one before said."""
+    been = desk.folder / "been"
+    told = f"test -e {been} || echo of the first; touch {been}; "
+    desk.suites_file = TOOL_ERROR.replace("exit 126", f"{told}exit 126")
+    for _ in range(2):
+        desk.claim()
+        desk.launch()
+    text = (desk.engine.place(desk.row()).artifact_dir / ARTIFACT_NAME).read_text()
+
+    assert desk.state() is State.FAILED_CLOSED
+    assert "\n    of the first\n" not in text
+
+
 @pytest.mark.parametrize(
     ("suites", "meddling", "told"),
     [
@@ -429,6 +462,34 @@ def test_artifact_that_is_written_over_is_written_again(desk: Desk, suites: str)
     assert ended.is_terminal
     assert ended.artifact is not None
     assert sha256_of_file(Path(ended.artifact.path)) == ended.artifact.sha256
+
+
+@pytest.mark.parametrize("suites", [FAILING, TOOL_ERROR], ids=["failed", "exhausted"])
+def test_text_that_took_the_artifacts_place_is_not_vouched_for(desk: Desk, suites: str) -> None:
+    """A row names the digest of what was written, and not of what somebody made of it at once."""
+    whole, written = desk.engine.artifacts, list[str]()
+
+    class Overwritten(Failing):
+        """Artifacts that somebody writes over as soon as they are there."""
+
+        def write(self, folder: Path, text: str) -> Path:
+            """Write one."""
+            path = whole.write(folder, text)
+            written.append(text)
+            path.write_text("---\nstaging_status: FAILED\n---\nof somebody else\n")
+            return path
+
+    desk.set("INFRA_RETRIES", "0")
+    desk.suites_file = suites
+    desk.engine.artifacts = Overwritten(whole, "", OSError())
+    desk.claim()
+    desk.launch()
+    kept = desk.snapshot().artifact
+
+    assert desk.snapshot().is_terminal
+    assert kept is not None
+    assert kept.sha256 == sha256_of_text(written[-1])
+    assert kept.sha256 != sha256_of_file(Path(kept.path))
 
 
 def test_run_of_too_few_tests_says_how_many_are_missing(desk: Desk) -> None:
