@@ -145,7 +145,10 @@ def test_live_run_of_another_worker_can_be_stopped(orphaned: Callable[..., Stand
 def test_adopted_run_keeps_its_deadline(
     orphaned: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An adopted supervisor that hangs has the time left that it had, not its whole time again."""
+    """An adopted supervisor that hangs has the time left that it had, not its whole time again.
+
+    Its grace it has whole.
+    """
     waits: list[float] = []
 
     def wait(identity: ProcessIdentity, seconds: float) -> bool:
@@ -156,9 +159,10 @@ def test_adopted_run_keeps_its_deadline(
     monkeypatch.setattr(supervised, "age_seconds", lambda _: PATIENCE_SECONDS)
     stand = orphaned(*program("tree", "plain", "stay"))
     stand.lifeline.await_members(1)
+    grace = RunFolder(stand.state, RUN).order().kill_grace_seconds
     stand.collect()
 
-    assert waits[0] == supervised.LATE_SECONDS
+    assert waits[:2] == [supervised.LATE_SECONDS, grace + supervised.LATE_SECONDS]
 
 
 def test_run_that_was_given_up_can_no_longer_start(stand: Stand) -> None:

@@ -171,8 +171,9 @@ def test_supervisor_that_was_stopped_in_its_grace_may_come_to_its_end(
     assert woken == [signal.SIGCONT] * 2
 
 
+@pytest.mark.parametrize("theirs", [False, True], ids=["ours", "another's"])
 def test_suite_that_is_reaped_has_its_whole_grace(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, *, theirs: bool
 ) -> None:
     """A suite that another worker stops may clean up for as long as its plan says."""
     for name in ("STOP_SECONDS", "LATE_SECONDS", "MARGIN_SECONDS"):
@@ -182,11 +183,23 @@ def test_suite_that_is_reaped_has_its_whole_grace(
         "trap 'cat $RELEASE; echo cleaned up; exit 0' TERM;"
         "echo > $LIFELINE; while :; do sleep 0.01; done"
     )
-    stand.start("/bin/sh", "-c", script, kill_grace_seconds=PATIENCE_SECONDS)
+    start = in_another_worker if theirs else Stand.start
+    start(stand, "/bin/sh", "-c", script, kill_grace_seconds=PATIENCE_SECONDS)
     stand.lifeline.await_members(1)
     stand.suites.reap(RUN)
 
     assert b"cleaned up" in stand.log()
+
+
+def in_another_worker(stand: Stand, *command: str, **plan: Any) -> None:
+    """Have a run be started by a process that is gone at once."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            stand.start(*command, **plan)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def release_when_waiting(stand: Stand, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

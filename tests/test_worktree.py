@@ -1267,13 +1267,17 @@ def test_tree_that_became_dirty_before_a_run_in_place_keeps_it_from_starting(sit
     assert not site.run("true", revision, **how).tree_changed
 
 
-def test_unversioned_folder_runs_in_place_and_never_moves(tmp_path: Path) -> None:
-    """A folder without git is run in as it is, and no movement is seen in it."""
+@pytest.mark.parametrize("allow_dirty", [False, True])
+@pytest.mark.parametrize("workspace", Workspace)
+def test_unversioned_folder_runs_in_place_and_never_moves(
+    tmp_path: Path, workspace: Workspace, *, allow_dirty: bool
+) -> None:
+    """A folder without git is run in as it is, whatever its suite says of trees."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "file").write_text("old\n")
     site = Site(folder, StateDir(tmp_path / "state"))
-    facts = site.run("echo new > file; pwd")
+    facts = site.run("echo new > file; pwd", workspace=workspace, allow_dirty=allow_dirty)
 
     assert not facts.tree_changed
     assert site.output() == f"{folder.resolve()}\n"
