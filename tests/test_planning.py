@@ -135,6 +135,7 @@ SECOND_PASSED = attempt(
     with_counts(PASSED, 7),
     artifact=artifact(TEXT),
 )
+COMMAND = counted(1).bound_plan.suite.command
 UNCOUNTED = attempt("T01 T03 T11", PASSED, artifact=artifact(TEXT))
 
 
@@ -175,6 +176,8 @@ def row(stored: Snapshot | str | None, stage: str = STAGE) -> JobRow:
         # A run of another command says nothing of how many tests this one has.
         ([row(by_hand(1)), row(counted(7))], 7),
         ([row(by_hand(1, "a")), row(by_hand(1, "z")), row(counted(7))], 7),
+        # Nor does one of the same program.
+        ([row(by_hand(1, *COMMAND, "tests/smoke")), row(counted(7))], 7),
         ([row(by_hand(1)), row(by_hand(2))], 1),
         ([row(by_hand(1)), row(UNCOUNTED)], 1),
     ],
@@ -186,7 +189,7 @@ def test_tests_that_last_passed_are_those_of_the_newest_pass(
 
     It is of the same command, unless none of that one has passed yet.
     """
-    stored, command = Rows(rows), counted(1).bound_plan.suite.command
+    stored = Rows(rows)
 
-    assert last_passed_tests(stored, STAGE, "shop", command) == wanted  # type: ignore[arg-type]  # rows of which one question is asked
+    assert last_passed_tests(stored, STAGE, "shop", COMMAND) == wanted  # type: ignore[arg-type]  # rows of which one question is asked
     assert stored.asked == [(RECENT_ROWS, "shop")]

@@ -19,6 +19,7 @@ from memory import MemoryRows, MemoryStore, Record, SureHands, Tables
 from postgres import engine_with
 from staging_fsm.core.errors import (
     JobNotFoundError,
+    RefusedError,
     SnapshotRefusedError,
     StaleSnapshotError,
 )
@@ -572,6 +573,37 @@ def test_work_item_is_brought_to_a_stage_by_one_at_a_time(postgres_url: str) -> 
 
     assert len(kept_off) == 1
     assert found == job
+
+
+@pytest.mark.parametrize("moment", ["UPDATE jobs", "status = 'running'"])
+def test_work_item_is_taken_away_from_nobody_who_claims_its_job_meanwhile(
+    postgres_url: str, moment: str
+) -> None:
+    """Who claims a job while its work item is brought elsewhere has it, or it is cancelled."""
+    kit = SqlKit(open_database(postgres_url))
+    beside = SqlKit(engine_with(postgres_url, "lock_timeout TO '10s'"))
+    kit.store.create_schema()
+    kit.add("{}", status="queued")
+    item = WorkItem("shop", "WI-1", "development", 2, None)
+    claims: list[object] = []
+
+    def claim(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if moment in statement:
+            claims.append(beside.store.claim_next(LATER, "w"))
+
+    sa.event.listen(kit.engine, "before_cursor_execute", claim)
+    try:
+        kit.store.job_at(item, "developer", NOW)
+        brought = True
+    except RefusedError:
+        brought = False
+    sa.event.remove(kit.engine, "before_cursor_execute", claim)
+    status = kit.raw()[0]
+    for each in (kit, beside):
+        each.engine.dispose()
+
+    assert len(claims) == 1
+    assert (brought, status) == ((True, "cancelled") if claims == [None] else (False, "running"))
 
 
 def test_job_that_somebody_has_locked_keeps_no_worker_from_the_others(postgres_url: str) -> None:
