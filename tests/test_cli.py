@@ -265,11 +265,16 @@ def test_run_that_is_interrupted_before_it_began_judges_nothing(shell: Shell) ->
     git_.chmod(0o755)
     environment = shell.environment()
     environment["PATH"] = f"{git_.parent}:{environment['PATH']}"
-    command = shell.command("run", "--repo", str(shell.repository), "--", "true")
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    started.read_text()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    # As at a terminal, whatever has started the tests: in the background an interrupt is ignored.
+    at_a_terminal = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " from staging_fsm.faces.cli import main; main()"
+    )
+    command = [PYTHON, "-c", at_a_terminal, "run", "--repo", str(shell.repository), "--", "true"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        started.read_text()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
 
     assert (process.returncode, errors) == (ExitCode.CANCELLED, "staging-fsm: interrupted\n")
 

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from enum import StrEnum, unique
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -61,7 +62,7 @@ def misplaced(state: StateDir, repository: Path) -> str | None:
     A program looks for its settings above the folder that it is started in as well.
     """
     root, tree = state.root.resolve(), repository.resolve()
-    if tree not in (root, *root.parents) or not os.path.lexists(tree / ".git"):
+    if not root.is_relative_to(tree) or not os.path.lexists(tree / ".git"):
         return None
     return (
         f"state folder: {root} lies within the repository {tree}, so that a checkout below it"
@@ -135,4 +136,4 @@ def command_finding(repo: str, command: tuple[str, ...], variables: Mapping[str,
 
 def _existing(folder: Path) -> Path:
     """Return `folder`, or the nearest one above it that exists: there it would be made."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in chain((folder,), folder.parents) if path.exists())
