@@ -270,8 +270,9 @@ def test_page_updates_itself(browser: Browser, tmp_path: Path, seen: list[str]) 
         page.evaluate("window.unreloaded = true")
         page.locator("summary").first.click()
         page.locator("summary").first.focus()
-        # A listener that is not connected yet hears of no move.
-        page.wait_for_function("document.body.dataset.listening === 'yes'")
+        # A listener that is not connected yet hears of no move. Looked for by a selector: the
+        # page's own policy forbids a text to be run again and again until it is true.
+        page.locator("body[data-listening='yes']").wait_for(state="attached")
         ended = attempt(State.FAILED_CLOSED, now=datetime.now(UTC))
         shelf.set(job, dump_snapshot(ended), "done")
         page.locator(".verdict .badge", has_text="FAILED_CLOSED").wait_for()
