@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from decimal import Decimal
-from functools import cached_property
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -34,6 +33,7 @@ from staging_fsm.effects.metadata import (
     SqliteDocuments,
     as_stored,
 )
+from staging_fsm.effects.once import once
 
 #: Our names for what we need of a job row; a host maps its own to them.
 COLUMNS: Final = (
@@ -126,7 +126,7 @@ class HostTable:
         """Return how the table is called in a sentence."""
         return repr(f"{self._schema}.{self._name}" if self._schema else self._name)
 
-    @cached_property
+    @once
     def table(self) -> sa.Table:
         """Return the table, with a column for each of the host's."""
         dialect = self._engine.dialect.name
@@ -221,7 +221,7 @@ class HostTable:
         is_text = isinstance(column.type, sa.String | sa.types.NullType)
         return as_stored(column) if is_text and self._engine.dialect.name == "sqlite" else column
 
-    @cached_property
+    @once
     def documents(self) -> Documents:
         """Return how our key of the metadata is read and written."""
         column = self.column("metadata")
@@ -231,7 +231,7 @@ class HostTable:
             return JsonbDocuments(column)
         return LockedDocuments(column, self.mine)
 
-    @cached_property
+    @once
     def due(self) -> DueTimes:
         """Return how due times are read and written."""
         if "not_before" in self.constants:
@@ -315,13 +315,13 @@ class HostTable:
             return sa.true()
         return sa.literal_column(f"({self._where})", sa.Boolean())
 
-    @cached_property
+    @once
     def mine(self) -> sa.ColumnElement[bool]:
         """Return the condition on one job's row; `names` says which."""
         column = self.column("id")
         return sa.and_(column == sa.bindparam("our_id", type_=column.type), self.ours)
 
-    @cached_property
+    @once
     def unfinished(self) -> sa.ColumnElement[bool]:
         """Return the condition on a job that waits or is in work."""
         status = self.column("status")

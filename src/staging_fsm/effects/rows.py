@@ -9,7 +9,6 @@ keys at the same time loses nothing.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
-from functools import cached_property
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -25,6 +24,7 @@ from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.effects.host_table import HostTable
 from staging_fsm.effects.metadata import Expected, our_document
+from staging_fsm.effects.once import once
 
 #: How likely SQLite is to take a row for an unfinished one. ANALYZE counts how many different
 #: values there are, not how often each occurs: of 'done' and 'queued' each seems to be half of
@@ -194,7 +194,7 @@ class SqlRows:
         with self._reading() as connection:
             return connection.execute(sa.select(sa.func.max(piece.subquery().c[0]))).scalar()
 
-    @cached_property
+    @once
     def _loading(self) -> sa.Select[Any]:
         return self._select(self._host.documents.selected).where(self._host.mine)
 
@@ -379,7 +379,7 @@ class SqlRows:
         asked = self._host.documents.values(connection, mine, stored, None)
         return len(connection.execute(found, {**mine, **asked}).all()) == 1
 
-    @cached_property
+    @once
     def _saving(self) -> Mapping[bool, sa.Update]:
         """Return the statements that store an attempt, by whether it is for the first time."""
         values = {self._host.columns["metadata"]: self._host.documents.document}
