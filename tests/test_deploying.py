@@ -353,6 +353,22 @@ def test_deployment_is_watched_for_as_long_as_is_said(make_host: Maker, probe: s
     assert clock.waited == 2 * 7
 
 
+def probed(make_host: Maker, answer: bytes) -> tuple[HostKit, int]:
+    """Return a host whose monitor has asked a service that gives one answer, and its job."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/health"
+        kit = make_host(monitor_url=url, monitor_probes="1")
+        job_id = kit.add("post-deploy")
+        probing = threading.Thread(target=worker(kit).run_one, daemon=True)
+        probing.start()
+        taken, _ = server.accept()
+        with taken:
+            taken.recv(4096)
+            taken.sendall(answer)
+        probing.join(DEADLINE_SECONDS)
+    return kit, job_id
+
+
 @pytest.mark.parametrize(
     ("status", "stage"),
     [
@@ -367,17 +383,7 @@ def test_service_is_healthy_by_the_status_that_it_answers(
     make_host: Maker, status: int, stage: str
 ) -> None:
     """A deployed service that answers is healthy only where it says so, with a status of 2xx."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/health"
-        kit = make_host(monitor_url=url, monitor_probes="1")
-        kit.add("post-deploy")
-        probing = threading.Thread(target=worker(kit).run_one, daemon=True)
-        probing.start()
-        taken, _ = server.accept()
-        with taken:
-            taken.recv(4096)
-            taken.sendall(f"HTTP/1.0 {status} So\r\n\r\n".encode())
-        probing.join(DEADLINE_SECONDS)
+    kit, _ = probed(make_host, f"HTTP/1.0 {status} So\r\n\r\n".encode())
 
     assert kit.item().stage == stage
 
@@ -484,17 +490,6 @@ def test_service_that_never_answers_is_an_unhealthy_one(
 
 def test_service_that_answers_nonsense_is_an_unhealthy_one(make_host: Maker) -> None:
     """What is no answer of HTTP is an unhealthy probe, and ends the job as any other."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        kit = make_host(
-            monitor_url=f"http://127.0.0.1:{server.getsockname()[1]}/", monitor_probes="1"
-        )
-        job_id = kit.add("post-deploy")
-        probing = threading.Thread(target=worker(kit).run_one, daemon=True)
-        probing.start()
-        taken, _ = server.accept()
-        with taken:
-            taken.recv(4096)
-            taken.sendall(b"what?\r\n\r\n")
-        probing.join(DEADLINE_SECONDS)
+    kit, job_id = probed(make_host, b"what?\r\n\r\n")
 
     assert (kit.item().stage, kit.store.job(job_id).status) == ("development", "done")

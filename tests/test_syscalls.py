@@ -26,7 +26,7 @@ from staging_fsm.host.worker import Worker
 FEW, MANY = 1, 4
 #: 8,230 with Python 3.11, SQLAlchemy 2.1 and PyYAML 6; others may differ a little.
 #: Each folder that the test's own is deeper than another costs some eighty more.
-CALLS_MAX = 8_800
+CALLS_MAX = 8_600
 COUNTED = "fsync,fdatasync,execve,openat"
 
 

@@ -949,13 +949,16 @@ def test_run_that_nobody_here_can_wait_for_is_told_of_in_time(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, late: timedelta, told: int
 ) -> None:
     """A run in another container whose worker is gone is told of once it takes too long."""
-    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    gone = str(attrs.evolve(this_process(), start=1))
+    under_worker(desk, gone)
     before, heard = desk.raw_row(), overdue(desk, late)
     monkeypatch.setattr(desk.engine.suites, "condition", lambda _run_id: RunCondition.FOREIGN)
+    left = f"in the hands of the supervisor that worker {gone} left in another container, of which"
 
     assert desk.staging.recover() == []
     assert desk.raw_row() == before
     assert [alert[0] for alert in heard.alerts] == [AlertKind.INTERNAL_ERROR] * told
+    assert all(left in text for _, _, text, _ in heard.alerts)
 
 
 @pytest.mark.parametrize("id_", ["T07", "T11", "T13"])

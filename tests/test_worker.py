@@ -215,27 +215,36 @@ def test_worker_has_many_jobs_in_hand_at_once(make_host: Maker) -> None:
     assert sorted(launched) == jobs
 
 
+class Emptied(SqlHostStore):
+    """A host's database that tells when it was asked for a job and none was due."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        """Have had a job for everybody so far."""
+        super().__init__(engine)
+        self.nothing_is_due = threading.Event()
+
+    def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
+        """Claim a job as ever, and tell where there was none."""
+        job = super().claim_next(now, claimed_by, only)
+        if job is None:
+            self.nothing_is_due.set()
+        return job
+
+
 def test_worker_goes_on_with_what_a_job_in_hand_has_queued(make_host: Maker) -> None:
     """Nothing is due is only true once no job in hand can queue another."""
     kit = make_host()
     kit.add("analysis")
-    nothing_is_due = threading.Event()
+    store = Emptied(kit.store.engine)
     launched = []
-
-    class Store(SqlHostStore):
-        def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
-            job = super().claim_next(now, claimed_by, only)
-            if job is None:
-                nothing_is_due.set()
-            return job
 
     def launch(_host: Host, job: Job) -> None:
         launched.append(job.work_item)
         if job.work_item == "WI-1":
-            assert nothing_is_due.wait(DEADLINE_SECONDS)
+            assert store.nothing_is_due.wait(DEADLINE_SECONDS)
             kit.add("analysis", "WI-2")
 
-    host = attrs.evolve(kit.host, store=Store(kit.store.engine))
+    host = attrs.evolve(kit.host, store=store)
     worker = Worker(host, "worker", launch=launch, concurrency=4)
 
     assert worker.run_until_idle() == 2
@@ -246,25 +255,18 @@ def test_worker_takes_up_what_comes_while_a_job_in_hand_lasts(make_host: Maker) 
     """A job that lasts keeps no other waiting that is queued meanwhile, while there is room."""
     kit = make_host()
     kit.add("analysis")
-    nothing_is_due, other_is_done = threading.Event(), threading.Event()
+    store, other_is_done = Emptied(kit.store.engine), threading.Event()
     done_meanwhile = list[bool]()
-
-    class Store(SqlHostStore):
-        def claim_next(self, now: datetime, claimed_by: str, only: int | None = None) -> Job | None:
-            job = super().claim_next(now, claimed_by, only)
-            if job is None:
-                nothing_is_due.set()
-            return job
 
     def launch(_host: Host, job: Job) -> None:
         if job.work_item == "WI-2":
             other_is_done.set()
             return
-        assert nothing_is_due.wait(DEADLINE_SECONDS)
+        assert store.nothing_is_due.wait(DEADLINE_SECONDS)
         kit.add("analysis", "WI-2")
         done_meanwhile.append(other_is_done.wait(DEADLINE_SECONDS))
 
-    host = attrs.evolve(kit.host, store=Store(kit.store.engine))
+    host = attrs.evolve(kit.host, store=store)
     Worker(host, "worker", launch=launch, concurrency=2).run_until_idle()
 
     assert done_meanwhile == [True]

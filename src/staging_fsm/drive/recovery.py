@@ -104,21 +104,22 @@ def _recover(runner: "StagingRunner", row: JobRow) -> bool:
         return False
     elif not is_abandoned(runner, snapshot):
         if runner.liveness(snapshot.worker) is None:
-            _tell_of_silence(runner, row, snapshot)
+            _tell_of_silence(runner, row, snapshot, f"worker {snapshot.worker}")
         return False
     moved = take_up(runner.engine, row, snapshot)
     is_foreign = moved is snapshot and snapshot.state is State.RUNNING
     if is_foreign:
-        # Its supervisor lives in another container, where nobody may be left to wait for it.
-        _tell_of_silence(runner, row, snapshot)
+        # Nobody may be left to wait for it where it is.
+        supervisor = f"the supervisor that worker {snapshot.worker} left in another container"
+        _tell_of_silence(runner, row, snapshot, supervisor)
     return not is_foreign
 
 
-def _tell_of_silence(runner: "StagingRunner", row: JobRow, snapshot: Snapshot) -> None:
+def _tell_of_silence(runner: "StagingRunner", row: JobRow, snapshot: Snapshot, holder: str) -> None:
     """Alert somebody of an attempt that for too long nobody has moved of whom anything is known.
 
-    Its worker, or its run, may live on a machine or in a container that cannot be looked at
-    from here.
+    Its `holder`, a worker or what it left, may live on a machine or in a container that cannot
+    be looked at from here.
     """
     if snapshot.is_terminal:
         return
@@ -127,10 +128,10 @@ def _tell_of_silence(runner: "StagingRunner", row: JobRow, snapshot: Snapshot) -
     if runner.engine.clock.now() - parse_time(since) <= timedelta(seconds=longest):
         return
     text = (
-        f"{snapshot.state} since {since}, longer than a run may take, in the hands of worker"
-        f" {snapshot.worker}, of which nothing can be known from here: look at its machine or"
-        " container. If that is gone for good, remove the key staging_runner from the job's"
-        " metadata, and queue the job again"
+        f"{snapshot.state} since {since}, longer than a run may take, in the hands of {holder},"
+        " of which nothing can be known from here: look at its machine or container. If that is"
+        " gone for good, remove the key staging_runner from the job's metadata, and queue the job"
+        " again"
     )
     runner.engine.alert(AlertKind.INTERNAL_ERROR, row.id, text, snapshot.attempt_id)
 

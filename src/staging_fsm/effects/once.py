@@ -5,32 +5,19 @@
 there were two then, and a statement over both.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar, overload
 
-from staging_fsm.effects.forks import begin_anew_after_forks
-
 Value = TypeVar("Value")
 
 
-class _Turn:
-    """Whose turn it is to work something out."""
-
-    def __init__(self) -> None:
-        self.lock: Any = threading.RLock()
-
-    def begin_anew(self) -> None:
-        """Have it be nobody's turn: who had it at a fork is in the parent alone."""
-        self.lock = threading.RLock()
-
-
-_TURN = _Turn()
-begin_anew_after_forks(_TURN)
-
-
 class once(Generic[Value]):  # noqa: N801  # it stands where a decorator does
-    """A property whose value is worked out by one thread, for all; what it raises is not kept."""
+    """A property whose value is worked out by one thread, for all; what it raises is not kept.
+
+    Whoever asks one object waits for no other: each has a turn of its own.
+    """
 
     def __init__(self, work: Callable[[Any], Value]) -> None:
         """Work the value out by `work`, whose name it has."""
@@ -47,9 +34,17 @@ class once(Generic[Value]):  # noqa: N801  # it stands where a decorator does
         """Return the value. From then on it is found in the object itself, before this is asked."""
         if instance is None:
             return self
-        with _TURN.lock:
-            known, name = instance.__dict__, self._work.__name__
+        known, name = instance.__dict__, self._work.__name__
+        with turn_of(instance):
             if name not in known:
                 known[name] = self._work(instance)
             found: Value = known[name]
             return found
+
+
+def turn_of(instance: object) -> Any:
+    """Return the lock of whoever works something out for an object in this process.
+
+    Whose turn it was when a process was forked is in the parent alone.
+    """
+    return instance.__dict__.setdefault(f"_turn_in_{os.getpid()}", threading.RLock())

@@ -100,6 +100,25 @@ def open_session(
     """
     variables = os.environ if variables is None else variables
     refuse_unknown_home(variables)
+    state = _state_folder(variables)
+    settings = load_host_settings(variables)
+    url = db_url or settings.db_url or f"sqlite:///{state.database}"
+    store = SqlHostStore(_database(url, only_to_look=only_to_look))
+    _look_for_tables(store, create=create, only_to_look=only_to_look)
+    return Session(
+        variables=variables,
+        state=state,
+        store=store,
+        rows=SqlRows(store.engine),
+        settings=settings,
+        clock=SystemClock(),
+        worker=str(this_process()),
+        lock=WorkerLock(state),
+    )
+
+
+def _state_folder(variables: Mapping[str, str]) -> StateDir:
+    """Return the state folder, made where it was not there; refuse one that cannot be made."""
     state = StateDir(state_dir(variables))
     try:
         state.ensure()
@@ -109,9 +128,11 @@ def open_session(
             f" {variable_name('state_dir')} to a folder that can be, or remove what is in its way"
         )
         raise RefusedError(message) from error
-    settings = load_host_settings(variables)
-    url = db_url or settings.db_url or f"sqlite:///{state.database}"
-    store = SqlHostStore(_database(url, only_to_look=only_to_look))
+    return state
+
+
+def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -> None:
+    """Refuse a database that is none, or lacks tables, which `create` makes before."""
     address = store.engine.url
     file = address.database if address.get_backend_name() == "sqlite" else None
     if address.get_backend_name() == "sqlite" and file in (None, "", ":memory:"):
@@ -134,16 +155,6 @@ def open_session(
     except sa.exc.DatabaseError as error:
         message = f"the database cannot be reached: {str(error.orig).strip()}"
         raise RefusedError(message) from error
-    return Session(
-        variables=variables,
-        state=state,
-        store=store,
-        rows=SqlRows(store.engine),
-        settings=settings,
-        clock=SystemClock(),
-        worker=str(this_process()),
-        lock=WorkerLock(state),
-    )
 
 
 def _database(url: str, *, only_to_look: bool) -> Engine:

@@ -82,14 +82,14 @@ class Worker:
         for job in running:
             ours = job.claimed_by == self.identity and not asking
             unheard = ours and heard_of.get(job.id) != job.updated_at
-            removed = ours and job.id in let_go and self._had_an_attempt(job)
+            removed = ours and job.id in let_go and self._lost_its_attempt(job)
             # Of a claim that was not heard of no agent was started, nor of what the runner took.
             abandoned = unheard or removed or self._is_left_by_the_dead(job)
             if abandoned and self.host.store.requeue_abandoned(job, self.host.clock.now()):
                 requeued.append(job)
         return requeued
 
-    def _had_an_attempt(self, job: Job) -> bool:
+    def _lost_its_attempt(self, job: Job) -> bool:
         """Say whether a job that was let go has no attempt any more: no agent, no gate ends it."""
         is_the_runners = self.host.staging is not None and job.stage == STAGE
         return is_the_runners and our_document(job.metadata) is None
