@@ -97,6 +97,16 @@ def worker(stand: Stand, mode: str, *command: str, before: tuple[str, ...] = ())
     return shown
 
 
+def test_supervisor_hears_no_signal_of_its_workers_terminal(stand: Stand) -> None:
+    """An interrupt at the worker's terminal, or one of its whole group, leaves the run alone."""
+    stand.start("sleep", "600")
+    supervisor = stand.pid()
+    led = os.getsid(supervisor), os.getpgid(supervisor)
+    stand.suites.reap(RUN)
+
+    assert led == (supervisor, supervisor)
+
+
 # What a suite is given.
 
 

@@ -111,16 +111,13 @@ def test_attempt_is_bound_to_the_checked_out_commit(site: Site) -> None:
 
 
 def test_folder_without_git_is_unversioned(tmp_path: Path, site: Site) -> None:
-    """A folder that is no repository, has no commit, or of which git has nothing is unversioned."""
+    """A folder that is no repository, or of which git has nothing, is unversioned."""
     empty = tmp_path / "empty"
     empty.mkdir()
-    unborn = tmp_path / "unborn"
-    unborn.mkdir()
-    git(unborn, "init", "--quiet")
 
     untracked = site.repository / "build"
     untracked.mkdir()
-    for folder in (empty, unborn, untracked, tmp_path / "absent"):
+    for folder in (empty, untracked, tmp_path / "absent"):
         assert bind_revision(folder, IN_PLACE) == UNVERSIONED
 
 
@@ -179,12 +176,26 @@ def test_repository_whose_only_branch_is_lost_is_not_unversioned(tmp_path: Path)
 
     with pytest.raises(PreparationError, match="cannot be read"):
         bind_revision(lost, IN_PLACE)
-    # Where nothing was ever committed, what is staged makes no commit.
-    staged = tmp_path / "staged"
-    git(tmp_path, "init", "--quiet", str(staged))
-    (staged / "shop.py").touch()
-    git(staged, "add", ".")
-    assert bind_revision(staged, IN_PLACE) == UNVERSIONED
+
+
+def test_bare_repository_is_not_unversioned(site: Site, tmp_path: Path) -> None:
+    """A repository without files is no folder without a repository: no suite is run in it."""
+    bare = tmp_path / "shop.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(site.repository), str(bare))
+
+    with pytest.raises(PreparationError, match="bare git repository"):
+        bind_revision(bare, IN_PLACE)
+
+
+def test_repository_without_a_commit_is_not_unversioned(tmp_path: Path) -> None:
+    """Whoever forgot the first commit, or whose commit failed, has no run that is bound to none."""
+    shop = tmp_path / "shop"
+    git(tmp_path, "init", "--quiet", str(shop))
+    (shop / "shop.py").touch()
+    git(shop, "add", ".")
+
+    with pytest.raises(PreparationError, match="without a commit: commit what is to be run"):
+        bind_revision(shop, IN_PLACE)
 
 
 @pytest.mark.parametrize("damage", ["HEAD", "refs/heads/main"])

@@ -146,11 +146,11 @@ def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_versioned(repository: Path) -> bool:
-    """Say whether `repository` is the top of a git work tree with a commit.
+    """Say whether `repository` is the top of a git work tree; if not, it is in none.
 
-    Raises PreparationError where there is a `.git`, but no git or none that answers, or
-    one that takes another folder for the top: a commit that cannot be read must not
-    pass for none.
+    Raises PreparationError where there is a `.git`, but no git or none that answers, no
+    commit, or another folder that git takes for the top: who meant to bind a run to a
+    commit gets none that is bound to nothing.
     """
     if not os.path.lexists(repository / ".git"):
         _refuse_part_of_repository(repository)
@@ -168,12 +168,12 @@ def is_versioned(repository: Path) -> bool:
         message = f"git takes {shown} for the work tree of {repository}: see core.worktree there"
         raise PreparationError(message)
     branches = run_git(repository, "for-each-ref", "--count=1")
-    if branches.returncode == 0 and not branches.stdout and not branches.stderr:
-        # Of a branch that was lost, which was the only one, the log still tells.
-        past = run_git(repository, "rev-list", "--reflog", "--max-count=1")
-        if not past.stdout:
-            return False
-    message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
+    # Of a branch that was lost, which was the only one, the log still tells.
+    past = run_git(repository, "rev-list", "--reflog", "--max-count=1")
+    if branches.returncode == 0 and not (branches.stdout or branches.stderr or past.stdout):
+        message = f"{repository} is a git repository without a commit: commit what is to be run"
+    else:
+        message = f"the revision of {repository} cannot be read: {found.stderr.strip()}"
     raise PreparationError(message)
 
 
@@ -200,8 +200,13 @@ def is_in_repository(folder: Path) -> bool:
 def _refuse_part_of_repository(folder: Path) -> None:
     """Raise PreparationError for a folder of a git work tree, which is on a commit all the same.
 
-    One that git has nothing of, such as a build folder, is on none.
+    One that git has nothing of, such as a build folder, is on none. A bare repository is
+    refused, too: its commits are there, their files are not.
     """
+    # What git itself takes for a repository: https://git-scm.com/docs/gitrepository-layout.
+    if (folder / "HEAD").is_file() and all((folder / it).is_dir() for it in ("objects", "refs")):
+        message = f"{folder} is a bare git repository, without files to run: name a work tree of it"
+        raise PreparationError(message)
     above = [parent for parent in folder.resolve().parents if os.path.lexists(parent / ".git")]
     if above and shutil.which("git") is not None:
         listed = run_git(folder, "ls-files", "-z", "--", ".")
