@@ -1113,6 +1113,19 @@ def test_worker_runs_the_finalizer_after_a_pass(shell: Shell) -> None:
     assert git(shell.repository, "rev-parse", "deployed/WI-7") == view["revision"]
 
 
+def test_worker_says_what_it_could_not_launch(shell: Shell) -> None:
+    """`worker --once` is no success where an agent cannot be started; the next one tries again."""
+    shell.run("--work-item", "WI-7", "--", "false")
+    for _ in range(2):
+        ended = shell.call("worker", "--once")
+
+        assert ended.returncode == ExitCode.DECLINED
+        assert ended.stdout == "0 jobs launched\n"
+        assert "no agent command is configured: set ORCH_AGENT_COMMAND" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert "1 more could not be launched: the next worker tries them again" in ended.stderr
+
+
 def test_demo_goes_three_ways(shell: Shell) -> None:
     """The demo ends its three ways, each with its artifact, and what it says to type works."""
     ended = shell.call("demo")

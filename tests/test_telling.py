@@ -72,7 +72,7 @@ def test_agent_that_cannot_be_started_is_told_of(desk: Desk, stage: str) -> None
 
     [(kind, about, text, _)] = heard.alerts
     assert (kind, about) == (AlertKind.INTERNAL_ERROR, job_id)
-    assert "could not be launched for WI-2, and the job stays claimed" in text
+    assert "could not be launched for WI-2, and the job stays claimed until this worker" in text
     assert "/nowhere/agent" in text
     assert desk.kit.store.job(job_id).status == "running"
 

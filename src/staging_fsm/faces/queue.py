@@ -237,7 +237,7 @@ def _stuck(
         words = "Its attempt has ended, and the job was left open or opened again: end it by hand."
         return words if is_open else None
     if worker_is_alive(snapshot.worker, StateDir(state_dir(variables))) is False:
-        return "Its worker is gone: run staging-fsm recover, or start a worker, to take it up."
+        return f"Its worker is gone: run staging-fsm recover, or start a worker. {_BEGUN_BY_RUN}"
     if snapshot.state is State.RUNNING:
         suite = snapshot.bound_plan.suite
         late = _seconds_past(started, now) - suite.timeout_seconds - suite.kill_grace_seconds
@@ -251,7 +251,7 @@ def _stuck(
 def _stuck_between_runs(row: JobRow, late: float) -> str | None:
     if row.status not in (QUEUED, RUNNING):
         return f"Its job is {plain(row.status)}, so nobody claims it any more: no run follows."
-    problem = "no worker has claimed it: is one running?"
+    problem = f"no worker has claimed it: is one running? {_BEGUN_BY_RUN}"
     if row.status == RUNNING:
         problem = (
             "claimed, but its run has not begun: if whoever claimed it is gone, start a worker,"
@@ -264,6 +264,9 @@ def _stuck_between_runs(row: JobRow, late: float) -> str | None:
 def _seconds_past(then: datetime | None, now: datetime) -> float:
     return 0.0 if then is None else (now - then).total_seconds()
 
+
+#: A worker asks the switch and the scope, and `run` does not: it may leave the attempt to an agent.
+_BEGUN_BY_RUN: Final = "What staging-fsm run began goes on if you type the same once more."
 
 _NEXT: Final = {
     State.PENDING: "A worker claims the job.",

@@ -161,13 +161,13 @@ def _spawn(host: Host, job: Job) -> int:
 
     The agent's verdict, if its stage has one, is the artifact it leaves in the
     work item's folder. An artifact of an earlier launch is set aside first, or
-    an agent that wrote nothing would be judged by it. Raises ChildProcessError where
-    nobody can tell how it ended.
+    an agent that wrote nothing would be judged by it. Raises RefusedError where no
+    command is configured, and ChildProcessError where nobody can tell how it ended.
     """
     command = agent_command(host, job)
     if not command:
         message = "no agent command is configured: set ORCH_AGENT_COMMAND"
-        raise RuntimeError(message)
+        raise RefusedError(message)
     folder = host.folder(job)
     folder.mkdir(parents=True, exist_ok=True)
     if job.stage == STAGE and set_aside(folder / ARTIFACT_NAME, f"before-job-{job.id}"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from staging_fsm.core.errors import in_words
+from staging_fsm.core.errors import StagingError, in_words
 from staging_fsm.core.jobs import STAGE
 from staging_fsm.drive.recovery import Liveness, worker_is_alive
 from staging_fsm.effects.metadata import our_document
@@ -39,6 +39,8 @@ class Worker:
     liveness: Liveness = worker_is_alive
     concurrency: int = 1
     stopping: bool = False
+    #: How many launches here have raised an error.
+    failed: int = attrs.field(default=0, init=False)
     #: Ends the agent of a job whose worker is dead; says whether nothing of it is left.
     end_agent: "Callable[[Clock, Job], bool]" = end_agent_of_dead
     #: When each job was claimed here last, as far as the answer of the store arrived.
@@ -49,7 +51,7 @@ class Worker:
     _let_go: set[int] = attrs.field(factory=set, init=False)
     #: How many claims have been asked for whose answers are under way.
     _asking: int = attrs.field(default=0, init=False)
-    #: Held over these four, and never while the store is asked.
+    #: Held over these, and never while the store is asked.
     _books: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     #: When the last recovery began that did not fail.
     _recovered: datetime | None = attrs.field(default=None, init=False)
@@ -169,10 +171,16 @@ class Worker:
             _LOG.error("job %s: %s", job.id, words)
             self._tell(job, words)
         except Exception as error:  # noqa: BLE001  # one broken launch must not end the worker
-            _LOG.exception("job %s of agent %s could not be launched", job.id, job.agent)
+            with self._books:
+                self.failed += 1
+            # Where it came from helps nobody if it is a refusal of ours, which says what to do.
+            trace = None if isinstance(error, StagingError) else error
+            what = "job %s of agent %s could not be launched: %s"
+            _LOG.error(what, job.id, job.agent, in_words(error), exc_info=trace)
             words = (
                 f"agent {job.agent} could not be launched for {job.work_item}, and the job"
-                f" stays claimed until somebody sets it to queued again: {in_words(error)}"
+                " stays claimed until this worker ends or somebody sets it to queued again:"
+                f" {in_words(error)}"
             )
             self._tell(job, words)
         else:

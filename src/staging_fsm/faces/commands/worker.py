@@ -5,6 +5,7 @@ import signal
 
 import click
 
+from staging_fsm.core.errors import RefusedError
 from staging_fsm.faces.fleet import refuse_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
@@ -35,6 +36,10 @@ def worker(db: str | None, *, once: bool, concurrency: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: loop.stop())
     if once:
-        click.echo(f"{loop.run_until_idle()} jobs launched")
+        launched = loop.run_until_idle()
+        click.echo(f"{launched - loop.failed} jobs launched")
+        if loop.failed:
+            message = f"{loop.failed} more could not be launched: the next worker tries them again"
+            raise RefusedError(message)
     else:
         loop.run_forever()
