@@ -1111,6 +1111,25 @@ def test_gate_that_breaks_is_asked_once(desk: Desk, error: Exception) -> None:
     assert desk.state() is State.VERDICT_PASSED
 
 
+def test_error_of_a_gate_says_where_it_was_raised(desk: Desk) -> None:
+    """Whoever wrote a gate that breaks is told that it was the gate, and in which line of it."""
+    desk.claim()
+
+    def gate(row: JobRow, tx: Any) -> bool:
+        del row, tx
+        return bool(int("no number"))
+
+    desk.engine.gate, line = gate, gate.__code__.co_firstlineno + 2
+    said = desk.launch().reason
+
+    assert said.startswith("ValueError: invalid literal for int()")
+    assert said.endswith(f"; raised by the gate, in gate of {__file__}:{line}")
+    # One that cannot be called at all has no line.
+    desk.engine.gate = None  # type: ignore[assignment]  # as a host without types may have it
+    desk.staging.recover()
+    assert desk.launch().reason.startswith("TypeError: 'NoneType' object is not callable")
+
+
 @pytest.mark.parametrize("metadata", ["{}", '{"staging_runner": {}}'])
 def test_host_tells_what_it_found_when_it_claimed(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, metadata: str

@@ -180,8 +180,8 @@ def test_job_that_was_opened_again_after_its_attempt_ended_is_stuck(
             "queued",
             -LATE,
             (
-                "Due 1 min 1 s ago, and no worker has claimed it: is one running? What staging-fsm run"
-                " began goes on if you type the same once more."
+                "Due 1 min 1 s ago, and no worker has claimed it: is one running? What"
+                " staging-fsm run began goes on if you type the same once more."
             ),
         ),
         ("running", -LATE, "Due 1 min 1 s ago, and claimed, but its run has not begun"),

@@ -13,9 +13,13 @@ class StagingError(Exception):
 
 
 def in_words(error: Exception) -> str:
-    """Return the type of an error and what it says; a host's own may be one that cannot say it."""
+    """Return the type of an error, what it says, and what was noted of it.
+
+    A host's own may be one that cannot say it.
+    """
     try:
-        return f"{type(error).__name__}: {error}"
+        words = f"{type(error).__name__}: {error}"
+        return "; ".join([words, *getattr(error, "__notes__", ())])
     except Exception:  # noqa: BLE001  # whatever it raises, it is told of an error, and raises none
         return type(error).__name__
 

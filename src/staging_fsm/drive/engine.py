@@ -10,6 +10,7 @@ A worker that lost its claim is stopped by the compare-and-swap of the row: its
 next write raises StaleSnapshotError, and it changes nothing any more.
 """
 
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -309,11 +310,7 @@ class Engine:
         tries_left: int,
     ) -> Snapshot:
         with self.rows.transaction() as tx:
-            opened = self.gate(row, tx)
-            if type(opened) is not bool:
-                # A coroutine that nobody awaits, say, or a result that is true whatever it holds.
-                message = f"the gate answered with {type(opened).__name__}, neither True nor False"
-                raise TypeError(message)
+            opened = self._ask_gate(row, tx)
             event = Event.GATE_OPENED if opened else Event.GATE_REFUSED
             words = "the gate opened" if opened else "the gate refused"
             # At last a no is safe, whatever was read; until then somebody may have been in the way.
@@ -326,6 +323,20 @@ class Engine:
                 # Raised inside the transaction: whatever the gate moved is undone with it.
                 message = f"the gate opened against the verdict: {error}"
                 raise GateContradictedVerdictError(message) from error
+
+    def _ask_gate(self, row: JobRow, tx: Any) -> bool:
+        """Return the gate's answer; what it raises says that it was the gate, and where in it."""
+        try:
+            opened = self.gate(row, tx)
+        except Exception as error:
+            if not hasattr(error, "__notes__"):
+                error.add_note(f"raised by the gate{_where(error)}")
+            raise
+        if type(opened) is not bool:
+            # A coroutine that nobody awaits, say, or a result that is true whatever it holds.
+            message = f"the gate answered with {type(opened).__name__}, neither True nor False"
+            raise TypeError(message)
+        return opened
 
     def _artifact_text(self, row: JobRow, snapshot: Snapshot) -> str:
         from staging_fsm.core.artifact import StagingLog, render  # noqa: PLC0415  # it loads YAML
@@ -340,6 +351,16 @@ class Engine:
         status = map_exit_code_to_status(code)
         log = StagingLog(row.work_item, str(row.id), status, tail, command)
         return render(snapshot, log)
+
+
+def _where(error: Exception) -> str:
+    """Return where a gate raised: the last line that is of the gate's own file."""
+    called = [(it.f_code, line) for it, line in traceback.walk_tb(error.__traceback__)][1:]
+    of_gate = [at for at in called if at[0].co_filename == called[0][0].co_filename]
+    if not of_gate:
+        return ""
+    code, line = of_gate[-1]
+    return f", in {code.co_name} of {code.co_filename}:{line}"
 
 
 def run_id_of(snapshot: Snapshot) -> str:
