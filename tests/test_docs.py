@@ -27,6 +27,7 @@ from typing import Any, Final, Self
 
 import attrs
 import pytest
+import sqlalchemy as sa
 from sybil import Document, Example, Region
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
@@ -43,6 +44,7 @@ from staging_fsm.core.settings import declared
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, load_snapshot
 from staging_fsm.core.suites import SuiteEntry, parse_suites
 from staging_fsm.effects import run_folder
+from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.host_table import COLUMNS, STATUSES
 from staging_fsm.faces.diagrams import Diagram, markdown_table
 from staging_fsm.faces.exits import ExitCode
@@ -54,6 +56,7 @@ from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import RESERVED_AGENTS
 from staging_fsm.host.pipeline import ARTIFACT_GATES
 from staging_fsm.host.settings import HostSettings
+from staging_fsm.host.store import SqlHostStore, WorkItem
 from stories import STORIES
 
 EXAMPLES: Final = ROOT / "examples"
@@ -489,6 +492,37 @@ def test_glossary_explains_the_vocabulary(title: str, members: Iterable[str]) ->
 def test_operators_are_told_of_every_state() -> None:
     """The operator's page says of every state, in its order, what it means and what to do."""
     assert first_cells(section("docs/operating.md", "States")) == [str(state) for state in State]
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_statements_for_operators_begin_a_job_anew(
+    dialect: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """What an operator is told to type removes an attempt, keeps the rest, and queues the job."""
+    document = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
+    removal, queueing = re.findall(r"^UPDATE jobs SET .*;$", document, re.MULTILINE)
+    [there] = re.findall(r"In PostgreSQL the first one sets `(.*?)`", document)
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    if dialect == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+        removal = removal.replace("json_remove(metadata, '$.staging_runner')", there)
+    store, now = SqlHostStore(open_database(url)), SystemClock().now()
+    store.create_schema()
+    store.add_repository("shop", tmp_path)
+    for number in range(17):
+        store.add_work_item(WorkItem("shop", f"WI-{number}", STAGE, 3, None), "deployer", now)
+    store.claim_next(now, "gone", 17)
+    with store.engine.begin() as connection:
+        theirs = {"staging_runner": {"version": "damaged"}, "theirs": [1, 2]}
+        kept = sa.text("UPDATE jobs SET metadata = :theirs WHERE id = 17")
+        connection.execute(kept, {"theirs": json.dumps(theirs)})
+        for statement in (removal, queueing):
+            assert connection.exec_driver_sql(statement).rowcount == 1
+    job = store.claim_next(now, "next", 17)
+    store.engine.dispose()
+
+    assert job is not None
+    assert json.loads(job.metadata) == {"theirs": [1, 2]}
 
 
 def test_glossary_names_every_reason() -> None:
