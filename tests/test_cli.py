@@ -487,6 +487,33 @@ def test_show_and_queue_speak_json(shell: Shell) -> None:
     assert [end["job_id"] for end in queued["last_outcomes"]] == [view["job_id"]]
 
 
+def test_end_of_a_run_names_its_job_and_its_evidence(shell: Shell) -> None:
+    """Whoever sees how a run ended sees its job's id, and what shows that any test ran.
+
+    A pass of which the exit code alone is known looks like no other: the words are those of the
+    artifact, in `run` and in `show`, and programs have one for each policy.
+    """
+    run = ("run", "--repo", str(shell.repository), "--work-item")
+    hidden = shell.call(*run, "WI-1", "--", "sh", "-c", f"{PYTHON} -m pytest -q | cat").stdout
+    counted = shell.call(*run, "WI-2", "--", PYTHON, "-m", "pytest", "-q").stdout
+    ended = {end["work_item"]: end for end in shell.queue()["last_outcomes"]}
+
+    for item, end, policy, words in (
+        ("WI-1", hidden, "exit-code", "the exit code alone. No test report was asked for"),
+        ("WI-2", counted, "junit", "the JUnit report `junit.xml` counts 1 tests, 1 executed"),
+    ):
+        job = str(ended[item]["job_id"])
+        shown = shell.call("show", job).stdout
+        view = json.loads(shell.call("show", job, "--json").stdout)
+        evidence = [line for line in end.splitlines() if line.startswith("  evidence: ")]
+        assert f"\n  job: {job}\n" in end
+        assert f"  evidence: {words}" in evidence[0]
+        said = evidence[0].partition(": ")[2]
+        assert f"\nEvidence: {said}\n" in Path(view["artifact"]).read_text()
+        assert shown.startswith(end[end.index(f"{item}: ADVANCED") :])
+        assert (view["evidence"], ended[item]["evidence"]) == (policy, policy)
+
+
 def test_diagram_of_a_job_shows_its_path(shell: Shell) -> None:
     """`diagram --job` prints one attempt with its steps, in the format that was asked for."""
     _, view = shell.run("--", "true")

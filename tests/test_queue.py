@@ -238,6 +238,17 @@ def test_view_says_what_the_gate_read(state: State) -> None:
     assert [run["duration_seconds"] for run in view["runs"]] == [None] * len(view["runs"])
 
 
+@pytest.mark.parametrize("state", WAYS)
+def test_evidence_is_that_of_a_run_that_was_judged(state: State) -> None:
+    """What an outcome rests on is said as soon as there is one, and never before."""
+    row = JobRow(1, "shop", "WI-1", "deploy-staging", "running", None, None)
+    snapshot = attempt(state)
+    view = attempt_view(row, snapshot, None)
+
+    assert (view["evidence"] is None) is (snapshot.last_reason is None)
+    assert view["evidence"] in (None, "exit-code")
+
+
 def test_time_that_cannot_be_is_not_believed() -> None:
     """A clock that was set back makes no time less than nothing, and damage none over a month."""
     assert [credible_seconds(seconds) for seconds in (-5.0, 5.0, 1e12)] == [0.0, 5.0, 30 * 86_400.0]

@@ -83,6 +83,16 @@ def ended_by(run: Run) -> str | None:
     return None if run.exit_code is None else f"exit code {run.exit_code}"
 
 
+def evidence_of(snapshot: Snapshot) -> str | None:
+    """Return what the last run's outcome rests on: "exit-code" alone, or "junit" for a report.
+
+    None as long as there is no outcome.
+    """
+    if snapshot.last_reason is None:
+        return None
+    return "exit-code" if snapshot.bound_plan.suite.report is None else "junit"
+
+
 def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
     """Return the keys and values of the front matter, in the order they are written."""
     run, plan = snapshot.last_run, snapshot.bound_plan
@@ -104,13 +114,13 @@ def front_matter(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
 
 def facts(snapshot: Snapshot, log: StagingLog) -> dict[str, Any]:
     """Return what else is known of the last run, in the order it is written below."""
-    run, suite = snapshot.last_run, snapshot.bound_plan.suite
+    run = snapshot.last_run
     known: dict[str, Any] = {
         "rule": run.rule,
         "duration_seconds": run.duration_seconds,
         "ended_at": run.ended_at,
         "command": _shortened(log.command),
-        "evidence": "exit-code" if suite.report is None else "junit",
+        "evidence": evidence_of(snapshot),
         "log": run.log,
         "log_sha256": run.log_sha256,
         "log_bytes": run.log_bytes,
@@ -178,7 +188,7 @@ def render(snapshot: Snapshot, log: StagingLog) -> str:
         f"# Staging log: {log.status}\n",
         _summary(snapshot),
         _runs_table(snapshot),
-        _evidence_words(snapshot),
+        f"Evidence: {evidence_words(snapshot)}\n",
         _facts(snapshot, log),
         _output(log.output_tail, snapshot.last_run),
     ]
@@ -224,23 +234,24 @@ def _seconds(run: Run) -> str:
     return "-" if run.duration_seconds is None else f"{run.duration_seconds:.2f}"
 
 
-def _evidence_words(snapshot: Snapshot) -> str:
+def evidence_words(snapshot: Snapshot) -> str:
+    """Return what shows that the last run, which was judged, ran any test, in words."""
     run, suite = snapshot.last_run, snapshot.bound_plan.suite
     if suite.report is None:
         return (
-            "Evidence: the exit code alone. No test report was asked for,"
-            " so nothing proves how many tests ran.\n"
+            "the exit code alone. No test report was asked for,"
+            " so nothing proves how many tests ran."
         )
-    name = visible_line(suite.report)
+    report = f"the JUnit report `{visible_line(suite.report)}`"
     if run.evidence in (None, EvidenceState.NOT_REQUIRED):
-        return f"Evidence: the JUnit report `{name}` was asked for, and nothing is known of it.\n"
+        return f"{report} was asked for, and nothing is known of it."
     if run.counts is None:
-        return f"Evidence: the JUnit report `{name}` was asked for and is {run.evidence}.\n"
+        return f"{report} was asked for and is {run.evidence}."
     counts = run.counts
     return (
-        f"Evidence: the JUnit report `{name}` counts {counts.tests} tests,"
+        f"{report} counts {counts.tests} tests,"
         f" {counts.executed} executed, {counts.failures} failures, {counts.errors} errors,"
-        f" {counts.skipped} skipped. {_DATED[counts.dated]}\n"
+        f" {counts.skipped} skipped. {_DATED[counts.dated]}"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 from typing_extensions import TypedDict
 
-from staging_fsm.core.artifact import fault
+from staging_fsm.core.artifact import evidence_of, fault
 from staging_fsm.core.config import RunnerConfig, load_config
 from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError
 from staging_fsm.core.jobs import QUEUED, RUNNING, JobRow, JobRows
@@ -80,6 +80,8 @@ class EndedAttempt(Names):
     runs: int
     reason: str
     fault: str | None
+    #: What its outcome rests on: `exit-code` alone, `junit` for a report, None without one.
+    evidence: str | None
     ended_at: str
     #: From its first move to its last, waits included.
     duration_seconds: float | None
@@ -300,6 +302,7 @@ def _ended(row: JobRow, snapshot: Snapshot) -> EndedAttempt:
         "runs": len(snapshot.runs),
         "reason": plain(sentence(snapshot)),
         "fault": fault(snapshot),
+        "evidence": evidence_of(snapshot),
         "ended_at": plain(last),
         "duration_seconds": _seconds(began, ended) if ended else None,
     }

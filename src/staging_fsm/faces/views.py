@@ -7,7 +7,7 @@ from typing import Any, Final
 import attrs
 from typing_extensions import TypedDict
 
-from staging_fsm.core.artifact import fault
+from staging_fsm.core.artifact import evidence_of, fault
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS
 from staging_fsm.core.snapshot import Snapshot
@@ -36,7 +36,8 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
     """Return one attempt as `run --json` prints it.
 
     `status` is the word the gate read, or None where it read none. `reason` is
-    why the last run ended, or why the attempt did without one.
+    why the last run ended, or why the attempt did without one, and `evidence` what
+    its outcome rests on, as `evidence_of` says it.
     """
     reason = snapshot.last_reason
     return {
@@ -48,6 +49,7 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
         "status": _STATUS.get(snapshot.state),
         "reason": str(reason) if reason else _last_words(snapshot),
         "fault": fault(snapshot),
+        "evidence": evidence_of(snapshot),
         "revision": snapshot.plan.revision if snapshot.plan else None,
         "runs": [
             {

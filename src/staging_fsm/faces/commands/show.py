@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from staging_fsm.core.artifact import ended_by
+from staging_fsm.core.artifact import ended_by, evidence_words
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.session import open_session, stored_attempt
@@ -59,11 +59,13 @@ def _second(time: str) -> str:
 
 
 def print_end(console: Console, view: dict[str, Any], snapshot: Snapshot) -> None:
-    """Print where an attempt is and why, and where its papers are."""
+    """Print where an attempt is and why, what that rests on, and where its papers are."""
     lines = [f"{view['work_item']}: {view['state']}. {sentence(snapshot)}"]
     if snapshot.runs and (detail := snapshot.last_run.detail):
         lines.append(f"  detail: {detail}")
-    papers = [name for name in ("revision", "artifact", "log", "next_stage") if view[name]]
-    lines += [f"  {name.replace('_', ' ')}: {view[name]}" for name in papers]
+    words = evidence_words(snapshot) if view["evidence"] else None
+    facts = {"job": view["job_id"], "revision": view["revision"], "evidence": words}
+    facts |= {name: view[name] for name in ("artifact", "log", "next_stage")}
+    lines += [f"  {name.replace('_', ' ')}: {fact}" for name, fact in facts.items() if fact]
     for line in lines:
         console.print(plain(line, LINE_CHARACTERS), soft_wrap=True, markup=False)
