@@ -210,6 +210,8 @@ def test_folder_without_git_is_unversioned(shell: Shell, tmp_path: Path) -> None
         ["run", "--repo", ".", "--work-item", "WI..1", "--", "true"],
         ["fleet-submit", "--repo", "shop", "--work-item", "WI.lock"],
         ["fleet-submit", "--repo", "../shop", "--work-item", "WI-1"],
+        ["fleet-submit", "--repo", "", "--work-item", "WI-1"],
+        ["fleet-submit", "--repo", "shop", "--work-item", ""],
         ["run", "--repo", ".", "--min-tests", "-1", "--allow-dirty", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "many", "--allow-dirty", "--", "true"],
         ["run", "--repo", ".", "--min-tests", "auto", "--allow-dirty", "--", "true"],
@@ -234,6 +236,22 @@ def test_work_item_that_could_never_be_deployed_is_refused(shell: Shell, name: s
         f"Invalid value for --work-item: '{name}' must not hold two dots in a row" in ended.stderr
     )
     assert "git takes no such tag" in ended.stderr
+    assert not (shell.folder / "state" / "orchestrator.db").exists()
+
+
+@pytest.mark.parametrize("option", ["--repo", "--work-item"])
+def test_empty_name_is_refused(shell: Shell, option: str) -> None:
+    """An empty name is refused as usage, before anything is done: a variable was not set.
+
+    It stands neither for a new work item nor for the folder one happens to be in.
+    """
+    named = {"--repo": str(shell.repository), "--work-item": "WI-1"} | {option: ""}
+    words = [word for pair in named.items() for word in pair]
+    ended = shell.call("run", *words, "--allow-dirty", "--artifact-dir", "--", "true")
+
+    assert ended.returncode == ExitCode.USAGE
+    assert "it is empty: if a variable was to name it, that one is not set" in ended.stderr
+    assert option in ended.stderr
     assert not (shell.folder / "state" / "orchestrator.db").exists()
 
 

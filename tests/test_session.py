@@ -63,11 +63,17 @@ def test_work_item_is_called_what_git_takes_in_a_tag(name: str) -> None:
     assert (work_item_problem(name) is None) is is_taken
 
 
-@pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a b", "a\n", "é", "a" * 101])
+@pytest.mark.parametrize("name", [".a", "-a", "a/b", "a b", "a\n", "é", "a" * 101])
 def test_name_that_may_lead_elsewhere_is_refused(name: str) -> None:
     """A name that is no plain name of a folder is refused for repositories and work items alike."""
     assert name_problem(name) == work_item_problem(name)
     assert "must be letters, digits, dots, dashes and underscores" in str(name_problem(name))
+
+
+def test_name_that_is_empty_is_no_name() -> None:
+    """An empty name is refused for repositories and work items alike, and said to be empty."""
+    assert name_problem("") == work_item_problem("")
+    assert "it is empty" in str(name_problem(""))
 
 
 @pytest.mark.parametrize(

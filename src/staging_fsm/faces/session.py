@@ -191,6 +191,8 @@ def name_problem(name: str) -> str | None:
     """Return why neither a repository nor a work item can be called `name`, or None."""
     if NAME_PATTERN.fullmatch(name):
         return None
+    if not name:
+        return "it is empty: if a variable was to name it, that one is not set"
     return f"{name!r} must be letters, digits, dots, dashes and underscores"
 
 

@@ -30,6 +30,7 @@ from staging_fsm.faces.progress import Progress
 from staging_fsm.faces.session import (
     AttemptDriver,
     Session,
+    name_problem,
     new_work_item,
     one_suite,
     open_session,
@@ -60,11 +61,23 @@ def _min_tests(_context: object, _option: object, said: str | None) -> int | str
         raise click.BadParameter(message) from error
 
 
+class _Folder(click.Path):
+    """A folder that is there, by its whole path; an empty name is none, and not the current one."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False, resolve_path=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail(str(name_problem("")), param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @click.option(
     "--repo",
     required=True,
-    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    type=_Folder(),
     help="Folder under test; a git repository, or any folder.",
 )
 @click.option("--work-item", metavar="ID", help="Name of the work item; default: a new one.")
@@ -120,7 +133,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     if not _is_utf8(options["repo"]):
         message = "its path is not in UTF-8, and could be kept in no row"
         raise click.BadParameter(message, param_hint="--repo")
-    work_item = options["work_item"] or new_work_item()
+    work_item = new_work_item() if options["work_item"] is None else options["work_item"]
     if problem := work_item_problem(work_item):
         raise click.BadParameter(problem, param_hint="--work-item")
     _refuse_dirty(options)
