@@ -239,6 +239,39 @@ def test_work_item_that_could_never_be_deployed_is_refused(shell: Shell, name: s
     assert not (shell.folder / "state" / "orchestrator.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--timeout-seconds", "0", "0.0 is not from 0.1 to 86400"),
+        ("--kill-grace-seconds", "nan", "nan is not from 0 to 3600"),
+        ("--idle-timeout-seconds", "86401", "86401.0 is not from 0 to 86400"),
+        ("--memory-max-bytes", "-1", "-1 is not from 0 to"),
+        ("--processes-max", "-1", "-1 is not from 0 to"),
+        ("--open-files-max", "-1", "-1 is not from 0 to"),
+        ("--file-max-bytes", "-1", "-1 is not from 0 to"),
+        ("--infra-retries", "21", "21 is not from 0 to 20"),
+        ("--tool-exit-code", "256", "256 is not in the range 1<=x<=255"),
+        ("--max-skipped-ratio", "1.1", "1.1 is not in the range 0<=x<=1"),
+        ("--min-tests", "-1", "'-1' is neither a number of at least 0 nor auto"),
+        ("--min-tests", "2", "--min-tests and --max-skipped-ratio need a report"),
+    ],
+)
+def test_option_out_of_range_is_refused_by_its_name(
+    shell: Shell, option: str, value: str, problem: str
+) -> None:
+    """A number that an option does not take is wrong usage: it exits 2 and says which, and why.
+
+    It is told by the option that was typed, never by a variable or a key that was not.
+    """
+    ended = shell.call("run", "--repo", str(shell.repository), option, value, "--", "true")
+
+    assert ended.returncode == ExitCode.USAGE
+    assert problem in ended.stderr
+    assert option in ended.stderr
+    assert "ORCH_" not in ended.stderr
+    assert option[2:].replace("-", "_") not in ended.stderr
+
+
 @pytest.mark.parametrize("option", ["--repo", "--work-item"])
 def test_empty_name_is_refused(shell: Shell, option: str) -> None:
     """An empty name is refused as usage, before anything is done: a variable was not set.

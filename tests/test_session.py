@@ -63,11 +63,18 @@ def test_work_item_is_called_what_git_takes_in_a_tag(name: str) -> None:
     assert (work_item_problem(name) is None) is is_taken
 
 
-@pytest.mark.parametrize("name", [".a", "-a", "a/b", "a b", "a\n", "é", "a" * 101])
+@pytest.mark.parametrize("name", [".a", "-a", "a/b", "a b", "a\n", "é"])
 def test_name_that_may_lead_elsewhere_is_refused(name: str) -> None:
     """A name that is no plain name of a folder is refused for repositories and work items alike."""
     assert name_problem(name) == work_item_problem(name)
     assert "must be letters, digits, dots, dashes and underscores" in str(name_problem(name))
+
+
+def test_name_that_is_too_long_is_told_its_limit() -> None:
+    """A name of more than 100 characters is refused for its length, whatever they are."""
+    for name in ("a" * 101, "é" * 101):
+        assert name_problem(name) == work_item_problem(name)
+        assert "has 101 characters, and at most 100 are allowed" in str(name_problem(name))
 
 
 def test_name_that_is_empty_is_no_name() -> None:

@@ -145,6 +145,16 @@ def declared(declaration: type) -> tuple[Setting, ...]:
     )
 
 
+def problem_of(declaration: type, field: str, value: object) -> str | None:
+    """Return what is wrong with `value` for a declared setting, by its attribute, or None.
+
+    In the words that follow the setting's name where it is read out of variables.
+    """
+    converter: Any = attrs.fields_dict(declaration)[field].converter
+    made = converter(value)
+    return made.text if isinstance(made, _Problem) else None
+
+
 def load(
     declaration: type[Declared], variables: Mapping[str, str], prefix: str | None = None
 ) -> Declared:

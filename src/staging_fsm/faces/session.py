@@ -42,7 +42,8 @@ from staging_fsm.host.launcher import Host, end_agent_of_dead, staging_intercept
 from staging_fsm.host.settings import HostSettings, load_host_settings
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 
-NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME_CHARACTERS_MAX: Final = 100
 LOOK_AGAIN_SECONDS: Final = 0.5
 
 
@@ -189,11 +190,17 @@ def staging_job(session: Session, repo: str, work_item: str) -> int:
 
 def name_problem(name: str) -> str | None:
     """Return why neither a repository nor a work item can be called `name`, or None."""
-    if NAME_PATTERN.fullmatch(name):
-        return None
     if not name:
         return "it is empty: if a variable was to name it, that one is not set"
-    return f"{name!r} must be letters, digits, dots, dashes and underscores"
+    if len(name) > NAME_CHARACTERS_MAX:
+        limit = f"{len(name)} characters, and at most {NAME_CHARACTERS_MAX} are allowed"
+        return f"the name that begins with {name[:20]!r} has {limit}"
+    if NAME_PATTERN.fullmatch(name):
+        return None
+    return (
+        f"{name!r} must be letters, digits, dots, dashes and underscores, and begin with a letter"
+        " or a digit"
+    )
 
 
 def work_item_problem(name: str) -> str | None:

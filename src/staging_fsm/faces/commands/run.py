@@ -3,17 +3,19 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import click
 from rich.console import Console
 
-from staging_fsm.core.config import load_config
+from staging_fsm.core.config import RunnerConfig, load_config
 from staging_fsm.core.errors import RunRefusedError, in_words
 from staging_fsm.core.jobs import RUNNING, JobRow
-from staging_fsm.core.plan import UNVERSIONED, Preset, Workspace
+from staging_fsm.core.plan import EXIT_CODE_MAX, UNVERSIONED, Preset, Workspace
+from staging_fsm.core.settings import problem_of
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.suites import AUTO, OF_EVERY_SUITE, SuiteEntry
@@ -42,6 +44,7 @@ from staging_fsm.faces.session import (
 from staging_fsm.faces.streams import lossy
 from staging_fsm.host.launcher import end_without_agent
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _EXIT_CODES = {
     State.ADVANCED: ExitCode.ADVANCED,
     State.ROLLED_BACK: ExitCode.ROLLED_BACK,
@@ -54,11 +57,28 @@ _EXIT_CODES = {
 def _min_tests(_context: object, _option: object, said: str | None) -> int | str | None:
     if said is None or said == AUTO:
         return said
+    message = f"{said!r} is neither a number of at least 0 nor {AUTO}"
     try:
-        return int(said)
+        number = int(said)
     except ValueError as error:
-        message = f"{said!r} is neither a number nor {AUTO}"
         raise click.BadParameter(message) from error
+    if number < 0:
+        raise click.BadParameter(message)
+    return number
+
+
+def _of_setting(_context: object, option: click.Parameter, said: float | None) -> float | None:
+    """Refuse what the setting of the option's name does not take, by the name that was typed."""
+    problem = None if said is None else problem_of(RunnerConfig, str(option.name), said)
+    if problem is not None:
+        raise click.BadParameter(problem)
+    return said
+
+
+def _setting_option(
+    name: str, kind: type[int] | type[float], words: str
+) -> Callable[[_Command], _Command]:
+    return click.option(name, type=kind, callback=_of_setting, help=words)
 
 
 class _Folder(click.Path):
@@ -82,14 +102,14 @@ class _Folder(click.Path):
 )
 @click.option("--work-item", metavar="ID", help="Name of the work item; default: a new one.")
 @db_option
-@click.option("--timeout-seconds", type=float, help="Deadline of one run.")
-@click.option("--kill-grace-seconds", type=float, help="Time between TERM and KILL.")
-@click.option("--idle-timeout-seconds", type=float, help="Longest silence of a suite; 0: any.")
-@click.option("--memory-max-bytes", type=int, help="Memory of the whole suite; 0: no limit.")
-@click.option("--processes-max", type=int, help="Processes and threads of it; 0: no limit.")
-@click.option("--open-files-max", type=int, help="Open files of each process; 0: as here.")
-@click.option("--file-max-bytes", type=int, help="Largest file it may write; 0: no limit.")
-@click.option("--infra-retries", type=int, help="Further runs after tool errors.")
+@_setting_option("--timeout-seconds", float, "Deadline of one run.")
+@_setting_option("--kill-grace-seconds", float, "Time between TERM and KILL.")
+@_setting_option("--idle-timeout-seconds", float, "Longest silence of a suite; 0: any.")
+@_setting_option("--memory-max-bytes", int, "Memory of the whole suite; 0: no limit.")
+@_setting_option("--processes-max", int, "Processes and threads of it; 0: no limit.")
+@_setting_option("--open-files-max", int, "Open files of each process; 0: as here.")
+@_setting_option("--file-max-bytes", int, "Largest file it may write; 0: no limit.")
+@_setting_option("--infra-retries", int, "Further runs after tool errors.")
 @click.option(
     "--report", metavar="FILE", help="JUnit report, below $STAGING_REPORT_DIR or absolute."
 )
@@ -99,8 +119,17 @@ class _Folder(click.Path):
     callback=_min_tests,
     help="Fewest executed tests that count as a pass; auto: about as many as the last time.",
 )
-@click.option("--max-skipped-ratio", type=float, help="Largest share of skipped tests, 0 to 1.")
-@click.option("--tool-exit-code", type=int, multiple=True, help="Exit code that is a tool error.")
+@click.option(
+    "--max-skipped-ratio",
+    type=click.FloatRange(0, 1),
+    help="Largest share of skipped tests, 0 to 1.",
+)
+@click.option(
+    "--tool-exit-code",
+    type=click.IntRange(1, EXIT_CODE_MAX),
+    multiple=True,
+    help="Exit code that is a tool error.",
+)
 @click.option(
     "--preset",
     type=click.Choice([preset.value for preset in Preset]),
@@ -143,7 +172,7 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
         entry = _suite_entry(argv, options)
         entry.plan(load_config(session.variables))
     except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(_by_options(str(error))) from error
     console = PatientConsole(stderr=options["as_json"], highlight=False)
     progress = Progress(console, session.state, session.variables, follow=options["follow"])
     replaced: dict[str, Any] = {"suites": one_suite(entry), "watch": progress.moved}
@@ -167,6 +196,13 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
         # What has been judged is judged: an interrupt that comes too late changes no exit code.
         code = _end_of_run(session, driver, decision, console, as_json=options["as_json"])
     sys.exit(code)
+
+
+def _by_options(problem: str) -> str:
+    """Return what is wrong with a suite with the names of options for those of its keys."""
+    for name in ("min_tests", "max_skipped_ratio"):
+        problem = problem.replace(name, f"--{name.replace('_', '-')}")
+    return problem
 
 
 def _is_utf8(path: Path) -> bool:
