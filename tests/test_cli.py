@@ -307,6 +307,28 @@ def test_interrupted_run_is_cancelled(shell: Shell, number: signal.Signals) -> N
     assert (view["state"], view["status"], view["artifact"]) == ("CANCELLED", None, None)
 
 
+def test_log_of_a_cancelled_run_is_named(shell: Shell) -> None:
+    """What a suite had printed when it was stopped is there, and `run` and `show` say where."""
+    started = shell.folder / "started"
+    os.mkfifo(started)
+    suite = f"echo halfway; echo > {started}; exec sleep 600"
+    command = shell.command("run", "--repo", str(shell.repository), "--", "sh", "-c", suite)
+    process = subprocess.Popen(command, env=shell.environment(), stdout=subprocess.PIPE, text=True)
+    started.read_text()
+    job = str(shell.queue()["attempts"][0]["job_id"])
+    running = json.loads(shell.call("show", job, "--json").stdout)
+    shell.call("cancel", job)
+    output, _ = process.communicate()
+    view = json.loads(shell.call("show", job, "--json").stdout)
+
+    assert Path(view["log"]).read_text() == "halfway\n"
+    assert [run["log"] for run in view["runs"]] == [view["log"]] == [running["log"]]
+    assert f"\n  log: {view['log']}\n" in output
+    assert f"\n  log: {view['log']}\n" in shell.call("show", job).stdout
+    shutil.rmtree(shell.folder / "state" / "runs")
+    assert "log:" not in shell.call("show", job).stdout
+
+
 def test_run_that_is_interrupted_before_it_began_judges_nothing(shell: Shell) -> None:
     """An interrupt before anything ran exits 5, too: 1 would say that the suite failed."""
     started, git_ = shell.folder / "started", shell.folder / "bin" / "git"

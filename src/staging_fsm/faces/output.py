@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.visible import visible
+from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.run_output import RunOutput
 from staging_fsm.effects.state_dir import StateDir, state_dir
 
@@ -12,6 +13,20 @@ def output_tail(snapshot: Snapshot, run: int, variables: Mapping[str, str], size
     """Return the end of what a run printed; nothing if it is not below the state folder."""
     output, run_id = _of_run(snapshot, run, variables)
     return output.tail(run_id, size) if run_id else b""
+
+
+def log_of(snapshot: Snapshot, run: Run, variables: Mapping[str, str]) -> str | None:
+    """Return where the output of a run is; None if that is not known, and not to be seen here.
+
+    Of one that was not judged, since it lasts or was stopped, no place is kept in the row.
+    """
+    if run.log is not None:
+        return run.log
+    output, run_id = _of_run(snapshot, run.number, variables)
+    if run_id is None:
+        return None
+    folder = RunFolder(output.state, run_id)
+    return str(folder.log) if folder.holds(folder.log.name) else None
 
 
 def shown_command(snapshot: Snapshot, variables: Mapping[str, str]) -> tuple[str, ...]:

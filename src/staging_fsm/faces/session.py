@@ -35,6 +35,7 @@ from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.state_dir import StateDir, refuse_unknown_home, state_dir
 from staging_fsm.effects.worker_lock import WorkerLock
 from staging_fsm.faces.extras import require_extra
+from staging_fsm.faces.output import log_of
 from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
 from staging_fsm.host.database import open_database
@@ -76,7 +77,12 @@ class Session:
 
     def view(self, row: JobRow, snapshot: Snapshot) -> dict[str, Any]:
         """Return what the faces say about the attempt in a row."""
-        return attempt_view(row, snapshot, self.next_stage(row))
+        return attempt_view(
+            row,
+            snapshot,
+            self.next_stage(row),
+            lambda run: log_of(snapshot, run, self.variables),
+        )
 
     def next_stage(self, row: JobRow) -> str | None:
         """Return the stage at which the job's work item is now."""

@@ -1,7 +1,9 @@
 """What the faces say about an attempt: one object for programs, the same facts for people."""
 
 import itertools
+from collections.abc import Callable
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final
 
 import attrs
@@ -10,7 +12,7 @@ from typing_extensions import TypedDict
 from staging_fsm.core.artifact import evidence_of, fault
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.outcome import REASONS
-from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.core.snapshot import Run, Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import parse_time
 from staging_fsm.core.visible import visible
@@ -32,14 +34,19 @@ _STATUS: dict[State, str] = {
 }
 
 
-def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dict[str, Any]:
+def attempt_view(
+    row: JobRow,
+    snapshot: Snapshot,
+    next_stage: str | None,
+    log_of: Callable[[Run], str | None] = attrgetter("log"),
+) -> dict[str, Any]:
     """Return one attempt as `run --json` prints it.
 
     `status` is the word the gate read, or None where it read none. `reason` is
     why the last run ended, or why the attempt did without one, and `evidence` what
-    its outcome rests on, as `evidence_of` says it.
+    its outcome rests on, as `evidence_of` says it. `log_of` says where a run's output is.
     """
-    reason = snapshot.last_reason
+    reason, logs = snapshot.last_reason, [log_of(run) for run in snapshot.runs]
     return {
         "job_id": row.id,
         "repo": row.repo,
@@ -60,14 +67,14 @@ def attempt_view(row: JobRow, snapshot: Snapshot, next_stage: str | None) -> dic
                 "duration_seconds": run.duration_seconds,
                 "detail": run.detail,
                 "counts": attrs.asdict(run.counts) if run.counts else None,
-                "log": run.log,
+                "log": log,
             }
-            for run in snapshot.runs
+            for run, log in zip(snapshot.runs, logs, strict=True)
         ],
         "history": trail_view(snapshot),
         "next_run_at": snapshot.next_run_at,
         "artifact": snapshot.artifact.path if snapshot.artifact else None,
-        "log": snapshot.last_run.log if snapshot.runs else None,
+        "log": logs[-1] if logs else None,
         "next_stage": next_stage,
     }
 
