@@ -370,6 +370,32 @@ def test_cancel_from_elsewhere_ends_the_run(shell: Shell) -> None:
     assert (cancelled.returncode, process.returncode) == (0, ExitCode.CANCELLED)
 
 
+def test_cancel_that_comes_too_late_says_how_it_ended(shell: Shell) -> None:
+    """`cancel` of what has ended exits 4, says so and how, and changes nothing.
+
+    So it does while the gate has yet to answer: the last run is over.
+    """
+    job = str(shell.run("--", "true")[1]["job_id"])
+    ended = shell.call("cancel", job)
+    begun = (
+        "UPDATE jobs SET status = 'running', metadata = json_set("
+        " json_remove(metadata, '$.staging_runner.history[#-1]'),"
+        " '$.staging_runner.state', 'VERDICT_PASSED', '$.staging_runner.artifact', NULL,"
+        " '$.staging_runner.version', 2) WHERE id = ?"
+    )
+    with sqlite3.connect(shell.folder / "state" / "orchestrator.db") as database:
+        database.execute(begun, (job,))
+    before = list(database.execute("SELECT * FROM jobs"))
+    judged = shell.call("cancel", job)
+
+    words = f"staging-fsm: job {job} can no longer be cancelled, its"
+    passed = "The suite ran and passed.\n"
+    assert ended.stderr == f"{words} attempt has ended: ADVANCED. {passed}"
+    assert judged.stderr == f"{words} last run has ended: VERDICT_PASSED. {passed}"
+    assert (ended.returncode, judged.returncode) == (ExitCode.DECLINED, ExitCode.DECLINED)
+    assert list(database.execute("SELECT * FROM jobs")) == before
+
+
 def test_run_takes_up_a_deferred_attempt(shell: Shell) -> None:
     """A second `run` on a work item that waits goes on with its attempt, not with a new one."""
     flag = shell.folder / "staging-is-up"
