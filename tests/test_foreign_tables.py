@@ -771,6 +771,21 @@ def test_not_before_is_written_in_the_hosts_own_kind(
         time.tzset()
 
 
+def test_not_before_in_sqlite_is_written_as_by_an_orm(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """In a DATETIME column our due times have the form of the host's own, and sort among them."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create(due="DATETIME")
+    rows.save("j-1", attempt(1))
+    rows.requeue("j-1", LATER, attempt(1))
+    dialect = rows.engine.dialect
+    written = sa.DateTime().dialect_impl(dialect).bind_processor(dialect)
+
+    assert written is not None
+    assert foreign.ask('CAST("run after" AS TEXT)') == written(LATER.replace(tzinfo=None))
+
+
 @pytest.mark.parametrize("kind", ["timestamp", "timestamptz"])
 @pytest.mark.parametrize("digits", range(6))
 def test_not_before_of_few_digits_is_no_earlier(
