@@ -105,12 +105,14 @@ def test_supervisor_that_slept_does_not_take_its_own_sleep_for_silence(
 
 
 def test_suite_beyond_its_memory_is_killed_at_once(stand: Stand) -> None:
-    """A suite that takes more memory than it may is killed without grace, for that reason."""
-    facts = stand.facts(
+    """A suite beyond its memory is killed without grace, and not only when its time is over."""
+    report = stand.run(
         *PYTHON, "-c", GLUTTON, memory_max_bytes=64 * MEBIBYTE, kill_grace_seconds=600
     )
+    facts = report.facts
 
     assert (facts.stopped_by, facts.exit_code, facts.signal) == (Stop.MEMORY, None, None)
+    assert (report.duration_seconds or 0.0) < PATIENCE_SECONDS
 
 
 #: Eight children that share what their parent holds, until their input ends.
