@@ -1,5 +1,6 @@
 """The command line, as a shell sees it: real processes, real exit codes, real JSON."""
 
+import contextlib
 import json
 import os
 import pkgutil
@@ -1052,15 +1053,73 @@ def test_doctor_names_what_is_missing(shell: Shell) -> None:
     assert "TIMEOUT_SECONDS: 'soon' is not a number" in ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("database", "health", "words"),
+    [
+        ("absent", "warning", "there is no database at PATH: look whether its address is right"),
+        ("empty", "warning", "the database PATH is empty: look whether its address is right"),
+        ("another's", "failed", "the database PATH has no table 'jobs': it is another one"),
+        ("older", "failed", "the database PATH is of another version, or another's"),
+        ("unwritable", "failed", "the database cannot be reached: attempt to write a readonly"),
+        ("ours", "ok", "sqlite:///PATH"),
+    ],
+)
+def test_doctor_changes_no_database(
+    shell: Shell, tmp_path: Path, database: str, health: str, words: str
+) -> None:
+    """`doctor` says whether work could begin in the database that is named, and writes nothing."""
+    folder = tmp_path / "named"
+    folder.mkdir()
+    path = folder / "tasks.db"
+    if database in ("older", "unwritable", "ours"):
+        open_session(f"sqlite:///{path}", shell.environment()).store.engine.dispose()
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        if database == "another's":
+            file.execute("CREATE TABLE tasks (name TEXT)")
+        if database == "older":
+            file.execute("ALTER TABLE jobs DROP COLUMN claimed_by")
+    if database == "absent":
+        path.unlink()
+    before = path.exists() and path.read_bytes()
+    path.parent.chmod(0o555 if database == "unwritable" else 0o755)
+    ended = subprocess.run(
+        [*bound_by_modes(), *shell.command("doctor", "--db", f"sqlite:///{path}")],
+        env=shell.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    path.parent.chmod(0o755)
+
+    assert f"{health:8} database: {words.replace('PATH', str(path))}" in ended.stdout
+    assert ended.returncode == (1 if health == "failed" else 0)
+    assert (path.exists() and path.read_bytes()) == before
+    assert [*folder.iterdir()] == ([] if database == "absent" else [path])
+
+
+def test_doctor_on_a_new_machine_makes_no_database(shell: Shell) -> None:
+    """The database of the state folder need not be there yet: the first run makes it."""
+    ended = shell.call("doctor")
+
+    assert (
+        "ok       database: none yet: the first run makes it, in the state folder" in ended.stdout
+    )
+    assert ended.returncode == 0
+    assert not (shell.folder / "state" / "orchestrator.db").exists()
+
+
 def test_doctor_hides_secrets_of_the_address(shell: Shell) -> None:
     """`doctor` shows which database it found, and no password, wherever in its address one is."""
     url = f"sqlite:///file:{shell.folder}/jobs.db?uri=true&password=hunter2&mode=rwc"
+    absent = shell.call("doctor", "--db", url)
+    open_session(url, shell.environment()).store.engine.dispose()
     ended = shell.call("doctor", "--db", url)
 
+    assert f"there is no database at {shell.folder}/jobs.db:" in absent.stdout
     assert f"{shell.folder}/jobs.db?" in ended.stdout
     assert "password=***" in ended.stdout
     assert "mode=rwc" in ended.stdout
-    assert "hunter2" not in ended.stdout + ended.stderr
+    assert "hunter2" not in absent.stdout + absent.stderr + ended.stdout + ended.stderr
 
 
 def test_config_hides_secrets(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,15 @@ class RefusedError(StagingError):
     """What was asked for is refused, and nothing was changed."""
 
 
+class NoDatabaseError(RefusedError):
+    """Where a database was looked for there is nothing yet: a mistyped address, or a new one."""
+
+    def __init__(self, found: str) -> None:
+        """Keep what was found there."""
+        self.found = found
+        super().__init__(f"{found}, and in a new one there would be nothing to see")
+
+
 class NothingToCancelError(RefusedError):
     """A job without an attempt is in work, or has ended: it is none of the runner's to cancel."""
 

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from staging_fsm.core.config import RunnerConfig, alert_urls, is_switched_off, load_config
-from staging_fsm.core.errors import ConfigInvalidError, ExtraMissingError, in_words
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    ExtraMissingError,
+    NoDatabaseError,
+    StagingError,
+    in_words,
+)
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.planning import read_suites, suite_of
 from staging_fsm.effects.alerts import Outbox
@@ -103,6 +109,11 @@ def _log_max_bytes(variables: Mapping[str, str]) -> int:
 def _database(open_database: Callable[[], object]) -> Check:
     try:
         url = open_database()
+    except NoDatabaseError as error:
+        words = f"{error.found}: look whether its address is right; a run or a worker makes it"
+        return Check("database", Health.WARNING, words)
+    except StagingError as error:
+        return Check("database", Health.FAILED, str(error))
     except Exception as error:  # noqa: BLE001  # whatever a driver raises is the finding
         return Check("database", Health.FAILED, in_words(error))
     return Check("database", Health.OK, str(url))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import attrs
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from staging_fsm.core.config import RunnerConfig, variable_name
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
+    NoDatabaseError,
     RefusedError,
     RunRefusedError,
 )
@@ -71,6 +73,15 @@ class Session:
         self._lock.take()
         return staging_intercept(self.store, self.clock, self.variables, **replaced)
 
+    def check_database(self) -> None:
+        """Look whether work could begin here, changing nothing.
+
+        Raises RefusedError where a table or a column is missing, or nothing can be written.
+        """
+        with _reaching():
+            self.store.check_schema()
+            self.store.check_writable()
+
     def liveness(self, worker: str) -> bool | None:
         """Say whether a worker lives; None where that cannot be known here."""
         return worker_is_alive(worker, self.state)
@@ -102,8 +113,9 @@ def open_session(
     Raises ConfigInvalidError for settings that cannot be used, the address among them, and
     RefusedError where the state folder cannot be made, the database cannot be reached, no
     driver for it is installed, or, without `create`, there is none: a mistyped address is
-    no orchestrator without jobs. Who may create them has a table or a column that is
-    missing refused as well. `only_to_look` is for who writes nothing, and is done soon.
+    no orchestrator without jobs. That is a NoDatabaseError where nothing at all is there.
+    Who may create them has a table or a column that is missing refused as well.
+    `only_to_look` is for who writes nothing, and is done soon.
     """
     variables = os.environ if variables is None else variables
     refuse_unknown_home(variables)
@@ -141,7 +153,7 @@ def _state_folder(variables: Mapping[str, str]) -> StateDir:
 def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -> None:
     """Refuse a database that is none, or lacks tables, which `create` makes before."""
     address = store.engine.url
-    file = address.database if address.get_backend_name() == "sqlite" else None
+    file = _file_of(address)
     if address.get_backend_name() == "sqlite" and file in (None, "", ":memory:"):
         problem = (
             f"{address} is a database in memory, which ends with its process: name a file, as in"
@@ -149,16 +161,35 @@ def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -
         )
         raise ConfigInvalidError([problem])
     if not create and file and not Path(file).exists():
-        message = f"there is no database at {file}, and in a new one there would be nothing to see"
-        raise RefusedError(message)
-    try:
+        message = f"there is no database at {file}"
+        raise NoDatabaseError(message)
+    with _reaching():
         if create:
             store.create_schema()
             if not only_to_look:
                 store.check_schema()
         elif not store.has_schema():
+            if store.is_empty():
+                message = f"the database {address.database} is empty"
+                raise NoDatabaseError(message)
             message = f"the database {address.database} has no table 'jobs': it is another one"
             raise RefusedError(message)
+
+
+def _file_of(address: sa.URL) -> str | None:
+    """Return the file that an address of SQLite names, as a path or as a URI; else None."""
+    if address.get_backend_name() != "sqlite":
+        return None
+    file = address.database
+    is_uri = file is not None and file.startswith("file:") and "uri" in address.query
+    return unquote(urlsplit(file).path) if file and is_uri else file
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn what a database answers that cannot be used into RefusedError."""
+    try:
+        yield
     except sa.exc.DatabaseError as error:
         message = f"the database cannot be reached: {str(error.orig).strip()}"
         raise RefusedError(message) from error

@@ -66,6 +66,8 @@ _REQUEUE: Final = sa.text(
     " WHERE id = :id AND status = 'running' AND COALESCE(claimed_by, '') = :claimed_by"
     " AND updated_at = :claimed_at"
 )
+#: Refused like any other that writes. SQLite lets a transaction begin that never could.
+_WRITE_NOTHING: Final = sa.text("UPDATE jobs SET updated_at = updated_at WHERE 1 = 0")
 _FINISH: Final = sa.text(
     "UPDATE jobs SET status = 'done', updated_at = :now"
     " WHERE id = :id AND status IN ('queued', 'running')"
@@ -213,6 +215,10 @@ class SqlHostStore:
         """Say whether the table of jobs is there."""
         return sa.inspect(self.engine).has_table("jobs")
 
+    def is_empty(self) -> bool:
+        """Say whether there is no table at all."""
+        return not sa.inspect(self.engine).get_table_names()
+
     def create_schema(self) -> None:
         """Create the tables where they are missing. Safe when several workers start at once."""
         if self.has_schema():
@@ -241,6 +247,11 @@ class SqlHostStore:
                 f" {SCHEMA_FILE} has it, or name another database"
             )
             raise RefusedError(message)
+
+    def check_writable(self) -> None:
+        """Raise sqlalchemy.exc.DatabaseError where this user may write no job; write none."""
+        with self.engine.begin() as connection:
+            connection.execute(_WRITE_NOTHING)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:

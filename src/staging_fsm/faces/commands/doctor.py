@@ -7,7 +7,7 @@ import sys
 import attrs
 import click
 
-from staging_fsm.core.errors import ConfigInvalidError
+from staging_fsm.core.errors import ConfigInvalidError, NoDatabaseError
 from staging_fsm.effects.preflight import Check, Health
 from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.faces.doctor import examine
@@ -23,7 +23,14 @@ def doctor(db: str | None, *, as_json: bool) -> None:
     """Look at everything a run needs; exit code 1 if something is missing."""
 
     def address() -> str:
-        return shown_address(open_session(db).store.engine.url)
+        try:
+            session = open_session(db, create=False, only_to_look=True)
+        except NoDatabaseError:
+            if db is not None:
+                raise
+            return "none yet: the first run makes it, in the state folder"
+        session.check_database()
+        return shown_address(session.store.engine.url)
 
     try:
         findings = [*examine(os.environ, StateDir(state_dir(os.environ)), address)]
