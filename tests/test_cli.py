@@ -681,9 +681,39 @@ def test_damaged_row_is_shown_and_never_touched(shell: Shell) -> None:
     recovered = shell.call("recover", "--json")
     queued = shell.queue()
 
-    assert json.loads(recovered.stdout) == []
+    assert (recovered.returncode, json.loads(recovered.stdout)) == (ExitCode.DECLINED, [])
+    assert f"staging-fsm: job {view['job_id']} was not recovered: the " in recovered.stderr
     assert "its history leads to ADVANCED" in queued["refused"][0]["problem"]
     assert database.execute("SELECT * FROM jobs").fetchall() == before
+
+
+def test_recover_says_what_became_of_each_job(shell: Shell) -> None:
+    """`recover` tells of each job it took up, and exits 4 while one could not be."""
+    suite = ("--tool-exit-code", "75", "--work-item", "WI-5", "--", "sh", "-c", "exit 75")
+    job_id = left_waiting(shell, *suite)
+    trigger = (
+        "CREATE TRIGGER full BEFORE UPDATE ON jobs"
+        " BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+    )
+    path = shell.folder / "state" / "orchestrator.db"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        # As a worker leaves it that claimed it too early, and died.
+        database.execute("UPDATE jobs SET status = 'running', not_before = NULL")
+        database.execute(trigger)
+    failed = shell.call("recover")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DROP TRIGGER full")
+    recovered, again = shell.call("recover"), shell.call("recover")
+
+    assert (failed.returncode, failed.stdout) == (ExitCode.DECLINED, "")
+    assert failed.stderr.splitlines()[-1] == (
+        f"staging-fsm: job {job_id} was not recovered: the database cannot be used: database or"
+        " disk is full: what is stored in it stands; mend that, and ask again"
+    )
+    words = "The exit code says that the suite did not run properly."
+    assert (recovered.returncode, recovered.stderr) == (0, "")
+    assert recovered.stdout == f"job {job_id}, WI-5: DEFERRED. {words}\n"
+    assert (again.returncode, again.stdout) == (0, "nothing to recover\n")
 
 
 def test_follow_shows_the_output(shell: Shell) -> None:

@@ -496,10 +496,26 @@ def test_attempt_that_is_gone_is_none_of_recoverys(desk: Desk) -> None:
     """A job whose attempt somebody removed meanwhile is left alone, and nobody is told."""
     desk.claim()
     before = desk.raw_row()
-    touched = recovery.recover(desk.staging.runner, desk.job_id)
+    failed: list[object] = []
+    touched = recovery.recover(desk.staging.runner, desk.job_id, lambda *it: failed.append(it))
     put_back(desk.staging.runner, desk.job_id)
 
-    assert (touched, desk.alerts(), desk.raw_row()) == (False, [], before)
+    assert (touched, failed, desk.alerts(), desk.raw_row()) == (False, [], [], before)
+
+
+@pytest.mark.parametrize("part", ["rows.unfinished", "rows.requeue", "no runner"])
+def test_recovery_says_what_it_left(desk: Desk, part: str) -> None:
+    """Whoever recovers may be told what could not be taken up and why, or that nothing could."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    if part == "no runner":
+        desk.break_runner()
+    else:
+        desk.break_part(part, OSError("boom"))
+    failed: list[tuple[object, str]] = []
+    touched = desk.staging.recover(lambda job_id, error: failed.append((job_id, str(error))))
+
+    whose = desk.job_id if part == "rows.requeue" else None
+    assert (touched, failed) == ([], [(whose, "gone" if part == "no runner" else "boom")])
 
 
 def test_recovery_that_was_overtaken_touched_nothing(desk: Desk) -> None:
@@ -1109,8 +1125,8 @@ def test_recovery_goes_through_all_there_is(desk: Desk, monkeypatch: pytest.Monk
     """However many attempts a crash has left, one recovery looks at each of them."""
     row = desk.row()
     rows = [attrs.evolve(row, id=number) for number in range(2000)]
-    monkeypatch.setattr(recovery, "unfinished", lambda _runner: rows)
-    monkeypatch.setattr(recovery, "recover", lambda _runner, _job_id: True)
+    monkeypatch.setattr(recovery, "unfinished", lambda _runner, _failed: rows)
+    monkeypatch.setattr(recovery, "recover", lambda _runner, _job_id, _failed: True)
 
     assert desk.staging.recover() == rows
 

@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 UNSEEN: Final = object()
 
 
+def _tell_nobody(_job_id: Any, _error: Exception) -> None:
+    """Stand for whoever does not ask what a recovery left."""
+
+
 class Replaced(TypedDict, total=False):
     """What may be given in the place of our own, each by its name."""
 
@@ -244,17 +248,20 @@ class StagingIntercept:
         except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
             _log("an agent's end was not noted", error)
 
-    def recover(self) -> list[JobRow]:
+    def recover(self, failed: Callable[[Any, Exception], None] = _tell_nobody) -> list[JobRow]:
         """Take up every attempt whose worker is gone; return the rows that were touched.
 
         Each is driven to a terminal state or its next deferral. A row that cannot
         be driven now is left as it is, with an alert, and all of them where no runner
-        can be made, or where the rows cannot be read. Never raises.
+        can be made, or where the rows cannot be read. `failed` is called with the id of
+        each such row and what was raised; with None for all of them. Never raises, but
+        what `failed` does.
         """
         try:
             runner = self.runner
         except Exception as error:  # noqa: BLE001  # the host works on with its LLM path
             _log("there is no runner", error)
+            failed(None, error)
             return []
         from staging_fsm.drive.recovery import recover, unfinished  # noqa: PLC0415  # it came with the runner
 
@@ -264,9 +271,9 @@ class StagingIntercept:
                 if ours:
                     self._put_back(job_id)
         touched = []
-        for row in unfinished(runner):
+        for row in unfinished(runner, failed):
             with self._hold(row.id) as ours:
-                if ours and recover(runner, row.id):
+                if ours and recover(runner, row.id, failed):
                     touched.append(row)
         runner.tidy_up()
         return touched

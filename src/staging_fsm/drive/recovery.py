@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SILENCE_SECONDS: Final = 60.0
 #: Says whether the worker of a snapshot lives; None where this machine cannot know.
 Liveness = Callable[[str], bool | None]
+#: Called with a row that could not be taken up and why; with None where that holds for all.
+Failed = Callable[[Any, Exception], None]
 
 
 def worker_is_alive(worker: str, state: StateDir | None = None) -> bool | None:
@@ -51,13 +53,14 @@ def is_abandoned(runner: "StagingRunner", snapshot: Snapshot) -> bool:
     return snapshot.worker == runner.engine.worker or runner.liveness(snapshot.worker) is False
 
 
-def unfinished(runner: "StagingRunner") -> list[JobRow]:
+def unfinished(runner: "StagingRunner", failed: Failed) -> list[JobRow]:
     """Return every row that may be abandoned; none, and an alert, where nobody can know."""
     try:
         return [row for row in runner.engine.rows.unfinished() if _is_the_runners(runner, row)]
     except Exception as error:  # noqa: BLE001  # a store that is away comes back
         text = f"nothing could be recovered: {in_words(error)}"
         runner.engine.alert(AlertKind.INTERNAL_ERROR, "-", text)
+        failed(None, error)
         return []
 
 
@@ -71,11 +74,11 @@ def _is_the_runners(runner: "StagingRunner", row: JobRow) -> bool:
     return row.stage == runner.stage and not agents
 
 
-def recover(runner: "StagingRunner", job_id: Any) -> bool:
+def recover(runner: "StagingRunner", job_id: Any, failed: Failed) -> bool:
     """Take up an attempt if its worker is gone, and say whether it was touched.
 
     It is driven to a terminal state or its next deferral. A row that cannot be
-    driven now is left as it is, with an alert. Never raises.
+    driven now is left as it is, with an alert, and `failed` is told of it. Never raises.
     """
     try:
         return _recover(runner, runner.engine.rows.load(job_id))
@@ -83,9 +86,11 @@ def recover(runner: "StagingRunner", job_id: Any) -> bool:
         return False
     except SnapshotRefusedError as error:
         runner.engine.alert(AlertKind.ROW_REFUSED, job_id, str(error))
+        failed(job_id, error)
     except Exception as error:  # noqa: BLE001  # one broken row must not keep the others waiting
         text = f"recovery failed: {in_words(error)}"
         runner.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
+        failed(job_id, error)
     return False
 
 
