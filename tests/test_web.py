@@ -43,6 +43,7 @@ from staging_fsm.faces.web.guard import HEADERS
 from staging_fsm.faces.web.pages import TONES
 from staging_fsm.faces.web.server import source_of
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
+from stand import bound_by_modes
 
 TOKEN: Final = "correct-horse-battery-staple"  # noqa: S105  # a test's own
 
@@ -209,11 +210,11 @@ def test_token_is_asked_for_with_every_request(desk: Desk) -> None:
 
 
 @contextmanager
-def serve(desk: Desk, *arguments: str, **settings: str) -> Iterator[str]:
-    """Run `staging-fsm serve` on any free port; yield the address it says."""
+def serve(desk: Desk, *, by: tuple[str, ...] = (), **settings: str) -> Iterator[str]:
+    """Run `staging-fsm serve` on any free port, by another program's hand; yield the address."""
     named = {variable_name(name): value for name, value in settings.items()}
     process = subprocess.Popen(
-        desk.command("serve", "--port", "0", *arguments),
+        [*by, *desk.command("serve", "--port", "0")],
         env={**desk.variables, **named},
         stdout=subprocess.PIPE,
         text=True,
@@ -233,6 +234,27 @@ def test_serve_says_where_and_answers(desk: Desk) -> None:
 
     assert address.startswith("http://127.0.0.1:")
     assert block["attempts"] == []
+
+
+def test_serve_reads_a_database_that_cannot_be_written(desk: Desk) -> None:
+    """Who may not write the database can serve it, and shows what others write into it."""
+    assert desk.run("WI-1", "true") == ExitCode.ADVANCED
+    state = desk.folder / "state"
+    (state / "orchestrator.db").chmod(0o444)
+    state.chmod(0o555)
+    with serve(desk, by=bound_by_modes()) as address:
+        before = [ask(port_of(address), f"/attempts/{job}").status for job in (1, 3)]
+        state.chmod(0o755)
+        (state / "orchestrator.db").chmod(0o644)
+        assert desk.run("WI-2", "true") == ExitCode.ADVANCED
+        state.chmod(0o555)
+        after = ask(port_of(address), "/attempts/3")
+        queue = ask(port_of(address), "/queue")
+    state.chmod(0o755)
+
+    assert before == [HTTPStatus.OK, HTTPStatus.NOT_FOUND]
+    assert (after.status, queue.status) == (HTTPStatus.OK, HTTPStatus.OK)
+    assert "WI-2" in after.text
 
 
 def test_serve_asks_for_the_token_that_is_set(desk: Desk) -> None:

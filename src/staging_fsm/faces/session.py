@@ -115,7 +115,7 @@ def open_session(
     driver for it is installed, or, without `create`, there is none: a mistyped address is
     no orchestrator without jobs. That is a NoDatabaseError where nothing at all is there.
     Who may create them has a table or a column that is missing refused as well.
-    `only_to_look` is for who writes nothing, and is done soon.
+    `only_to_look` is for who writes nothing.
     """
     variables = os.environ if variables is None else variables
     refuse_unknown_home(variables)

@@ -52,8 +52,8 @@ def open_database(url: str, *, only_to_look: bool = False) -> Engine:
     that was lost while nobody used it is opened afresh, and one that is cut off without
     a word is given up by both sides, within a minute: whatever it had locked is free then.
 
-    `only_to_look` is for who writes nothing and is done soon: the file stays in the journal
-    mode that it has, and may be one that this user cannot write, such as an archived copy.
+    `only_to_look` is for who writes nothing: the file stays in the journal mode that it has,
+    and may be one that this user cannot write, such as an archived copy.
     """
     address = sa.make_url(url)
     if address.drivername == "postgresql":
@@ -70,7 +70,9 @@ def open_database(url: str, *, only_to_look: bool = False) -> Engine:
     in_a_file = address.database if is_sqlite and not in_memory else None
     options: dict[str, Any] = {"pool_size": 0, "pool_use_lifo": True} if in_a_file else {}
     if only_to_look and in_a_file and _is_read_only(Path(in_a_file)):
-        options["creator"] = partial(_connect_read_only, Path(in_a_file).absolute())
+        connect = partial(_connect_read_only, Path(in_a_file).absolute())
+        # Each look is at the file as it is then: whoever may write it may begin to.
+        options = {"creator": connect, "poolclass": sa.pool.NullPool}
     engine = sa.create_engine(address, **options)
     if engine.dialect.name == "sqlite":
         if not only_to_look:

@@ -27,4 +27,4 @@ def serve(db: str | None, host: str, port: int) -> None:
         raise ConfigInvalidError([f"to serve on {host}, where others can reach it, set {name}"])
     from staging_fsm.faces.web.server import run  # noqa: PLC0415  # optional: the extra "web"
 
-    run(open_session(db, create=db is None), host, port, token)
+    run(open_session(db, create=db is None, only_to_look=True), host, port, token)
