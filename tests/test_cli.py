@@ -657,12 +657,22 @@ def test_unknown_job_is_a_sentence(shell: Shell) -> None:
 
 
 def test_suite_that_destroys_the_database_is_no_verdict(shell: Shell) -> None:
-    """An error that nobody foresaw does not end with the exit code of a suite that failed."""
+    """What becomes of its own tables does not end with the exit code of a suite that failed."""
     database = shell.folder / "state" / "orchestrator.db"
     ended = shell.call("run", "--repo", str(shell.repository), "--", "rm", str(database))
 
     assert ended.returncode == ExitCode.DECLINED
     assert "was removed or replaced while it was in use" in ended.stderr
+
+
+def test_error_that_nobody_foresaw_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of our own shows its traceback, and ends with no exit code of a suite."""
+    monkeypatch.setattr("staging_fsm.faces.commands.config.every_setting", lambda: 1 / 0)
+    ended = CliRunner().invoke(main, ["config"])
+
+    assert ended.exit_code == ExitCode.DECLINED
+    assert "Traceback" in ended.stderr
+    assert "staging-fsm: internal error: ZeroDivisionError: division by zero" in ended.stderr
 
 
 def test_damaged_row_is_shown_and_never_touched(shell: Shell) -> None:
@@ -708,12 +718,76 @@ def test_recover_says_what_became_of_each_job(shell: Shell) -> None:
     assert (failed.returncode, failed.stdout) == (ExitCode.DECLINED, "")
     assert failed.stderr.splitlines()[-1] == (
         f"staging-fsm: job {job_id} was not recovered: the database cannot be used: database or"
-        " disk is full: what is stored in it stands; mend that, and ask again"
+        " disk is full: nothing more was written; mend that, and ask again"
     )
     words = "The exit code says that the suite did not run properly."
     assert (recovered.returncode, recovered.stderr) == (0, "")
     assert recovered.stdout == f"job {job_id}, WI-5: DEFERRED. {words}\n"
     assert (again.returncode, again.stdout) == (0, "nothing to recover\n")
+
+
+@pytest.mark.parametrize("command", ["run", "cancel"])
+def test_database_that_takes_no_more_is_a_sentence(shell: Shell, command: str) -> None:
+    """A database that cannot be written, as on a full disk, is told of in one line, and how."""
+    job_id = left_waiting(shell, "--tool-exit-code", "75", "--", "sh", "-c", "exit 75")
+    with contextlib.closing(sqlite3.connect(shell.folder / "state" / "orchestrator.db")) as file:
+        for change in ("INSERT", "UPDATE"):
+            file.execute(
+                f"CREATE TRIGGER full_at_{change} BEFORE {change} ON jobs"
+                " BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+            )
+    arguments = {"run": ["--repo", str(shell.repository), "--", "true"], "cancel": [str(job_id)]}
+    ended = shell.call(command, *arguments[command])
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert ended.stderr == (
+        "staging-fsm: the database cannot be used: database or disk is full: nothing more was"
+        " written; mend that, and ask again\n"
+    )
+
+
+def test_state_folder_that_may_not_be_entered_is_a_sentence(shell: Shell) -> None:
+    """What this user may not look at is named in one line, and no traceback is shown."""
+    shell.call("queue")
+    state = shell.folder / "state"
+    state.chmod(0)
+    ended = [
+        subprocess.run(
+            [*bound_by_modes(), *shell.command(command)],
+            env=shell.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for command in ("queue", "doctor")
+    ]
+    state.chmod(0o700)
+
+    words = f"{state}/orchestrator.db cannot be used: Permission denied: mend that, and ask again"
+    assert (ended[0].returncode, ended[1].returncode) == (ExitCode.DECLINED, 1)
+    assert ended[0].stderr == f"staging-fsm: {words}\n"
+    assert f"failed   database: {words}\n" in ended[1].stdout
+
+
+@pytest.mark.parametrize("command", [["queue"], ["queue", "--json"], ["config"]])
+def test_answer_that_cannot_be_printed_is_a_sentence(shell: Shell, command: list[str]) -> None:
+    """Where nothing can be printed any more that is said, in one line, on the other stream."""
+    environment = {**shell.environment(), "PYTHONUNBUFFERED": ""}
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            shell.command(*command),
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert ended.returncode == ExitCode.DECLINED
+    assert ended.stderr == (
+        "staging-fsm: nothing can be printed: No space left on device: have it go elsewhere, and"
+        " ask again\n"
+    )
 
 
 def test_follow_shows_the_output(shell: Shell) -> None:

@@ -13,7 +13,8 @@ import click
 
 from staging_fsm.core.errors import StagingError, in_words
 from staging_fsm.faces.exits import ExitCode
-from staging_fsm.faces.streams import give_up, lossy
+from staging_fsm.faces.streams import give_up, lossy, takes_no_more
+from staging_fsm.faces.trouble import trouble
 
 #: What `--help` says of each command: here, so that saying it imports none of them.
 COMMANDS: Final = {
@@ -63,9 +64,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours is a sentence and an exit code, no traceback.
 
-        One that nobody foresaw shows its traceback. Neither it nor an interrupt is a
-        verdict, nor that nobody hears what is said: Python's own exit code 1 would say that
-        the suite ran and failed.
+        So is what the system or the database refuses, such as a disk that is full or a
+        folder that may not be entered. One that nobody foresaw shows its traceback. Neither
+        it nor an interrupt is a verdict, nor that nobody hears what is said: Python's own
+        exit code 1 would say that the suite ran and failed.
         """
         try:
             return super().invoke(ctx)
@@ -85,13 +87,24 @@ class _Commands(click.Group):
             _tell(str(error))
             code = ExitCode.DECLINED
         except Exception as error:  # noqa: BLE001  # whatever it is, it is no verdict
-            if isinstance(error, FileNotFoundError) and _is_nowhere():
-                _tell("the current folder was removed: change to one that is there, and ask again")
-            else:
+            words = _in_a_sentence(error)
+            if words is None:
                 _tell(f"internal error: {in_words(error)}", traceback.format_exc())
+            else:
+                _tell(words)
             code = ExitCode.DECLINED
         ctx.exit(code)
         return None
+
+
+def _in_a_sentence(error: Exception) -> str | None:
+    """Return what the world refused and what to do; None for an error that nobody foresaw."""
+    if isinstance(error, FileNotFoundError) and _is_nowhere():
+        return "the current folder was removed: change to one that is there, and ask again"
+    if isinstance(error, OSError) and takes_no_more(sys.stdout):
+        give_up(sys.stdout)
+        return f"nothing can be printed: {error.strerror}: have it go elsewhere, and ask again"
+    return trouble(error)
 
 
 def _is_nowhere() -> bool:

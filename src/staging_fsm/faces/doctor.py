@@ -11,7 +11,6 @@ from staging_fsm.core.errors import (
     ConfigInvalidError,
     ExtraMissingError,
     NoDatabaseError,
-    StagingError,
     in_words,
 )
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
@@ -22,6 +21,7 @@ from staging_fsm.effects.state_dir import StateDir, refuse_unknown_home
 from staging_fsm.effects.supervisor import limits
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.settings import problems
+from staging_fsm.faces.trouble import trouble
 
 #: What the suite of all repositories without one of their own is called.
 DEFAULT: Final = "[default]"
@@ -112,10 +112,8 @@ def _database(open_database: Callable[[], object]) -> Check:
     except NoDatabaseError as error:
         words = f"{error.found}: look whether its address is right; a run or a worker makes it"
         return Check("database", Health.WARNING, words)
-    except StagingError as error:
-        return Check("database", Health.FAILED, str(error))
     except Exception as error:  # noqa: BLE001  # whatever a driver raises is the finding
-        return Check("database", Health.FAILED, in_words(error))
+        return Check("database", Health.FAILED, trouble(error) or in_words(error))
     return Check("database", Health.OK, str(url))
 
 

@@ -19,6 +19,16 @@ def lossy(file: IO[str]) -> Iterator[None]:
         give_up(file)
 
 
+def takes_no_more(file: IO[str] | None) -> bool:
+    """Say whether what `file` was told last is still with us, since nobody takes it."""
+    try:
+        if file is not None:
+            file.flush()
+    except OSError:
+        return True
+    return False
+
+
 def give_up(file: IO[str]) -> None:
     """Have nothing arrive any more of what `file` is told."""
     # What is still in its buffer has to go somewhere when the process ends.

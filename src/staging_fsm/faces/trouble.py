@@ -1,6 +1,5 @@
 """What a system or a database that refuses its service is told by: one sentence, no traceback."""
 
-import sqlite3
 import sys
 from typing import Final
 
@@ -19,13 +18,13 @@ def trouble(error: Exception) -> str | None:
             "the system refused" if error.filename is None else f"{error.filename} cannot be used"
         )
         return _line(f"{what}: {said}: {_ADVICE}")
-    # Where it is not loaded nothing can have been raised by it.
-    library = sys.modules.get("sqlalchemy.exc")
-    if library is not None and isinstance(error, library.DatabaseError):
-        error = error.orig if isinstance(error.orig, Exception) else error
-    elif not isinstance(error, sqlite3.DatabaseError):
+    # Where a library is not loaded nothing can have been raised by it.
+    libraries = [sys.modules[name] for name in ("sqlalchemy.exc", "sqlite3") if name in sys.modules]
+    if not any(isinstance(error, library.DatabaseError) for library in libraries):
         return None
-    return _line(f"the database cannot be used: {error}: what is stored in it stands; {_ADVICE}")
+    # What a library says around it is of the statement, and of no use to who only asks.
+    cause = getattr(error, "orig", None) or error
+    return _line(f"the database cannot be used: {cause}: nothing more was written; {_ADVICE}")
 
 
 def _line(words: str) -> str:
