@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from staging_fsm.effects import preflight
 from staging_fsm.effects.preflight import Health, command_finding, disk_finding, misplaced, unfit
 from staging_fsm.effects.state_dir import StateDir
+from stand import bound_by_modes
 
 LOG_BYTES = 4096
 MEBIBYTE = 1024 * 1024
@@ -83,6 +85,32 @@ def test_secret_that_is_none_is_told_of(tmp_path: Path) -> None:
     assert unfit(state, LOG_BYTES, tmp_path, tmp_path) == (
         f"state folder: {tmp_path / 'secret'} is not the secret that was made there: remove it"
     )
+
+
+def test_secret_that_may_not_be_read_is_not_to_be_removed(tmp_path: Path) -> None:
+    """Who may not read the secret is told to be let, not to remove what results are sealed with."""
+    StateDir(tmp_path).secret()
+    (tmp_path / "secret").chmod(0)
+    tmp_path.chmod(0o755)
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from staging_fsm.effects.state_dir import StateDir
+        for ask in ("check_secret", "secret"):
+            try:
+                getattr(StateDir(Path(sys.argv[1])), ask)()
+            except Exception as error:
+                print(f"{type(error).__name__}: {error}")
+    """
+    asked = [*bound_by_modes(), sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(asked, capture_output=True, text=True, check=True)
+
+    words = (
+        f"PreparationError: {tmp_path / 'secret'} may not be read by this user: give it the right"
+        " to (chmod 600), or run as whoever owns the state folder, and leave it there: results are"
+        " sealed with it\n"
+    )
+    assert ended.stdout == words * 2
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,10 @@ class StateDir:
             found = os.lstat(self._secret)
         except FileNotFoundError:
             return
-        is_whole = stat.S_ISREG(found.st_mode) and found.st_size == SECRET_BYTES
-        if not (is_whole and os.access(self._secret, os.R_OK)):
+        if not (stat.S_ISREG(found.st_mode) and found.st_size == SECRET_BYTES):
             raise self._no_secret()
+        if not os.access(self._secret, os.R_OK):
+            raise self._kept_secret()
 
     @property
     def _secret(self) -> Path:
@@ -127,10 +128,17 @@ class StateDir:
     def _no_secret(self) -> PreparationError:
         return PreparationError(f"{self._secret} is not the secret that was made there: remove it")
 
+    def _kept_secret(self) -> PreparationError:
+        message = (
+            f"{self._secret} may not be read by this user: give it the right to (chmod 600), or run"
+            " as whoever owns the state folder, and leave it there: results are sealed with it"
+        )
+        return PreparationError(message)
+
     def secret(self) -> bytes:
         """Return the machine's secret that seals results, making it on first use.
 
-        Raises PreparationError where something else is in its place.
+        Raises PreparationError where something else is in its place, or it may not be read.
         """
         path = self._secret
         if not os.path.lexists(path):
@@ -140,6 +148,8 @@ class StateDir:
         # A suite may have put a pipe there, which could be waited for for ever.
         found = read_small(path, SECRET_BYTES)
         if found is None or len(found) < SECRET_BYTES:
+            # One that may not be read is not told to be removed.
+            self.check_secret()
             raise self._no_secret()
         return found
 
