@@ -833,7 +833,10 @@ def test_closed_pipe_changes_no_verdict(shell: Shell, how: str, suite: str, code
 def test_output_that_cannot_be_printed_changes_no_verdict(
     shell: Shell, how: str, trouble: str
 ) -> None:
-    """Where the output goes may be full, or have no sign for what is said: the verdict stands."""
+    """Where the output goes may be full, or have no sign for what is said: the verdict stands.
+
+    On a full disk it is said that the result was lost, and where it is to be had.
+    """
     environment = shell.environment()
     if trouble == "no sign for it":
         environment["PYTHONIOENCODING"] = "ascii"
@@ -848,6 +851,11 @@ def test_output_that_cannot_be_printed_changes_no_verdict(
         )
 
     assert (ended.returncode, b"Traceback" in ended.stderr) == (ExitCode.ADVANCED, False)
+    words = (
+        b"staging-fsm: the result cannot be printed: No space left on device: `staging-fsm show 1`"
+        b" has it\n"
+    )
+    assert (words in ended.stderr) == (trouble == "full disk")
 
 
 @pytest.mark.parametrize("trouble", ["full disk", "closed pipe"])

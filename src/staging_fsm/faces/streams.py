@@ -6,17 +6,23 @@ ends with.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 
 @contextlib.contextmanager
-def lossy(file: IO[str]) -> Iterator[None]:
-    """Let what is printed be lost where `file` takes no more: a closed pipe, a full disk."""
+def lossy(file: IO[str], lost: Callable[[OSError], None] = lambda _error: None) -> Iterator[None]:
+    """Let what is printed be lost where `file` takes no more: a closed pipe, a full disk.
+
+    `lost` is told, but of no reader who went away: he wants to hear no more.
+    """
     try:
         yield
-    except OSError:
+    except BrokenPipeError:
         give_up(file)
+    except OSError as error:
+        give_up(file)
+        lost(error)
 
 
 def takes_no_more(file: IO[str] | None) -> bool:

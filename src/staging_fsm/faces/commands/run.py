@@ -350,7 +350,15 @@ def _end_of_run(
         # The reason stays on its row.
         end_without_agent(session.rows, job_id, snapshot)
     view = session.view(row, snapshot)
-    with lossy(sys.stdout if as_json else console.file):
+
+    def lost(error: OSError) -> None:
+        words = (
+            f"the result cannot be printed: {error.strerror}: `staging-fsm show {job_id}` has it"
+        )
+        with lossy(sys.stderr):
+            click.echo(f"staging-fsm: {words}", err=True)
+
+    with lossy(sys.stdout if as_json else console.file, lost):
         if as_json:
             click.echo(json.dumps(view))
         else:
