@@ -21,6 +21,7 @@ from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.supervisor import sweep as sweeping
+from staging_fsm.effects.supervisor.result import RESULT_BYTES
 from staging_fsm.effects.supervisor.suite import Suite
 from stand import (
     ATTEMPT,
@@ -105,6 +106,15 @@ def test_supervisor_hears_no_signal_of_its_workers_terminal(stand: Stand) -> Non
     stand.suites.reap(RUN)
 
     assert led == (supervisor, supervisor)
+
+
+def test_room_for_the_result_is_taken_before_the_suite_can_fill_the_disk(stand: Stand) -> None:
+    """A suite that fills the disk does not swallow what is to be said of it: blocks are held."""
+    room = stand.file("result.new")
+    stand.run("stat", "--format", "%b", str(room))
+
+    # In blocks of 512 bytes; a hole of that length would have none.
+    assert int(stand.log()) * 512 >= RESULT_BYTES
 
 
 # What a suite is given.
