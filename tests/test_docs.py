@@ -43,6 +43,7 @@ from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.settings import declared
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, load_snapshot
 from staging_fsm.core.suites import SuiteEntry, parse_suites
+from staging_fsm.drive.recovery import SILENCE_SECONDS
 from staging_fsm.effects import run_folder
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.host_table import COLUMNS, STATUSES
@@ -545,6 +546,14 @@ def test_documented_number_of_adoptions_is_the_one_allowed() -> None:
     found = re.findall(r"^After (\d+) adoptions a run counts as lost", text, re.MULTILINE)
 
     assert found == [str(ADOPTIONS_MAX)]
+
+
+def test_documented_silence_is_the_one_that_is_waited_for() -> None:
+    """How much longer than a run may take an attempt may be silent is said where it is promised."""
+    text = (ROOT / "docs/supervision.md").read_text(encoding="utf-8")
+
+    assert "has not moved for a minute longer than a run may take" in text
+    assert SILENCE_SECONDS == 60
 
 
 def test_suites_file_reference_has_every_key() -> None:

@@ -149,6 +149,22 @@ def test_job_of_a_stage_that_has_to_be_passed_anew_is_cancelled(make_host: Maker
     assert (kit.item().stage, kit.store.job(staged).status) == ("deploy-staging", "queued")
 
 
+def test_work_item_of_the_same_name_elsewhere_is_another(make_host: Maker) -> None:
+    """Bringing a work item to a stage asks nobody about one of its name in another repository."""
+    kit = make_host()
+    now, named = kit.host.clock.now(), WorkItem("other", "WI-1", "deploy", 3, None)
+    kit.add("development")
+    kit.store.add_repository("other", kit.repository)
+    theirs = [kit.store.add_work_item(named, "finalizer", now)]
+    with kit.store.transaction() as tx:
+        theirs.append(kit.store.enqueue(tx, named, "finalizer", now))
+    assert kit.store.claim_next(now, "w", theirs[0]) is not None
+    staged = kit.store.job_at(attrs.evolve(kit.item(), stage="deploy-staging"), "deployer", now)
+
+    assert [kit.store.job(job).status for job in theirs] == ["running", "queued"]
+    assert kit.store.job(staged).repo == REPO
+
+
 def test_work_item_is_not_taken_away_from_who_works_on_it(make_host: Maker) -> None:
     """While a job of another stage is in work, a work item is brought nowhere, and who has it said.
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
+import sqlalchemy as sa
 
 from desk import (
     FAILING,
@@ -939,10 +940,11 @@ def overdue(desk: Desk, late: timedelta = timedelta.resolution) -> Heard:
     [
         ("elsewhere:boot:1/4711/1", timedelta.resolution, True),
         ("elsewhere:boot:1/4711/1", timedelta(0), False),
+        ("elsewhere:boot:1/4711/1", -timedelta.resolution, False),
         ("a worker", timedelta.resolution, True),
         (str(identify(os.getppid())), timedelta(days=1), False),
     ],
-    ids=["elsewhere", "in time", "unreadable", "living"],
+    ids=["elsewhere", "in time", "before that", "unreadable", "living"],
 )
 def test_attempt_of_whose_worker_nothing_is_known_is_told_of_once_it_is_overdue(
     desk: Desk, worker: str, late: timedelta, *, told: bool
@@ -958,6 +960,80 @@ def test_attempt_of_whose_worker_nothing_is_known_is_told_of_once_it_is_overdue(
     assert desk.raw_row() == before
     assert [alert[0] for alert in heard.alerts] == [AlertKind.INTERNAL_ERROR] * told
     assert all(f"in the hands of worker {worker}" in text for _, _, text, _ in heard.alerts)
+
+
+def test_attempt_of_the_dead_that_is_taken_up_late_is_not_told_of(desk: Desk) -> None:
+    """However long nobody looked, an attempt that recovery can drive on alerts nobody."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    heard = overdue(desk, timedelta(days=1))
+
+    assert [row.id for row in desk.staging.recover()] == [desk.job_id]
+    assert (desk.state(), heard.alerts) == (State.DEFERRED, [])
+
+
+def test_attempt_that_has_ended_elsewhere_is_not_silent(desk: Desk) -> None:
+    """Nobody waits for an attempt that has ended, also where its job was opened again by hand."""
+    desk.claim()
+    desk.engine.worker = "elsewhere:boot:1/4711/1"
+    desk.launch()
+    desk.kit.set_status(desk.job_id, "running")
+    desk.staging = desk.new_worker()
+    heard = overdue(desk, timedelta(days=1))
+
+    assert (desk.staging.recover(), desk.state(), heard.alerts) == ([], State.ADVANCED, [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE jobs SET metadata = '{}'",
+        "UPDATE jobs SET stage = 'analysis'",
+        "UPDATE jobs SET stage = 'testing'",
+    ],
+)
+def test_row_that_became_anothers_since_it_was_listed_is_left_alone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What a person or a host has taken from the runner meanwhile is neither driven nor told of."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    listed = desk.engine.rows.unfinished()
+    monkeypatch.setattr(desk.engine.rows, "unfinished", lambda: listed)
+    with desk.kit.store.engine.begin() as connection:
+        connection.exec_driver_sql(change)
+    before, heard = desk.raw_row(), Heard()
+    desk.engine.alerts = heard
+
+    assert (desk.staging.recover(), heard.alerts) == ([], [])
+    assert desk.raw_row() == before
+
+
+def test_attempt_that_an_agent_has_got_since_it_was_listed_is_left_alone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch that gave the job to its agent after the look of a recovery is not recovered."""
+    desk.defer()
+    listed = desk.engine.rows.unfinished()
+    monkeypatch.setattr(desk.engine.rows, "unfinished", lambda: listed)
+    desk.set("ENABLED", "0")
+    desk.launch()
+
+    assert (desk.staging.recover(), desk.state()) == ([], State.LLM_FALLBACK)
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"), [("analysis", 0), ("deploy-staging", 1), ("testing", 0)]
+)
+def test_damaged_attempt_is_told_of_on_its_own_stage(desk: Desk, stage: str, told: int) -> None:
+    """Of a row on another stage nobody is told that the runner cannot read it."""
+    desk.claim()
+    with desk.kit.store.engine.begin() as connection:
+        damaged = sa.text("UPDATE jobs SET stage = :stage, metadata = :metadata")
+        connection.execute(damaged, {"stage": stage, "metadata": '{"staging_runner": 1}'})
+    heard = Heard()
+    desk.engine.alerts = heard
+    desk.staging.recover()
+
+    assert [alert[0] for alert in heard.alerts] == [AlertKind.ROW_REFUSED] * told
 
 
 @pytest.mark.parametrize(("late", "told"), [(timedelta(0), 0), (timedelta(seconds=1), 1)])

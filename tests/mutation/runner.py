@@ -73,7 +73,7 @@ FURTHER_TESTS = {
     "core/visible.py": ("artifact",),
     "drive/cancelling.py": ("stories", "faults", "take_up"),
     "drive/planning.py": (*LAUNCHES, "stories", "faults"),
-    "drive/recovery.py": ("stories", "faults", *LAUNCHES),
+    "drive/recovery.py": ("stories", "faults", *LAUNCHES, "worker_lock"),
     "drive/engine.py": ("stories", "faults", *LAUNCHES, "alerts"),
     "drive/intercept.py": ("stories", "faults", *LAUNCHES, "public", "shadow"),
     "drive/rulings.py": (*LAUNCHES, "engine"),

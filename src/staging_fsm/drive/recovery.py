@@ -67,11 +67,17 @@ def unfinished(runner: "StagingRunner", failed: Failed) -> list[JobRow]:
 def _is_the_runners(runner: "StagingRunner", row: JobRow) -> bool:
     """Say whether a row is ours to recover: to hold any other would keep its launch away."""
     try:
-        snapshot = row.snapshot()
+        return _attempt_of(runner, row) is not None
     except SnapshotRefusedError:
-        return row.stage == runner.stage  # somebody has to be told
-    agents = snapshot is None or snapshot.state is State.LLM_FALLBACK
-    return row.stage == runner.stage and not agents
+        return True  # somebody has to be told
+
+
+def _attempt_of(runner: "StagingRunner", row: JobRow) -> Snapshot | None:
+    """Return a row's attempt if it is the runner's; raises SnapshotRefusedError."""
+    if row.stage != runner.stage:
+        return None
+    snapshot = row.snapshot()
+    return None if snapshot is None or snapshot.state is State.LLM_FALLBACK else snapshot
 
 
 def recover(runner: "StagingRunner", job_id: Any, failed: Failed) -> bool:
@@ -95,10 +101,8 @@ def recover(runner: "StagingRunner", job_id: Any, failed: Failed) -> bool:
 
 
 def _recover(runner: "StagingRunner", row: JobRow) -> bool:
-    if row.stage != runner.stage:
-        return False
-    snapshot = row.snapshot()
-    if snapshot is None or snapshot.state is State.LLM_FALLBACK:
+    snapshot = _attempt_of(runner, row)
+    if snapshot is None:
         return False
     if snapshot.state is State.DEFERRED and row.status == QUEUED:
         # Nothing is owed to a job that waits, unless the clock was set back meanwhile.
