@@ -107,6 +107,15 @@ def lock_of(state: StateDir, worker: ProcessIdentity) -> Path:
 # The lock.
 
 
+def test_worker_whose_process_can_be_seen_lives_whatever_became_of_its_lock(tmp_path: Path) -> None:
+    """A process that is seen to live is no dead worker, also where its lock is nobody's."""
+    state, me = StateDir(tmp_path), this_process()
+    lock_of(state, me)
+
+    assert has_ended(state, me)
+    assert worker_is_alive(str(me), state) is True
+
+
 def test_worker_of_another_container_is_known_to_have_ended_once_it_has(tmp_path: Path) -> None:
     """Of a worker in another container nothing is known while it lives, and then that it is dead.
 
