@@ -23,7 +23,9 @@ from fleets import (
 from hosts import git
 from staging_fsm.core.errors import TransitionRefusedError, UnansweredError
 from staging_fsm.core.outcome import Reason
+from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.drive.cancelling import cancel_at
 from staging_fsm.effects.processes import this_process
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import requests, worker
@@ -129,6 +131,29 @@ def test_cancellation_is_asked_of_the_successor_too(fleet: FleetStand) -> None:
         assert cancelled.result().state == State.CANCELLED
     assert Event.RUN_ADOPTED in fleet.events(job)
     assert fleet.ledger("end") == []
+
+
+def test_cancellation_that_an_adoption_overtakes_looks_again(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is adopted between a cancellation's look and its write is cancelled all the same.
+
+    So it goes where a worker takes up the job that a dead one had, and which is queued again.
+    """
+    job, running = fleet.submit("shop", "WI-1"), walked(CLAIM)
+    fleet.set_attempt(job, running)
+    adoptions = iter([walked((Event.RUN_ADOPTED, {}), before=running)])
+
+    def overtaken(*looked: Any) -> Snapshot:
+        for adopted in adoptions:
+            fleet.set_attempt(job, adopted)
+        return cancel_at(*looked)
+
+    monkeypatch.setattr(requests, "cancel_at", overtaken)
+
+    assert fleet.cancel(job).state == State.CANCELLED
+    assert Event.RUN_ADOPTED in fleet.events(job)
+    assert fleet.waiting() == []
 
 
 def test_cancellation_that_nobody_answers_is_told_of(

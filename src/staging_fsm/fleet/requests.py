@@ -1,9 +1,10 @@
 """What anybody may ask of a fleet, from anywhere that reaches its database."""
 
+import contextlib
 import time
 from typing import Final
 
-from staging_fsm.core.errors import UnansweredError
+from staging_fsm.core.errors import StaleSnapshotError, UnansweredError
 from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
@@ -26,10 +27,9 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
 
     A job that waits is cancelled at once. For one in work its worker is asked, by
     the engine, and asked again if another one has taken it up meanwhile. Raises
-    TransitionRefusedError where the table allows it no more, StaleSnapshotError if
-    the attempt moved at the same moment, RefusedError for a job of another stage, or
-    one in work or ended that has no attempt, and UnansweredError where no worker
-    answered in time: it is asked to stop all the same.
+    TransitionRefusedError where the table allows it no more, RefusedError for a job of
+    another stage, or one in work or ended that has no attempt, and UnansweredError where
+    no worker answered in time: it is asked to stop all the same.
     """
     deadline = time.monotonic() + fleet.settings.stalled_seconds + CANCEL_MARGIN_SECONDS
     asked = False
@@ -41,10 +41,13 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
         if asked and snapshot is not None and snapshot.state is State.CANCELLED:
             return snapshot
         if row.status == QUEUED or (snapshot and is_beyond(snapshot.state)):
-            return _cancel_here(fleet, staging, row, snapshot)
-        with fleet.engine.begin() as tx:
-            fleet.deliveries.abort(tx, job_id)
-        asked = True
+            # A worker that took it up since is found by the next look, and asked.
+            with contextlib.suppress(StaleSnapshotError):
+                return _cancel_here(fleet, staging, row, snapshot)
+        else:
+            with fleet.engine.begin() as tx:
+                fleet.deliveries.abort(tx, job_id)
+            asked = True
         fleet.clock.wait(_PAUSE_SECONDS)
     message = f"no worker answered for job {job_id}: look at it again, and ask again"
     raise UnansweredError(message)
