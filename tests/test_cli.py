@@ -790,6 +790,21 @@ def test_answer_that_cannot_be_printed_is_a_sentence(shell: Shell, command: list
     )
 
 
+def test_tree_that_a_suite_shuts_has_changed(shell: Shell) -> None:
+    """A suite that leaves a tree that nobody may enter is told of by that, as no fault of ours."""
+    run = ["run", "--repo", str(shell.repository), "--infra-retries", "0", "--json"]
+    ended = subprocess.run(
+        [*bound_by_modes(), *shell.command(*run, "--", "chmod", "0", ".")],
+        env=shell.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == ExitCode.FAILED_CLOSED, ended.stderr
+    assert json.loads(ended.stdout)["reason"] == "tree_changed"
+
+
 def test_follow_shows_the_output(shell: Shell) -> None:
     """`--follow` copies what the suite prints."""
     ended = shell.call(

@@ -204,7 +204,8 @@ def _refuse_part_of_repository(folder: Path) -> None:
     refused, too: its commits are there, their files are not.
     """
     # What git itself takes for a repository: https://git-scm.com/docs/gitrepository-layout.
-    if (folder / "HEAD").is_file() and all((folder / it).is_dir() for it in ("objects", "refs")):
+    # A folder that may not be entered has none of it: to look raises nothing.
+    if all(os.path.lexists(folder / name) for name in ("HEAD", "objects", "refs")):
         message = f"{folder} is a bare git repository, without files to run: name a work tree of it"
         raise PreparationError(message)
     above = [parent for parent in folder.resolve().parents if os.path.lexists(parent / ".git")]
