@@ -1115,15 +1115,18 @@ def test_error_of_a_gate_says_where_it_was_raised(desk: Desk) -> None:
     """Whoever wrote a gate that breaks is told that it was the gate, and in which line of it."""
     desk.claim()
 
+    kept = ValueError("no number")
+    kept.add_note("a note of the host's own")
+
     def gate(row: JobRow, tx: Any) -> bool:
         del row, tx
-        return bool(int("no number"))
+        raise kept
 
     desk.engine.gate, line = gate, gate.__code__.co_firstlineno + 2
-    said = desk.launch().reason
+    said = [desk.launch().reason for _ in range(2)]
 
-    assert said.startswith("ValueError: invalid literal for int()")
-    assert said.endswith(f"; raised by the gate, in gate of {__file__}:{line}")
+    words = "ValueError: no number; a note of the host's own; raised by the gate, in gate of"
+    assert said == [f"{words} {__file__}:{line}"] * 2
     # One that cannot be called at all has no line.
     desk.engine.gate = None  # type: ignore[assignment]  # as a host without types may have it
     desk.staging.recover()

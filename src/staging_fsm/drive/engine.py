@@ -37,6 +37,7 @@ from staging_fsm.effects.journal import log_error, log_transition
 from staging_fsm.host.contract.self_deploy import map_exit_code_to_status
 
 TAIL_BYTES: Final = 32 * 1024
+_BY_GATE: Final = "raised by the gate"
 #: A gate that contradicts the verdict, or an artifact that will not stay written, is
 #: tried this often before the attempt is left for a person.
 HAND_OVER_TRIES: Final = 3
@@ -329,8 +330,9 @@ class Engine:
         try:
             opened = self.gate(row, tx)
         except Exception as error:
-            if not hasattr(error, "__notes__"):
-                error.add_note(f"raised by the gate{_where(error)}")
+            # One that a host keeps and raises again has it already.
+            if not any(note.startswith(_BY_GATE) for note in getattr(error, "__notes__", ())):
+                error.add_note(_BY_GATE + _where(error))
             raise
         if type(opened) is not bool:
             # A coroutine that nobody awaits, say, or a result that is true whatever it holds.
