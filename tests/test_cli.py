@@ -718,7 +718,7 @@ def test_recover_says_what_became_of_each_job(shell: Shell) -> None:
     assert (failed.returncode, failed.stdout) == (ExitCode.DECLINED, "")
     assert failed.stderr.splitlines()[-1] == (
         f"staging-fsm: job {job_id} was not recovered: the database cannot be used: database or"
-        " disk is full: nothing more was written; mend that, and ask again"
+        " disk is full: mend that, and ask again"
     )
     words = "The exit code says that the suite did not run properly."
     assert (recovered.returncode, recovered.stderr) == (0, "")
@@ -741,8 +741,8 @@ def test_database_that_takes_no_more_is_a_sentence(shell: Shell, command: str) -
 
     assert ended.returncode == ExitCode.DECLINED
     assert ended.stderr == (
-        "staging-fsm: the database cannot be used: database or disk is full: nothing more was"
-        " written; mend that, and ask again\n"
+        "staging-fsm: the database cannot be used: database or disk is full: mend that, and ask"
+        " again\n"
     )
 
 

@@ -24,7 +24,7 @@ def trouble(error: Exception) -> str | None:
         return None
     # What a library says around it is of the statement, and of no use to who only asks.
     cause = getattr(error, "orig", None) or error
-    return _line(f"the database cannot be used: {cause}: nothing more was written; {_ADVICE}")
+    return _line(f"the database cannot be used: {cause}: {_ADVICE}")
 
 
 def _line(words: str) -> str:
