@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from staging_fsm.core.ports import Clock
     from staging_fsm.core.snapshot import Snapshot
     from staging_fsm.core.suites import SuitesConfig
-    from staging_fsm.drive.recovery import Liveness
+    from staging_fsm.drive.recovery import Failed, Liveness
     from staging_fsm.drive.runner import StagingRunner
     from staging_fsm.effects.shadow import ShadowRecords
 
@@ -248,7 +248,7 @@ class StagingIntercept:
         except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
             _log("an agent's end was not noted", error)
 
-    def recover(self, failed: Callable[[Any, Exception], None] = _tell_nobody) -> list[JobRow]:
+    def recover(self, failed: "Failed" = _tell_nobody) -> list[JobRow]:
         """Take up every attempt whose worker is gone; return the rows that were touched.
 
         Each is driven to a terminal state or its next deferral. A row that cannot

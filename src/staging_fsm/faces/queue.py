@@ -267,7 +267,7 @@ def _seconds_past(then: datetime | None, now: datetime) -> float:
     return 0.0 if then is None else (now - then).total_seconds()
 
 
-#: A worker asks the switch and the scope, and `run` does not: it may leave the attempt to an agent.
+#: A worker asks the switch and the scope, and may leave the attempt to an agent; `run` does not.
 _BEGUN_BY_RUN: Final = "What staging-fsm run began goes on if you type the same once more."
 
 _NEXT: Final = {
