@@ -273,11 +273,12 @@ def test_option_out_of_range_is_refused_by_its_name(
     assert option[2:].replace("-", "_") not in ended.stderr
 
 
-@pytest.mark.parametrize("option", ["--repo", "--work-item"])
+@pytest.mark.parametrize("option", ["--repo", "--work-item", "--report", "--env"])
 def test_empty_name_is_refused(shell: Shell, option: str) -> None:
     """An empty name is refused as usage, before anything is done: a variable was not set.
 
-    It stands neither for a new work item nor for the folder one happens to be in.
+    It stands neither for a new work item nor for the folder one happens to be in, nor for a
+    report that nobody could leave.
     """
     named = {"--repo": str(shell.repository), "--work-item": "WI-1"} | {option: ""}
     words = [word for pair in named.items() for word in pair]
@@ -902,6 +903,25 @@ def test_refusal_that_nobody_can_read_is_no_verdict(
         )
 
     assert ended.returncode == code
+
+
+@pytest.mark.parametrize("command", [["queue"], ["show", "1"], ["audit", "1"], ["shadow-report"]])
+def test_look_that_nobody_reads_finds_nothing(shell: Shell, command: list[str]) -> None:
+    """A command whose reader has gone away exits 4: 1 would say that a suite or a row failed."""
+    shell.run("--artifact-dir", "--", "false")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe:  # noqa: PTH123  # a descriptor
+        ended = subprocess.run(
+            shell.command(*command),
+            env=shell.environment(),
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=120,
+        )
+
+    assert (ended.returncode, ended.stderr) == (ExitCode.DECLINED, b"")
 
 
 def test_number_of_tests_does_not_drop_unseen(shell: Shell) -> None:

@@ -1,4 +1,4 @@
-"""The output of a command that carries an attempt: it may be lost, and the attempt goes on."""
+"""What a command prints on whose reader may go away: an attempt goes on, a look is over."""
 
 from rich.console import Console
 
@@ -12,3 +12,11 @@ class PatientConsole(Console):
         """Print nothing any more."""
         self.quiet = True
         give_up(self.file)
+
+
+class LookingConsole(Console):
+    """A console of a command that only looks: without its reader there is nothing left to do."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError, where rich ends with 1: that says what a suite or audit found."""
+        raise BrokenPipeError

@@ -17,6 +17,7 @@ from staging_fsm.core.visible import visible
 from staging_fsm.effects.files import write_durably
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
 from staging_fsm.faces.audit_html import html_report
+from staging_fsm.faces.console import LookingConsole
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.papers import writing
 from staging_fsm.faces.session import Session, open_session, stored_attempt
@@ -60,7 +61,7 @@ def audit(
     if as_json:
         click.echo(json.dumps(_view(seen, snapshot, judged=judged)))
     else:
-        console = Console(highlight=False)
+        console = LookingConsole(highlight=False)
         if snapshot is not None or not judged:
             _print_trail(console, seen, snapshot)
         if judged:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 import click
-from rich.console import Console
 
+from staging_fsm.faces.console import LookingConsole
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.queue import (
     ActiveAttempt,
@@ -32,7 +32,7 @@ def queue(db: str | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(QueueDocument(staging_runner=block)))
         return
-    console = Console(highlight=False, markup=False)
+    console = LookingConsole(highlight=False, markup=False)
     for line in (*_summary_lines(block), *_refused_lines(block), *_attempt_lines(block)):
         console.print(line, soft_wrap=not line.startswith(_INDENT))
 

@@ -45,6 +45,7 @@ from staging_fsm.faces.streams import lossy
 from staging_fsm.host.launcher import end_without_agent
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Names = TypeVar("_Names", str, tuple[str, ...], None)
 _EXIT_CODES = {
     State.ADVANCED: ExitCode.ADVANCED,
     State.ROLLED_BACK: ExitCode.ROLLED_BACK,
@@ -81,6 +82,13 @@ def _setting_option(
     return click.option(name, type=kind, callback=_of_setting, help=words)
 
 
+def _named(_context: object, _option: object, said: _Names) -> _Names:
+    """Refuse an empty name, alone or among several."""
+    if said is not None and "" in (said if isinstance(said, tuple) else (said,)):
+        raise click.BadParameter(str(name_problem("")))
+    return said
+
+
 class _Folder(click.Path):
     """A folder that is there, by its whole path; an empty name is none, and not the current one."""
 
@@ -111,7 +119,10 @@ class _Folder(click.Path):
 @_setting_option("--file-max-bytes", int, "Largest file it may write; 0: no limit.")
 @_setting_option("--infra-retries", int, "Further runs after tool errors.")
 @click.option(
-    "--report", metavar="FILE", help="JUnit report, below $STAGING_REPORT_DIR or absolute."
+    "--report",
+    metavar="FILE",
+    callback=_named,
+    help="JUnit report, below $STAGING_REPORT_DIR or absolute.",
 )
 @click.option(
     "--min-tests",
@@ -141,7 +152,13 @@ class _Folder(click.Path):
     help="Default: worktree.",
 )
 @click.option("--allow-dirty", is_flag=True, help="Run although there are uncommitted changes.")
-@click.option("--env", multiple=True, metavar="NAME", help="Variable the suite gets from yours.")
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME",
+    callback=_named,
+    help="Variable the suite gets from yours.",
+)
 @click.option(
     "--artifact-dir",
     is_flag=False,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from staging_fsm.core.visible import visible
 from staging_fsm.drive.shadow import Shadow
+from staging_fsm.faces.console import LookingConsole
 from staging_fsm.faces.options import json_option
 from staging_fsm.faces.shadow import DISAGREED, Comparison, shadow_view
 
@@ -25,7 +26,7 @@ def shadow_report(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(view))
         return
-    console = Console(highlight=False)
+    console = LookingConsole(highlight=False)
     if not view["launches"]:
         console.print("no launch was noted: shadow mode has not been on, or nothing was launched")
         return

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from staging_fsm.core.artifact import ended_by, evidence_words
 from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.faces.console import LookingConsole
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.session import open_session, stored_attempt
 from staging_fsm.faces.views import duration_words, moment, plain, sentence
@@ -29,7 +30,7 @@ def show(job: int, db: str | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(view))
         return
-    console = Console(highlight=False, markup=False)
+    console = LookingConsole(highlight=False, markup=False)
     print_end(console, view, snapshot)
     history = _table("time", "id", "event", "target", "why")
     for move in snapshot.history:
