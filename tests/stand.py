@@ -130,26 +130,27 @@ class Stand:
 
     def start(
         self, *command: str, run_id: str = RUN, inherited: Sequence[int] = (), **plan: Any
-    ) -> None:
-        """Start a run in place."""
+    ) -> LocalSuites:
+        """Start a run in place; return its worker."""
         plan = {"timeout_seconds": PATIENCE_SECONDS, "kill_grace_seconds": 0.2, **plan}
         plan.setdefault("environment", ("LIFELINE", "RELEASE"))
         plan.setdefault("workspace", Workspace.IN_PLACE)
         order = RunOrder(run_id, self.root / "tree", UNVERSIONED, SuitePlan(command, **plan))
-        LocalSuites(self.state, self.variables, inherited).start(order)
+        worker = LocalSuites(self.state, self.variables, inherited)
+        worker.start(order)
+        return worker
 
     def await_result(self) -> None:
         """Wait until the supervisor has said how the run ended."""
         await_that(self.file("result").exists)
 
     def collect(self, run_id: str = RUN) -> RunReport:
-        """Wait for a run's end."""
+        """Wait for a run's end, as a worker that adopts it."""
         return self.suites.await_report(run_id)
 
     def run(self, *command: str, run_id: str = RUN, **plan: Any) -> RunReport:
-        """Start a run and wait for its end."""
-        self.start(*command, run_id=run_id, **plan)
-        return self.collect(run_id)
+        """Start a run and wait for its end, as one worker."""
+        return self.start(*command, run_id=run_id, **plan).await_report(run_id)
 
     def facts(self, *command: str, **plan: Any) -> RunFacts:
         """Return the facts of a run."""

@@ -375,6 +375,16 @@ def test_order_that_its_suite_has_changed_ends_the_run(stand: Stand) -> None:
         stand.collect()
 
 
+def test_order_that_its_worker_gave_is_not_read_back(stand: Stand) -> None:
+    """The worker that ordered a run knows what it ordered, whatever the suite makes of that."""
+    order = stand.file("order")
+    worker = stand.start("/bin/sh", "-c", f"rm {order} && echo forged > {order} && exit 7")
+    stand.await_result()
+    facts = worker.await_report(RUN).facts
+
+    assert (facts.exit_code, facts.supervision) == (7, Supervision.SOUND)
+
+
 def test_result_that_leads_nowhere_is_found_out(stand: Stand) -> None:
     """A suite that ends its supervisor, and leaves a dangling link for a result, has forged one."""
     stand.run("true")

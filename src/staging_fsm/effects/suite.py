@@ -74,6 +74,7 @@ class LocalSuites:
         self._state, self._inherited, self._worker = state, inherited, worker
         self._variables = os.environ if variables is None else variables
         self._output = RunOutput(state, self._variables)
+        self._ordered: dict[str, Order] = {}
         self._prune_at = -math.inf
 
     def _folder(self, run_id: str) -> RunFolder:
@@ -125,7 +126,8 @@ class LocalSuites:
             worktree.add_worktree(order.repository, order.revision, tree)
             # Attributes that the committed files contradict make even a fresh checkout differ.
             if changes := worktree.tracked_changes(tree, filtered=False):
-                folder.write_order(attrs.evolve(written, changes=changes))
+                written = attrs.evolve(written, changes=changes)
+                folder.write_order(written)
         with folder.lock() as lock, folder.report_lock(report) as others:
             if lock is None or folder.holds("closed"):
                 message = f"run {order.run_id} is taken or closed"
@@ -134,12 +136,14 @@ class LocalSuites:
             environment = environment_of(suite, self._variables, order.run_id, folder.reports)
             locks = (lock, *others, *(self._worker.descriptors if self._worker else ()))
             start_supervisor(folder, suite, tree, report, environment, locks, self._inherited)
+        self._ordered[order.run_id] = written
 
     def await_report(self, run_id: str) -> RunReport:
         """Wait until nothing of the run is alive, remove its checkout, and report."""
         folder = self._folder(run_id)
         try:
-            order = folder.order()
+            # What was ordered from here is not read back from where its suite can write.
+            order = self._ordered.pop(run_id, None) or folder.order()
         except PreparationError:
             self.reap(run_id)
             raise
@@ -177,6 +181,7 @@ class LocalSuites:
 
     def reap(self, run_id: str) -> None:
         """Stop whatever is left of a run and remove its checkout. Safe to repeat."""
+        self._ordered.pop(run_id, None)
         folder = self._folder(run_id)
         condition = self.condition(run_id)
         if condition is RunCondition.FOREIGN:
