@@ -799,6 +799,21 @@ def test_suite_runs_on_exactly_the_bound_commit(site: Site) -> None:
     assert site.output() == f"PRICE = 3\n{older}\n{site.checkout.resolve()}\nshop.py\n"
 
 
+@pytest.mark.parametrize("workspace", Workspace)
+def test_commit_is_what_its_digest_says(site: Site, workspace: Workspace) -> None:
+    """What somebody put in a commit's place with `git replace` is neither run nor compared with."""
+    head, older = git(site.repository, "rev-parse", "HEAD", "HEAD~1").split()
+    git(site.repository, "replace", head, older)
+    if workspace is Workspace.IN_PLACE:
+        git(site.repository, "reset", "--quiet", "--hard")
+        assert git(site.repository, "status", "--short") == ""
+        with pytest.raises(RunRefusedError, match="uncommitted"):
+            bind_revision(site.repository, IN_PLACE)
+    else:
+        assert site.run("cat shop.py", head).exit_code == 0
+        assert site.output() == "PRICE = 4\n"
+
+
 def test_checkout_is_gone_when_the_run_is_over(site: Site) -> None:
     """A private checkout is removed after its run, from the disk and from git's list."""
     before = site.checkouts()
