@@ -534,16 +534,19 @@ def test_supervisor_finds_nothing_but_the_standard_library(
 def test_stop_that_is_heard_of_after_the_end_is_one(stand: Stand, how: Stop) -> None:
     """A suite that ends because everything is ended, its supervisor too, has not passed."""
     ours, theirs = socket.socketpair()
-    waiting = "until test -e go; do sleep 0.01; done"
+    tree = stand.root / "tree"
+    waiting = "touch up; until test -e go; do sleep 0.01; done"
     with ours, theirs:
         stand.start("/bin/sh", "-c", waiting, inherited=[ours.fileno()])
+        # From then on it needs its supervisor no more.
+        await_that((tree / "up").exists)
         leader, supervisor = stand.pid("leader"), stand.pid()
         os.kill(supervisor, signal.SIGSTOP)
         if how is Stop.REQUEST:
             os.kill(supervisor, signal.SIGTERM)
         else:
             theirs.close()
-        (stand.root / "tree" / "go").touch()
+        (tree / "go").touch()
         assert has_ended(leader)
         os.kill(supervisor, signal.SIGCONT)
 
