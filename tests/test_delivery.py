@@ -37,7 +37,7 @@ from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
 from staging_fsm.fleet.deliveries import QUEUE, TASK, queue_of
 from staging_fsm.fleet.delivery import BUSY_SECONDS, REMOTE_BACKOFF, Delivery
-from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server
+from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server, is_present
 from staging_fsm.fleet.fleet import FleetRows, FleetSuites
 from staging_fsm.fleet.publisher import (
     LOG_MAX_BYTES,
@@ -1146,3 +1146,11 @@ def test_fence_lets_in_one_of_the_whole_fleet(fleet: FleetStand) -> None:
             theirs.check()
     with Fence(server, "shop") as again:
         assert again.take()
+
+
+def test_look_for_a_machine_is_no_sign_of_it(fleet: FleetStand) -> None:
+    """Whoever has looked for a machine is not taken for it, though its connection stays."""
+    with fleet.engine.connect() as one, fleet.engine.connect() as another:
+        for connection in (one, another):
+            with connection.begin():
+                assert not is_present(connection, fleet.desk.server, "away")
