@@ -283,6 +283,18 @@ def test_sweep_whose_worker_has_died_breaks_no_other(fleet: FleetStand) -> None:
     assert redeliver(fleet.desk) == [job]
 
 
+def test_delivery_of_a_worker_that_is_off_the_list_is_made_again(fleet: FleetStand) -> None:
+    """A delivery whose worker the engine has struck off is nobody's, and its job is found, once."""
+    job = fleet.submit("shop", "WI-1")
+    statement = sa.text("UPDATE procrastinate_jobs SET status = 'doing' WHERE task_name = :task")
+    with fleet.engine.begin() as connection:
+        connection.execute(sa.text(f"SET LOCAL search_path TO {fleet.schema}"))
+        connection.execute(statement, {"task": TASK})
+
+    assert redeliver(fleet.desk) == [job]
+    assert redeliver(fleet.desk) == []
+
+
 def test_only_jobs_of_its_stage_are_cancelled(fleet: FleetStand) -> None:
     """Whoever mistypes an id ends no developer's job."""
     store, item = SqlHostStore(fleet.engine), WorkItem("shop", "WI-1", "development", 2, None)
