@@ -25,6 +25,7 @@ with the secret of the machine, and nothing but a regular file is ever read.
 
 import contextlib
 import errno
+import functools
 import hashlib
 import hmac
 import json
@@ -92,7 +93,8 @@ class RunFolder:
     state: StateDir
     run_id: str
 
-    @property
+    # Asked for at every step of a run.
+    @functools.cached_property
     def path(self) -> Path:
         """Return where it is."""
         return self.state.run(self.run_id)
