@@ -609,6 +609,8 @@ def test_said_report_goes_before_that_of_the_preset(preset: Preset) -> None:
     [
         ("command = []", "command must name a program"),
         ('command = ["a\\u0000"]', "command must not hold a NUL"),
+        ("command = ['make']\nreport = ''", "report must name a file, not ''"),
+        ('command = ["make"]\nreport = "a\\u0000"', "report must name a file"),
         ("command = ['make']\nmin_tests = -1", "min_tests must be"),
         ("command = ['make']\nmax_skipped_ratio = 1.5", "max_skipped_ratio must be"),
         ("command = ['make']\ntool_exit_codes = [0]", "tool_exit_codes must be"),

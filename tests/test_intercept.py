@@ -1133,6 +1133,33 @@ def test_error_of_a_gate_says_where_it_was_raised(desk: Desk) -> None:
     assert desk.launch().reason.startswith("TypeError: 'NoneType' object is not callable")
 
 
+class NotableError(Exception):
+    """An error of a host's that takes no note."""
+
+    def add_note(self, note: str) -> None:
+        raise TypeError(note)
+
+
+class NoteworthyError(Exception):
+    """An error of a host's that has none in the place of its notes."""
+
+    __notes__ = None  # type: ignore[assignment]  # as a host may have it
+
+
+@pytest.mark.parametrize("error", [NotableError("no number"), NoteworthyError("no number")])
+def test_error_that_takes_no_note_is_told_of_all_the_same(desk: Desk, error: Exception) -> None:
+    """What a gate raised is told, also where nothing can be noted of it."""
+    desk.claim()
+
+    def gate(row: JobRow, tx: Any) -> bool:
+        del row, tx
+        raise error
+
+    desk.engine.gate = gate
+
+    assert desk.launch().reason == f"{type(error).__name__}: {error}"
+
+
 @pytest.mark.parametrize("metadata", ["{}", '{"staging_runner": {}}'])
 def test_host_tells_what_it_found_when_it_claimed(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, metadata: str

@@ -1,5 +1,6 @@
 """One family of errors. Facts are attributes; the sentence is made from them."""
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from typing import Final
@@ -17,11 +18,12 @@ def in_words(error: Exception) -> str:
 
     A host's own may be one that cannot say it.
     """
-    try:
-        words = f"{type(error).__name__}: {error}"
-        return "; ".join([words, *getattr(error, "__notes__", ())])
-    except Exception:  # noqa: BLE001  # whatever it raises, it is told of an error, and raises none
-        return type(error).__name__
+    words = type(error).__name__
+    # Whatever that raises, it is told of an error, and raises none.
+    with contextlib.suppress(Exception):
+        words = f"{words}: {error}"
+        words = "; ".join([words, *getattr(error, "__notes__", ())])
+    return words
 
 
 def is_shortage(error: OSError) -> bool:

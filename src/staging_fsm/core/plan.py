@@ -115,12 +115,6 @@ def _argument_vector(_: object, attribute: "attrs.Attribute[Any]", value: tuple[
         raise ValueError(message)
 
 
-def _file_name(_: object, attribute: "attrs.Attribute[Any]", value: str | None) -> None:
-    if value is not None and (not value or "\0" in value):
-        message = f"{attribute.name} must name a file, not {value!r}"
-        raise ValueError(message)
-
-
 def _exit_codes(_: object, attribute: "attrs.Attribute[Any]", value: tuple[int, ...]) -> None:
     if any(not 1 <= code <= EXIT_CODE_MAX for code in value):
         message = (
@@ -139,7 +133,7 @@ class SuitePlan:
 
     command: tuple[str, ...] = attrs.field(validator=_argument_vector)
     preset: Preset = Preset.NONE
-    report: str | None = attrs.field(default=None, validator=_file_name)
+    report: str | None = None
     min_tests: int = attrs.field(default=1, validator=_not_negative)
     #: What the last passed run executed, if `min_tests` was made from it.
     tests_last_passed: int | None = None

@@ -62,6 +62,10 @@ class SuiteEntry:
         `tests_last_passed` is what the last passed run of the repository executed.
         Raises ValueError for what does not go together.
         """
+        if self.report is not None and (not self.report or "\0" in self.report):
+            # Not a matter of the plan's: one that was bound before has to come to its end.
+            message = f"report must name a file, not {self.report!r}"
+            raise ValueError(message)
         preset = detect_preset(self.command) if self.preset is None else self.preset
         said = {
             field.name: value

@@ -10,6 +10,7 @@ A worker that lost its claim is stopped by the compare-and-swap of the row: its
 next write raises StaleSnapshotError, and it changes nothing any more.
 """
 
+import contextlib
 import traceback
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -330,9 +331,11 @@ class Engine:
         try:
             opened = self.gate(row, tx)
         except Exception as error:
-            # One that a host keeps and raises again has it already.
-            if not any(note.startswith(_BY_GATE) for note in getattr(error, "__notes__", ())):
-                error.add_note(_BY_GATE + _where(error))
+            # An error of a host's own may take no notes, or have something else in their place.
+            with contextlib.suppress(Exception):
+                # One that a host keeps and raises again has it already.
+                if not any(note.startswith(_BY_GATE) for note in getattr(error, "__notes__", ())):
+                    error.add_note(_BY_GATE + _where(error))
             raise
         if type(opened) is not bool:
             # A coroutine that nobody awaits, say, or a result that is true whatever it holds.
