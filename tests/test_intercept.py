@@ -1137,6 +1137,7 @@ class NotableError(Exception):
     """An error of a host's that takes no note."""
 
     def add_note(self, note: str) -> None:
+        """Refuse it."""
         raise TypeError(note)
 
 

@@ -1142,23 +1142,24 @@ AWAY = {
 }
 
 
-@pytest.mark.parametrize("kept_in", ["repository", "worktree"])
+@pytest.mark.parametrize("kept_in", ["repository", "linked", "private"])
 @pytest.mark.parametrize("deed", AWAY)
-def test_tree_in_place_that_was_elsewhere_has_no_verdict(
+def test_tree_that_was_elsewhere_has_no_verdict(
     site: Site, tmp_path: Path, deed: str, kept_in: str
 ) -> None:
-    """A run in place has no verdict if another commit was checked out meanwhile, and only then.
+    """A run has no verdict if another commit was checked out meanwhile, and only then.
 
-    A person's checkout is one as well if git keeps the rest of its repository elsewhere.
+    In place that holds also where git keeps the rest of a person's repository elsewhere.
     """
     tree = site.repository
-    if kept_in == "worktree":
+    workspace = Workspace.WORKTREE if kept_in == "private" else Workspace.IN_PLACE
+    if kept_in == "linked":
         tree = tmp_path / "linked"
         git(site.repository, "worktree", "add", "--quiet", str(tree))
     named = "export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=b"
     script, left = AWAY[deed]
-    script = script.replace(".git/logs", "$(git rev-parse --git-common-dir)/logs")
-    facts = Site(tree, site.state).run(f"{named}; {script}", workspace=Workspace.IN_PLACE)
+    script = script.replace(".git/logs", "$(git rev-parse --git-path logs)")
+    facts = Site(tree, site.state).run(f"{named}; {script}", workspace=workspace)
 
     assert facts.exit_code == 0
     assert facts.tree_changed == left

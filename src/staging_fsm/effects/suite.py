@@ -124,10 +124,13 @@ class LocalSuites:
             raise PreparationError(message)
         if not in_place:
             worktree.add_worktree(order.repository, order.revision, tree)
-            # Attributes that the committed files contradict make even a fresh checkout differ.
-            if changes := worktree.tracked_changes(tree, filtered=False):
-                written = attrs.evolve(written, changes=changes)
-                folder.write_order(written)
+            written = attrs.evolve(
+                written,
+                # Attributes that the committed files contradict make even a fresh checkout differ.
+                changes=worktree.tracked_changes(tree, filtered=False),
+                last_of_head=worktree.last_of_head(tree),
+            )
+            folder.write_order(written)
         with folder.lock() as lock, folder.report_lock(report) as others:
             if lock is None or folder.holds("closed"):
                 message = f"run {order.run_id} is taken or closed"
