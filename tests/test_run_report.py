@@ -18,14 +18,14 @@ import pytest
 from hosts import no_descriptors_left
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.evidence import REPORT_MAX_BYTES, EvidenceState
-from staging_fsm.core.outcome import Supervision
+from staging_fsm.core.outcome import Reason, Stop, Supervision, judge
 from staging_fsm.core.plan import UNVERSIONED, Preset, SuitePlan
 from staging_fsm.core.ports import RunOrder
 from staging_fsm.effects import files, run_report
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
-from stand import ATTEMPT, RUN, Stand, await_that, has_ended, patch_supervisor
+from stand import ATTEMPT, PATIENCE_SECONDS, RUN, Stand, await_that, has_ended, patch_supervisor
 
 JUNIT = '<testsuite><testcase name="a"/></testsuite>'
 OVERSIZE = f"""
@@ -419,6 +419,38 @@ def test_report_is_of_its_run_whatever_the_deadline(stand: Stand) -> None:
     facts = stand.facts(*command, report="junit.xml", timeout_seconds=3600)
 
     assert facts.evidence.state is EvidenceState.STALE
+
+
+REPORTING = SuitePlan(("make",), report="junit.xml")
+FAILED = '<testsuite><testcase name="a"><failure/></testcase></testsuite>'
+
+
+def test_report_that_came_after_a_stop_is_late(stand: Stand) -> None:
+    """What a suite reports once it was told to stop may be its signal's doing: it is not read."""
+    tree = stand.root / "tree"
+    (tree / "failed.xml").write_text(FAILED)
+    on_term = "cp failed.xml $STAGING_REPORT_DIR/junit.xml; exit 1"
+    script = f"trap '{on_term}' TERM; touch up; while :; do sleep 0.01; done"
+    command = ("/bin/sh", "-c", script)
+    stand.start(*command, report="junit.xml", kill_grace_seconds=PATIENCE_SECONDS)
+    await_that((tree / "up").exists)
+    stand.suites.reap(RUN)
+    facts = stand.collect().facts
+
+    assert (facts.stopped_by, facts.evidence.state) == (Stop.REQUEST, EvidenceState.LATE)
+    assert judge(facts, REPORTING.judging_policy()).reason is Reason.STOPPED
+
+
+def test_failures_that_were_reported_before_a_stop_count(stand: Stand) -> None:
+    """A report that was there when the suite was told to stop, and stayed as it was, is read."""
+    script = f"echo '{FAILED}' > $STAGING_REPORT_DIR/junit.xml; touch reported; exec sleep 600"
+    stand.start("/bin/sh", "-c", script, report="junit.xml")
+    await_that((stand.root / "tree" / "reported").exists)
+    stand.suites.reap(RUN)
+    facts = stand.collect().facts
+
+    assert (facts.stopped_by, facts.evidence.state) == (Stop.REQUEST, EvidenceState.READ)
+    assert judge(facts, REPORTING.judging_policy()).reason is Reason.TESTS_FAILED
 
 
 def test_report_of_a_run_that_is_collected_late_counts(stand: Stand) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from staging_fsm.core.errors import PreparationError
+from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.outcome import Stop, Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
 from staging_fsm.core.ports import RunCondition, RunOrder
@@ -532,12 +533,16 @@ def test_supervisor_finds_nothing_but_the_standard_library(
 
 @pytest.mark.parametrize("how", [Stop.REQUEST, Stop.FENCE_LOST])
 def test_stop_that_is_heard_of_after_the_end_is_one(stand: Stand, how: Stop) -> None:
-    """A suite that ends because everything is ended, its supervisor too, has not passed."""
+    """A suite that ends because everything is ended, its supervisor too, has not passed.
+
+    Nor has it failed, whatever it reports: it may have been hit before its supervisor heard.
+    """
     ours, theirs = socket.socketpair()
     tree = stand.root / "tree"
-    waiting = "touch up; until test -e go; do sleep 0.01; done"
+    report = "echo '<testsuite failures=\"1\"/>' > $STAGING_REPORT_DIR/junit.xml"
+    waiting = f"touch up; until test -e go; do sleep 0.01; done; {report}"
     with ours, theirs:
-        stand.start("/bin/sh", "-c", waiting, inherited=[ours.fileno()])
+        stand.start("/bin/sh", "-c", waiting, inherited=[ours.fileno()], report="junit.xml")
         # From then on it needs its supervisor no more.
         await_that((tree / "up").exists)
         leader, supervisor = stand.pid("leader"), stand.pid()
@@ -550,7 +555,8 @@ def test_stop_that_is_heard_of_after_the_end_is_one(stand: Stand, how: Stop) -> 
         assert has_ended(leader)
         os.kill(supervisor, signal.SIGCONT)
 
-        assert stand.collect().facts.stopped_by == how
+        facts = stand.collect().facts
+    assert (facts.stopped_by, facts.evidence.state) == (how, EvidenceState.LATE)
 
 
 def test_result_that_was_altered_after_the_run_is_found_out(stand: Stand) -> None:

@@ -48,6 +48,8 @@ class EvidenceState(StrEnum):
     MISSING = "missing"
     #: It is there, but it is not of this run.
     STALE = "stale"
+    #: It is there, but it was written after the suite was told to stop.
+    LATE = "late"
     UNREADABLE = "unreadable"
     READ = "read"
 

@@ -314,7 +314,7 @@ _SUPERVISION_REASONS: Final = {
     Supervision.LOST: Reason.SUPERVISOR_LOST,
     Supervision.FORGED: Reason.RESULT_UNTRUSTED,
 }
-#: In every other state there is no report.
+#: In every other state there is no report, or one that came after a stop, which is told before.
 _EVIDENCE_REASONS: Final = {
     EvidenceState.STALE: Reason.REPORT_STALE,
     EvidenceState.UNREADABLE: Reason.REPORT_UNREADABLE,

@@ -111,13 +111,10 @@ def _evidence(order: Order, result: dict[str, str]) -> Evidence:
     """Return what the report shows, if it is the one that was there when the suite had ended."""
     if order.report is None:
         return NO_EVIDENCE_REQUIRED
-    left = result.get("report", "")
-    if not left:
-        return Evidence(EvidenceState.MISSING)
     path = Path(order.report)
-    is_another = left == order.report_before or left != mark_of(str(path))
-    if is_another or _is_elsewhere(path, order.report_within):
-        return Evidence(EvidenceState.STALE)
+    state = _why_unread(path, order, result)
+    if state is not None:
+        return Evidence(state)
     file = open_regular(path)
     if file is None:
         return Evidence(EvidenceState.UNREADABLE)
@@ -133,6 +130,20 @@ def _evidence(order: Order, result: dict[str, str]) -> Evidence:
         except (OSError, ReportUnreadableError):
             state = EvidenceState.UNREADABLE
     return Evidence(state)
+
+
+def _why_unread(path: Path, order: Order, result: dict[str, str]) -> EvidenceState | None:
+    """Return why a report is not even read, or None."""
+    left = result.get("report", "")
+    if not left:
+        return EvidenceState.MISSING
+    is_another = left == order.report_before or left != mark_of(str(path))
+    if is_another or _is_elsewhere(path, order.report_within):
+        return EvidenceState.STALE
+    if result["stopped_by"] and result.get("report_before_stop", left) != left:
+        # A suite that is terminated may well report, and what fails then may fail by our signal.
+        return EvidenceState.LATE
+    return None
 
 
 def _is_elsewhere(path: Path, within: str | None) -> bool:

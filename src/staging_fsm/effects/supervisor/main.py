@@ -71,8 +71,13 @@ def set_up_process() -> Callable[..., int] | None:
     return prctl
 
 
-def supervise(suite: Suite, watch: Watch, order: dict[str, float], deadline: float) -> str | None:
-    """Wait for the suite and end it; return why we stopped it, or None if it ended by itself."""
+def supervise(
+    suite: Suite, watch: Watch, order: dict[str, float], deadline: float, report: str
+) -> tuple[str | None, str | None]:
+    """Wait for the suite and end it; return why we stopped it, or None if it ended by itself.
+
+    Also how its report was before our first signal, or None where we sent none.
+    """
     watch.open_output()
     suite.look()
     # The reason stands before the first signal: no later exit status can lift it.
@@ -84,13 +89,15 @@ def supervise(suite: Suite, watch: Watch, order: dict[str, float], deadline: flo
         in_time = time.monotonic() <= deadline
         watch.until(lambda: not watch.output_open, time.monotonic() + LATE_OUTPUT_SECONDS)
         # A limit that was met is one, even if the suite got over it.
-        return watch.stop_reason() or (None if in_time else "deadline")
+        return watch.stop_reason() or (None if in_time else "deadline"), None
+    # What becomes of it from here on, our signals may have done.
+    report_before = mark_of(report)
     if stopped_by not in AT_ONCE:
         suite.signal_group(signal.SIGTERM, signal.SIGCONT)
         # A shell that dies of TERM leaves the real suite behind: the grace is for both.
         end = time.monotonic() + order["grace"]
         watch.until(lambda: watch.fence_lost or suite.is_over(), end)
-    return stopped_by
+    return stopped_by, report_before
 
 
 def read_command(folder: str, digest: bytes) -> list[str]:
@@ -166,14 +173,15 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
     killed_before = oom_kills()
     watch.turn(0)
     stopped_by = watch.stop_reason()
-    survivors = left = 0
+    report_before, survivors, left = None, 0, 0
     started = time.monotonic()
     if suite.pid:
         if limits:
             limits.add(suite.pid)
         suite.release(run=stopped_by is None)
     if suite.pid and stopped_by is None and suite.spawn_error is None:
-        stopped_by = supervise(suite, watch, order, started + order["timeout"])
+        deadline = started + order["timeout"]
+        stopped_by, report_before = supervise(suite, watch, order, deadline, report)
         survivors = len(suite.company()) if stopped_by is None else 0
     duration, ended_at = time.monotonic() - started, time.time()
     out_of_memory = oom_kills() > killed_before
@@ -186,17 +194,20 @@ def main(folder: str, cwd: str, report: str, locks: str, inherited: str, *words:
     if limits:
         limits.end()
     log.finish()
-    stopped_by = stopped_by or watch.asked_to_stop()
+    report_now, asked = mark_of(report), watch.asked_to_stop()
+    if report_before is None:
+        report_before = "" if asked else report_now
     text = lines_of(
         run=os.path.basename(folder),
-        **suite.ending(stopped_by),
+        **suite.ending(stopped_by or asked),
         out_of_memory=int(out_of_memory),
         duration_seconds="%.6f" % duration,
         ended_at="%.6f" % ended_at,
         survivors=survivors,
         processes_left=left,
         **log.facts(),
-        report=mark_of(report) if report else "",
+        report=report_now,
+        report_before_stop=report_before,
         foreign_result=int(set_foreign_aside(folder)),
     )
     write_result(folder, room, sealed(secret, text))
