@@ -947,7 +947,7 @@ def test_number_of_tests_does_not_drop_unseen(shell: Shell) -> None:
 
 def test_attempt_with_as_many_tests_as_last_time_is_gone_on_with(shell: Shell) -> None:
     """A second `run --min-tests auto` on its own waiting attempt is the same, after a pass too."""
-    report = 'echo "<testsuite><testcase/></testsuite>" > $STAGING_REPORT_DIR/r'
+    report = 'echo "<testsuite><testcase name=\\"a\\"/></testsuite>" > $STAGING_REPORT_DIR/r'
     options = ("--report", "r", "--min-tests", "auto", "--tool-exit-code", "75", "--work-item")
     flag = shell.folder / "staging-is-up"
     script = f"{report}; test -e {flag} || exit 75"

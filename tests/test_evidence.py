@@ -103,49 +103,56 @@ def pytest_report(folder: Path, text: str, configured: str) -> tuple[Counts, int
 
 
 CASE = '<testcase name="a"/>'
-TODO = '<testcase><skipped type="todo"/><failure/></testcase>'
+FAILED = '<testcase name="a"><failure/></testcase>'
+ERRED = '<testcase name="a"><error/></testcase>'
+SKIPPED = '<testcase name="a"><skipped/></testcase>'
+TODO = '<testcase name="a"><skipped type="todo"/><failure/></testcase>'
 REPORTS: dict[str, tuple[str | bytes, Counts]] = {
     "empty suite": ("<testsuite/>", Counts(0, 0, 0, 0)),
     "one suite": (f"<testsuite>{CASE * 3}</testsuite>", Counts(3, 0, 0, 0)),
     "nested suites": (
         (
-            f"<testsuites>{CASE}<testsuite>{CASE}<testsuite>{CASE}<testcase><failure/></testcase>"
+            f"<testsuites>{CASE}<testsuite>{CASE}<testsuite>{CASE}{FAILED}"
             f"</testsuite></testsuite><testsuite>{CASE}</testsuite></testsuites>"
         ),
         Counts(5, 1, 0, 0),
     ),
     "namespaces": (
         (
-            '<j:testsuites xmlns:j="urn:j"><j:testsuite><j:testcase><j:error/></j:testcase>'
-            '<testcase xmlns="urn:k"><skipped/></testcase></j:testsuite></j:testsuites>'
+            '<j:testsuites xmlns:j="urn:j"><j:testsuite>'
+            '<j:testcase name="a"><j:error/></j:testcase>'
+            '<testcase name="a" xmlns="urn:k"><skipped/></testcase></j:testsuite></j:testsuites>'
         ),
         Counts(2, 0, 1, 1),
     ),
     "every kind": (
         (
-            "<testsuite><testcase><failure/></testcase><testcase><error/></testcase>"
-            "<testcase><skipped/></testcase><testcase><system-out/></testcase></testsuite>"
+            f"<testsuite>{FAILED}{ERRED}"
+            f"{SKIPPED}<testcase name='a'><system-out/></testcase></testsuite>"
         ),
         Counts(4, 1, 1, 1),
     ),
     "failed and errored": (
-        "<testsuite><testcase><failure/><error/></testcase></testsuite>",
+        "<testsuite><testcase name='a'><failure/><error/></testcase></testsuite>",
         Counts(1, 1, 1, 0),
     ),
     "failed twice": (
-        "<testsuite><testcase><failure/><failure/></testcase></testsuite>",
+        "<testsuite><testcase name='a'><failure/><failure/></testcase></testsuite>",
         Counts(1, 1, 0, 0),
     ),
     "skipped and failed": (
-        "<testsuite><testcase><skipped/><failure/></testcase></testsuite>",
+        "<testsuite><testcase name='a'><skipped/><failure/></testcase></testsuite>",
         Counts(1, 1, 0, 0),
     ),
     "skipped and errored": (
-        "<testsuite><testcase><skipped/><error/></testcase></testsuite>",
+        "<testsuite><testcase name='a'><skipped/><error/></testcase></testsuite>",
         Counts(1, 0, 1, 0),
     ),
     "words deeper than a test case": (
-        "<testsuite><testcase><properties><failure/><skipped/></properties></testcase></testsuite>",
+        (
+            "<testsuite><testcase name='a'><properties><failure/><skipped/></properties></testcase>"
+            "</testsuite>"
+        ),
         Counts(1, 0, 0, 0),
     ),
     "error of a suite": (
@@ -153,7 +160,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(0, 0, 1, 0),
     ),
     "error beside test cases": (
-        f"<testsuite>{CASE}<testcase><failure/></testcase><error/></testsuite>",
+        f"<testsuite>{CASE}{FAILED}<error/></testsuite>",
         Counts(2, 1, 1, 0),
     ),
     "failure beside test cases of another suite": (
@@ -166,7 +173,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
     ),
     "failure of the root": ("<testsuites><failure/></testsuites>", Counts(0, 1, 0, 0)),
     "telling elements of something else": (
-        "<testsuite><tool><failure/></tool><vendor><error/></vendor><testcase/></testsuite>",
+        f"<testsuite><tool><failure/></tool><vendor><error/></vendor>{CASE}</testsuite>",
         Counts(1, 0, 0, 0),
     ),
     "claims no test was seen for": (
@@ -178,17 +185,11 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(1, 2, 3, 0),
     ),
     "claims of less": (
-        (
-            '<testsuite failures="0" errors="0"><testcase><failure/></testcase>'
-            "<testcase><error/></testcase></testsuite>"
-        ),
+        (f'<testsuite failures="0" errors="0">{FAILED}{ERRED}</testsuite>'),
         Counts(2, 1, 1, 0),
     ),
     "claims of more failures than it lists": (
-        (
-            '<testsuite failures="40" errors="30"><testcase><failure/></testcase>'
-            "<testcase><error/></testcase></testsuite>"
-        ),
+        (f'<testsuite failures="40" errors="30">{FAILED}{ERRED}</testsuite>'),
         Counts(2, 40, 30, 0),
     ),
     "claims on every level": (
@@ -200,7 +201,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(3, 0, 0, 1),
     ),
     "claims of fewer, and some of them skipped": (
-        f'<testsuite tests="2" skipped="1">{CASE * 2}<testcase><skipped/></testcase></testsuite>',
+        f'<testsuite tests="2" skipped="1">{CASE * 2}{SKIPPED}</testsuite>',
         Counts(3, 0, 0, 2),
     ),
     "claims of fewer, and some of them disabled": (
@@ -216,14 +217,11 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(3, 0, 0, 3),
     ),
     "claims of as many, and one of them skipped": (
-        f'<testsuite tests="3" skipped="1">{CASE * 2}<testcase><skipped/></testcase></testsuite>',
+        f'<testsuite tests="3" skipped="1">{CASE * 2}{SKIPPED}</testsuite>',
         Counts(3, 0, 0, 1),
     ),
     "claims of as many, and more skipped and disabled than say so": (
-        (
-            f'<testsuite tests="4" skipped="2" disabled="1">{CASE * 3}'
-            "<testcase><skipped/></testcase></testsuite>"
-        ),
+        (f'<testsuite tests="4" skipped="2" disabled="1">{CASE * 3}{SKIPPED}</testsuite>'),
         Counts(4, 0, 0, 3),
     ),
     "claims of more, and those that are not listed skipped": (
@@ -233,7 +231,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
     "claims of skipped ones in suites within suites": (
         (
             f'<testsuite tests="3" skipped="1">{CASE * 2}<testsuite tests="2" skipped="1">'
-            f"{CASE}<testcase><skipped/></testcase></testsuite></testsuite>"
+            f"{CASE}{SKIPPED}</testsuite></testsuite>"
         ),
         Counts(4, 0, 0, 1),
     ),
@@ -246,7 +244,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(4, 0, 0, 2),
     ),
     "failed and yet to be done beside others": (
-        f'<testsuite failures="2">{TODO}<testcase><failure/></testcase></testsuite>',
+        f'<testsuite failures="2">{TODO}{FAILED}</testsuite>',
         Counts(2, 1, 0, 1),
     ),
     "failed and yet to be done beside claims of others": (
@@ -266,26 +264,45 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(1, 1, 0, 0),
     ),
     "passed and yet to be done": (
-        '<testsuite><testcase><skipped type="todo"/></testcase></testsuite>',
+        '<testsuite><testcase name="a"><skipped type="todo"/></testcase></testsuite>',
         Counts(1, 0, 0, 1),
     ),
     "yet to be done elsewhere": (
         (
-            '<testsuite><skipped type="todo"/><testcase><failure type="todo"/></testcase>'
-            '<testcase><failure><skipped type="todo"/></failure></testcase></testsuite>'
+            '<testsuite><skipped type="todo"/><testcase name="a"><failure type="todo"/></testcase>'
+            '<testcase name="a"><failure><skipped type="todo"/></failure></testcase></testsuite>'
         ),
         Counts(2, 2, 0, 0),
     ),
     "claims of fewer than have failed": (
-        (
-            f'<testsuite tests="1">{CASE}<testcase><failure/></testcase>'
-            "<testcase><error/></testcase></testsuite>"
-        ),
+        (f'<testsuite tests="1">{CASE}{FAILED}{ERRED}</testsuite>'),
         Counts(3, 1, 1, 0),
     ),
     "claims of a suite that holds others": (
         f'<testsuites tests="1"><testsuite>{CASE * 3}</testsuite>{CASE}</testsuites>',
         Counts(4, 0, 0, 0),
+    ),
+    "claims of the whole report that all were skipped": (
+        (
+            '<testsuites tests="3" skipped="2" disabled="1">'
+            f"<testsuite>{CASE * 3}</testsuite></testsuites>"
+        ),
+        Counts(3, 0, 0, 3),
+    ),
+    "claims of the whole report that its suites make, too": (
+        (
+            '<testsuites tests="3" skipped="2">'
+            f'<testsuite tests="3" skipped="2">{CASE * 3}</testsuite></testsuites>'
+        ),
+        Counts(3, 0, 0, 2),
+    ),
+    "claims of the whole report of what it does not list": (
+        f'<testsuites tests="9" skipped="7"><testsuite>{CASE}{FAILED}</testsuite></testsuites>',
+        Counts(2, 1, 0, 0),
+    ),
+    "claims in other digits": (
+        f'<testsuite tests="\u0663" skipped="\u0663">{CASE * 3}</testsuite>',
+        Counts(3, 0, 0, 3),
     ),
     "claims of each suite of its own": (
         (
@@ -304,37 +321,41 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
     ),
     "blank claims": ('<testsuite failures="" errors=" "/>', Counts(0, 0, 0, 0)),
     "claims of a test case": (
-        '<testsuite><testcase failures="x" errors="-1"/></testsuite>',
+        '<testsuite><testcase name="a" failures="x" errors="-1"/></testsuite>',
         Counts(1, 0, 0, 0),
     ),
     "disabled, as GoogleTest writes it": (
         (
             '<testsuites tests="2" disabled="1"><testsuite>'
-            '<testcase status="notrun" result="suppressed"/>'
-            '<testcase status="run" result="completed"/></testsuite></testsuites>'
+            '<testcase name="a" status="notrun" result="suppressed"/>'
+            '<testcase name="a" status="run" result="completed"/></testsuite></testsuites>'
         ),
         Counts(2, 0, 0, 1),
     ),
     "skipped, as GoogleTest writes it": (
-        '<testsuite><testcase status="run" result="skipped"><skipped/></testcase></testsuite>',
+        (
+            '<testsuite><testcase name="a" status="run" result="skipped"><skipped/></testcase>'
+            "</testsuite>"
+        ),
         Counts(1, 0, 0, 1),
     ),
     "disabled, as CTest writes it": (
-        '<testsuite><testcase status="disabled"/><testcase status="Disabled "/></testsuite>',
+        (
+            '<testsuite><testcase name="a" status="disabled"/>'
+            '<testcase name="a" status="Disabled "/></testsuite>'
+        ),
         Counts(2, 0, 0, 2),
     ),
     "failed, and said not to have run": (
-        '<testsuite><testcase status="notrun"><failure/></testcase></testsuite>',
+        '<testsuite><testcase name="a" status="notrun"><failure/></testcase></testsuite>',
         Counts(1, 1, 0, 0),
     ),
     "a suite that is disabled": (
-        '<testsuite status="notrun"><testcase status="passed" result="ok"/></testsuite>',
+        '<testsuite status="notrun"><testcase name="a" status="passed" result="ok"/></testsuite>',
         Counts(1, 0, 0, 0),
     ),
     "another encoding": (
-        '<?xml version="1.0" encoding="utf-16"?><testsuite><testcase/></testsuite>'.encode(
-            "utf-16"
-        ),
+        f'<?xml version="1.0" encoding="utf-16"?><testsuite>{CASE}</testsuite>'.encode("utf-16"),
         Counts(1, 0, 0, 0),
     ),
 }
@@ -364,7 +385,8 @@ REFUSED: dict[str, str | bytes] = {
     "test case as root": CASE,
     "document type": f"<!DOCTYPE testsuite><testsuite>{CASE}</testsuite>",
     "external document type": '<!DOCTYPE testsuite SYSTEM "file:///etc/passwd"><testsuite/>',
-    "entity": '<!DOCTYPE t [<!ENTITY e "x">]><testsuite><testcase>&e;</testcase></testsuite>',
+    "case without a name": f'<testsuite tests="1">{CASE}<testcase time="0"/></testsuite>',
+    "entity": '<!DOCTYPE t [<!ENTITY e "x">]><testsuite name="&e;"/>',
     "external entity": '<!DOCTYPE t [<!ENTITY e SYSTEM "file:///etc/passwd">]><testsuite>&e;</testsuite>',
     "parameter entity": '<!DOCTYPE t [<!ENTITY % e "x">%e;]><testsuite/>',
     "entity bomb": f"{BOMB}<testsuite>&a8;</testsuite>",
@@ -502,20 +524,29 @@ def test_case_that_says_that_it_did_not_run_did_not(words: str) -> None:
     assert read(f'<testsuite><testcase name="a" {words}/></testsuite>').executed == 0
 
 
-NONE = '<testsuite tests="0"><testcase/></testsuite>'
+NONE = f'<testsuite tests="0">{CASE}</testsuite>'
 
 
 @pytest.mark.parametrize(
     ("text", "skipped"),
     [
         (f"<testsuites>{NONE}{NONE}</testsuites>", 2),
-        ('<testsuite tests="0"><testcase/><testcase/></testsuite>', 2),
-        ('<testsuite tests=" 0 "><testcase/><testcase/></testsuite>', 2),
-        ('<testsuites tests="0"><testsuite><testcase/><testcase/></testsuite></testsuites>', 0),
-        ('<testsuites><testsuite tests="0"/><testcase/><testcase/></testsuites>', 0),
+        (f'<testsuite tests="0">{CASE}{CASE}</testsuite>', 2),
+        (f'<testsuite tests=" 0 ">{CASE}{CASE}</testsuite>', 2),
+        (
+            f'<testsuites tests="0"><testsuite>{CASE}{CASE}</testsuite></testsuites>',
+            0,
+        ),
+        (
+            f'<testsuites><testsuite tests="0"/>{CASE}{CASE}</testsuites>',
+            0,
+        ),
         (f"<testsuites>{NONE}{NONE.replace('0', '1')}</testsuites>", 1),
-        ('<testsuite tests="1"><testcase/><testcase/></testsuite>', 1),
-        ('<testsuite tests="0"><testcase/><testcase><skipped/></testcase></testsuite>', 2),
+        (f'<testsuite tests="1">{CASE}{CASE}</testsuite>', 1),
+        (
+            f'<testsuite tests="0">{CASE}{SKIPPED}</testsuite>',
+            2,
+        ),
     ],
 )
 def test_cases_of_a_suite_that_has_none_did_not_run(text: str, skipped: int) -> None:
@@ -525,7 +556,7 @@ def test_cases_of_a_suite_that_has_none_did_not_run(text: str, skipped: int) -> 
 
 def test_failure_in_a_suite_that_has_none_is_seen() -> None:
     """A case that failed was run, whatever its suite says."""
-    text = '<testsuite tests="0"><testcase><failure/></testcase><testcase/></testsuite>'
+    text = f'<testsuite tests="0">{FAILED}{CASE}</testsuite>'
 
     assert read(text) == Counts(2, 1, 0, 1)
 
@@ -576,7 +607,7 @@ def test_size_of_a_report_is_bounded() -> None:
         read(filled + b"\n")
 
 
-@pytest.mark.parametrize("form", ['<testcase name="{}"/>', "<testcase/><!--{}-->"])
+@pytest.mark.parametrize("form", ['<testcase name="{}"/>', "<testcase name='a'/><!--{}-->"])
 def test_what_the_parser_holds_is_bounded(form: str) -> None:
     """A tag or a comment may be long; one beyond the bound is refused before it ends."""
 
@@ -592,7 +623,9 @@ def test_long_output_of_a_test_is_read() -> None:
     """The text in a report may be longer than any tag: it is not kept."""
     output = "x" * (2 * REPORT_MAX_TAG_BYTES)
 
-    report = f"<testsuite><testcase><system-out>{output}</system-out></testcase></testsuite>"
+    report = (
+        f"<testsuite><testcase name='a'><system-out>{output}</system-out></testcase></testsuite>"
+    )
 
     assert read(report) == Counts(1, 0, 0, 0)
 
@@ -658,7 +691,11 @@ def test_endless_report_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     "element",
-    ["<testcase><failure>x</failure></testcase>", "<other/>text", "<testsuite><o/></testsuite>"],
+    [
+        "<testcase name='a'><failure>x</failure></testcase>",
+        "<other/>text",
+        "<testsuite><o/></testsuite>",
+    ],
     ids=["test cases", "unknown elements", "suites"],
 )
 def test_memory_does_not_grow_with_a_report(element: str) -> None:
@@ -703,7 +740,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @unhurried
 @given(st.binary() | elements().map(str.encode) | damaged())
-@example(b"<testsuite><testcase/></testsuite>")
+@example(b"<testsuite><testcase name='a'/></testsuite>")
 def test_any_bytes_are_counts_or_a_refusal(report: bytes) -> None:
     """Whatever a report holds, there are sensible counts or a refusal by name."""
     try:
@@ -737,6 +774,6 @@ def test_no_evidence_counts_nothing() -> None:
 
 def test_words_for_what_became_of_a_report_stay() -> None:
     """Rows hold these words for ever, so none is ever spelt in another way."""
-    words = ["not_required", "missing", "stale", "unreadable", "read"]
+    words = ["not_required", "missing", "stale", "late", "unreadable", "read"]
 
     assert [state.value for state in EvidenceState] == words

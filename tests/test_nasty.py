@@ -250,7 +250,10 @@ NASTY: dict[str, Nasty] = {
         report('<testsuite tests="9"/>'), CLOSED, R.NO_TESTS, JUNIT
     ),
     "leaves a report of skipped tests": Nasty(
-        report("<testsuite><testcase><skipped/></testcase></testsuite>"), CLOSED, R.NO_TESTS, JUNIT
+        report("<testsuite><testcase name='a'><skipped/></testcase></testsuite>"),
+        CLOSED,
+        R.NO_TESTS,
+        JUNIT,
     ),
     "leaves a report of too few tests": Nasty(
         report(f"<testsuite>{CASE}</testsuite>"),
@@ -286,7 +289,7 @@ NASTY: dict[str, Nasty] = {
         JUNIT,
     ),
     "reports a failure and exits 0": Nasty(
-        report("<testsuite><testcase><failure/></testcase></testsuite>"),
+        report("<testsuite><testcase name='a'><failure/></testcase></testsuite>"),
         FAIL,
         R.TESTS_FAILED,
         JUNIT,
@@ -298,7 +301,7 @@ NASTY: dict[str, Nasty] = {
         JUNIT,
     ),
     "reports a failure and hangs": Nasty(
-        report("<testsuite><testcase><failure/></testcase></testsuite>", "sleep 600"),
+        report("<testsuite><testcase name='a'><failure/></testcase></testsuite>", "sleep 600"),
         FAIL,
         R.TESTS_FAILED,
         (*JUNIT, *SOON),

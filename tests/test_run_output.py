@@ -98,6 +98,18 @@ def test_tail_is_without_secrets_and_stays_as_it_was(stand: Stand) -> None:
     assert stand.log() == b"a given value, never given\n"
 
 
+def test_suite_that_removes_its_order_shows_no_secret(stand: Stand) -> None:
+    """Which variables a suite was given its worker knows, whatever the suite makes of its order."""
+    script = f'rm {stand.file("order")} && echo "$GIVEN"'
+    plan = SuitePlan(("/bin/sh", "-c", script), environment=("GIVEN", "PATH"))
+    suites = LocalSuites(stand.state, {**stand.variables, "GIVEN": "a given value"})
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, plan))
+    stand.await_result()
+    suites.await_report(RUN)
+
+    assert suites.log_tail(RUN, 100) == b"***\n"
+
+
 @pytest.mark.parametrize("size", range(1, 39, 6))
 def test_tail_of_a_run_that_has_not_ended_is_its_newest_output(tmp_path: Path, size: int) -> None:
     """The end of a log whose parts are not joined yet, or never will be, is in its order."""

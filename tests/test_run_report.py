@@ -101,7 +101,7 @@ def test_report_out_of_a_cache_is_found_out(
     stand: Stand, stamp: str, state: EvidenceState, *, dated: bool | None
 ) -> None:
     """A report that is new as a file, and says itself that it is old, is stale."""
-    report = f'<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>'
+    report = f'<testsuite timestamp=\\"{stamp}\\"><testcase name=\\"a\\"/></testsuite>'
     script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
     found = stand.facts("/bin/sh", "-c", script, report="junit.xml").evidence
 
@@ -127,7 +127,7 @@ def test_report_without_stamps_is_of_the_time_of_its_file(
     stand: Stand, touched: str, stamp: str, state: EvidenceState
 ) -> None:
     """A report that does not say when it was made is stale where its file says it is old."""
-    report = f"<testsuite {stamp}><testcase/></testsuite>".replace('"', '\\"')
+    report = f"<testsuite {stamp}><testcase name='a'/></testsuite>".replace('"', '\\"')
     path = "$STAGING_REPORT_DIR/junit.xml"
     script = f'echo "{report}" > {path}; touch {touched} {path}'
 
@@ -343,7 +343,7 @@ def test_time_stamp_without_a_zone_may_be_a_local_one(
     time.tzset()
     try:
         stamp = "$(date +%FT%T)"
-        script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+        script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase name=\\"a\\"/></testsuite>"'
         command = ("/bin/sh", "-c", f"TZ={zone}; export TZ; {script} > $STAGING_REPORT_DIR/j.xml")
         found = stand.facts(*command, report="j.xml").evidence
     finally:
@@ -414,7 +414,7 @@ def test_worker_without_descriptors_accuses_nobody(stand: Stand) -> None:
 def test_report_is_of_its_run_whatever_the_deadline(stand: Stand) -> None:
     """How long a run might have taken says nothing of when it began: an older report is stale."""
     stamp = (datetime.now(UTC) - timedelta(minutes=20)).isoformat(timespec="seconds")
-    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase name=\\"a\\"/></testsuite>"'
     command = ("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml")
     facts = stand.facts(*command, report="junit.xml", timeout_seconds=3600)
 
@@ -457,7 +457,7 @@ def test_report_of_a_run_that_is_collected_late_counts(stand: Stand) -> None:
     """A worker that comes back long after a run has ended finds its report as good as ever."""
     begun = datetime.now(UTC) - timedelta(hours=5)
     stamp = (begun + timedelta(seconds=1)).isoformat(timespec="seconds")
-    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase name=\\"a\\"/></testsuite>"'
     stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
     stand.await_result()
     stand.reorder(started_at=begun.timestamp())
@@ -498,7 +498,7 @@ def test_clock_that_is_set_right_during_a_run_makes_no_old_report_one_of_it(
 ) -> None:
     """A run is as long ago as its supervisor measured, whatever the clock said as it began."""
     stamp = (datetime.now(UTC) - timedelta(days=20)).isoformat(timespec="seconds")
-    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase name=\\"a\\"/></testsuite>"'
     stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
     begun = datetime.now(UTC) - timedelta(days=days_behind)
     stand.reorder(started_at=begun.timestamp())
@@ -511,7 +511,7 @@ def test_clock_that_is_set_back_during_a_run_makes_no_report_of_it_old(
     stand: Stand, stamp: str
 ) -> None:
     """A report counts though the clock stood a day ahead when its run was ordered."""
-    report = f"<testsuite {stamp}><testcase/></testsuite>".replace('"', '\\"')
+    report = f"<testsuite {stamp}><testcase name='a'/></testsuite>".replace('"', '\\"')
     script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
     stand.start("/bin/sh", "-c", script, report="junit.xml")
     stand.reorder(started_at=(datetime.now(UTC) + timedelta(days=1)).timestamp())
@@ -523,7 +523,7 @@ def test_clock_that_is_set_back_after_a_run_makes_no_report_of_it_new(stand: Sta
     """A report of a run that ended by a clock that stood ahead is of its run, and of then."""
     ahead = datetime.now(UTC) + timedelta(days=1)
     stamp = ahead.isoformat(timespec="seconds")
-    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>"'
+    script = f'echo "<testsuite timestamp=\\"{stamp}\\"><testcase name=\\"a\\"/></testsuite>"'
     stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
     stand.await_result()
     assert has_ended(stand.pid())
@@ -537,7 +537,9 @@ def test_clock_that_is_set_back_after_a_run_makes_no_report_of_it_new(stand: Sta
 
 def test_run_that_is_collected_later_is_of_its_own_time(stand: Stand) -> None:
     """When a run ended is what its supervisor sealed, and not when somebody asks for it."""
-    script = 'echo "<testsuite timestamp=\\"$(date -u +%FT%T)\\"><testcase/></testsuite>"'
+    script = (
+        'echo "<testsuite timestamp=\\"$(date -u +%FT%T)\\"><testcase name=\\"a\\"/></testsuite>"'
+    )
     stand.start("/bin/sh", "-c", f"{script} > $STAGING_REPORT_DIR/junit.xml", report="junit.xml")
     stand.await_result()
     sealed = RunFolder(stand.state, RUN).sealed("result")
@@ -620,7 +622,7 @@ def test_log_that_is_not_the_supervisors_is_not_named(stand: Stand) -> None:
 def test_report_from_after_its_run_is_stale(stand: Stand) -> None:
     """However long a run might have taken: what was written after it was judged is not of it."""
     stamp = (datetime.now(UTC) + timedelta(minutes=20)).isoformat(timespec="seconds")
-    report = f'<testsuite timestamp=\\"{stamp}\\"><testcase/></testsuite>'
+    report = f'<testsuite timestamp=\\"{stamp}\\"><testcase name=\\"a\\"/></testsuite>'
     script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
     facts = stand.facts("/bin/sh", "-c", script, report="junit.xml", timeout_seconds=3600)
 

@@ -497,8 +497,8 @@ def test_run_of_too_few_tests_says_how_many_are_missing(desk: Desk) -> None:
     desk.suites_file = """
         [default]
         command = [
-            "sh", "-c", 'echo "<testsuite><testcase/>$0</testsuite>" > $STAGING_REPORT_DIR/r',
-            "<testcase><skipped/></testcase>",
+            "sh", "-c", 'echo "<testsuite>$0$1</testsuite>" > $STAGING_REPORT_DIR/r',
+            "<testcase name='a'/>", "<testcase name='b'><skipped/></testcase>",
         ]
         workspace = "in-place"
         report = "r"

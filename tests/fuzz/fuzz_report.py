@@ -7,7 +7,14 @@ from staging_fsm.core.errors import ReportUnreadableError
 from staging_fsm.core.evidence import read_junit
 
 WORDS = (
-    *("<testsuites>", "</testsuites>", "<testsuite>", "</testsuite>", "<testcase/>", "<testcase>"),
+    *(
+        "<testsuites>",
+        "</testsuites>",
+        "<testsuite>",
+        "</testsuite>",
+        "<testcase name='a'/>",
+        "<testcase name='a'>",
+    ),
     *("</testcase>", "<failure/>", "<error/>", "<skipped/>", ' failures="1"', ' errors="-1"'),
     *('<?xml version="1.0" encoding="utf-16"?>', "<!DOCTYPE a [", "<!ENTITY", "]>", "&a;", "&#9;"),
     *(' xmlns="a"', ' xmlns:a="b"', "a:", "<![CDATA[", "]]>", "<!--", "-->", "<?a b?>"),

@@ -36,22 +36,18 @@ class RunOutput:
         folder = RunFolder(self.state, run_id)
         if folder.holds("tail"):
             return read_tail(folder.path / "tail", size)
-        return self._masked(folder, size)
+        return _masked(self.masker(run_id), folder, size)
 
-    def keep_tail(self, run_id: str) -> None:
-        """Keep the end of the output of a run that has ended, as it may be shown now."""
+    def keep_tail(self, run_id: str, given: tuple[str, ...]) -> None:
+        """Keep the end of the output of a run that has ended, as it may be shown now.
+
+        `given` are the names of the variables that its suite was given.
+        """
         folder = RunFolder(self.state, run_id)
         with contextlib.suppress(OSError):
             # Not synced: after a power cut it is made again, as good as ever.
-            write_whole(folder.path / "tail", self._masked(folder, KEPT_TAIL_BYTES))
-
-    def _masked(self, folder: RunFolder, size: int) -> bytes:
-        masker = self.masker(folder.run_id)
-        # A secret that begins before the tail is masked as a whole, and only then cut off.
-        wanted = size + masker.reach
-        parts = ("output.log", "output.tail.old", "output.tail")
-        output = b"".join(read_tail(folder.path / part, wanted) for part in parts)[-wanted:]
-        return masker.mask(output)[-size:]
+            masker = self._masker(given, folder.command())
+            write_whole(folder.path / "tail", _masked(masker, folder, KEPT_TAIL_BYTES))
 
     def masker(self, run_id: str) -> Masker:
         """Return what masks the secrets of this worker, and those that the suite was given."""
@@ -81,3 +77,11 @@ class RunOutput:
         shown = self.shown_command(run_id, suite)
         if shown != suite.command:
             RunFolder(self.state, run_id).seal("shown", command=json.dumps(shown))
+
+
+def _masked(masker: Masker, folder: RunFolder, size: int) -> bytes:
+    # A secret that begins before the tail is masked as a whole, and only then cut off.
+    wanted = size + masker.reach
+    parts = ("output.log", "output.tail.old", "output.tail")
+    output = b"".join(read_tail(folder.path / part, wanted) for part in parts)[-wanted:]
+    return masker.mask(output)[-size:]

@@ -159,7 +159,7 @@ class LocalSuites:
             self.sweep(run_id)
         try:
             # Before the run is judged: from then on its artifact may be written.
-            self._output.keep_tail(run_id)
+            self._output.keep_tail(run_id, order.environment)
             return report_of(folder, order, result)
         finally:
             self._remove_checkout(run_id, order)
