@@ -150,6 +150,34 @@ def test_pytest_that_ran_nothing_is_no_pass(shell: Shell) -> None:
     assert (code, view["reason"], view["runs"][0]["exit_code"]) == (3, "no_tests", 0)
 
 
+@pytest.mark.parametrize(
+    ("inner", "end", "reason"),
+    [
+        ("assert True", "os._exit(0)", "report_missing"),
+        ("assert False", "os.kill(os.getpid(), 9)", "killed_by_signal"),
+    ],
+)
+def test_report_of_a_pytest_within_the_suite_is_none(
+    shell: Shell, inner: str, end: str, reason: str
+) -> None:
+    """A pytest that a test starts, passed or failed, does not report for a suite that broke off."""
+    (shell.repository / "inner.py").write_text(f"def test_inner():\n    {inner}\n")
+    (shell.repository / "test_it.py").write_text(
+        "import os, subprocess, sys\n\n"
+        "def test_plugin():\n"
+        "    subprocess.run([sys.executable, '-m', 'pytest', 'inner.py'])\n\n"
+        f"def test_end():\n    {end}\n"
+    )
+    git(shell.repository, "add", ".")
+    git(shell.repository, "commit", "--quiet", "--message", "A suite within the suite.")
+    command = (PYTHON, "-m", "pytest", "-q", "test_it.py")
+    code, view = shell.run("--infra-retries", "0", "--", *command)
+    (run,) = view["runs"]
+
+    assert (code, view["reason"], run["reason"]) == (ExitCode.FAILED_CLOSED, reason, reason)
+    assert f"command: {json.dumps(command)}" in Path(view["artifact"]).read_text()
+
+
 def test_forged_output_and_artifact_change_nothing(shell: Shell) -> None:
     """A suite that prints front matter and writes the artifact itself is still judged by us."""
     forge = (

@@ -420,21 +420,23 @@ def test_every_suite_has_the_same_base() -> None:
         ({"report": "junit.xml", "preset": Preset.NONE}, "-x", ["-x"]),
         ({"report": "/elsewhere/junit.xml"}, "-x", ["-x"]),
         ({}, "-x", ["-x"]),
-        ({"command": ("pytest", "--junitxml=mine"), "report": "mine"}, "-x", ["-x"]),
-        ({"command": ("pytest", "--junit-xml", "mine"), "report": "mine"}, "-x", ["-x"]),
+        ({"command": ("suite", "--junitxml=mine"), "report": "mine"}, "-x", ["-x"]),
+        ({"command": ("suite", "--junit-xml", "mine"), "report": "mine"}, "-x", ["-x"]),
+        ({"command": ("suite", "ARGS=--junitxml=mine"), "report": "mine"}, "-x", ["-x"]),
+        ({"command": ("suite", "pytest --junit-xml mine"), "report": "mine"}, "-x", ["-x"]),
         (
-            {"command": ("pytest", "--junit-prefix=unit"), "report": "r"},
+            {"command": ("suite", "--junit-prefix=unit"), "report": "r"},
             "-x",
             ["-x", f"--junit-xml={REPORTS}/r"],
         ),
     ],
 )
-def test_preset_asks_for_the_report_that_the_command_does_not(
+def test_preset_asks_a_wrapper_for_the_report_by_a_variable(
     plan: dict[str, Any], inherited: str | None, expected: list[str]
 ) -> None:
-    """Pytest is told where to report unless it is told already, or to report elsewhere, or not."""
+    """A pytest that a wrapper starts is told where to report, unless told already, or not to."""
     suite = SuitePlan(
-        **{"command": ("pytest",), "preset": Preset.PYTEST, "environment": ("PYTEST_ADDOPTS",)}
+        **{"command": ("suite",), "preset": Preset.PYTEST, "environment": ("PYTEST_ADDOPTS",)}
         | plan
     )
     variables = {} if inherited is None else {"PYTEST_ADDOPTS": inherited}
@@ -442,11 +444,65 @@ def test_preset_asks_for_the_report_that_the_command_does_not(
 
     assert shlex.split(given["PYTEST_ADDOPTS"]) == expected
     assert given.keys() == {"PYTEST_ADDOPTS", *TOLD}
+    assert suite.command_in(REPORTS) == suite.command
+
+
+ASKED = f"--junit-xml={REPORTS}/in/r.xml"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (("pytest",), ("pytest", ASKED)),
+        (("/bin/py.test", "--", "a"), ("/bin/py.test", ASKED, "--", "a")),
+        (("pytest", "-m", "pytest"), ("pytest", ASKED, "-m", "pytest")),
+        (("python", "-m", "pytest", "-x"), ("python", "-m", "pytest", ASKED, "-x")),
+        (
+            ("coverage", "run", "-m", "pytest", "-m", "pytest"),
+            ("coverage", "run", "-m", "pytest", ASKED, "-m", "pytest"),
+        ),
+        (("pytest", "--basetemp={report_dir}"), ("pytest", ASKED, f"--basetemp={REPORTS}")),
+    ],
+)
+def test_pytest_is_asked_for_its_report_in_its_command(
+    command: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    """What plainly is pytest is asked right after that word, and none that it starts is asked.
+
+    The command's own options come later and win. Options of the worker stay as they are.
+    """
+    suite = SuitePlan(command, Preset.PYTEST, "in/r.xml", environment=("PYTEST_ADDOPTS",))
+
+    assert (suite.command_in(REPORTS), suite.command) == (expected, command)
+    assert environment_of(suite, {}, "7-a.1", REPORTS) == TOLD
+    given = environment_of(suite, {"PYTEST_ADDOPTS": "-x"}, "7-a.1", REPORTS)
+    assert given == {"PYTEST_ADDOPTS": "-x"} | TOLD
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"preset": Preset.NONE},
+        {"report": None},
+        {"report": "/elsewhere/junit.xml"},
+        {"command": ("pytest", "--junitxml=mine")},
+        {"command": ("python", "-m", "pytest", "--junit-xml", "mine")},
+    ],
+)
+def test_pytest_that_is_not_asked_is_left_alone(plan: dict[str, Any]) -> None:
+    """A command that names a report itself, or of which none or another is wanted, is not added to.
+
+    No variable is set for it either.
+    """
+    suite = SuitePlan(**{"command": ("pytest",), "preset": Preset.PYTEST, "report": "r"} | plan)
+
+    assert suite.command_in(REPORTS) == suite.command
+    assert environment_of(suite, {"PYTEST_ADDOPTS": "-x"}, "7-a.1", REPORTS) == TOLD
 
 
 def test_options_of_the_worker_reach_no_suite_unasked() -> None:
     """Options that the worker itself was started with are a suite's only where its plan says so."""
-    suite = SuitePlan(("pytest",), Preset.PYTEST, "r")
+    suite = SuitePlan(("suite",), Preset.PYTEST, "r")
     given = environment_of(suite, {"PYTEST_ADDOPTS": "-k smoke"}, "7-a.1", REPORTS)
 
     assert shlex.split(given["PYTEST_ADDOPTS"]) == [f"--junit-xml={REPORTS}/r"]

@@ -81,11 +81,20 @@ PRESETS: Final[Mapping[Preset, PresetFacts]] = MappingProxyType(
 )
 
 
+_PYTEST_NAMES: Final = ("pytest", "py.test")
+
+
 def detect_preset(command: tuple[str, ...]) -> Preset:
     """Return the preset of a command that plainly is pytest, else NONE."""
-    names = [word.rpartition("/")[2] for word in command]
-    module = any(pair == ("-m", "pytest") for pair in itertools.pairwise(command))
-    return Preset.PYTEST if module or names[:1] in (["pytest"], ["py.test"]) else Preset.NONE
+    return Preset.NONE if _place_of_pytest(command) is None else Preset.PYTEST
+
+
+def _place_of_pytest(command: tuple[str, ...]) -> int | None:
+    """Return where in a command that plainly is pytest the word for it stands, else None."""
+    if command and command[0].rpartition("/")[2] in _PYTEST_NAMES:
+        return 0
+    pairs = enumerate(itertools.pairwise(command), start=1)
+    return next((place for place, pair in pairs if pair == ("-m", "pytest")), None)
 
 
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
@@ -168,8 +177,16 @@ class SuitePlan:
         return f"{words}: the last passed run of the repository executed {self.tests_last_passed}"
 
     def command_in(self, reports: Path) -> tuple[str, ...]:
-        """Return the command of a run whose report folder is `reports`."""
-        return tuple(word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in self.command)
+        """Return the command of a run whose report folder is `reports`, as it is started.
+
+        One that plainly is pytest is told right after that word where its report is wanted,
+        so that no other pytest is that its tests start, and what it says itself later wins.
+        """
+        words = [word.replace(REPORT_DIR_PLACEHOLDER, str(reports)) for word in self.command]
+        place, asked = _place_of_pytest(self.command), _asked_report(self, reports)
+        if place is not None and asked is not None:
+            words.insert(place + 1, asked[1])
+        return tuple(words)
 
     def report_in(self, reports: Path) -> Path | None:
         """Return where a run leaves its report whose report folder is `reports`; None for none."""
@@ -186,23 +203,37 @@ class SuitePlan:
         )
 
 
+def _asked_report(suite: SuitePlan, reports: Path) -> tuple[str, str] | None:
+    """Return the variable and the option by which a preset's suite is told where to report.
+
+    None where it cannot be told, where its command tells it already, and where no report is
+    wanted, or one elsewhere.
+    """
+    reporting, report = PRESETS[suite.preset].reporting, suite.report
+    # A wrapper may be given it within a word: make ARGS=--junitxml=…, or a script of a shell.
+    named = any(name in word for word in suite.command for name in ("--junitxml", "--junit-xml"))
+    if reporting is None or report is None or named or Path(report).is_absolute():
+        return None
+    variable, option = reporting
+    return variable, f"{option}={reports / report}"
+
+
 def environment_of(
     suite: SuitePlan, variables: Mapping[str, str], run_id: str, reports: Path
 ) -> dict[str, str]:
     """Return the variables of a run: those of the worker's that its plan lets through, and its own.
 
     Of a preset whose suite leaves a report where a variable says so, that variable names the
-    one that is wanted, unless the command already names one.
+    one that is wanted where the command does not say where the option for it belongs: every
+    process of the suite inherits it.
     """
     names = (*BASE_ENVIRONMENT, *suite.environment)
     environment = {name: variables[name] for name in names if name in variables}
     environment |= {"CI": "true", "STAGING_REPORT_DIR": str(reports), RUN_VARIABLE: run_id}
-    reporting, report = PRESETS[suite.preset].reporting, suite.report
-    named = any(word.startswith(("--junitxml", "--junit-xml")) for word in suite.command)
-    if reporting is not None and report is not None and not (named or Path(report).is_absolute()):
-        variable, option = reporting
-        asked = shlex.quote(f"{option}={reports / report}")
-        environment[variable] = f"{environment.get(variable, '')} {asked}".strip()
+    asked = _asked_report(suite, reports)
+    if asked is not None and _place_of_pytest(suite.command) is None:
+        variable, option = asked
+        environment[variable] = f"{environment.get(variable, '')} {shlex.quote(option)}".strip()
     return environment
 
 
