@@ -310,6 +310,14 @@ def test_plan_of_a_bare_command_has_careful_defaults() -> None:
         "/usr/bin/python3 -m pytest -q",
         "python -X dev -m pytest",
         "uv run python -m pytest",
+        "env pytest",
+        "/usr/bin/env A=1 B=/x/y .venv/bin/pytest -q",
+        "env A=1 python -m pytest",
+        "uv run pytest",
+        "poetry run pytest -x",
+        "pipenv run py.test",
+        "pdm run /opt/pytest",
+        "env A=1 uv run env B=2 pytest",
     ],
 )
 def test_plain_pytest_is_recognised(command: str) -> None:
@@ -330,6 +338,19 @@ def test_plain_pytest_is_recognised(command: str) -> None:
         "pytest3",
         "pytest/run",
         "my-pytest",
+        "env",
+        "env A=1",
+        "env A=/bin/pytest make",
+        "env -i pytest",
+        "env --chdir=tests pytest",
+        "A=1 pytest",
+        "uv run",
+        "uv pytest",
+        "uv tool run pytest",
+        "uv run A=1 pytest",
+        "uv run --frozen pytest",
+        "run pytest",
+        "npm run pytest",
     ],
 )
 def test_anything_else_is_not_taken_for_pytest(command: str) -> None:
@@ -461,6 +482,8 @@ ASKED = f"--junit-xml={REPORTS}/in/r.xml"
             ("coverage", "run", "-m", "pytest", "-m", "pytest"),
             ("coverage", "run", "-m", "pytest", ASKED, "-m", "pytest"),
         ),
+        (("env", "A=1", "pytest", "-x"), ("env", "A=1", "pytest", ASKED, "-x")),
+        (("uv", "run", "pytest", "-m", "pytest"), ("uv", "run", "pytest", ASKED, "-m", "pytest")),
         (("pytest", "--basetemp={report_dir}"), ("pytest", ASKED, f"--basetemp={REPORTS}")),
     ],
 )

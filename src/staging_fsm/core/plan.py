@@ -80,8 +80,9 @@ PRESETS: Final[Mapping[Preset, PresetFacts]] = MappingProxyType(
     }
 )
 
-
 _PYTEST_NAMES: Final = ("pytest", "py.test")
+#: With the word `run` they start the program that is named next, like `env` without a word.
+_RUNNERS: Final = ("uv", "poetry", "pipenv", "pdm")
 
 
 def detect_preset(command: tuple[str, ...]) -> Preset:
@@ -91,10 +92,34 @@ def detect_preset(command: tuple[str, ...]) -> Preset:
 
 def _place_of_pytest(command: tuple[str, ...]) -> int | None:
     """Return where in a command that plainly is pytest the word for it stands, else None."""
-    if command and command[0].rpartition("/")[2] in _PYTEST_NAMES:
-        return 0
+    place = _place_of_program(command)
+    if _program_at(command, place) in _PYTEST_NAMES:
+        return place
     pairs = enumerate(itertools.pairwise(command), start=1)
     return next((place for place, pair in pairs if pair == ("-m", "pytest")), None)
+
+
+def _place_of_program(command: tuple[str, ...]) -> int:
+    """Return where the program stands that is started, behind launchers without an option."""
+    place = 0
+    while True:
+        launcher = _program_at(command, place)
+        if launcher == "env":
+            words = command[place + 1 :]
+            place += 1 + len([*itertools.takewhile(_is_assignment, words)])
+        elif launcher in _RUNNERS and command[place + 1 : place + 2] == ("run",):
+            place += 2
+        else:
+            return place
+
+
+def _program_at(command: tuple[str, ...], place: int) -> str:
+    """Return the name of the program at a place, without its folder; nothing past the end."""
+    return "".join(command[place : place + 1]).rpartition("/")[2]
+
+
+def _is_assignment(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
