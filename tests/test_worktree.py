@@ -187,6 +187,48 @@ def test_bare_repository_is_not_unversioned(site: Site, tmp_path: Path) -> None:
         bind_revision(bare, IN_PLACE)
 
 
+@pytest.mark.parametrize("name", ["in", "deep/in", "refs"])
+def test_folder_in_a_bare_repository_is_not_unversioned(
+    site: Site, tmp_path: Path, name: str
+) -> None:
+    """A folder within a repository without files is none without a repository, however deep."""
+    bare = tmp_path / "shop.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(site.repository), str(bare))
+    (bare / name).mkdir(parents=True, exist_ok=True)
+
+    with pytest.raises(PreparationError, match=r"lies in the bare git repository .*shop\.git,"):
+        bind_revision(bare / name, IN_PLACE)
+
+
+def test_checkout_in_a_bare_repository_is_like_any_other(site: Site, tmp_path: Path) -> None:
+    """A work tree that lies in its bare repository is bound, and a build folder in it to none."""
+    bare = tmp_path / "shop.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(site.repository), str(bare))
+    git(bare, "worktree", "add", "--quiet", "--detach", str(bare / "main"))
+    build = bare / "main" / "build"
+    build.mkdir()
+
+    assert head_revision(bare / "main") == head_revision(site.repository)
+    assert head_revision(build) == UNVERSIONED
+    with pytest.raises(PreparationError, match=r"is a part of the git repository .*main: name"):
+        head_revision(bare / "main" / "docs")
+
+
+@pytest.mark.parametrize("ignored", ["", "deep\n"], ids=["untracked", "ignored"])
+def test_folder_of_a_repository_without_a_commit_is_not_unversioned(
+    tmp_path: Path, ignored: str
+) -> None:
+    """Where nothing was ever committed, a folder that git has nothing of is no build folder."""
+    shop = tmp_path / "shop"
+    git(tmp_path, "init", "--quiet", str(shop))
+    (shop / "deep" / "in").mkdir(parents=True)
+    (shop / "deep" / "in" / "suite").touch()
+    (shop / ".gitignore").write_text(ignored)
+
+    with pytest.raises(PreparationError, match=r"repository .*shop, which is on no commit: commit"):
+        bind_revision(shop / "deep" / "in", IN_PLACE)
+
+
 def test_repository_without_a_commit_is_not_unversioned(tmp_path: Path) -> None:
     """Whoever forgot the first commit, or whose commit failed, has no run that is bound to none."""
     shop = tmp_path / "shop"

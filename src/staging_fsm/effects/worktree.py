@@ -200,23 +200,50 @@ def is_in_repository(folder: Path) -> bool:
 def _refuse_part_of_repository(folder: Path) -> None:
     """Raise PreparationError for a folder of a git work tree, which is on a commit all the same.
 
-    One that git has nothing of, such as a build folder, is on none. A bare repository is
-    refused, too: its commits are there, their files are not.
+    One that git has nothing of, such as a build folder, is on none, unless that is so of all
+    that the repository has. A bare repository and what lies in one is refused, too: its
+    commits are there, their files are not.
     """
-    # What git itself takes for a repository: https://git-scm.com/docs/gitrepository-layout.
-    # A folder that may not be entered has none of it: to look raises nothing.
-    if all(os.path.lexists(folder / name) for name in ("HEAD", "objects", "refs")):
+    if _is_bare(folder):
         message = f"{folder} is a bare git repository, without files to run: name a work tree of it"
         raise PreparationError(message)
-    above = [parent for parent in folder.resolve().parents if os.path.lexists(parent / ".git")]
-    if above and shutil.which("git") is not None:
-        listed = run_git(folder, "ls-files", "-z", "--", ".")
-        if listed.returncode == 0 and listed.stdout:
+    for parent in folder.resolve().parents:
+        if _is_bare(parent):
             message = (
-                f"{folder} is a part of the git repository {above[0]}: name that one, and have"
-                " the suite change into the folder"
+                f"{folder} lies in the bare git repository {parent}, which has no files to run:"
+                " name a work tree of it"
             )
             raise PreparationError(message)
+        if os.path.lexists(parent / ".git"):
+            _refuse_part_of_work_tree(folder, parent)
+            return
+
+
+def _is_bare(folder: Path) -> bool:
+    """Say whether git itself would take `folder` for a repository without files."""
+    # What it has to have: https://git-scm.com/docs/gitrepository-layout.
+    # A folder that may not be entered has none of it: to look raises nothing.
+    return all(os.path.lexists(folder / name) for name in ("HEAD", "objects", "refs"))
+
+
+def _refuse_part_of_work_tree(folder: Path, top: Path) -> None:
+    if shutil.which("git") is None:
+        return
+    listed = run_git(folder, "ls-files", "-z", "--", ".")
+    if listed.returncode != 0:
+        return
+    if listed.stdout:
+        message = (
+            f"{folder} is a part of the git repository {top}: name that one, and have"
+            " the suite change into the folder"
+        )
+        raise PreparationError(message)
+    if run_git(folder, "rev-parse", "--verify", "--quiet", "HEAD").returncode != 0:
+        message = (
+            f"{folder} is a part of the git repository {top}, which is on no commit:"
+            " commit there what is to be run"
+        )
+        raise PreparationError(message)
 
 
 def head_revision(repository: Path) -> str:
