@@ -16,6 +16,7 @@ from django.db import OperationalError, connections, transaction
 
 import postgres
 from conftest import NO_POSTGRESQL
+from forked import answer_of_fork
 from staging_fsm.core.errors import SnapshotRefusedError
 from staging_fsm.core.machine import step
 from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
@@ -218,6 +219,48 @@ def test_first_write_after_a_restart_is_stored(
     rows.save(1, saved)
 
     assert rows.load(1).snapshot() == saved
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_forked_worker_speaks_over_no_connection_of_its_parent(
+    databases: dict[str, Any], postgres_url: str, *, pool: bool
+) -> None:
+    """A Django host may fork after its first look, with a pool or without: each has a session."""
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
+        schema = beside.execute("SELECT current_schema()").fetchone()
+    assert schema is not None
+    rows = rows_at(postgres_url, databases, schema[0])
+    kept = {"OPTIONS": {"pool": {"min_size": 1, "max_size": 1}}} if pool else {"CONN_MAX_AGE": None}
+    databases[USING] |= kept
+    rows.check()
+
+    def session() -> object:
+        with rows.transaction() as tx:
+            return tx.scalar(sa.text("SELECT pg_backend_pid()"))
+
+    before = session()
+    if pool:
+        # It is in the pool again, from which the other process would take it.
+        connections[USING].close()
+    answer = answer_of_fork(session)
+
+    assert session() == before
+    assert answer.isdecimal()
+    assert answer != str(before)
+    connections[USING].close()
+    connections[USING].close_pool()
+
+
+def test_connection_to_sqlite_is_djangos_own_after_a_fork(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """What Django has of SQLite is left to it: a database in memory may be all that there is."""
+    rows = rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+    rows.check()
+    held = connections[USING].connection
+    assert held is not None
+
+    assert answer_of_fork(lambda: connections[USING].connection is held) == "True"
 
 
 @pytest.mark.parametrize("lasts_seconds", [0, None], ids=["one use", "for ever"])

@@ -17,6 +17,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
+from forked import answer_of_fork
 from postgres import engine_with
 from staging_fsm.core.errors import (
     ConfigInvalidError,
@@ -1135,6 +1136,45 @@ def test_driver_that_does_not_tell_of_transactions_is_believed(
     driver = SimpleNamespace(driver_connection=object())
 
     assert rows._is_in_transaction(SimpleNamespace(connection=driver))
+
+
+def test_forked_worker_speaks_over_no_connection_of_its_parent(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """A host may fork after its first look: each process has a session of its own in PostgreSQL."""
+    rows = make_foreign(POSTGRESQL).create()
+    rows.check()
+
+    def session() -> object:
+        with rows.transaction() as tx:
+            return tx.scalar(sa.text("SELECT pg_backend_pid()"))
+
+    before = session()
+    answers = {answer_of_fork(session) for _ in range(2)}
+
+    assert session() == before
+    assert len({*answers, str(before)}) == 3
+    assert all(answer.isdecimal() for answer in answers)
+
+
+@pytest.mark.parametrize("name", ["foreign.db", ":memory:"])
+def test_forked_worker_opens_a_file_of_its_own(tmp_path: Path, name: str) -> None:
+    """After a fork SQLite's file is opened anew, and a database in memory is still what it was."""
+    opened = []
+    place = {"poolclass": sa.pool.StaticPool} if name == ":memory:" else {}
+    path = name if name == ":memory:" else tmp_path / name
+    engine = sa.create_engine(f"sqlite:///{path}", **place)
+    sa.event.listen(engine, "connect", lambda *_: opened.append(1))
+    rows = Foreign(engine).create()
+    rows.check()
+    before = len(opened)
+
+    def asked() -> object:
+        return rows.load("j-1").status, len(opened) - before
+
+    assert answer_of_fork(asked) == str(("running", 0 if name == ":memory:" else 1))
+    assert asked() == ("running", 0)
+    engine.dispose()
 
 
 @pytest.mark.parametrize("extra", ["json", "text"])

@@ -40,6 +40,19 @@ class DjangoRows(SqlRows):
         engine = sa.create_engine(address, poolclass=sa.pool.NullPool)
         super().__init__(engine, model._meta.db_table, *arguments, **named)  # noqa: SLF001  # Django's public name
 
+    def begin_anew(self) -> None:
+        """Leave Django's connection, too, to the process that this one was forked from.
+
+        Not SQLite's: Django's own tests share one with the processes that they fork.
+        """
+        super().begin_anew()
+        for connection in connections.all(initialized_only=True):
+            if connection.alias == self._using and connection.vendor != "sqlite":
+                # Where the settings ask for a pool, it stands there for the whole process.
+                pools = getattr(connection, "_connection_pools", {})
+                self._not_ours += [connection, pools.pop(self._using, None)]
+                del connections[self._using]
+
     @contextmanager
     def _reading(self) -> Iterator[Any]:
         yield self._connected()

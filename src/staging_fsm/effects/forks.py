@@ -1,8 +1,10 @@
-"""What a process that was forked from another must not keep of it: name, locks and threads.
+"""What a process that was forked from another must not keep of it.
+
+That is its name, its locks, its threads and its connections.
 
 A server that loads first and forks then would give all its workers one name, and each
-would take the others' attempts for its own; and a lock that some thread held at the
-fork is held for ever, by nobody.
+would take the others' attempts for its own; a lock that some thread held at the
+fork is held for ever, by nobody; and over one socket each would read the others' answers.
 """
 
 import os

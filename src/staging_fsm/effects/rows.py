@@ -22,6 +22,7 @@ from staging_fsm.core.errors import (
 )
 from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
+from staging_fsm.effects.forks import begin_anew_after_forks
 from staging_fsm.effects.host_table import HostTable
 from staging_fsm.effects.metadata import Expected, our_document
 from staging_fsm.effects.once import once
@@ -34,6 +35,8 @@ SELDOM: Final = "0.0001"
 FACTS: Final = ("repo", "work_item", "stage")
 #: How many rows a walk through the whole table holds at a time.
 BATCH_ROWS: Final = 1000
+#: The pools that SQLite's databases in memory are held by.
+_IN_MEMORY: Final = (sa.pool.SingletonThreadPool, sa.pool.StaticPool)
 
 
 class SqlRows:
@@ -78,6 +81,21 @@ class SqlRows:
         )
         #: Whether an attempt was seen to be there after it was stored.
         self._keeps = False
+        #: What belongs to the process that this one was forked from. To close it would be to
+        #: speak for that process, so it is kept from being collected.
+        self._not_ours: list[Any] = []
+        begin_anew_after_forks(self)
+
+    def begin_anew(self) -> None:
+        """Leave every connection to the process that this one was forked from.
+
+        Both would speak over one socket, and each would read the other's answers; in a file
+        each would move the other's place. A database in memory is in its connection.
+        """
+        pool = self.engine.pool
+        if not (self.engine.dialect.name == "sqlite" and isinstance(pool, _IN_MEMORY)):
+            self._not_ours.append(pool)
+            self.engine.dispose(close=False)
 
     def check(self) -> None:
         """Look at the table now: its columns, their types, some due times, and our rights.
