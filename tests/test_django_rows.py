@@ -17,7 +17,7 @@ from django.db import OperationalError, connections, transaction
 import postgres
 from conftest import NO_POSTGRESQL
 from forked import answer_of_fork
-from staging_fsm.core.errors import SnapshotRefusedError
+from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError
 from staging_fsm.core.machine import step
 from staging_fsm.core.snapshot import Snapshot, fresh_snapshot
 from staging_fsm.core.spec import INITIAL, Event
@@ -261,6 +261,20 @@ def test_connection_to_sqlite_is_djangos_own_after_a_fork(
     assert held is not None
 
     assert answer_of_fork(lambda: connections[USING].connection is held) == "True"
+
+
+def test_statement_that_the_table_refuses_is_told_in_a_sentence(
+    databases: dict[str, Any], postgres_url: str
+) -> None:
+    """Over Django's connection, too, what cannot be compared is said at start, before a run."""
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
+        schema = beside.execute("SELECT current_schema()").fetchone()
+        assert schema is not None
+        rows = rows_at(postgres_url, databases, schema[0])
+        beside.execute("ALTER TABLE jobs DROP status CASCADE, ADD status boolean")
+
+    with pytest.raises(ConfigInvalidError, match="needed: operator does not exist: boolean = "):
+        rows.check()
 
 
 @pytest.mark.parametrize("lasts_seconds", [0, None], ids=["one use", "for ever"])

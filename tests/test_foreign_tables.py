@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from forked import answer_of_fork
-from postgres import engine_with
+from postgres import engine_with, new_schema
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
@@ -1484,6 +1484,76 @@ def test_domain_is_what_it_is_made_of(
     found = rows.load("j-1").not_before
     assert found is not None
     assert timedelta(0) <= found - LATER < timedelta(seconds=1)
+
+
+@pytest.fixture
+def apart(postgres_server: str) -> Iterator[str]:
+    """Return the name of a schema in which no connection looks."""
+    with new_schema(postgres_server) as url:
+        yield str(sa.make_url(url).query["options"]).rpartition("=")[2]
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+@pytest.mark.parametrize("condition", ["mood", "words", "mood_again", "words_again"])
+def test_status_may_be_in_a_domain(
+    make_foreign: Callable[[str], Foreign], apart: str, condition: str, *, is_apart: bool
+) -> None:
+    """A status in a domain over an enumeration, a text or another domain is read and written."""
+    foreign, place = make_foreign(POSTGRESQL), f"{apart}." if is_apart else ""
+    foreign.run(f"CREATE TYPE {place}kind AS ENUM ('WAITING', 'BUSY', 'STOPPED', 'ON_HOLD')")
+    foreign.run(f"CREATE DOMAIN {place}mood AS {place}kind")
+    foreign.run(f"CREATE DOMAIN {place}words AS varchar(9)")
+    for name in ("mood", "words"):
+        foreign.run(f"CREATE DOMAIN {place}{name}_again AS {place}{name}")
+    rows = foreign.create(condition=f"{place}{condition}", extra="jsonb")
+    rows.check()
+    rows.save("j-1", attempt(1))
+
+    assert [row.status for row in rows.unfinished()] == ["running"]
+    rows.requeue("j-1", LATER, attempt(1), once=True)
+    assert rows.load("j-1").status == "queued"
+    rows.cancel("j-1", attempt(1))
+    assert rows.unfinished() == []
+    assert foreign.ask('"Condition"') == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ('ALTER "Condition" TYPE boolean USING NULL', "operator does not exist: boolean = "),
+        ('ALTER "Condition" TYPE json USING NULL', "operator does not exist: json = "),
+        (
+            'DROP "run after", ADD "run after" bigint GENERATED ALWAYS AS (tenant) STORED',
+            'column "run after" can only be updated to DEFAULT',
+        ),
+    ],
+)
+def test_statement_that_the_table_refuses_is_told_before_a_run(
+    make_foreign: Callable[[str], Foreign], change: str, refused: str
+) -> None:
+    """What recovery, a deferral or a cancellation will ask for is tried on no row at start."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create()
+    foreign.run(f'ALTER TABLE "{TABLE}" {change}')
+
+    [problem] = problems_of(rows)
+
+    assert problem.startswith(f"table '{TABLE}' does not take a statement that is needed: ")
+    assert refused in problem
+    assert problem.endswith("correct the type of the column, the mapping or the condition")
+    assert "\n" not in problem
+
+
+def test_condition_that_is_no_sql_is_told_in_a_sentence(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """A condition that the database cannot read is a fault of the mapping, and is said at start."""
+    foreign = make_foreign(POSTGRESQL)
+    foreign.create()
+
+    [problem] = problems_of(SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where="tenat = 7"))
+
+    assert 'column "tenat" does not exist; correct' in problem
 
 
 def test_status_word_is_as_long_as_its_characters(make_foreign: Callable[[str], Foreign]) -> None:

@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from django.db import connections, transaction
+from django.db import DataError, ProgrammingError, connections, transaction
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
-from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.rows import REFUSALS, SqlRows
 
 
 class DjangoRows(SqlRows):
     """Job rows in the table of a Django model, managed or not."""
+
+    _refusals = (*REFUSALS, DataError, ProgrammingError)
 
     def __init__(self, model: Any, *arguments: Any, using: str = "default", **named: Any) -> None:
         """Bind to the table of `model` in the database `using`.

@@ -59,6 +59,8 @@ METADATA_LENGTH_MIN: Final = 65_536
 _SAMPLE_ROWS: Final = 20
 #: How many rows are looked at for an id that two of them have.
 _NEWEST_ROWS: Final = 1000
+#: What is noted of a column whose type is a domain.
+_IN_DOMAIN: Final = "in a domain"
 _NUMBERS: Final = (sa.Integer, sa.Numeric, sa.Float)
 #: The greatest integer that a database can be asked for.
 _INTEGER_MAX: Final = 2**63 - 1
@@ -147,7 +149,10 @@ class HostTable:
         ]
         if problems:
             raise ConfigInvalidError(problems)
-        columns = [sa.Column(column["name"], self._kind(column)) for column in found]
+        columns = [
+            sa.Column(it["name"], self._kind(it), info={_IN_DOMAIN: isinstance(it["type"], DOMAIN)})
+            for it in found
+        ]
         table = sa.Table(self._name, sa.MetaData(), *columns, schema=self._schema)
         problems = list(self._misfits(table))
         if problems:
@@ -324,7 +329,10 @@ class HostTable:
     @once
     def unfinished(self) -> sa.ColumnElement[bool]:
         """Return the condition on a job that waits or is in work."""
-        status = self.column("status")
+        column = self.column("status")
+        # A word is compared with an enumeration, and not with a domain over it.
+        is_hidden = isinstance(column.type, sa.Enum) and column.info[_IN_DOMAIN]
+        status = sa.cast(column, column.type) if is_hidden else column
         return sa.or_(*(status == self.statuses[word] for word in (QUEUED, RUNNING)))
 
     def names(self, job_id: Any) -> dict[str, Any]:
@@ -372,8 +380,10 @@ def _is_of_all(index: Mapping[str, Any]) -> bool:
 
 
 def _base(kind: Any) -> Any:
-    """Return a column's type; for a domain the one that it is made of."""
-    return kind.data_type if isinstance(kind, DOMAIN) else kind
+    """Return a column's type; for a domain the one that it is made of, also by way of others."""
+    while isinstance(kind, DOMAIN):
+        kind = kind.data_type
+    return kind
 
 
 def _unfit_word(kind: Any, word: Any, *, strict: bool) -> str | None:

@@ -8,8 +8,8 @@ keys at the same time loses nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import datetime
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -35,12 +35,18 @@ SELDOM: Final = "0.0001"
 FACTS: Final = ("repo", "work_item", "stage")
 #: How many rows a walk through the whole table holds at a time.
 BATCH_ROWS: Final = 1000
+#: What is tried on no row may be due at any time.
+_SOME_MOMENT: Final = datetime(2026, 1, 31, 12, tzinfo=UTC)
+#: What is raised for a statement that the database will never take.
+REFUSALS: Final = (sa.exc.ProgrammingError, sa.exc.DataError)
 #: The pools that SQLite's databases in memory are held by.
 _IN_MEMORY: Final = (sa.pool.SingletonThreadPool, sa.pool.StaticPool)
 
 
 class SqlRows:
     """Job rows in a SQL table that belongs to somebody else: SQLite or PostgreSQL."""
+
+    _refusals: ClassVar[tuple[type[Exception], ...]] = REFUSALS
 
     def __init__(
         self,
@@ -100,13 +106,44 @@ class SqlRows:
     def check(self) -> None:
         """Look at the table now: its columns, their types, some due times, and our rights.
 
-        Raises ConfigInvalidError with a sentence for everything that does not fit.
+        Every statement that an attempt may need is tried on no row. Raises
+        ConfigInvalidError with a sentence for everything that does not fit.
         """
-        problems = self._host.problems(self._reading)
-        if problems:
-            raise ConfigInvalidError(problems)
-        with self.transaction() as connection:
-            self._refuse_autocommit(connection)
+        try:
+            problems = self._host.problems(self._reading)
+            if problems:
+                raise ConfigInvalidError(problems)
+            with self.transaction() as connection:
+                self._refuse_autocommit(connection)
+                self._try_on_no_row(connection)
+        except self._refusals as error:
+            said = str(getattr(error, "orig", error)).partition("\n")[0]
+            message = (
+                f"table {self._host.full_name} does not take a statement that is needed: {said};"
+                " correct the type of the column, the mapping or the condition"
+            )
+            raise ConfigInvalidError([message]) from error
+
+    def _try_on_no_row(self, connection: Any) -> None:
+        """Have the database look at what recovery, a deferral and a cancellation will ask for.
+
+        It refuses what it cannot compare or write, whether there is such a row or not: better
+        now than after a run.
+        """
+        connection.execute(self._recovering.limit(0))
+        # No id equals nothing.
+        nobody, after, first = {"our_id": None}, Expected("", 0), Expected("", None)
+        queued, made = self._queued_at(_SOME_MOMENT)
+        written = self._updating(first=False)
+        deferred, ended = written.values(queued), written.values(self._status("cancelled"))
+        for statement, expected, document in (
+            (self._saving[True], first, "{}"),
+            (self._saving[False], after, "{}"),
+            (deferred.where(self._host.unfinished, *map(sa.not_, made)), after, None),
+            (ended.where(self._host.unfinished), after, None),
+        ):
+            asked = self._host.documents.values(connection, nobody, expected, document)
+            connection.execute(statement, {**nobody, **asked})
 
     def _refuse_autocommit(self, connection: Any) -> None:
         """Raise ConfigInvalidError where no statement waits for the end of its transaction.
@@ -149,15 +186,16 @@ class SqlRows:
 
     def unfinished(self) -> list[JobRow]:
         """Return every queued or running row that carries our key, however broken."""
+        rows = self._fetch(self._recovering)
+        return [row for row in rows if row.document is not None]
+
+    @once
+    def _recovering(self) -> sa.Select[Any]:
         few = self._host.unfinished
         if self.engine.dialect.name == "sqlite":
             few = sa.func.likelihood(few, sa.literal_column(SELDOM))
-        rows = self._fetch(
-            self._select(self._host.documents.selected)
-            .where(few, self._host.ours)
-            .order_by(self._host.column("id"))
-        )
-        return [row for row in rows if row.document is not None]
+        found = self._select(self._host.documents.selected).where(few, self._host.ours)
+        return found.order_by(self._host.column("id"))
 
     def recent(self, limit: int, repo: str | None = None) -> list[JobRow]:
         """Return the `limit` rows with the greatest ids, greatest first; of `repo` alone if given.
@@ -306,20 +344,25 @@ class SqlRows:
         without due times cannot be asked. Raises ConfigInvalidError where the table does
         not take it.
         """
-        values = {self._host.columns["status"]: self._host.statuses[QUEUED]}
-        due = self._host.due.values(not_before)
-        made = [
-            self._host.table.columns[name].is_not_distinct_from(value)
-            for name, value in due.items()
-            if once
-        ]
+        values, made = self._queued_at(not_before)
+        made = made if once else []
         expected, wanted = _stored(snapshot), [self._host.unfinished, *map(sa.not_, made)]
         with self._within(tx) as connection:
             try:
-                self._write(connection, job_id, expected, {**values, **due}, *wanted)
+                self._write(connection, job_id, expected, values, *wanted)
             except StaleSnapshotError:
                 if not made or not self._holds(connection, job_id, expected, *made):
                     raise
+
+    def _queued_at(self, moment: datetime) -> tuple[dict[str, Any], list[sa.ColumnElement[bool]]]:
+        """Return what to write for a job that is due at `moment`, and what holds if it is."""
+        due = self._host.due.values(moment)
+        columns = self._host.table.columns
+        made = [columns[name].is_not_distinct_from(value) for name, value in due.items()]
+        return self._status(QUEUED) | due, made
+
+    def _status(self, word: str) -> dict[str, Any]:
+        return {self._host.columns["status"]: self._host.statuses[word]}
 
     def cancel(self, job_id: Any, snapshot: Snapshot) -> None:
         """End the job as cancelled, if `snapshot` is still stored.
@@ -327,11 +370,10 @@ class SqlRows:
         One that has ended already, however, stays as it is. Raises StaleSnapshotError, and
         ConfigInvalidError where the table does not take it.
         """
-        values = {self._host.columns["status"]: self._host.statuses["cancelled"]}
         expected, is_open = _stored(snapshot), self._host.unfinished
         with self.transaction() as connection:
             try:
-                self._write(connection, job_id, expected, values, is_open)
+                self._write(connection, job_id, expected, self._status("cancelled"), is_open)
             except StaleSnapshotError:
                 if not self._holds(connection, job_id, expected, sa.not_(is_open)):
                     raise
