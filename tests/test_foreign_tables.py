@@ -14,9 +14,12 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import attrs
+import psycopg
 import pytest
 import sqlalchemy as sa
 
+import postgres
+from conftest import NO_POSTGRESQL
 from forked import answer_of_fork
 from postgres import engine_with, new_schema
 from staging_fsm.core.errors import (
@@ -1554,6 +1557,74 @@ def test_condition_that_is_no_sql_is_told_in_a_sentence(
     [problem] = problems_of(SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where="tenat = 7"))
 
     assert 'column "tenat" does not exist; correct' in problem
+
+
+@pytest.fixture(scope="module")
+def encoded() -> Iterator[Callable[[str], str]]:
+    """Return a maker of PostgreSQL databases in a given encoding, which returns their address."""
+    if postgres.binaries() is None:
+        pytest.skip(NO_POSTGRESQL)
+    with postgres.own_server() as server:
+        server.start()
+
+        def make(encoding: str) -> str:
+            name = f"of_{uuid.uuid4().hex}"
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute(
+                    f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0"
+                    " LC_COLLATE 'C' LC_CTYPE 'C'"
+                )
+            return str(sa.make_url(server.url).set(database=name))
+
+        yield make
+
+
+@pytest.mark.parametrize("extra", ["json", "text"])
+def test_attempt_is_kept_in_a_database_of_few_characters(
+    encoded: Callable[[str], str], extra: str
+) -> None:
+    """In a database in LATIN1 an attempt keeps any path in json and in text, as escapes."""
+    engine = open_database(encoded("LATIN1"))
+    rows = Foreign(engine).create(extra=extra)
+    stored = attrs.evolve(attempt(1), artifact=Artifact("stan-żółw", "0" * 64))
+    rows.check()
+    rows.save("j-1", stored)
+
+    assert rows.load("j-1").snapshot() == stored
+    engine.dispose()
+
+
+def test_jsonb_of_few_characters_is_refused(encoded: Callable[[str], str]) -> None:
+    """A verdict whose path jsonb could not hold could never be stored: it is refused at start."""
+    engine = open_database(encoded("LATIN1"))
+
+    [problem] = problems_of(Foreign(engine).create(extra="jsonb"))
+
+    assert problem == (
+        "column 'extra' of 'Agent Runs' is jsonb in a database in LATIN1, which cannot hold every"
+        " character of a path or a message: make it json or text, or use a database in UTF8"
+    )
+    engine.dispose()
+
+
+@pytest.mark.parametrize("told", [{}, {"client_encoding": "utf8"}], ids=["bytes", "texts"])
+def test_database_of_bytes_is_refused(encoded: Callable[[str], str], told: dict[str, str]) -> None:
+    """In a database in SQL_ASCII a name may be any bytes: it is refused, however it is read."""
+    url = sa.make_url(encoded("SQL_ASCII"))
+    clear = sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), connect_args={"client_encoding": "utf8"}
+    )
+    Foreign(clear).create()
+    engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), connect_args=told)
+
+    [problem] = problems_of(SqlRows(engine, TABLE, NAMES, STATUSES))
+
+    assert problem.startswith(
+        "table 'Agent Runs' is in a database in SQL_ASCII, whose texts are bytes in no encoding"
+        " that is known: use a database in UTF8"
+    )
+    engine.dispose()
+    clear.dispose()
 
 
 def test_status_word_is_as_long_as_its_characters(make_foreign: Callable[[str], Foreign]) -> None:

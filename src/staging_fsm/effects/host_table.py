@@ -141,6 +141,11 @@ class HostTable:
                 found = sa.inspect(self._engine).get_columns(self._name, self._schema)
         except sa.exc.NoSuchTableError:
             raise ConfigInvalidError([f"there is no table {self.full_name}"]) from None
+        except TypeError as error:
+            # Not even its version: where no encoding is told psycopg returns bytes for a text.
+            if dialect != "postgresql":
+                raise
+            raise ConfigInvalidError([f"{self._no_encoding()} ({error})"]) from error
         names = ", ".join(column["name"] for column in found)
         problems = [
             f"table {self.full_name} has no column {actual!r} for {ours!r} (it has {names})"
@@ -268,10 +273,34 @@ class HostTable:
                 problems.append(f"{self.called('id')} is no key: two rows have {shared[0]!r}")
             found = (self.due.problem(value) for value in connection.execute(sample).scalars())
             first = next((problem for problem in found if problem), None)
-            rights = self._missing_rights(connection)
+            further = self._missing_rights(connection) + self._unfit_encoding(connection)
         if first:
             problems.append(f"{self.called('not_before')} {first}")
-        return problems + rights
+        return problems + further
+
+    def _unfit_encoding(self, connection: Connection) -> list[str]:
+        """Say what an attempt cannot be kept in for its characters: it holds paths and messages."""
+        if self._engine.dialect.name == "sqlite":
+            return []
+        asked = sa.select(sa.func.current_setting("server_encoding", type_=sa.Text))
+        encoding = connection.execute(asked).scalar()
+        if encoding == "SQL_ASCII":
+            return [self._no_encoding()]
+        # A text, and json, keep a character that is an escape as it is written.
+        if encoding == "UTF8" or not isinstance(self.column("metadata").type, JSONB):
+            return []
+        problem = (
+            f"{self.called('metadata')} is jsonb in a database in {encoding}, which cannot hold"
+            " every character of a path or a message: make it json or text, or use a database"
+            " in UTF8"
+        )
+        return [problem]
+
+    def _no_encoding(self) -> str:
+        return (
+            f"table {self.full_name} is in a database in SQL_ASCII, whose texts are bytes in no"
+            " encoding that is known: use a database in UTF8"
+        )
 
     def _is_unique(self, name: str) -> bool:
         """Say whether no two rows can have the same value there; a view is taken at its word."""
