@@ -81,6 +81,24 @@ def test_setting_up_makes_one_schema_and_leaves_everything_else(
         assert tables(fleet) == before
 
 
+@pytest.mark.parametrize("setting", ["ORCH_FLEET_BRANCH", "ORCH_FLEET_SHARED_DIR"])
+def test_worker_that_would_stage_another_branch_does_not_start(
+    fleet: FleetStand, setting: str
+) -> None:
+    """A machine whose branches or papers are elsewhere than the fleet's others is refused."""
+    fleet.call("fleet-setup")
+    fleet.settings[setting] = "feature/{work_item}" if "BRANCH" in setting else str(fleet.root)
+    refused = fleet.call("fleet-worker", check=False)
+
+    assert refused.returncode == ExitCode.DECLINED
+    assert "the fleet was set up so that each work item is on the branch {" in refused.stderr
+    assert setting in refused.stderr
+    # What is noted anew holds for all.
+    assert fleet.call("fleet-setup").stdout.splitlines()[1] == fleet.desk.deliveries.noted(
+        fleet.engine
+    )
+
+
 def tables(fleet: FleetStand) -> list[tuple[Any, ...]]:
     """Return every column of every table that the host has."""
     query = sa.text(

@@ -46,6 +46,10 @@ _ADDRESSED: Final = """
     SELECT DISTINCT queue_name FROM procrastinate_jobs
     WHERE status = 'todo' AND queue_name LIKE :queues
 """
+_NOTE: Final = (
+    "SELECT format('COMMENT ON SCHEMA %I IS %L', CAST(:schema AS text), CAST(:papers AS text))"
+)
+_NOTED: Final = "SELECT obj_description(to_regnamespace(:schema), 'pg_namespace')"
 _READDRESS: Final = """
     UPDATE procrastinate_jobs SET queue_name = :home
     WHERE status = 'todo' AND queue_name = :queue
@@ -89,6 +93,19 @@ class Deliveries:
             with self._engine_first(connection):
                 _driver(connection).execute(self._client.schema_manager.get_schema())
         return True
+
+    def note(self, engine: sa.Engine, papers: str) -> None:
+        """Note where the fleet's papers go, as a comment on the engine's schema."""
+        facts = {"schema": self.server.schema, "papers": papers}
+        with engine.begin() as connection:
+            # It takes no parameters, so the database itself is to quote them.
+            statement = connection.execute(sa.text(_NOTE), facts).scalar_one()
+            connection.execution_options(no_parameters=True).exec_driver_sql(statement)
+
+    def noted(self, engine: sa.Engine) -> str | None:
+        """Return where the fleet's papers go, as it was noted; None where it never was."""
+        with engine.connect() as connection:
+            return connection.execute(sa.text(_NOTED), {"schema": self.server.schema}).scalar()
 
     def defer(
         self,

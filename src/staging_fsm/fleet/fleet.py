@@ -63,6 +63,13 @@ class Fleet:
         """Return the branch of the job's work item."""
         return self.settings.branch.replace("{work_item}", row.work_item)
 
+    @property
+    def papers(self) -> str:
+        """Say where papers go, and which commit of a work item is staged: as all machines must."""
+        branch = f"each work item is on the branch {self.settings.branch}"
+        shared = self.settings.shared_dir is not None
+        return f"{branch}; its papers go {'to a shared folder' if shared else 'there'}"
+
     def publisher(self, mirror: Mirror) -> Publisher:
         """Return how papers reach the host."""
         if self.settings.shared_dir is not None:

@@ -18,5 +18,7 @@ def fleet_setup(db: str | None) -> None:
     created = fleet.deliveries.set_up(fleet.engine)
     words = "created, with the engine's tables in it" if created else "is there already"
     click.echo(f"schema {fleet.settings.schema}: {words}")
+    fleet.deliveries.note(fleet.engine, fleet.papers)
+    click.echo(fleet.papers)
     waiting = redeliver(fleet)
     click.echo(f"jobs that waited for a fleet: {len(waiting)}")

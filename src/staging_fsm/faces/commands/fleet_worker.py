@@ -5,7 +5,7 @@ import os
 
 import click
 
-from staging_fsm.faces.fleet import open_fleet, require_fleet
+from staging_fsm.faces.fleet import open_fleet, refuse_other_papers, require_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 
@@ -29,6 +29,7 @@ def fleet_worker(db: str | None, concurrency: int) -> None:
     session = open_session(db)
     fleet = open_fleet(session)
     require_fleet(session)
+    refuse_other_papers(fleet)
     from staging_fsm.fleet.worker import run_worker  # noqa: PLC0415  # the extra "fleet"
 
     click.echo(f"worker {fleet.worker}", err=True)
