@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from django.conf import settings
 from django.db import OperationalError, connections, transaction
+from django.db.backends.signals import connection_created
 
 import postgres
 from conftest import NO_POSTGRESQL
@@ -63,6 +64,11 @@ def configured(alias: str, url: str) -> dict[str, Any]:
     }
     known: dict[str, Any] = connections.configure_settings({"default": {}, alias: told})
     return {alias: known[alias]}
+
+
+def schema_of(url: str) -> str:
+    """Return the schema in which connections to `url` look."""
+    return str(sa.make_url(url).query["options"]).rpartition("=")[2]
 
 
 def rows_at(url: str, databases: dict[str, Any], schema: str | None = None) -> DjangoRows:
@@ -182,6 +188,51 @@ def test_table_is_looked_at_in_a_file_that_the_settings_name_by_its_path(
     connections[USING].close()
     del connections[USING]
     databases[USING]["NAME"] = file
+    rows = DjangoRows(SimpleNamespace(_meta=SimpleNamespace(db_table="jobs")), using=USING)
+    rows.check()
+
+    assert rows.load(1).id == 1
+
+
+@pytest.mark.parametrize("pool", [None, {"min_size": 1, "max_size": 1}])
+@pytest.mark.parametrize("is_told", ["in the settings", "when it connects"])
+def test_table_is_looked_at_where_django_looks(
+    databases: dict[str, Any], postgres_url: str, is_told: str, pool: dict[str, int] | None
+) -> None:
+    """Whatever the settings say of a connection, or a receiver does to it, holds for the look."""
+    rows_at(postgres_url, databases)
+    place = f"search_path={schema_of(postgres_url)}"
+    databases[USING]["OPTIONS"] = {"pool": pool} if pool else {}
+
+    def look_there(connection: Any, **_told: object) -> None:
+        connection.cursor().execute(f"SET {place}")
+
+    if is_told == "when it connects":
+        connection_created.connect(look_there)
+    else:
+        databases[USING]["OPTIONS"]["options"] = f"-c {place}"
+    try:
+        rows = DjangoRows(SimpleNamespace(_meta=SimpleNamespace(db_table="jobs")), using=USING)
+        rows.check()
+
+        assert rows.load(1).id == 1
+    finally:
+        connection_created.disconnect(look_there)
+        connections[USING].close()
+        connections[USING].close_pool()
+
+
+def test_table_in_memory_is_looked_at(databases: dict[str, Any]) -> None:
+    """A database in memory that connections share, as in Django's own tests, is found."""
+    name = "file:jobs_in_memory?mode=memory&cache=shared"
+    databases |= configured(USING, "sqlite://")
+    databases[USING]["NAME"] = name
+    with connections[USING].cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE jobs (id INTEGER PRIMARY KEY, repo TEXT, work_item TEXT, stage TEXT,"
+            " status TEXT, not_before TEXT, metadata TEXT)"
+        )
+        cursor.execute("INSERT INTO jobs (id, repo, work_item) VALUES (1, 'shop', 'WI-1')")
     rows = DjangoRows(SimpleNamespace(_meta=SimpleNamespace(db_table="jobs")), using=USING)
     rows.check()
 

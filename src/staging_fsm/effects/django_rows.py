@@ -28,19 +28,25 @@ class DjangoRows(SqlRows):
         (`project_id` for a foreign key `project`).
         """
         self._using = using
-        settings = connections[using].settings_dict
-        is_sqlite = connections[using].vendor == "sqlite"
+        vendor = connections[using].vendor
         address = sa.URL.create(
-            "sqlite" if is_sqlite else f"{connections[using].vendor}+psycopg",
-            username=settings["USER"] or None,
-            password=settings["PASSWORD"] or None,
-            host=settings["HOST"] or None,
-            port=int(settings["PORT"]) if settings["PORT"] else None,
-            database=str(settings["NAME"]),
+            "sqlite" if vendor == "sqlite" else f"{vendor}+psycopg",
+            username=connections[using].settings_dict["USER"] or None,
         )
-        # Only looks at the table; everything else goes through Django.
-        engine = sa.create_engine(address, poolclass=sa.pool.NullPool)
+        # Only looks at the table; everything else goes through Django's connection itself.
+        engine = sa.create_engine(address, creator=self._connect, poolclass=sa.pool.NullPool)
         super().__init__(engine, model._meta.db_table, *arguments, **named)  # noqa: SLF001  # Django's public name
+
+    def _connect(self) -> Any:
+        """Return a connection of its own, as Django makes them: with all that the settings say.
+
+        What a receiver of `connection_created` does to one is done to it as well.
+        """
+        beside = connections[self._using].copy()
+        # Whoever closes a connection out of a pool would have to give it back there.
+        beside.settings_dict["OPTIONS"].pop("pool", None)
+        beside.connect()
+        return beside.connection
 
     def begin_anew(self) -> None:
         """Leave Django's connection, too, to the process that this one was forked from.
