@@ -214,7 +214,7 @@ def _refuse_part_of_repository(folder: Path) -> None:
                 " name a work tree of it"
             )
             raise PreparationError(message)
-        if os.path.lexists(parent / ".git"):
+        if os.path.lexists(f"{parent}/.git"):
             _refuse_part_of_work_tree(folder, parent)
             return
 
@@ -223,7 +223,8 @@ def _is_bare(folder: Path) -> bool:
     """Say whether git itself would take `folder` for a repository without files."""
     # What it has to have: https://git-scm.com/docs/gitrepository-layout.
     # A folder that may not be entered has none of it: to look raises nothing.
-    return all(os.path.lexists(folder / name) for name in ("HEAD", "objects", "refs"))
+    # Asked of each folder on the way up, before a first run: as a text it costs the least.
+    return all(os.path.lexists(f"{folder}/{name}") for name in ("HEAD", "objects", "refs"))
 
 
 def _refuse_part_of_work_tree(folder: Path, top: Path) -> None:
