@@ -224,6 +224,25 @@ def test_suite_that_never_lets_its_supervisor_go_gets_no_verdict(stand: Stand) -
     assert stand.lifeline.is_cut()
 
 
+def test_nobody_flees_without_a_mark_from_a_supervisor_that_hangs(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who left its environment and its session behind is killed while it is below its supervisor.
+
+    Once that is dead nothing would tell whose it was.
+    """
+    monkeypatch.setattr(supervised, "MARGIN_SECONDS", 0.1)
+    patch_supervisor(
+        monkeypatch, "import select; main.supervise = lambda *_: select.poll().poll();"
+    )
+    fleeing = "env -i setsid /bin/sh -c 'echo; exec sleep 600' > $LIFELINE & exec sleep 600"
+    stand.start("/bin/sh", "-c", fleeing)
+    stand.lifeline.await_members(1)
+    stand.suites.reap(RUN)
+
+    assert stand.lifeline.is_cut()
+
+
 @pytest.mark.parametrize("kind", ["crowd", "daemon"])
 def test_supervisor_that_hangs_is_ended_with_all_that_is_below_it(
     stand: Stand, kind: str, monkeypatch: pytest.MonkeyPatch
