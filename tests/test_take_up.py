@@ -28,6 +28,7 @@ from desk import (
     first,
     under_worker,
 )
+from forked import answer_of_fork
 from hosts import git
 from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
 from staging_fsm.core.evidence import EvidenceState
@@ -530,19 +531,13 @@ def test_recovery_that_was_overtaken_touched_nothing(desk: Desk) -> None:
 
 def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:
     """What its parent worked on when it was forked is nothing that a process works on itself."""
-    told, tell = os.pipe()
+
+    def hold() -> bool:
+        with desk.staging._hold(desk.job_id) as ours:
+            return ours
+
     with desk.staging._hold(desk.job_id):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                with desk.staging._hold(desk.job_id) as ours:
-                    os.write(tell, str(ours).encode())
-            finally:
-                os._exit(0)
-    os.close(tell)
-    with os.fdopen(told) as reading:
-        answer = reading.read()
-    os.waitpid(pid, 0)
+        answer = answer_of_fork(hold)
 
     assert answer == "True"
 
