@@ -3,9 +3,8 @@
 import os
 import signal
 from collections.abc import Callable
-from typing import Final
 
-PATIENCE_SECONDS: Final = 60
+from stand import PATIENCE_SECONDS
 
 
 def answer_of_fork(ask: Callable[[], object]) -> str:
@@ -13,7 +12,7 @@ def answer_of_fork(ask: Callable[[], object]) -> str:
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(PATIENCE_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
         try:
             os.write(tell, str(ask()).encode())
         finally:

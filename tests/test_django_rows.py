@@ -85,6 +85,17 @@ def rows_at(url: str, databases: dict[str, Any], schema: str | None = None) -> D
     return DjangoRows(model, using=USING, schema=schema)
 
 
+@contextlib.contextmanager
+def rows_on_server(
+    url: str, databases: dict[str, Any]
+) -> Iterator[tuple[DjangoRows, "psycopg.Connection[Any]"]]:
+    """Yield rows over such a table in PostgreSQL, and a connection beside Django's."""
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as beside:
+        schema = beside.execute("SELECT current_schema()").fetchone()
+        assert schema is not None
+        yield rows_at(url, databases, schema[0]), beside
+
+
 def first() -> Snapshot:
     """Return an attempt as it is first stored."""
     row = step(INITIAL, Event.RUNNER_DECLINED)
@@ -261,10 +272,7 @@ def test_first_write_after_a_restart_is_stored(
     databases: dict[str, Any], postgres_url: str
 ) -> None:
     """A verdict is not lost to a connection that was dropped while its suite ran."""
-    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
-        schema = beside.execute("SELECT current_schema()").fetchone()
-        assert schema is not None
-        rows = rows_at(postgres_url, databases, schema[0])
+    with rows_on_server(postgres_url, databases) as (rows, beside):
         cut_off(rows, beside)
     saved = first()
     rows.save(1, saved)
@@ -277,10 +285,8 @@ def test_forked_worker_speaks_over_no_connection_of_its_parent(
     databases: dict[str, Any], postgres_url: str, *, pool: bool
 ) -> None:
     """A Django host may fork after its first look, with a pool or without: each has a session."""
-    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
-        schema = beside.execute("SELECT current_schema()").fetchone()
-    assert schema is not None
-    rows = rows_at(postgres_url, databases, schema[0])
+    with rows_on_server(postgres_url, databases) as (rows, _):
+        pass
     kept = {"OPTIONS": {"pool": {"min_size": 1, "max_size": 1}}} if pool else {"CONN_MAX_AGE": None}
     databases[USING] |= kept
     rows.check()
@@ -318,10 +324,7 @@ def test_statement_that_the_table_refuses_is_told_in_a_sentence(
     databases: dict[str, Any], postgres_url: str
 ) -> None:
     """Over Django's connection, too, what cannot be compared is said at start, before a run."""
-    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
-        schema = beside.execute("SELECT current_schema()").fetchone()
-        assert schema is not None
-        rows = rows_at(postgres_url, databases, schema[0])
+    with rows_on_server(postgres_url, databases) as (rows, beside):
         beside.execute("ALTER TABLE jobs DROP status CASCADE, ADD status boolean")
 
     with pytest.raises(ConfigInvalidError, match="needed: operator does not exist: boolean = "):
@@ -333,10 +336,7 @@ def test_worker_outlives_a_restart_of_its_database(
     databases: dict[str, Any], postgres_url: str, lasts_seconds: float | None
 ) -> None:
     """A connection that the server has dropped fails at most once: then there is a new one."""
-    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as beside:
-        schema = beside.execute("SELECT current_schema()").fetchone()
-        assert schema is not None
-        rows = rows_at(postgres_url, databases, schema[0])
+    with rows_on_server(postgres_url, databases) as (rows, beside):
         databases[USING]["CONN_MAX_AGE"] = lasts_seconds
         cut_off(rows, beside)
     with contextlib.suppress(OperationalError):
