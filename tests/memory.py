@@ -369,7 +369,10 @@ def _fenced(
     if record is None:
         raise StaleSnapshotError(job_id, attempt_id, version)
     empty = record.metadata in ("", "null")
-    found = dict(members("{}" if empty else record.metadata))
+    try:
+        found = dict(members("{}" if empty else record.metadata))
+    except StoreError:
+        raise StaleSnapshotError(job_id, attempt_id, version) from None
     ours = found.get(SNAPSHOT_KEY, "null")
     stored = None if ours == "null" else _told(ours)
     if stored != (None if version is None else (attempt_id, version)):

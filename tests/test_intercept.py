@@ -365,7 +365,7 @@ def damaged_rows() -> dict[str, Callable[[str], str]]:
 
     return {
         "cut short": lambda metadata: metadata[:-9],
-        "a list": lambda _: "[]",
+        "a list": "[{}]".format,
         "another type": lambda _: json.dumps({SNAPSHOT_KEY: "RUNNING"}),
         "a newer format": changed(format=2),
         "an unknown state": changed(state="PAUSED"),
@@ -960,6 +960,61 @@ def test_job_without_a_name_is_declined_loudly(desk: Desk, name: str, shadow: st
     assert decision.ruling is Ruling.DECLINED
     assert f"has no {name.replace('repo', 'repository').replace('_', ' ')}" in decision.reason
     assert desk.raw_row() == before
+    assert desk.alerts() == [AlertKind.ROW_REFUSED]
+
+
+#: What no attempt can be kept in, and holds none.
+NO_PLACE: Final = {
+    "a list": "[]",
+    "a text": '"{}"',
+    "a number": "17",
+    "NaN": '{"score": NaN}',
+    "no JSON": "by hand",
+}
+
+
+@pytest.mark.parametrize("scene", OFF)
+@pytest.mark.parametrize("metadata", NO_PLACE.values(), ids=NO_PLACE)
+def test_switched_off_runner_declines_whatever_the_metadata_is(
+    desk: Desk, metadata: str, scene: str
+) -> None:
+    """Metadata that is no JSON object and does not name our key keeps no agent from a job."""
+    for name, value in OFF[scene].items():
+        desk.set(name, value)
+    desk.claim()
+    desk.write_metadata(metadata)
+    before = desk.raw_row()
+
+    assert desk.launch().ruling is Ruling.DECLINED
+    assert (desk.raw_row(), desk.alerts()) == (before, [])
+
+
+@pytest.mark.parametrize("metadata", NO_PLACE.values(), ids=NO_PLACE)
+def test_job_without_a_place_for_an_attempt_is_declined_loudly(desk: Desk, metadata: str) -> None:
+    """A job in whose metadata no attempt can be kept is the agent's, and a person learns why."""
+    desk.claim()
+    desk.write_metadata(metadata)
+    before = desk.raw_row()
+    decision = desk.launch()
+
+    assert decision.ruling is Ruling.DECLINED
+    assert "no place for one: make it a JSON object" in decision.reason
+    assert (desk.raw_row(), desk.alerts()) == (before, [AlertKind.ROW_REFUSED])
+
+
+@pytest.mark.parametrize("scene", ["off", "out of scope"])
+@pytest.mark.parametrize(
+    "metadata",
+    ['{"staging_runner": {"vers', '{"staging\\u005frunner": NaN}', '[{"staging_runner": 1}]'],
+)
+def test_job_that_may_have_an_attempt_is_held(desk: Desk, metadata: str, scene: str) -> None:
+    """Where our key may stand in metadata that cannot be read no agent starts, off or not."""
+    for name, value in OFF[scene].items():
+        desk.set(name, value)
+    desk.claim()
+    desk.write_metadata(metadata)
+
+    assert desk.launch().ruling is Ruling.HELD
     assert desk.alerts() == [AlertKind.ROW_REFUSED]
 
 

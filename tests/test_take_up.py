@@ -352,18 +352,21 @@ def test_claim_that_is_lost_at_the_gate_is_left_to_the_other(desk: Desk) -> None
     """A worker whose claim another took before its gate asks once, and alerts nobody."""
     desk.claim()
     asked: list[bool] = []
-    gate, rows = desk.engine.gate, desk.engine.rows
+    other = desk.new_worker()
 
-    def watched(row: JobRow, tx: Any) -> bool:
-        asked.append(gate(row, tx))
-        return asked[-1]
+    def overtake(row: JobRow, snapshot: Snapshot) -> None:
+        if snapshot.state is State.VERDICT_PASSED:
+            other.runner.engine.drive(row, snapshot)
 
-    desk.engine.gate = watched
-    lost = StaleSnapshotError(desk.job_id, "7-3f", 3)
-    desk.use_rows(Failing(rows, "save", lost, lambda _id, saved, *_: len(saved.history) == 3))
+    def watched(row: JobRow, tx: Any) -> bool:  # noqa: ARG001  # the host would move the item by it
+        asked.append(True)
+        return True
+
+    desk.engine.gate, desk.engine.watch = watched, overtake
     decision = desk.launch()
 
     assert (decision.ruling, asked, desk.alerts()) == (Ruling.TAKEN, [True], [])
+    assert (desk.state(), desk.row().status) == (State.ADVANCED, "done")
 
 
 def test_recovery_holds_the_job_that_it_takes_up(desk: Desk) -> None:
@@ -1230,3 +1233,71 @@ def test_recovery_holds_no_job_that_is_not_its_own(desk: Desk, whose: str) -> No
 
     assert desk.staging.recover() == []
     assert desk.alerts() == before
+
+
+@pytest.mark.parametrize("metadata", ["[]", '{"score": NaN}', "by hand"])
+def test_nobody_is_told_again_of_metadata_that_holds_no_attempt(desk: Desk, metadata: str) -> None:
+    """Recovery leaves a job alone whose metadata cannot be read and does not name our key."""
+    desk.claim()
+    desk.write_metadata(metadata)
+
+    assert (desk.staging.recover(), desk.alerts()) == ([], [])
+
+
+def test_metadata_that_holds_no_attempt_keeps_no_old_run(desk: Desk) -> None:
+    """Old runs are removed though the metadata of an unfinished job is no JSON object."""
+    desk.claim()
+    desk.write_metadata("[]")
+    kept: list[Any] = []
+    desk.staging.runner.prune = lambda _days, unfinished: kept.append(unfinished())
+    desk.staging.recover()
+
+    assert kept == [frozenset()]
+
+
+def take_out(desk: Desk, status: str, metadata: str = '{"theirs": 1}') -> None:
+    """Write over the row of a job at the next move of it, as a host with an older copy may."""
+
+    def write(_row: JobRow, _snapshot: Snapshot) -> None:
+        desk.write_metadata(metadata)
+        desk.write("status", status)
+
+    desk.engine.watch = write
+
+
+@pytest.mark.parametrize(("status", "told"), [("running", 1), ("queued", 0), ("done", 0)])
+def test_attempt_that_is_taken_out_of_its_row_is_told_of(
+    desk: Desk, status: str, told: int
+) -> None:
+    """A job in work whose metadata was written over mid-run waits for a person, who is told."""
+    desk.claim()
+    take_out(desk, status)
+    decision = desk.launch()
+    before = desk.raw_row()
+
+    assert decision.ruling is Ruling.TAKEN
+    assert desk.alerts() == [AlertKind.ROW_REFUSED] * told
+    assert (desk.staging.recover(), desk.raw_row()) == ([], before)
+
+
+def test_attempt_that_is_taken_out_while_recovery_drives_it_is_told_of(desk: Desk) -> None:
+    """Recovery tells of an attempt that is written over in its hands, as a launch does."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    take_out(desk, "running", "[]")
+
+    assert desk.staging.recover() == []
+    assert desk.alerts()[-1] == AlertKind.ROW_REFUSED
+
+
+def test_job_that_is_deleted_under_its_run_is_nobodys_concern(desk: Desk) -> None:
+    """A job whose row is deleted mid-run ends with it, and nobody is alerted."""
+    desk.claim()
+
+    def delete(_row: JobRow, snapshot: Snapshot) -> None:
+        if snapshot.state is State.RUNNING:
+            with desk.kit.store.transaction() as tx:
+                tx.exec_driver_sql("DELETE FROM jobs")
+
+    desk.engine.watch = delete
+
+    assert (desk.launch().ruling, desk.alerts()) == (Ruling.TAKEN, [])

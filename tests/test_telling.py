@@ -441,6 +441,34 @@ def test_gate_that_contradicts_the_verdict_is_told_in_words(
     assert heard.alerts == [(kind, desk.job_id, told, desk.snapshot().attempt_id)]
 
 
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM jobs WHERE id = 1", "UPDATE jobs SET metadata = '{}' WHERE id = 1"]
+)
+def test_gate_that_takes_its_job_out_of_its_row_is_told_of(desk: Desk, statement: str) -> None:
+    """Where a gate removes its row, or our key in it, all is undone and a person learns of it."""
+    asked: list[int] = []
+    heard = Heard()
+
+    def gate(row: JobRow, tx: Any) -> bool:
+        asked.append(row.id)
+        tx.exec_driver_sql("INSERT INTO repositories (name, path) VALUES ('next', '/next')")
+        tx.exec_driver_sql(statement)
+        return True
+
+    desk.engine.gate, desk.engine.alerts = gate, heard
+    desk.claim()
+    decision = desk.launch()
+
+    assert (decision.ruling, desk.state()) == (Ruling.TAKEN, State.VERDICT_PASSED)
+    assert asked == [desk.job_id]
+    ((kind, job_id, text, attempt_id),) = heard.alerts
+    assert (kind, job_id) == (AlertKind.GATE_CONTRADICTED_VERDICT, desk.job_id)
+    assert attempt_id == desk.snapshot().attempt_id
+    assert "the gate removed the row of its own job, or wrote over our key" in text
+    with desk.kit.store.transaction() as tx:
+        assert tx.exec_driver_sql("SELECT 1 FROM repositories WHERE name = 'next'").all() == []
+
+
 @pytest.mark.parametrize("suites", [FAILING, TOOL_ERROR], ids=["failed", "exhausted"])
 def test_artifact_that_is_written_over_is_written_again(desk: Desk, suites: str) -> None:
     """An artifact of somebody else at the gate is replaced, whatever the verdict it stands for."""

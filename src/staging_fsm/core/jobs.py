@@ -27,11 +27,18 @@ QUEUED: Final = "queued"
 RUNNING: Final = "running"
 
 
+def may_name_our_key(text: str) -> bool:
+    """Say whether our key's name may stand in a text, also in escapes or in a wider encoding."""
+    return SNAPSHOT_KEY in text or "\\u" in text or "\0" in text
+
+
 @attrs.frozen
 class BrokenMetadata:
     """Stands for our key where metadata or row as a whole cannot be read, and says why."""
 
     problem: str
+    #: Whether there may be an attempt all the same; not where our key's name is nowhere in it.
+    may_be_ours: bool = True
 
 
 @attrs.frozen
@@ -52,6 +59,14 @@ class JobRow:
     status: str
     not_before: datetime | None
     document: object
+
+    @property
+    def is_without_attempt(self) -> bool:
+        """Say whether there is surely no attempt, also where the metadata cannot be read."""
+        document = self.document
+        if isinstance(document, BrokenMetadata):
+            return not document.may_be_ours
+        return document is None
 
     def snapshot(self) -> "Snapshot | None":
         """Return the stored attempt or None; raises SnapshotRefusedError."""

@@ -21,7 +21,10 @@ import attrs
 
 from staging_fsm.core.errors import (
     GateContradictedVerdictError,
+    JobNotFoundError,
     PreparationError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
     TransitionRefusedError,
     in_words,
 )
@@ -44,6 +47,10 @@ _BY_GATE: Final = "raised by the gate"
 HAND_OVER_TRIES: Final = 3
 #: By how much a host may round a due time up.
 COARSEST_DUE_TIME: Final = timedelta(seconds=1)
+_GATE_TOOK_ROW: Final = (
+    "the gate removed the row of its own job, or wrote over our key in its metadata, and all that"
+    " it wrote is undone: the attempt ends in that row, so end the job there, and remove it later"
+)
 _NOTHING_KNOWN: Final = RunFacts()
 
 
@@ -279,8 +286,8 @@ class Engine:
     def _hand_over(self, row: JobRow, snapshot: Snapshot) -> Snapshot | None:
         """Write the artifact, initiate the gate, and end the attempt in one transaction.
 
-        Returns None if the gate contradicted the verdict every time: the attempt
-        stays where it is, and a person is alerted.
+        Returns None if the gate contradicted the verdict every time, or took the attempt
+        out of its row: it stays where it is, and a person is alerted.
         """
         if snapshot.state is State.EXHAUSTED:
             # Before the end is durable: a crash may double this alert, never swallow it.
@@ -296,11 +303,23 @@ class Engine:
             except GateContradictedVerdictError as error:
                 problem = str(error)
                 continue
+            except StaleSnapshotError:
+                if not self._is_as_it_was(row, snapshot):
+                    raise
+                problem = _GATE_TOOK_ROW
+                break
             self._announce(row, ended)
             return ended
         kind = AlertKind.GATE_CONTRADICTED_VERDICT
         self.alert(kind, row.id, problem, snapshot.attempt_id)
         return None
+
+    def _is_as_it_was(self, row: JobRow, snapshot: Snapshot) -> bool:
+        """Say whether nobody has moved the attempt, once all that a gate wrote is undone."""
+        try:
+            return self.rows.load(row.id).snapshot() == snapshot
+        except (JobNotFoundError, SnapshotRefusedError):
+            return False
 
     def _initiate_gate(
         self,

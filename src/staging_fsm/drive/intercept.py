@@ -29,7 +29,15 @@ from staging_fsm.core.errors import (
     StaleSnapshotError,
     in_words,
 )
-from staging_fsm.core.jobs import SNAPSHOT_KEY, STAGE, Gate, JobRow, JobRows, Place
+from staging_fsm.core.jobs import (
+    SNAPSHOT_KEY,
+    STAGE,
+    Gate,
+    JobRow,
+    JobRows,
+    Place,
+    may_name_our_key,
+)
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.forks import begin_anew_after_forks
 
@@ -183,7 +191,7 @@ class StagingIntercept:
                 if row.id != job_id:
                     # Another form of the same key, such as a UUID as text: one name to hold it by.
                     return self.launch(row.id, metadata)
-                first_launch = first_launch and row.document is None
+                first_launch = first_launch and row.is_without_attempt
                 reason = self._reason_to_decline(row)
                 if reason is not None:
                     return Decision(Ruling.DECLINED, reason)
@@ -191,6 +199,7 @@ class StagingIntercept:
                 if decision.ruling is Ruling.HELD:
                     self._owed.add(job_id)
         except StaleSnapshotError as error:
+            self._tell_if_lost(error)
             return Decision(Ruling.TAKEN, str(error))
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             return self._after_failure(job_id, error, first_launch=first_launch)
@@ -205,7 +214,7 @@ class StagingIntercept:
         except Exception as error:  # noqa: BLE001  # a launch must not break the host
             # Nothing has been begun here, and what the row shows others may have in hand.
             _log("there is no runner", error)
-            ruling = Ruling.DECLINED if row.document is None else Ruling.HELD
+            ruling = Ruling.DECLINED if row.is_without_attempt else Ruling.HELD
             return Decision(ruling, in_words(error))
         return runner.launch(row)
 
@@ -213,7 +222,7 @@ class StagingIntercept:
         """Return why a job is none of ours as far as stage, switch and scope tell, or None."""
         if row.stage != self.stage:
             return f"stage {row.stage} is not {self.stage}"
-        if row.document is not None:
+        if not row.is_without_attempt:
             return None
         if is_switched_off(self.variables):
             return "the runner is switched off"
@@ -235,6 +244,11 @@ class StagingIntercept:
             with contextlib.suppress(TypeError):  # no key of any job, and no job to look at again
                 self._owed.add(job_id)
         return decision
+
+    def _tell_if_lost(self, error: StaleSnapshotError) -> None:
+        from staging_fsm.drive.recovery import tell_if_lost  # noqa: PLC0415  # it came with the runner
+
+        tell_if_lost(self.runner, error)
 
     def agent_ended(self, job_id: Any, *, opened: bool, log: Path | None = None) -> None:
         """Keep for the shadow how a launch of the LLM agent ended. Never raises.
@@ -349,9 +363,9 @@ def _is_without_attempt(metadata: object) -> bool:
     try:
         if isinstance(metadata, bytes | bytearray | memoryview):
             metadata = bytes(metadata).decode()
-        if isinstance(metadata, str) and ("\\u" in metadata or "\0" in metadata):
-            return False  # it may be spelt with escapes, or in a wider encoding
-        return isinstance(metadata, str | Mapping) and SNAPSHOT_KEY not in metadata
+        if isinstance(metadata, str):
+            return not may_name_our_key(metadata)
+        return isinstance(metadata, Mapping) and SNAPSHOT_KEY not in metadata
     except Exception:  # noqa: BLE001  # a mapping that reads late may fail to, and says nothing then
         return False
 

@@ -12,13 +12,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from staging_fsm.core.errors import SnapshotRefusedError, StaleSnapshotError, in_words
-from staging_fsm.core.jobs import QUEUED, JobRow
+from staging_fsm.core.jobs import QUEUED, RUNNING, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import AlertKind, RunCondition
 from staging_fsm.core.snapshot import ADOPTIONS_MAX, Snapshot
 from staging_fsm.core.spec import Event, State
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.engine import Engine, Step, run_id_of
+from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.processes import ProcessIdentity, is_alive
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.worker_lock import has_ended
@@ -69,7 +70,7 @@ def _is_the_runners(runner: "StagingRunner", row: JobRow) -> bool:
     try:
         return _attempt_of(runner, row) is not None
     except SnapshotRefusedError:
-        return True  # somebody has to be told
+        return not row.is_without_attempt  # somebody has to be told
 
 
 def _attempt_of(runner: "StagingRunner", row: JobRow) -> Snapshot | None:
@@ -88,8 +89,8 @@ def recover(runner: "StagingRunner", job_id: Any, failed: Failed) -> bool:
     """
     try:
         return _recover(runner, runner.engine.rows.load(job_id))
-    except StaleSnapshotError:
-        return False
+    except StaleSnapshotError as error:
+        tell_if_lost(runner, error)
     except SnapshotRefusedError as error:
         runner.engine.alert(AlertKind.ROW_REFUSED, job_id, str(error))
         failed(job_id, error)
@@ -98,6 +99,25 @@ def recover(runner: "StagingRunner", job_id: Any, failed: Failed) -> bool:
         runner.engine.alert(AlertKind.INTERNAL_ERROR, job_id, text)
         failed(job_id, error)
     return False
+
+
+def tell_if_lost(runner: "StagingRunner", error: StaleSnapshotError) -> None:
+    """Alert somebody of a job in work whose attempt is gone from its row. Never raises.
+
+    Its host, or a person, wrote over it while it was under way: no recovery finds it again.
+    """
+    try:
+        row = runner.engine.rows.load(error.job_id)
+    except Exception as failure:  # noqa: BLE001  # without its row a job is in nobody's hands
+        log_error("the row could not be read", job=str(error.job_id), error=in_words(failure))
+        return
+    if error.version is not None and row.is_without_attempt and row.status == RUNNING:
+        text = (
+            f"attempt {error.attempt_id} is gone from the job's metadata: somebody wrote over the"
+            " key staging_runner, or removed it, while a run was under way. If nobody has the job"
+            " in work by now, queue it again"
+        )
+        runner.engine.alert(AlertKind.ROW_REFUSED, row.id, text)
 
 
 def _recover(runner: "StagingRunner", row: JobRow) -> bool:

@@ -155,7 +155,10 @@ class StagingRunner:
     def cannot_rely_on_rows(self, problem: ConfigInvalidError) -> None:
         """Decline every first launch from now on, and tell a person why."""
         self.misfit = problem
-        text = f"every launch is declined: {problem}"
+        text = (
+            "every first launch is declined, or held where the row cannot be read and `launch` was"
+            f" not given its metadata: {problem}"
+        )
         self.engine.alert(AlertKind.CONFIGURATION_INVALID, "-", text)
 
     def launch(self, row: JobRow) -> Decision:
@@ -163,8 +166,7 @@ class StagingRunner:
         try:
             snapshot = row.snapshot()
         except SnapshotRefusedError as error:
-            self.engine.alert(AlertKind.ROW_REFUSED, row.id, str(error))
-            return Decision(Ruling.HELD, str(error))
+            return self._hold_or_decline(row, error)
         if snapshot is None:
             return self._first_launch(row)
         if snapshot.state is State.LLM_FALLBACK:
@@ -176,6 +178,15 @@ class StagingRunner:
             words = f"the job is {row.status} again, and its attempt has ended: {snapshot.state}"
             self.engine.alert(AlertKind.ROW_REFUSED, row.id, f"{words}; queue another job")
         return self._take_up(row, snapshot)
+
+    def _hold_or_decline(self, row: JobRow, error: SnapshotRefusedError) -> Decision:
+        """Hold a job whose attempt cannot be read; decline one that has none, and can have none."""
+        ruling, reason = Ruling.HELD, str(error)
+        if row.is_without_attempt:
+            no_key = "without a key of ours, and with no place for one: make it a JSON object"
+            ruling, reason = Ruling.DECLINED, f"declined to the LLM path: {error.problem}, {no_key}"
+        self.engine.alert(AlertKind.ROW_REFUSED, row.id, reason)
+        return Decision(ruling, reason)
 
     def _first_launch(self, row: JobRow) -> Decision:
         if not (row.repo and row.work_item):
@@ -360,7 +371,8 @@ class StagingRunner:
 
     def _unfinished_attempts(self) -> frozenset[str]:
         # A row that is refused raises here: while one cannot be read, nothing is removed.
-        snapshots = [row.snapshot() for row in self.engine.rows.unfinished()]
+        rows = self.engine.rows.unfinished()
+        snapshots = [row.snapshot() for row in rows if not row.is_without_attempt]
         return frozenset(snapshot.attempt_id for snapshot in snapshots if snapshot is not None)
 
     def take_name(self) -> None:

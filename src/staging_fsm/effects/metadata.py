@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection
 
-from staging_fsm.core.jobs import SNAPSHOT_KEY, BrokenMetadata
+from staging_fsm.core.jobs import SNAPSHOT_KEY, BrokenMetadata, may_name_our_key
 
 #: What a host's column holds while nobody has written a key: nothing, or what an ORM writes for it.
 _EMPTY: Final = ("", "null")
@@ -21,21 +21,25 @@ _SPACES: Final = " \t\n\r"
 def our_document(text: str | bytes | None) -> object:
     """Return the decoded value under our key, None where there is none.
 
-    Bytes are the text that they are in UTF-8.
+    Bytes are the text that they are in UTF-8. Where that is no JSON object BrokenMetadata
+    stands for the value.
     """
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        if text is None or text in _EMPTY:
-            return None
-        metadata = _decoded(text)
     except UnicodeDecodeError as error:
         return BrokenMetadata(f"the row's metadata is no text in UTF-8 ({error.reason})")
+    if text is None or text in _EMPTY:
+        return None
+    try:
+        metadata = _decoded(text)
     except (ValueError, RecursionError) as error:
-        return BrokenMetadata(f"the row's metadata is no JSON ({error})")
-    if not isinstance(metadata, dict):
-        return BrokenMetadata(f"the row's metadata is a {type(metadata).__name__}, not an object")
-    return metadata.get(SNAPSHOT_KEY)
+        problem = f"the row's metadata is no JSON ({error})"
+    else:
+        if isinstance(metadata, dict):
+            return metadata.get(SNAPSHOT_KEY)
+        problem = f"the row's metadata is a {type(metadata).__name__}, not an object"
+    return BrokenMetadata(problem, may_name_our_key(text))
 
 
 def _decoded(text: str) -> object:
@@ -200,16 +204,22 @@ class SqliteDocuments:
         )
 
     def guard(self, *, first: bool) -> sa.ColumnElement[bool]:
-        """Compare within the statement itself."""
+        """Compare within the statement itself.
+
+        Newer versions of SQLite read a NaN as well, and would write null in its place.
+        """
+        is_json = sa.func.json_valid(self._object) == 1
         if not first:
             version = sa.func.json_extract(self._object, f"{_PATH}.version")
             attempt_id = sa.func.json_extract(self._object, f"{_PATH}.attempt_id")
             return sa.and_(
+                is_json,
                 version == sa.bindparam("our_version", type_=sa.Integer),
                 attempt_id == sa.bindparam("our_attempt", type_=sa.Text),
             )
         # Into anything but an object json_set would write nothing and say nothing.
         return sa.and_(
+            is_json,
             sa.func.json_type(self._object) == "object",
             sa.func.json_extract(self._object, _PATH).is_(None),
         )
