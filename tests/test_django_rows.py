@@ -123,6 +123,20 @@ def test_transaction_is_one_of_the_models_own_database(
     assert rows.load(1).snapshot() == saved
 
 
+def test_gate_that_has_rows_read_in_its_own_way_changes_nothing_for_django(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """A row factory that a gate sets on the driver's connection of Django ends with its turn."""
+    rows = rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+
+    with rows.transaction() as tx:
+        tx.connection.connection.row_factory = lambda _cursor, _row: {}
+        rows.save(1, first(), tx)
+
+    assert rows.load(1).snapshot() is not None
+    assert connections[USING].connection.row_factory is None
+
+
 def test_transaction_of_the_hosts_outlives_a_look_at_its_job(
     tmp_path: Path, databases: dict[str, Any]
 ) -> None:

@@ -1741,3 +1741,39 @@ def test_other_databases_are_refused_by_name() -> None:
     rows = SqlRows(engine)  # type: ignore[arg-type]  # only its dialect is looked at
 
     assert problems_of(rows) == ("SqlRows works on sqlite and postgresql, not mysql",)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_gate_that_has_rows_read_in_its_own_way_changes_nobody_elses(
+    foreign: Foreign, *, raises: bool
+) -> None:
+    """What a gate sets on the driver's connection, such as a row factory, ends with its turn."""
+    rows = foreign.create(extra="jsonb" if foreign.engine.dialect.name == POSTGRESQL else "TEXT")
+    rows.save("j-1", attempt(1))
+    before = []
+
+    def gate(tx: sa.Connection) -> None:
+        driver: Any = tx.connection.driver_connection
+        before.extend([driver, driver.row_factory])
+        driver.row_factory = psycopg.rows.dict_row
+        if foreign.engine.dialect.name == SQLITE:
+            driver.row_factory = lambda _cursor, _row: {}
+            driver.text_factory = bytes
+        if raises:
+            message = "the host's own"
+            raise RuntimeError(message)
+
+    with (
+        pytest.raises(RuntimeError, match="own") if raises else nullcontext(),
+        rows.transaction() as tx,
+    ):
+        gate(tx)
+        with pytest.raises(StaleSnapshotError):
+            rows.save("j-1", attempt(3), tx)
+        rows.save("j-1", attempt(2), tx)
+
+    assert rows.load("j-1").snapshot() == attempt(1 if raises else 2)
+    with foreign.engine.connect() as connection:
+        # The very one: a pool lends it to whoever comes next.
+        driver = connection.connection.driver_connection
+        assert [driver, driver.row_factory] == before  # type: ignore[union-attr]  # of both drivers

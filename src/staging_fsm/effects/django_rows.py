@@ -66,12 +66,15 @@ class DjangoRows(SqlRows):
         yield self._connected()
 
     @contextmanager
-    def transaction(self) -> Iterator[Any]:
+    def _begun(self) -> Iterator[Any]:
         """Yield Django's connection inside `transaction.atomic`; a gate may leave it alone."""
         connected = self._connected()
         # Within another one nothing would be durable when it has to be, before its effect.
         with transaction.atomic(using=self._using, durable=True):
             yield connected
+
+    def _driver(self, connection: Any) -> Any:
+        return connection.connection.connection
 
     def _is_in_transaction(self, connection: Any) -> bool:
         return bool(connection.connection.in_atomic_block)

@@ -24,6 +24,7 @@ from staging_fsm.core.jobs import QUEUED, SNAPSHOT_KEY, BrokenMetadata, JobRow
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.effects.forks import begin_anew_after_forks
 from staging_fsm.effects.host_table import HostTable
+from staging_fsm.effects.lent import LentConnection
 from staging_fsm.effects.metadata import Expected, our_document
 from staging_fsm.effects.once import once
 
@@ -87,6 +88,8 @@ class SqlRows:
         )
         #: Whether an attempt was seen to be there after it was stored.
         self._keeps = False
+        #: By the identity of what `transaction` has yielded and not taken back yet.
+        self._lent: dict[int, LentConnection] = {}
         #: What belongs to the process that this one was forked from. To close it would be to
         #: speak for that process, so it is kept from being collected.
         self._not_ours: list[Any] = []
@@ -113,7 +116,7 @@ class SqlRows:
             problems = self._host.problems(self._reading)
             if problems:
                 raise ConfigInvalidError(problems)
-            with self.transaction() as connection:
+            with self._begun() as connection:
                 self._refuse_autocommit(connection)
                 self._try_on_no_row(connection)
         except self._refusals as error:
@@ -161,7 +164,7 @@ class SqlRows:
             raise ConfigInvalidError([message])
 
     def _is_in_transaction(self, connection: Any) -> bool:
-        driver = connection.connection.driver_connection
+        driver = self._driver(connection)
         if self.engine.dialect.name == "sqlite":
             return bool(driver.in_transaction)
         # The status of libpq, which not every driver tells; 0 is "idle".
@@ -304,11 +307,26 @@ class SqlRows:
     def _reading(self) -> AbstractContextManager[Connection]:
         return self.engine.connect()
 
+    def _begun(self) -> AbstractContextManager[Connection]:
+        return self.engine.begin()
+
+    def _driver(self, connection: Any) -> Any:
+        return connection.connection.driver_connection
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Yield a connection inside one transaction."""
-        with self.engine.begin() as connection:
-            yield connection
+        """Yield a connection inside one transaction, to be lent to a gate.
+
+        How the driver's own connection reads rows and texts is put back, whatever the gate
+        has made of it.
+        """
+        with self._begun() as connection:
+            lent = self._lent[id(connection)] = LentConnection(self._driver(connection))
+            try:
+                yield connection
+            finally:
+                del self._lent[id(connection)]
+                lent.give_back()
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Connection | None = None) -> None:
         """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError.
@@ -371,7 +389,7 @@ class SqlRows:
         ConfigInvalidError where the table does not take it.
         """
         expected, is_open = _stored(snapshot), self._host.unfinished
-        with self.transaction() as connection:
+        with self._begun() as connection:
             try:
                 self._write(connection, job_id, expected, self._status("cancelled"), is_open)
             except StaleSnapshotError:
@@ -379,7 +397,12 @@ class SqlRows:
                     raise
 
     def _within(self, tx: Connection | None) -> AbstractContextManager[Connection]:
-        return self.transaction() if tx is None else nullcontext(tx)
+        if tx is None:
+            return self._begun()
+        # What follows is read as we read it, whatever a gate made of the connection.
+        if (lent := self._lent.get(id(tx))) is not None:
+            lent.give_back()
+        return nullcontext(tx)
 
     def _write(
         self,
