@@ -345,6 +345,17 @@ def test_statement_that_the_table_refuses_is_told_in_a_sentence(
         rows.check()
 
 
+def test_condition_that_sqlite_cannot_read_is_told_in_a_sentence(
+    tmp_path: Path, databases: dict[str, Any]
+) -> None:
+    """Over Django's connection, too, a mistyped name in a condition is said at start."""
+    rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+    model = SimpleNamespace(_meta=SimpleNamespace(db_table="jobs"))
+
+    with pytest.raises(ConfigInvalidError, match="needed: no such column: tenat; correct"):
+        DjangoRows(model, using=USING, where="tenat = 7").check()
+
+
 @pytest.mark.parametrize("lasts_seconds", [0, None], ids=["one use", "for ever"])
 def test_worker_outlives_a_restart_of_its_database(
     databases: dict[str, Any], postgres_url: str, lasts_seconds: float | None

@@ -1547,6 +1547,66 @@ def test_statement_that_the_table_refuses_is_told_before_a_run(
     assert "\n" not in problem
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        (
+            ['DROP COLUMN "run after"', 'ADD COLUMN "run after" TEXT AS (NULL)'],
+            'cannot UPDATE generated column "run after"',
+        ),
+        (
+            ['DROP COLUMN "Condition"', """ADD COLUMN "Condition" TEXT AS ('BUSY')"""],
+            'cannot UPDATE generated column "Condition"',
+        ),
+        (["RENAME TO jobs"], "cannot modify Agent Runs because it is a view"),
+    ],
+)
+def test_statement_that_a_table_of_sqlite_refuses_is_told_before_a_run(
+    make_foreign: Callable[[str], Foreign], changes: list[str], refused: str
+) -> None:
+    """SQLite, too, is asked at start for all that is needed, though it has one class of errors."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create(uid="TEXT")
+    for change in changes:
+        foreign.run(f'ALTER TABLE "{TABLE}" {change}')
+    if "RENAME TO jobs" in changes:
+        foreign.run(f'CREATE VIEW "{TABLE}" AS SELECT * FROM jobs')  # noqa: S608  # a test's own
+    else:
+        foreign.run(f'CREATE UNIQUE INDEX one ON "{TABLE}" (uid)')
+
+    [problem] = problems_of(rows)
+
+    assert problem.startswith(
+        f"table '{TABLE}' does not take a statement that is needed: {refused};"
+    )
+
+
+@pytest.mark.parametrize("condition", ["tenat = 7", "tenant = nobody(7)", "tenant = "])
+def test_condition_that_sqlite_cannot_read_is_told_in_a_sentence(
+    make_foreign: Callable[[str], Foreign], condition: str
+) -> None:
+    """A condition with a mistyped name is a fault of the mapping in SQLite as well."""
+    foreign = make_foreign(SQLITE)
+    foreign.create()
+
+    [problem] = problems_of(SqlRows(foreign.engine, TABLE, NAMES, STATUSES, where=condition))
+
+    assert "does not take a statement that is needed: " in problem
+
+
+def test_database_that_is_locked_says_nothing_of_its_table(tmp_path: Path) -> None:
+    """A store that is busy or gone just now is no fault of the mapping: each launch looks again."""
+    address = sa.URL.create("sqlite", database=f"{tmp_path}/foreign.db")
+    foreign = Foreign(sa.create_engine(address, connect_args={"timeout": 0}))
+    rows = foreign.create()
+
+    with foreign.engine.connect() as other:
+        other.exec_driver_sql("BEGIN EXCLUSIVE")
+        with pytest.raises(sa.exc.OperationalError, match="locked"):
+            rows.check()
+    rows.check()
+
+
 def test_condition_that_is_no_sql_is_told_in_a_sentence(
     make_foreign: Callable[[str], Foreign],
 ) -> None:

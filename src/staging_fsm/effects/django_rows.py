@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from django.db import DataError, ProgrammingError, connections, transaction
+from django.db import DataError, OperationalError, ProgrammingError, connections, transaction
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
@@ -20,6 +20,7 @@ class DjangoRows(SqlRows):
     """Job rows in the table of a Django model, managed or not."""
 
     _refusals = (*REFUSALS, DataError, ProgrammingError)
+    _failures = (*SqlRows._failures, OperationalError)  # noqa: SLF001  # its own base's
 
     def __init__(self, model: Any, *arguments: Any, using: str = "default", **named: Any) -> None:
         """Bind to the table of `model` in the database `using`.

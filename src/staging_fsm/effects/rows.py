@@ -40,6 +40,8 @@ BATCH_ROWS: Final = 1000
 _SOME_MOMENT: Final = datetime(2026, 1, 31, 12, tzinfo=UTC)
 #: What is raised for a statement that the database will never take.
 REFUSALS: Final = (sa.exc.ProgrammingError, sa.exc.DataError)
+#: SQLite's code for a statement that is refused for what it is.
+_SQLITE_ERROR: Final = 1
 #: The pools that SQLite's databases in memory are held by.
 _IN_MEMORY: Final = (sa.pool.SingletonThreadPool, sa.pool.StaticPool)
 
@@ -48,6 +50,8 @@ class SqlRows:
     """Job rows in a SQL table that belongs to somebody else: SQLite or PostgreSQL."""
 
     _refusals: ClassVar[tuple[type[Exception], ...]] = REFUSALS
+    #: What may be a refusal by SQLite.
+    _failures: ClassVar[tuple[type[Exception], ...]] = (sa.exc.OperationalError,)
 
     def __init__(
         self,
@@ -119,8 +123,11 @@ class SqlRows:
             with self._begun() as connection:
                 self._refuse_autocommit(connection)
                 self._try_on_no_row(connection)
-        except self._refusals as error:
-            said = str(getattr(error, "orig", error)).partition("\n")[0]
+        except (*self._refusals, *self._failures) as error:
+            cause = getattr(error, "orig", None) or error.__cause__ or error
+            if not (isinstance(error, self._refusals) or _is_refusal(cause)):
+                raise
+            said = str(cause).partition("\n")[0]
             message = (
                 f"table {self._host.full_name} does not take a statement that is needed: {said};"
                 " correct the type of the column, the mapping or the condition"
@@ -472,6 +479,15 @@ class SqlRows:
         return sa.update(self._host.table).where(
             self._host.mine, self._host.documents.guard(first=first)
         )
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Say whether SQLite refuses a statement for what it is: it has one class for all that fails.
+
+    A database that is locked, or cannot be opened, has a code of its own
+    (https://www.sqlite.org/rescode.html#error).
+    """
+    return getattr(error, "sqlite_errorcode", None) == _SQLITE_ERROR
 
 
 def _shown(value: Any) -> Any:
