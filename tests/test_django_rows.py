@@ -1,7 +1,8 @@
 """Job rows in a Django model's table: in its own database, over its own connection."""
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from django.conf import settings
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connections, models, transaction
 from django.db.backends.signals import connection_created
+from django.test import override_settings
 
 import postgres
 from conftest import NO_POSTGRESQL
@@ -354,6 +356,62 @@ def test_condition_that_sqlite_cannot_read_is_told_in_a_sentence(
 
     with pytest.raises(ConfigInvalidError, match="needed: no such column: tenat; correct"):
         DjangoRows(model, using=USING, where="tenat = 7").check()
+
+
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Return what has this process live in another time zone."""
+
+    def live_in(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield live_in
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("use_tz", "local", "of_database", "kept"),
+    [
+        (False, "America/New_York", None, "this machine"),
+        # In summer it is another one.
+        (False, "Europe/London", None, "this machine"),
+        (False, "UTC", None, None),
+        (True, "Europe/Berlin", None, None),
+        (True, "UTC", "Europe/Berlin", "Europe/Berlin"),
+        (True, "Europe/Berlin", "UTC", None),
+    ],
+)
+def test_due_times_that_django_keeps_in_another_zone_are_refused(
+    tmp_path: Path,
+    databases: dict[str, Any],
+    zone: Callable[[str], None],
+    use_tz: bool,  # noqa: FBT001  # a parameter
+    local: str,
+    of_database: str | None,
+    kept: str | None,
+) -> None:
+    """Where Django takes due times in UTC for those of a wall clock it is told at start."""
+    rows_at(f"sqlite:///{tmp_path}/jobs.db", databases)
+    databases[USING]["TIME_ZONE"] = of_database
+    zone(local)
+    due = models.DateTimeField()
+    due.set_attributes_from_name("not_before")
+    model = SimpleNamespace(_meta=SimpleNamespace(db_table="jobs", fields=[due]))
+
+    with override_settings(USE_TZ=use_tz):
+        with pytest.raises(ConfigInvalidError) if kept else contextlib.nullcontext() as told:
+            DjangoRows(model, using=USING).check()
+        # Numbers, and a host without due times, are the same in every zone.
+        DjangoRows(model, using=USING, constants={"not_before": None}).check()
+        model._meta.fields = []
+        DjangoRows(model, using=USING).check()
+
+    if kept:
+        assert told is not None
+        [problem] = told.value.problems
+        assert f"has no time zone, and Django keeps the time of {kept} there" in problem
 
 
 @pytest.mark.parametrize("lasts_seconds", [0, None], ids=["one use", "for ever"])

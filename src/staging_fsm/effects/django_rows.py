@@ -6,14 +6,24 @@ end of the attempt are one transaction.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import datetime, tzinfo
+from typing import Any, Final
 
 import sqlalchemy as sa
-from django.db import DataError, OperationalError, ProgrammingError, connections, transaction
+from django.db import (
+    DataError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    models,
+    transaction,
+)
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.engine.result import IteratorResult, SimpleResultMetaData
 
 from staging_fsm.effects.rows import REFUSALS, SqlRows
+
+_SOME_YEAR: Final = 2026
 
 
 class DjangoRows(SqlRows):
@@ -29,6 +39,7 @@ class DjangoRows(SqlRows):
         (`project_id` for a foreign key `project`).
         """
         self._using = using
+        self._model = model
         vendor = connections[using].vendor
         address = sa.URL.create(
             "sqlite" if vendor == "sqlite" else f"{vendor}+psycopg",
@@ -37,6 +48,31 @@ class DjangoRows(SqlRows):
         # Only looks at the table; everything else goes through Django's connection itself.
         engine = sa.create_engine(address, creator=self._connect, poolclass=sa.pool.NullPool)
         super().__init__(engine, model._meta.db_table, *arguments, **named)  # noqa: SLF001  # Django's public name
+
+    def _further_problems(self) -> list[str]:
+        """Say where Django's due times are not those that they seem to be.
+
+        In a column without a time zone it keeps the time of a clock on some wall. To write that
+        would not do: once a year such a clock shows an hour twice, and a due time in it would
+        be another when it is read again.
+        """
+        due = self._host.columns.get("not_before")
+        fields = {it.column: it for it in getattr(self._model._meta, "fields", ())}  # noqa: SLF001  # as above
+        if due is None or not isinstance(fields.get(due), models.DateTimeField):
+            return []
+        if getattr(self._host.column("not_before").type, "timezone", False):
+            return []
+        # None is that of the process.
+        zone = connections[self._using].timezone
+        if _is_utc(zone):
+            return []
+        problem = (
+            f"{self._host.called('not_before')} has no time zone, and Django keeps the time of"
+            f" {zone or 'this machine'} there, not UTC, in which due times are written and read:"
+            " set USE_TZ = True, without a TIME_ZONE of the database; or TIME_ZONE = 'UTC'; or"
+            " keep due times as numbers of seconds"
+        )
+        return [problem]
 
     def _connect(self) -> Any:
         """Return a connection of its own, as Django makes them: with all that the settings say.
@@ -86,6 +122,12 @@ class DjangoRows(SqlRows):
             # A worker has no requests, after which Django would do this.
             connection.close_if_unusable_or_obsolete()
         return _Connected(connection, self.engine.dialect)
+
+
+def _is_utc(zone: tzinfo | None) -> bool:
+    """Say whether a clock in `zone`, or of this process, shows UTC all through the year."""
+    months = (datetime(_SOME_YEAR, month, 1, tzinfo=zone) for month in range(1, 13))
+    return not any((it if zone else it.astimezone()).utcoffset() for it in months)
 
 
 class _Connected:

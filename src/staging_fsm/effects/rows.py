@@ -117,7 +117,7 @@ class SqlRows:
         ConfigInvalidError with a sentence for everything that does not fit.
         """
         try:
-            problems = self._host.problems(self._reading)
+            problems = self._host.problems(self._reading) + self._further_problems()
             if problems:
                 raise ConfigInvalidError(problems)
             with self._begun() as connection:
@@ -133,6 +133,10 @@ class SqlRows:
                 " correct the type of the column, the mapping or the condition"
             )
             raise ConfigInvalidError([message]) from error
+
+    def _further_problems(self) -> list[str]:
+        """Return a sentence for everything that does not fit for who else writes the rows."""
+        return []
 
     def _try_on_no_row(self, connection: Any) -> None:
         """Have the database look at what recovery, a deferral and a cancellation will ask for.
