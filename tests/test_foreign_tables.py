@@ -569,6 +569,35 @@ def test_keys_of_every_type_are_found_in_every_form(
     assert rows.load(other_form).id == rows.load(job).id == job
 
 
+@pytest.mark.parametrize("dialect", [SQLITE, POSTGRESQL])
+def test_uuid_is_found_by_its_text_among_hex_digits(
+    make_foreign: Callable[[str], Foreign], dialect: str
+) -> None:
+    """Where an ORM keeps UUIDs as 32 digits, a queue's text with dashes finds the job."""
+    foreign, key = make_foreign(dialect), uuid.UUID(int=7**40)
+    rows = foreign.create(uid="CHAR(32) PRIMARY KEY", job=key.hex)
+
+    assert rows.load(str(key)).id == rows.load(str(key).upper()).id == key.hex
+    for other in (f"{{{key}}}", key.urn, str(uuid.UUID(int=8)), str(key)[:-1]):
+        with pytest.raises(JobNotFoundError):
+            rows.load(other)
+
+
+def test_text_with_dashes_that_is_a_key_is_no_other(make_foreign: Callable[[str], Foreign]) -> None:
+    """Two keys that are texts of one UUID stay two: each is found by its very text."""
+    foreign, key = make_foreign(SQLITE), uuid.UUID(int=7**40)
+    rows = foreign.create(uid="CHAR(32) PRIMARY KEY", job=key.hex)
+    foreign.insert(str(key))
+
+    assert [rows.load(it).id for it in (key.hex, str(key))] == [key.hex, str(key)]
+
+    # A text is a text where nothing says that it is a UUID.
+    foreign.run(f'DROP TABLE "{TABLE}"')
+    rows = foreign.create(uid="TEXT PRIMARY KEY", job=key.hex)
+    with pytest.raises(JobNotFoundError):
+        rows.load(str(key))
+
+
 @pytest.mark.parametrize("kind", ["NUMERIC", "DECIMAL(20, 0)", "BIGSERIAL", "NUMBER"])
 def test_key_of_sqlite_is_no_other_by_rounding(
     make_foreign: Callable[[str], Foreign], kind: str

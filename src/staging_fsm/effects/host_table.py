@@ -368,6 +368,21 @@ class HostTable:
         """Return the parameter of `mine`; raises JobNotFoundError for what can be no id here."""
         return {"our_id": self._key(job_id)}
 
+    def other_name(self, job_id: Any) -> dict[str, Any] | None:
+        """Return the parameter of `mine` for a UUID's text in a column of its hex digits.
+
+        To be asked for what is no id as it is: in SQLite such a column may hold any text.
+        """
+        kind = self.column("id").type
+        if not (isinstance(job_id, str) and isinstance(kind, sa.String)):
+            return None
+        try:
+            value = uuid.UUID(job_id)
+        except ValueError:
+            return None
+        is_dashed = kind.length == len(value.hex) and job_id.lower() == str(value)
+        return {"our_id": value.hex} if is_dashed else None
+
     def word(self, status: Any) -> str:
         """Return our word for a status of the host's, or the host's own."""
         return self._words.get(status, str(status))

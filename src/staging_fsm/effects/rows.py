@@ -182,13 +182,15 @@ class SqlRows:
         return getattr(getattr(driver, "info", None), "transaction_status", None) != 0
 
     def load(self, job_id: Any) -> JobRow:
-        """Return the row; raises JobNotFoundError.
+        """Return the row, whose `id` is as the table has it; raises JobNotFoundError.
 
         Raises RefusedError for a row without an attempt of ours whose repository or work
         item is no text: under another name nothing may be begun. One that is empty is
         returned as an empty text; the row of an attempt that has lost it is refused.
         """
         found = self._read(self._loading, self._host.names(job_id))
+        if not found and (other := self._host.other_name(job_id)):
+            found = self._read(self._loading, other)
         if not found:
             message = f"there is no job {job_id} in table {self._host.full_name}"
             raise JobNotFoundError(message)
