@@ -17,6 +17,7 @@ import attrs
 import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import postgres
 from conftest import NO_POSTGRESQL
@@ -140,6 +141,16 @@ METADATA_KINDS = [
     (POSTGRESQL, "jsonb"),
     (POSTGRESQL, "varchar(100000)"),
 ]
+
+
+@pytest.mark.parametrize("form", ["AsyncEngine", "sync_engine"])
+def test_engine_of_asyncio_is_refused(form: str) -> None:
+    """An engine that somebody has to await is refused when it is given, with what to give."""
+    engine: Any = create_async_engine("postgresql+psycopg://user:secret@host/name")
+    with pytest.raises(ConfigInvalidError, match=r"sqlalchemy\.create_engine makes") as refused:
+        SqlRows(engine if form == "AsyncEngine" else engine.sync_engine)
+
+    assert "postgresql+psycopg://user:***@host/name" in str(refused.value)
 
 
 def test_engine_that_commits_every_statement_is_refused(foreign: Foreign) -> None:

@@ -76,9 +76,10 @@ class SqlRows:
         the host writes due times as text, in UTC and for `strftime`, where that is
         not `2026-01-31T12:00:00.000000Z`.
 
-        Raises ConfigInvalidError for a name that is none of ours. The table is
-        looked at on first use.
+        Raises ConfigInvalidError for a name that is none of ours, and for an engine of
+        asyncio's. The table is looked at on first use.
         """
+        _refuse_async(engine)
         self.engine = engine
         self._host = HostTable(
             engine,
@@ -485,6 +486,18 @@ class SqlRows:
         return sa.update(self._host.table).where(
             self._host.mine, self._host.documents.guard(first=first)
         )
+
+
+def _refuse_async(engine: Any) -> None:
+    """Raise ConfigInvalidError for an engine that only works where somebody awaits it."""
+    if not engine.dialect.is_async:
+        return
+    problem = (
+        f"the engine for {engine.url!r} is one of asyncio's, and nobody awaits it here: give one"
+        " that sqlalchemy.create_engine makes of the same address, by a driver that does not"
+        " need it, such as postgresql+psycopg:// or sqlite://"
+    )
+    raise ConfigInvalidError([problem])
 
 
 def _is_refusal(error: BaseException) -> bool:
