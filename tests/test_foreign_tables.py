@@ -25,6 +25,8 @@ from forked import answer_of_fork
 from postgres import engine_with, new_schema
 from staging_fsm.core.errors import (
     ConfigInvalidError,
+    GateContradictedVerdictError,
+    GateEndedTransactionError,
     JobNotFoundError,
     RefusedError,
     SnapshotRefusedError,
@@ -1877,3 +1879,91 @@ def test_gate_that_has_rows_read_in_its_own_way_changes_nobody_elses(
         # The very one: a pool lends it to whoever comes next.
         driver = connection.connection.driver_connection
         assert [driver, driver.row_factory] == before  # type: ignore[union-attr]  # of both drivers
+
+
+def leave_with(tx: sa.Connection) -> None:
+    """End the transaction as `with` on the driver's connection does; psycopg closes that, too."""
+    driver: Any = tx.connection.driver_connection
+    with driver:
+        driver.execute(f"""UPDATE "{TABLE}" SET "Condition" = 'done'""")  # noqa: S608  # a test's own
+
+
+def close(tx: sa.Connection) -> None:
+    """Close the driver's connection, whose transaction is undone by that."""
+    driver: Any = tx.connection.driver_connection
+    driver.execute(f"""UPDATE "{TABLE}" SET "Condition" = 'done'""")  # noqa: S608  # as above
+    driver.close()
+
+
+def store(rows: SqlRows, gate: Callable[[sa.Connection], object]) -> None:
+    """Ask a gate, and store the end of its attempt."""
+    with rows.transaction() as tx:
+        gate(tx)
+        rows.save("j-1", attempt(2), tx)
+
+
+def contradict(rows: SqlRows, gate: Callable[[sa.Connection], object]) -> None:
+    """Ask a gate that opens against the verdict."""
+    with rows.transaction() as tx:
+        gate(tx)
+        message = "it opened"
+        raise GateContradictedVerdictError(message)
+
+
+@pytest.mark.parametrize("handle", [store, contradict])
+@pytest.mark.parametrize("end", [leave_with, close])
+def test_gate_that_ends_its_transaction_is_told_of(
+    foreign: Foreign,
+    end: Callable[[sa.Connection], None],
+    handle: Callable[[SqlRows, Callable[[sa.Connection], object]], None],
+) -> None:
+    """What a gate has committed is no part of the attempt's end, which is not stored alone."""
+    rows = foreign.create()
+    rows.save("j-1", attempt(1))
+
+    with pytest.raises(GateEndedTransactionError, match="ended the transaction that it was lent"):
+        handle(rows, end)
+
+    assert rows.load("j-1").snapshot() == attempt(1)
+    # Whoever has the connection next finds it open.
+    store(rows, lambda _tx: None)
+    assert rows.load("j-1").snapshot() == attempt(2)
+
+
+def test_connection_that_was_lost_was_not_ended_by_its_gate(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """A server that goes away while the gate is asked undoes what it wrote, and is blamed."""
+    foreign = make_foreign(POSTGRESQL)
+    rows = foreign.create()
+
+    def gate(tx: sa.Connection) -> None:
+        driver: Any = tx.connection.driver_connection
+        foreign.run("SELECT pg_terminate_backend(:pid)", pid=driver.info.backend_pid)
+        with pytest.raises(psycopg.OperationalError):
+            driver.execute("SELECT 1")
+
+    with pytest.raises(sa.exc.OperationalError):
+        store(rows, gate)
+    rows.save("j-1", attempt(1))
+
+
+def look(tx: sa.Connection) -> None:
+    """Write nothing."""
+    tx.execute(sa.text("SELECT 1"))
+
+
+def fail(tx: sa.Connection) -> None:
+    """Have a statement fail, and go on."""
+    with pytest.raises(sa.exc.DBAPIError):
+        tx.execute(sa.text("SELECT no_such_column"))
+
+
+@pytest.mark.parametrize("gate", [look, fail])
+def test_gate_that_writes_nothing_has_ended_nothing(
+    foreign: Foreign, gate: Callable[[sa.Connection], None]
+) -> None:
+    """A gate that only looks, or whose statement fails, is not accused of an end."""
+    rows = foreign.create()
+    with pytest.raises(GateContradictedVerdictError):
+        contradict(rows, gate)

@@ -469,6 +469,27 @@ def test_gate_that_takes_its_job_out_of_its_row_is_told_of(desk: Desk, statement
         assert tx.exec_driver_sql("SELECT 1 FROM repositories WHERE name = 'next'").all() == []
 
 
+@pytest.mark.parametrize("suites", [PASSING, FAILING], ids=["passed", "failed"])
+def test_gate_that_ends_its_transaction_is_asked_once(desk: Desk, suites: str) -> None:
+    """What a gate has committed cannot be undone: it is not asked again, and a person is told."""
+    asked: list[int] = []
+
+    def gate(row: JobRow, tx: Any) -> bool:
+        asked.append(row.id)
+        with tx.connection.driver_connection as database:
+            database.execute("UPDATE jobs SET status = 'done'")
+        return True
+
+    desk.suites_file, desk.engine.gate = suites, gate
+    desk.claim()
+    decision = desk.launch()
+    desk.staging.recover()
+
+    assert (decision.ruling, asked) == (Ruling.TAKEN, [desk.job_id])
+    assert desk.snapshot().history[-1].row.effect is Effect.HAND_OVER
+    assert desk.alerts() == [AlertKind.GATE_CONTRADICTED_VERDICT]
+
+
 @pytest.mark.parametrize("suites", [FAILING, TOOL_ERROR], ids=["failed", "exhausted"])
 def test_artifact_that_is_written_over_is_written_again(desk: Desk, suites: str) -> None:
     """An artifact of somebody else at the gate is replaced, whatever the verdict it stands for."""

@@ -151,6 +151,19 @@ class GateContradictedVerdictError(StagingError):
     """A gate opened although the attempt has no passed verdict. Its move was rolled back."""
 
 
+class GateEndedTransactionError(StagingError):
+    """A gate ended the transaction that it was lent: what it wrote cannot be undone any more."""
+
+    def __init__(self) -> None:
+        """Say what it did, and what to do."""
+        super().__init__(
+            "the gate ended the transaction that it was lent, by a commit or a close, as at the"
+            " end of `with` on the driver's connection: what it wrote may stay, and the end of"
+            " the attempt was not stored with it; write through `tx`, leave its end to the runner,"
+            " and put this job right by hand"
+        )
+
+
 class AttestationRefusedError(StagingError):
     """An attempt is not attested, or an attestation is not believed."""
 

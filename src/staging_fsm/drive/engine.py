@@ -21,6 +21,7 @@ import attrs
 
 from staging_fsm.core.errors import (
     GateContradictedVerdictError,
+    GateEndedTransactionError,
     JobNotFoundError,
     PreparationError,
     SnapshotRefusedError,
@@ -286,8 +287,8 @@ class Engine:
     def _hand_over(self, row: JobRow, snapshot: Snapshot) -> Snapshot | None:
         """Write the artifact, initiate the gate, and end the attempt in one transaction.
 
-        Returns None if the gate contradicted the verdict every time, or took the attempt
-        out of its row: it stays where it is, and a person is alerted.
+        Returns None if the gate contradicted the verdict every time, took the attempt out of
+        its row, or ended the transaction: it stays where it is, and a person is alerted.
         """
         if snapshot.state is State.EXHAUSTED:
             # Before the end is durable: a crash may double this alert, never swallow it.
@@ -303,6 +304,9 @@ class Engine:
             except GateContradictedVerdictError as error:
                 problem = str(error)
                 continue
+            except GateEndedTransactionError as error:
+                problem = str(error)
+                break
             except StaleSnapshotError:
                 if not self._is_as_it_was(row, snapshot):
                     raise

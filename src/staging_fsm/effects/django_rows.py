@@ -113,6 +113,9 @@ class DjangoRows(SqlRows):
     def _driver(self, connection: Any) -> Any:
         return connection.connection.connection
 
+    def _drop(self, connection: Any) -> None:
+        """Leave it to Django, which opens another one."""
+
     def _is_in_transaction(self, connection: Any) -> bool:
         return bool(connection.connection.in_atomic_block)
 

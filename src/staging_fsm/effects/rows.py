@@ -16,6 +16,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from staging_fsm.core.errors import (
     ConfigInvalidError,
+    GateContradictedVerdictError,
+    GateEndedTransactionError,
     JobNotFoundError,
     RefusedError,
     StaleSnapshotError,
@@ -332,15 +334,26 @@ class SqlRows:
         """Yield a connection inside one transaction, to be lent to a gate.
 
         How the driver's own connection reads rows and texts is put back, whatever the gate
-        has made of it.
+        has made of it. Raises GateEndedTransactionError, also from `save`, where the gate is
+        seen to have ended the transaction, and what is stored or undone would be so alone.
         """
         with self._begun() as connection:
             lent = self._lent[id(connection)] = LentConnection(self._driver(connection))
             try:
                 yield connection
+            except (GateContradictedVerdictError, GateEndedTransactionError) as error:
+                if not lent.is_ended():
+                    raise
+                if lent.is_closed():
+                    self._drop(connection)
+                raise GateEndedTransactionError from error
             finally:
                 del self._lent[id(connection)]
                 lent.give_back()
+
+    def _drop(self, connection: Any) -> None:
+        """Keep a connection that was closed out of the pool, where the next one would find it."""
+        connection.invalidate()
 
     def save(self, job_id: Any, snapshot: Snapshot, tx: Connection | None = None) -> None:
         """Store `snapshot` if it follows the stored one, else raise StaleSnapshotError.
@@ -415,6 +428,8 @@ class SqlRows:
             return self._begun()
         # What follows is read as we read it, whatever a gate made of the connection.
         if (lent := self._lent.get(id(tx))) is not None:
+            if lent.is_ended():
+                raise GateEndedTransactionError
             lent.give_back()
         return nullcontext(tx)
 
