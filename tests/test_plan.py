@@ -13,7 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from staging_fsm.core.config import INFRA_RETRIES_MAX
-from staging_fsm.core.outcome import REASONS, Reason, Retry, Verdict
+from staging_fsm.core.evidence import Counts, Evidence, EvidenceState
+from staging_fsm.core.outcome import (
+    REASONS,
+    Reason,
+    Retry,
+    RunFacts,
+    Supervision,
+    Verdict,
+    judge,
+)
 from staging_fsm.core.plan import (
     BASE_ENVIRONMENT,
     PRESETS,
@@ -391,9 +400,56 @@ def test_report_that_is_named_is_asked_for(asked: dict[str, Any]) -> None:
 def test_preset_knows_better_than_a_configured_code(preset: Preset) -> None:
     """An exit code that the preset knows keeps the preset's reason."""
     codes = PRESETS[preset].exit_reasons
-    plan = SuitePlan(("make",), preset=preset, tool_exit_codes=tuple(codes))
+    plan = SuitePlan(("pytest",), preset=preset, tool_exit_codes=tuple(codes))
 
     assert plan.judging_policy().exit_reasons == codes
+
+
+@pytest.mark.parametrize(
+    ("command", "preset"),
+    [
+        ("pytest -q", Preset.PYTEST),
+        ("env A=1 uv run pytest", Preset.PYTEST),
+        ("timeout 600 python -m pytest", Preset.PYTEST),
+        ("make test", Preset.NONE),
+        ("tox -e pytest", Preset.NONE),
+        ("uv run --frozen pytest", Preset.NONE),
+    ],
+)
+def test_exit_codes_of_pytest_are_those_of_plain_pytest(command: str, preset: Preset) -> None:
+    """What a wrapper exits with is its own, whatever preset is said: only plain pytest has 2 to 5.
+
+    Codes that are configured hold for a wrapper too.
+    """
+    codes = {7: Reason.TOOL_EXIT_CODE, **PRESETS[preset].exit_reasons}
+    plan = SuitePlan(tuple(command.split()), Preset.PYTEST, "r.xml", tool_exit_codes=(7,))
+
+    assert plan.judging_policy().exit_reasons == codes
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("evidence", "reason"),
+    [
+        (Evidence(EvidenceState.READ, Counts(3, 0, 0, 0)), Reason.EXIT_CODE),
+        (Evidence(EvidenceState.READ, Counts(3, 1, 0, 0)), Reason.TESTS_FAILED),
+        (Evidence(EvidenceState.READ, Counts(3, 0, 0, 3)), Reason.NO_TESTS),
+        (Evidence(EvidenceState.MISSING), Reason.REPORT_MISSING),
+    ],
+)
+def test_wrapper_of_pytest_is_judged_by_its_report(
+    code: int, evidence: Evidence, reason: Reason
+) -> None:
+    """A wrapper that fails over a whole report has failed; without one, or a test, it did not run.
+
+    What fails may be another step than the tests: a limit of coverage, a linter.
+    """
+    plan = SuitePlan(("make", "test"), Preset.PYTEST, "r.xml")
+    facts = RunFacts(
+        exit_code=code, log_complete=True, supervision=Supervision.SOUND, evidence=evidence
+    )
+
+    assert judge(facts, plan.judging_policy()).reason is reason
 
 
 def test_shortfall_is_said_in_numbers() -> None:

@@ -218,10 +218,15 @@ class SuitePlan:
         return None if self.report is None else reports / self.report
 
     def judging_policy(self) -> JudgingPolicy:
-        """Return what the rule table needs to know of this plan."""
+        """Return what the rule table needs to know of this plan.
+
+        The exit codes of pytest are only those of a command that plainly is pytest: make ends
+        with 2 for whatever failed below it, and so does a check of coverage behind the tests.
+        """
         configured = dict.fromkeys(self.tool_exit_codes, Reason.TOOL_EXIT_CODE)
+        ends_as = Preset.NONE if _place_of_pytest(self.command) is None else self.preset
         return JudgingPolicy(
-            exit_reasons={**configured, **PRESETS[self.preset].exit_reasons},
+            exit_reasons={**configured, **PRESETS[ends_as].exit_reasons},
             report_required=self.report is not None,
             min_tests=self.min_tests,
             max_skipped_ratio=self.max_skipped_ratio,
