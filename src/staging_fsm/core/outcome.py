@@ -156,7 +156,9 @@ REASONS: Final[Mapping[Reason, ReasonFacts]] = MappingProxyType(
         ),
         Reason.TOOL_EXIT_CODE: _tool("The exit code says that the suite did not run properly."),
         Reason.USAGE_ERROR: _tool(
-            "The exit code says that the command line is wrong.", Retry.NEVER
+            "pytest could not begin: its command line or configuration is wrong, or a conftest.py"
+            " cannot be loaded; the end of its output says which.",
+            Retry.NEVER,
         ),
         Reason.NO_TESTS: _tool("The suite ran no test.", Retry.NEVER),
         Reason.REPORT_MISSING: _tool("The suite left no test report, and one is required."),
