@@ -34,6 +34,11 @@ from stand import (
 CHATTY = "while :; do echo; sleep 0.02; done"
 #: Grows by a megabyte at a time, and never lets go of it.
 GLUTTON = "hoard = []\nwhile True: hoard.append(b'x' * (1 << 20))"
+#: A kernel that kills somebody for want of memory while the suite runs. Only a control group
+#: of memory brings a real one about, and seldom may one be made.
+KERNEL_KILLS = "kills = iter((0, 1)); main.oom_kills = lambda: next(kills);"
+#: A kernel that has enough memory.
+KERNEL_KEEPS = "main.oom_kills = lambda: 1;"
 
 
 def test_silence_is_a_reason_of_its_own(stand: Stand) -> None:
@@ -373,13 +378,35 @@ def test_want_of_memory_is_told_of_a_suite_below_a_shell(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a shell has made an exit code of a signal, a kill for want of memory is one still."""
-    # Only a control group of memory brings a real one about, and seldom may one be made.
-    patch_supervisor(monkeypatch, "kills = iter((0, 1)); main.oom_kills = lambda: next(kills);")
+    patch_supervisor(monkeypatch, KERNEL_KILLS)
     starved = stand.facts("/bin/sh", "-c", 'sh -c "kill -9 \\$\\$"; exit $?')
     policy = SuitePlan(("suite",)).judging_policy()
 
     assert (starved.exit_code, starved.out_of_memory) == (128 + signal.SIGKILL, True)
     assert judge(starved, policy).reason == Reason.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    ("kernel", "code", "is_told"),
+    [(KERNEL_KILLS, 1, True), (KERNEL_KILLS, 0, False), (KERNEL_KEEPS, 1, False)],
+)
+def test_want_of_memory_is_told_beside_failed_tests(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, kernel: str, code: int, *, is_told: bool
+) -> None:
+    """Who reads that tests failed reads, too, that the kernel killed for want of memory meanwhile.
+
+    A runner of tests that outlives its workers reports the one that was killed as a failure. The
+    verdict stays what the report says. Of a suite that exits with 0 nothing is told: whom the
+    kernel killed is not known.
+    """
+    patch_supervisor(monkeypatch, kernel)
+    report = '<testsuite><testcase name="a"><failure/></testcase></testsuite>'
+    script = f"echo '{report}' >$STAGING_REPORT_DIR/r.xml; exit {code}"
+    found = stand.run("/bin/sh", "-c", script, report="r.xml")
+    policy = SuitePlan(("suite",), report="r.xml").judging_policy()
+
+    assert judge(found.facts, policy).reason == Reason.TESTS_FAILED
+    assert (found.detail is not None and "for want of memory" in found.detail) == is_told
 
 
 #: A kernel that says afterwards that the suite met its limit.

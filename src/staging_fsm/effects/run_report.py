@@ -24,6 +24,9 @@ from staging_fsm.effects.supervisor.result import mark_of
 
 #: So much of what a supervisor said at its end is told.
 _LAST_WORDS_BYTES: Final = 500
+_OUT_OF_MEMORY: Final = (
+    "the kernel killed a process for want of memory while the suite ran, maybe one of the suite's"
+)
 _UNCOMMITTED: Final = (
     "uncommitted changes were tested too, and the revision alone does not say what ran"
 )
@@ -167,6 +170,9 @@ def _detail(order: Order, result: dict[str, str]) -> str | None:
     told = []
     if order.changes and order.workspace == Workspace.IN_PLACE:
         told.append(_UNCOMMITTED)
+    if result["out_of_memory"] == "1" and result["exit_code"] != "0":
+        # A runner of tests that outlives its workers reports each that was killed as a failure.
+        told.append(_OUT_OF_MEMORY)
     if result["survivors"] != "0":
         told.append(f"{result['survivors']} processes outlived the suite and were killed")
     return "; ".join(told) or None
