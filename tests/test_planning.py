@@ -109,6 +109,34 @@ def test_doctor_makes_the_plan_of_every_suite(
     assert [(check.health, check.words) for check in checks if check.name == "suite"] == found
 
 
+@pytest.mark.parametrize(
+    ("suite", "program"),
+    [
+        ('command = ["make", "staging"]', "make"),
+        ('command = ["/usr/bin/npm", "run", "staging"]', "npm"),
+        ('command = ["env", "CI=1", "uv", "run", "tox"]', "tox"),
+        ('command = ["make", "staging"]\nreport = "junit.xml"', None),
+        ('command = ["make", "staging"]\npreset = "pytest"', None),
+        ('command = ["sh", "make"]', None),
+        ('command = ["pytest"]\npreset = "none"', None),
+    ],
+)
+def test_doctor_warns_of_an_exit_code_that_hides_what_happened(
+    tmp_path: Path, suite: str, program: str | None
+) -> None:
+    """`doctor` warns where make and its like have no report: they may exit as if tests failed."""
+    path = tmp_path / "suites.toml"
+    path.write_text(f"[repos.shop]\n{suite}\n")
+    said = {"enabled": "1", "repos": "shop", "suites_file": str(path)}
+    variables = {variable_name(name): value for name, value in said.items()}
+    checks = examine(variables, StateDir(tmp_path / "state"), lambda: "a database")
+    warned = [
+        check.words for check in checks if check.name == "suite" and check.health is Health.WARNING
+    ]
+
+    assert [f" {program} may exit" in words for words in warned] == [True] * (program is not None)
+
+
 def counted(tests: int, path: str = "T01 T03 T11") -> Snapshot:
     """Return an attempt whose last run executed so many tests, and skipped one more."""
     run = FAILED if "T04" in path else PASSED

@@ -83,6 +83,8 @@ PRESETS: Final[Mapping[Preset, PresetFacts]] = MappingProxyType(
 _PYTEST_NAMES: Final = ("pytest", "py.test")
 #: With the word `run` they start the program that is named next, like `env` without a word.
 _RUNNERS: Final = ("uv", "poetry", "pipenv", "pdm")
+#: What their exit codes hide: docs/judging.md, J11.
+_HIDING: Final = ("make", "gmake", "npm", "yarn", "pnpm", "tox", "nox")
 
 
 def detect_preset(command: tuple[str, ...]) -> Preset:
@@ -231,6 +233,15 @@ class SuitePlan:
             min_tests=self.min_tests,
             max_skipped_ratio=self.max_skipped_ratio,
         )
+
+
+def hiding_program(suite: SuitePlan) -> str | None:
+    """Return the program of a suite whose exit code alone hides whether it ran any test, or None.
+
+    None where a report is asked for: a run without one is a tool error then.
+    """
+    program = _program_at(suite.command, _place_of_program(suite.command))
+    return program if suite.report is None and program in _HIDING else None
 
 
 def _asked_report(suite: SuitePlan, reports: Path) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from staging_fsm.core.errors import (
     NoDatabaseError,
     in_words,
 )
+from staging_fsm.core.plan import hiding_program
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.planning import read_suites, suite_of
 from staging_fsm.effects.alerts import Outbox
@@ -154,6 +155,7 @@ def _suites(
             yield Check("suite", Health.FAILED, problem)
         elif entry is not None:
             yield command_finding(name, entry.command, variables)
+            yield from _hiding(name, entry, config)
     if everywhere and not configured:
         words = "no suite is configured: every repository is in scope, and would be declined"
         yield Check("suite", Health.FAILED, words)
@@ -166,6 +168,17 @@ def _suites(
             # Until somebody widens the scope.
             words = f"{problem}; no repository that is in scope has this suite"
             yield Check("suite", Health.WARNING, words)
+
+
+def _hiding(name: str, entry: SuiteEntry, config: RunnerConfig) -> Iterator[Check]:
+    """Yield a warning of a suite whose exit code is no sign that it ran, and that has no report."""
+    program = hiding_program(suite_of(name, entry, config))
+    if program is not None:
+        words = (
+            f"{name}: no report is asked for, and {program} may exit as if tests had failed where"
+            " none ran, so that what this machine lacks is charged to the code: name a report"
+        )
+        yield Check("suite", Health.WARNING, words)
 
 
 def _refusal(name: str, entry: SuiteEntry | None, config: RunnerConfig) -> str | None:
