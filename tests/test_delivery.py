@@ -737,13 +737,15 @@ def test_launch_looks_at_mirror_and_checkout(
     fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folders that have to be usable are those of this machine, not the host's own."""
-    looked: list[tuple[Path, Path]] = []
-    monkeypatch.setattr(runner, "unfit", lambda *folders: looked.append(folders[2:]))
+    looked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(runner, "unfit", lambda _state, *about: looked.append(about))
     job = fleet.submit("shop", "WI-1")
     there = fleet.deliver(job)
     checkout = there.state.root / "checkouts" / f"job-{job}"
 
-    assert looked == [(there.mirror(fleet.row(job)).path, work_item_dir(checkout, "WI-1"))]
+    assert [(about[0], *about[2:]) for about in looked] == [
+        (there.variables, there.mirror(fleet.row(job)).path, work_item_dir(checkout, "WI-1"))
+    ]
 
 
 def test_attempt_of_a_fleet_is_traced(fleet: FleetStand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,10 @@ def test_state_folder_within_the_repository_is_none_for_checkouts(
 
 
 def test_room_is_looked_for_as_a_log_may_take(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is asked for room for the whole log of a run, and for its artifact."""
+    """The machine is asked for room for the whole log of a run, its artifact, and its own files.
+
+    Where these are is said by the variables of whoever runs the suite.
+    """
     desk.set("LOG_MAX_BYTES", "7654321")
     desk.suites_file = PASSING + "file_max_bytes = 99999999\n"
     asked: list[object] = []
@@ -227,7 +230,7 @@ def test_room_is_looked_for_as_a_log_may_take(desk: Desk, monkeypatch: pytest.Mo
     desk.launch()
     place = desk.engine.place(desk.row())
 
-    assert asked == [(7654321, place.repository, place.artifact_dir)]
+    assert asked == [(desk.variables, 7654321, place.repository, place.artifact_dir)]
 
 
 def test_answer_is_given_though_nothing_can_be_loaded_any_more(

@@ -109,6 +109,15 @@ def test_doctor_makes_the_plan_of_every_suite(
     assert [(check.health, check.words) for check in checks if check.name == "suite"] == found
 
 
+def test_doctor_looks_where_suites_make_their_temporary_files(tmp_path: Path) -> None:
+    """`doctor` names the folder of temporary files that suites are given, and the room there."""
+    checks = examine({"TMPDIR": str(tmp_path)}, StateDir(tmp_path / "state"), lambda: "a database")
+    words = [check.words for check in checks if check.name == "temporary folder"]
+
+    assert len(words) == 1
+    assert words[0].endswith(f"inodes free at {tmp_path}")
+
+
 @pytest.mark.parametrize(
     ("suite", "program"),
     [

@@ -10,13 +10,23 @@ from pathlib import Path
 
 import pytest
 
+from staging_fsm.core.plan import BASE_ENVIRONMENT
 from staging_fsm.effects import preflight
-from staging_fsm.effects.preflight import Health, command_finding, disk_finding, misplaced, unfit
+from staging_fsm.effects.preflight import (
+    Health,
+    command_finding,
+    disk_finding,
+    machine_findings,
+    misplaced,
+    unfit,
+)
 from staging_fsm.effects.state_dir import StateDir
 from stand import bound_by_modes
 
 LOG_BYTES = 4096
 MEBIBYTE = 1024 * 1024
+#: The variables of a worker of this machine.
+HERE = {name: os.environ[name] for name in BASE_ENVIRONMENT if name in os.environ}
 
 
 @pytest.fixture
@@ -31,7 +41,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_machine_with_everything_is_fit(tmp_path: Path) -> None:
     """Where a run would find what it needs, nothing is said and nothing is left over."""
-    assert unfit(StateDir(tmp_path / "state"), LOG_BYTES, tmp_path, tmp_path / "a" / "b") is None
+    assert (
+        unfit(StateDir(tmp_path / "state"), HERE, LOG_BYTES, tmp_path, tmp_path / "a" / "b") is None
+    )
     assert list((tmp_path / "state").iterdir()) == []
 
 
@@ -39,7 +51,9 @@ def test_many_threads_look_at_one_machine_at_once(tmp_path: Path) -> None:
     """A worker with many jobs in hand finds its machine fit in every one of its threads."""
     state = StateDir(tmp_path / "state")
     with ThreadPoolExecutor(8) as pool:
-        said = set(pool.map(lambda _: unfit(state, LOG_BYTES, tmp_path, tmp_path), range(800)))
+        said = set(
+            pool.map(lambda _: unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path), range(800))
+        )
 
     assert said == {None}
 
@@ -48,7 +62,11 @@ def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:
     """A state folder, a repository and an artifact folder that cannot be used are all named."""
     (tmp_path / "file").touch()
     said = unfit(
-        StateDir(tmp_path / "file" / "state"), LOG_BYTES, tmp_path / "absent", tmp_path / "file"
+        StateDir(tmp_path / "file" / "state"),
+        HERE,
+        LOG_BYTES,
+        tmp_path / "absent",
+        tmp_path / "file",
     )
 
     assert said is not None
@@ -64,10 +82,10 @@ def test_part_of_the_state_folder_that_takes_no_files_is_told_of(tmp_path: Path,
     """A folder that a run would need within the state folder is looked at before one is spent."""
     state = StateDir(tmp_path)
     (tmp_path / part).mkdir()
-    fit = unfit(state, LOG_BYTES, tmp_path, tmp_path)
+    fit = unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path)
     (tmp_path / part).rmdir()
     (tmp_path / part).touch()
-    said = unfit(state, LOG_BYTES, tmp_path, tmp_path)
+    said = unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path)
 
     assert fit is None
     assert said is not None
@@ -78,11 +96,11 @@ def test_secret_that_is_none_is_told_of(tmp_path: Path) -> None:
     """A secret that no result can be sealed with is found before a run, and what to do is said."""
     state = StateDir(tmp_path)
     state.secret()
-    fit = unfit(state, LOG_BYTES, tmp_path, tmp_path)
+    fit = unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path)
     (tmp_path / "secret").write_bytes(b"")
 
     assert fit is None
-    assert unfit(state, LOG_BYTES, tmp_path, tmp_path) == (
+    assert unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path) == (
         f"state folder: {tmp_path / 'secret'} is not the secret that was made there: remove it"
     )
 
@@ -141,13 +159,53 @@ def test_checkouts_do_not_lie_below_what_they_are_of(
 
 def test_disk_without_room_is_told_from_one_with(disk: Path) -> None:
     """A disk with too few bytes for the log and what goes with it is not fit, and says both."""
-    fit = unfit(StateDir(disk), LOG_BYTES, disk, disk)
-    said = unfit(StateDir(disk), 40 * MEBIBYTE, disk, disk)
+    fit = unfit(StateDir(disk), HERE, LOG_BYTES, disk, disk)
+    said = unfit(StateDir(disk), HERE, 40 * MEBIBYTE, disk, disk)
 
     assert fit is None
     assert said is not None
     assert "64 MiB and 19" in said
     assert "at least 72 MiB and 1024 inodes are needed" in said
+
+
+def test_temporary_folder_without_room_is_told_of(
+    disk: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A full disk fails tests that are right, so the one of temporary files is looked at before."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    state, variables = StateDir(folder / "state"), {"TMPDIR": str(disk)}
+    fit = unfit(state, variables, LOG_BYTES, folder, folder)
+    (disk / "full").write_bytes(bytes(40 * MEBIBYTE))
+    said = unfit(state, variables, LOG_BYTES, folder, folder)
+
+    assert fit is None
+    assert said is not None
+    assert said.startswith("temporary folder: 24 MiB and 19")
+    assert said.endswith(f"free at {disk}, and at least 32 MiB and 1024 inodes are needed")
+
+
+@pytest.mark.parametrize("name", ["absent", "file", "not/absolute"])
+def test_temporary_folder_that_is_none_is_a_warning(tmp_path: Path, name: str) -> None:
+    """A TMPDIR that is no folder is told of, and declines nothing: a suite may take another."""
+    (tmp_path / "file").touch(0o777)
+    folder = name if "/" in name else str(tmp_path / name)
+    state, variables = StateDir(tmp_path / "state"), {"TMPDIR": folder}
+    found = {check.name: check for check in machine_findings(state, variables, LOG_BYTES)}
+
+    assert found["temporary folder"].health is Health.WARNING
+    assert found["temporary folder"].words.startswith(f"{folder} is no folder")
+    assert unfit(state, variables, LOG_BYTES, tmp_path, tmp_path) is None
+
+
+@pytest.mark.parametrize("variables", [{}, {"TMPDIR": ""}])
+def test_temporary_files_are_in_tmp_where_nothing_is_said(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    """Where no TMPDIR is set, or to nothing, /tmp is looked at, as the suite would take it."""
+    found = [*machine_findings(StateDir(tmp_path), variables, LOG_BYTES)]
+
+    assert [check.name for check in found] == ["state folder", "disk", "temporary folder"]
+    assert found[-1].words.endswith(" free at /tmp")
 
 
 def test_disk_without_inodes_is_full(disk: Path) -> None:
@@ -234,7 +292,7 @@ def test_state_folder_that_takes_no_file_is_not_fit(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    said = unfit(StateDir(tmp_path / "state"), LOG_BYTES, tmp_path, tmp_path)
+    said = unfit(StateDir(tmp_path / "state"), HERE, LOG_BYTES, tmp_path, tmp_path)
 
     assert made == [tmp_path / "state"]
     assert said is not None

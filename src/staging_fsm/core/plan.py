@@ -278,6 +278,14 @@ def environment_of(
     return environment
 
 
+def temporary_folder(variables: Mapping[str, str]) -> Path:
+    """Return where a suite of a worker with `variables` makes its temporary files.
+
+    The variable for it is one of those that every suite gets, and without it there is POSIX's.
+    """
+    return Path(variables.get("TMPDIR") or "/tmp")  # noqa: S108  # nothing is made there, only looked at
+
+
 @attrs.frozen
 class Budget:
     """How many runs an attempt has and how long it waits between them."""

@@ -111,7 +111,8 @@ class StagingRunner:
         """
 
         def preflight(where: Place, suite: SuitePlan) -> str | None:
-            found = unfit(state, suite.log_max_bytes, where.repository, where.artifact_dir)
+            log_max_bytes = suite.log_max_bytes
+            found = unfit(state, variables, log_max_bytes, where.repository, where.artifact_dir)
             if found is None and suite.workspace is Workspace.WORKTREE:
                 found = misplaced(state, where.repository)
             return found

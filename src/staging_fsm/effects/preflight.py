@@ -20,6 +20,7 @@ import attrs
 
 from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.masking import Masker
+from staging_fsm.core.plan import temporary_folder
 from staging_fsm.effects.state_dir import StateDir
 
 #: What there must be besides the log: a report, a result, a database that grows.
@@ -45,10 +46,19 @@ class Check:
     words: str
 
 
-def unfit(state: StateDir, log_max_bytes: int, repository: Path, artifact_dir: Path) -> str | None:
-    """Return why this machine cannot run a suite now, all reasons in one text, or None."""
+def unfit(
+    state: StateDir,
+    variables: Mapping[str, str],
+    log_max_bytes: int,
+    repository: Path,
+    artifact_dir: Path,
+) -> str | None:
+    """Return why this machine cannot run a suite now, all reasons in one text, or None.
+
+    `variables` are the worker's, of which the suite gets some.
+    """
     findings = (
-        *machine_findings(state, log_max_bytes),
+        *machine_findings(state, variables, log_max_bytes),
         folder_finding("repository", repository, os.R_OK | os.X_OK),
         folder_finding("artifact folder", _existing(artifact_dir), os.W_OK | os.X_OK),
     )
@@ -71,12 +81,29 @@ def misplaced(state: StateDir, repository: Path) -> str | None:
     )
 
 
-def machine_findings(state: StateDir, log_max_bytes: int) -> Iterator[Check]:
-    """Yield what runs of any suite need: a state folder that takes files, and room in it."""
+def machine_findings(
+    state: StateDir, variables: Mapping[str, str], log_max_bytes: int
+) -> Iterator[Check]:
+    """Yield what runs of any suite need: a state folder that takes files, and room for theirs."""
     found = _state_finding(state)
     yield found
     if found.health is Health.OK:
         yield disk_finding(state.root, log_max_bytes + FREE_BYTES_MIN)
+    yield _temporary_finding(temporary_folder(variables))
+
+
+def _temporary_finding(folder: Path) -> Check:
+    """Return whether there is room where suites keep what they need for a while.
+
+    One without room fails tests that are right. Without such a folder many programs take
+    another, and which one is theirs to say: so that is a warning.
+    """
+    name = "temporary folder"
+    usable = folder.is_absolute() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if not usable:
+        words = f"{folder} is no folder that can be written: a suite may take another, or fail"
+        return Check(name, Health.WARNING, words)
+    return attrs.evolve(disk_finding(folder, FREE_BYTES_MIN), name=name)
 
 
 def _state_finding(state: StateDir) -> Check:

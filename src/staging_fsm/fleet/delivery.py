@@ -178,16 +178,18 @@ class Delivery:
         """
         snapshot = _readable(row)
         waits = snapshot is not None and snapshot.state is State.DEFERRED
+        variables = self.fleet.variables
         try:
-            config = load_config(self.fleet.variables)
+            config = load_config(variables)
         except ConfigInvalidError:
             # The launch tells of it.
             return None
         is_ours = row.stage == STAGE and config.in_scope(row.repo) and not config.shadow
         if not is_ours or not (waits or row.document is None):
             return None
-        place = workplace.place(row)
-        return unfit(self.fleet.state, config.log_max_bytes, place.repository, place.artifact_dir)
+        place, log_max_bytes = workplace.place(row), config.log_max_bytes
+        state = self.fleet.state
+        return unfit(state, variables, log_max_bytes, place.repository, place.artifact_dir)
 
     def _later(self, error: Exception, kind: AlertKind = AlertKind.INTERNAL_ERROR) -> None:
         """Look again later, here or elsewhere, and tell a person where it does not pass.
