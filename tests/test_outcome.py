@@ -1,5 +1,6 @@
 """The rules of judging: each rule, each reason, each precedence, and what a pass must show."""
 
+import io
 import signal
 from collections.abc import Mapping
 from itertools import combinations, product
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 
 from columns import aligned
 from conftest import Golden
-from staging_fsm.core.evidence import NO_EVIDENCE_REQUIRED, Counts, Evidence, EvidenceState
+from staging_fsm.core.evidence import (
+    NO_EVIDENCE_REQUIRED,
+    Counts,
+    Evidence,
+    EvidenceState,
+    read_junit,
+)
 from staging_fsm.core.outcome import (
     CRASH_SIGNALS,
     REASONS,
@@ -458,6 +465,25 @@ def test_stopped_suite_never_passes(
     facts = attrs.evolve(CLEAN, **{**changes, "stopped_by": stop})
 
     assert judge(facts, policy).verdict is not Verdict.PASSED
+
+
+@pytest.mark.parametrize(
+    ("cases", "reason"),
+    [
+        ('<testcase name="a"><failure/></testcase><testcase name="a"/>', Reason.TESTS_FAILED),
+        ('<testcase name="a"><flakyFailure/></testcase>', Reason.PASSED),
+    ],
+)
+def test_retry_that_is_a_case_of_its_own_lifts_no_failure(cases: str, reason: Reason) -> None:
+    """A test that passed when it was tried again has failed, unless its one case says it was flaky.
+
+    Gradle writes the one or the other, as `mergeReruns` says, and gotestsum the first.
+    """
+    report = f'<testsuite name="s">{cases}</testsuite>'.encode()
+    evidence = Evidence(EvidenceState.READ, read_junit(io.BytesIO(report)))
+    policy = attrs.evolve(PYTEST, min_tests=1)
+
+    assert judge(attrs.evolve(CLEAN, evidence=evidence), policy).reason is reason
 
 
 @given(differences, policies)
