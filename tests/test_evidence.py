@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -552,6 +553,75 @@ NONE = f'<testsuite tests="0">{CASE}</testsuite>'
 def test_cases_of_a_suite_that_has_none_did_not_run(text: str, skipped: int) -> None:
     """What a suite lists and does not claim to have run is a list, and no result."""
     assert read(text) == Counts(2, 0, 0, skipped)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'name="/tree/a.test.js" classname="test"',
+        'name="/tree/with a blank/a.cjs" classname="test"',
+        'name="a.test.js" classname="test"',
+        'name="test/helper.mjs" classname="test"',
+        'name="../a.mts" classname="test"',
+        'name="a.test.ts" classname="test" file="/tree/a.test.ts"',
+        'name="test/a b.tsx" classname="test" file="/tree/test/a b.tsx"',
+        'name="../a.js" classname="test" file="/tree/a.js"',
+    ],
+)
+def test_file_that_told_node_of_no_test_is_none(words: str) -> None:
+    """What Node lists as a test file, in place of the tests that it told of, was not executed."""
+    case = f"<testcase {words}/>"
+
+    assert read(f"<testsuites>{case}</testsuites>") == Counts(1, 0, 0, 1)
+    failed = case.replace("/>", '><failure type="testCodeFailure"/></testcase>')
+    assert read(f"<testsuites>{case}{failed}</testsuites>") == Counts(2, 1, 0, 1)
+    beside = '<testcase name="b" classname="test"/>'
+    assert read(f"<testsuites>{case}{beside}</testsuites>") == Counts(2, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'name="/tree/a.test.js" classname="a"',
+        'name="/tree/a.test.js"',
+        'name="/tree/a.test.json" classname="test"',
+        'name="reads index.js" classname="test"',
+        'name="index.js" classname="test" file="/tree/a.test.js"',
+        'name="js" classname="test"',
+    ],
+)
+def test_test_that_is_called_after_a_file_was_executed(words: str) -> None:
+    """A test that tells of a file, or a file that another tool takes for a test, counts as one."""
+    assert read(f"<testsuites><testcase {words}/></testsuites>").executed == 1
+
+
+def test_test_in_a_suite_of_node_may_be_called_like_a_file() -> None:
+    """Node lists its files in no suite, so a test in one is a test, whatever its name."""
+    case = '<testcase name="index.js" classname="test"/>'
+    text = f'<testsuites><testsuite tests="1">{case}</testsuite></testsuites>'
+
+    assert read(text).executed == 1
+
+
+NODE = shutil.which("node")
+
+
+@pytest.mark.skipif(NODE is None, reason="it needs Node")
+def test_report_of_node_itself_shows_what_was_broken_off(tmp_path: Path) -> None:
+    """A suite that Node calls passed, though it ended in the middle, shows no test executed."""
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "helper.js").write_text("module.exports = 1")
+    (tmp_path / "a.test.js").write_text(
+        "const {test} = require('node:test'); test('one', () => {});"
+        " test('two', () => process.exit(0)); test('three', () => {throw Error()});"
+    )
+    command = [NODE or "", "--test", "--test-reporter=junit"]
+    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True)
+    (tmp_path / "b.test.js").write_text("require('node:test').test('b', () => {})")
+    beside = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True)
+
+    assert (ended.returncode, read(ended.stdout)) == (0, Counts(2, 0, 0, 2))
+    assert (beside.returncode, read(beside.stdout)) == (0, Counts(3, 0, 0, 2))
 
 
 def test_failure_in_a_suite_that_has_none_is_seen() -> None:

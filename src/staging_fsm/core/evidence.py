@@ -5,6 +5,7 @@ run, can be read, and counts. It is hostile text: parsed by defusedxml, without
 document types and entities, as a stream, and within bounds.
 """
 
+import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum, unique
 from typing import BinaryIO, Final
@@ -34,6 +35,9 @@ _NOT_RUN: Final = {
 #: What Node's test runner writes in a <skipped> of a test that is yet to be made to pass: it
 #: may fail, and the run passes (https://nodejs.org/api/test.html).
 _TODO: Final = "todo"
+#: What Node's test runner calls every test of its own, and what it takes for a test file.
+_NODE_CLASS: Final = "test"
+_NODE_FILE: Final = re.compile(r".*\.[cm]?[jt]sx?", re.DOTALL)
 #: A claim of more digits is no number of tests.
 _CLAIM_MAX_DIGITS: Final = 18
 _BLOCK_BYTES: Final = 64 * 1024
@@ -195,7 +199,9 @@ class _Tally:
             # pytest writes it of a test in which the suite was ended, with exit code 0 maybe.
             message = "it has a test case without a name, as of a suite that was broken off"
             raise ValueError(message)
-        is_skipped = name == "testcase" and _is_not_run(attributes)
+        is_skipped = name == "testcase" and (
+            _is_not_run(attributes) or _is_file_of_node(attributes, self.open_elements[-1][0])
+        )
         is_todo = name == "skipped" and attributes.get("type") == _TODO
         said = {"skipped"} if is_skipped else {_TODO} if is_todo else set()
         self.open_elements.append((name, said))
@@ -303,6 +309,24 @@ def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
 def _is_not_run(attributes: dict[str, str]) -> bool:
     said = {name: attributes.get(name, "").strip().lower() for name in _NOT_RUN}
     return any(said[name] in words for name, words in _NOT_RUN.items())
+
+
+def _is_file_of_node(attributes: dict[str, str], parent: str) -> bool:
+    """Say whether a test case is what Node's runner writes of a file that reported no test.
+
+    Such a file holds none, or it was ended before it had told of any, with exit code 0. Node
+    20 writes its whole path, Node 22 the one below the working directory, and Node 24 that
+    one beside `file`, the file in which a test stands.
+    """
+    name, file = attributes.get("name", ""), attributes.get("file")
+    if attributes.get("classname") != _NODE_CLASS or not _NODE_FILE.fullmatch(name):
+        return False
+    if name.startswith("/"):
+        return True
+    if file is not None:
+        return file.endswith("/" + re.sub(r"^(\.\.?/)+", "", name))
+    # Without `file` only the place and the looks of a name tell it from a test's own.
+    return parent == "testsuites" and not re.search(r"\s", name)
 
 
 def _local_name(tag: str) -> str:
