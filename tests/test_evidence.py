@@ -624,6 +624,61 @@ def test_report_of_node_itself_shows_what_was_broken_off(tmp_path: Path) -> None
     assert (beside.returncode, read(beside.stdout)) == (0, Counts(3, 0, 0, 2))
 
 
+BREAKDOWN = '<error message="internal error"/>'
+BROKEN = f'<testcase classname="pytest" name="internal">{BREAKDOWN}</testcase>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'<testsuites><testsuite tests="2" errors="1">{CASE}{BROKEN}</testsuite></testsuites>',
+        f'<testsuite tests="1" errors="1">{BROKEN}</testsuite>',
+        f'<testsuite errors="2">{BROKEN.replace(BREAKDOWN, BREAKDOWN * 2)}</testsuite>',
+        f"<testsuite>{CASE}{BROKEN}{TODO}{SKIPPED}</testsuite>",
+    ],
+)
+def test_report_of_pytest_that_broke_down_is_none(text: str) -> None:
+    """An internal error of pytest is no failure of a test, and no report of a whole run either."""
+    with pytest.raises(ReportUnreadableError, match="internal error of pytest itself"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f'<testsuite failures="1" errors="1">{FAILED}{BROKEN}</testsuite>', Counts(1, 1, 0, 0)),
+        (f'<testsuite errors="2">{ERRED}{BROKEN}</testsuite>', Counts(1, 0, 1, 0)),
+        (f'<testsuite errors="2">{CASE}{BROKEN}</testsuite>', Counts(1, 0, 1, 0)),
+        (f'<testsuite failures="1">{CASE}{BROKEN}</testsuite>', Counts(1, 1, 0, 0)),
+        (
+            f'<testsuite tests="2" errors="1">{CASE * 2}{BROKEN}<failure/></testsuite>',
+            Counts(2, 1, 0, 1),
+        ),
+        (
+            f'<testsuites errors="1"><testsuite errors="1">{BROKEN}</testsuite></testsuites>',
+            Counts(0, 0, 1, 0),
+        ),
+        (f"<testsuite>{BROKEN.replace('internal error', 'x')}</testsuite>", Counts(1, 0, 1, 0)),
+        (f"<testsuite>{BROKEN.replace('internal', 'a', 1)}</testsuite>", Counts(1, 0, 1, 0)),
+        (f"<testsuite>{BROKEN.replace('pytest', 'a')}</testsuite>", Counts(1, 0, 1, 0)),
+        (f"<testsuite>{BROKEN.replace('error ', 'failure ')}</testsuite>", Counts(1, 1, 0, 0)),
+        (f"<testsuite>{BROKEN.replace('/><', '/><error/><')}</testsuite>", Counts(1, 0, 1, 0)),
+    ],
+)
+def test_failure_beside_a_breakdown_of_pytest_fails(text: str, expected: Counts) -> None:
+    """What failed before pytest broke down has failed, and only its own words are of pytest."""
+    assert read(text) == expected
+
+
+def test_internal_error_of_pytest_itself_is_found(tmp_path: Path) -> None:
+    """Where pytest breaks down at its end, exits 3 and writes a report, nobody's test failed."""
+    breakdown = "def pytest_runtestloop(session):\n    raise RuntimeError"
+    (tmp_path / "conftest.py").write_text(breakdown)
+
+    with pytest.raises(ReportUnreadableError, match="internal error of pytest itself"):
+        pytest_report(tmp_path, "def test_a(): pass", "")
+
+
 def test_failure_in_a_suite_that_has_none_is_seen() -> None:
     """A case that failed was run, whatever its suite says."""
     text = f'<testsuite tests="0">{FAILED}{CASE}</testsuite>'

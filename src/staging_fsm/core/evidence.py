@@ -38,6 +38,12 @@ _TODO: Final = "todo"
 #: What Node's test runner calls every test of its own, and what it takes for a test file.
 _NODE_CLASS: Final = "test"
 _NODE_FILE: Final = re.compile(r".*\.[cm]?[jt]sx?", re.DOTALL)
+#: What pytest writes where it broke down itself, in the middle of a run or at its end, and
+#: exits 3 (https://docs.pytest.org/en/stable/reference/exit-codes.html).
+_BREAKDOWN: Final = {"classname": "pytest", "name": "internal"}
+_BREAKDOWN_MESSAGE: Final = "internal error"
+_MAY_BREAK: Final = "may break"
+_BROKEN: Final = "broken"
 #: A claim of more digits is no number of tests.
 _CLAIM_MAX_DIGITS: Final = 18
 _BLOCK_BYTES: Final = 64 * 1024
@@ -140,6 +146,9 @@ class _OpenSuite:
     tests: int | None
     left_out: int
     failures: int
+    errors: int
+    #: How many of the errors are no test's, but of a runner that broke down.
+    broken: int = 0
     #: Those of its own that failed and were yet to be done, a suite of nothing worse included.
     forgiven: int = 0
     listed: int = 0
@@ -149,13 +158,13 @@ class _OpenSuite:
     @classmethod
     def of(cls, attributes: dict[str, str]) -> "_OpenSuite":
         tests, *left_out = (_number(attributes, name) for name in ("tests", "skipped", "disabled"))
-        failures = _claimed(attributes, "failures")
-        return cls(tests, sum(number or 0 for number in left_out), failures)
+        failures, errors = (_claimed(attributes, name) for name in ("failures", "errors"))
+        return cls(tests, sum(number or 0 for number in left_out), failures, errors)
 
     @property
     def ran(self) -> int:
         """Return how many tests it ran by what it claims."""
-        return max(0, (self.tests or 0) - self.left_out)
+        return max(0, (self.tests or 0) - self.left_out - self.broken)
 
     def listed_only(self) -> int:
         """Return how many tests are listed that did not run, by what the suite claims.
@@ -183,6 +192,7 @@ class _Tally:
     open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
     open_suites: list[_OpenSuite] = attrs.field(factory=list)
     dated: bool | None = False
+    broken: bool = False
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
 
@@ -199,19 +209,25 @@ class _Tally:
             # pytest writes it of a test in which the suite was ended, with exit code 0 maybe.
             message = "it has a test case without a name, as of a suite that was broken off"
             raise ValueError(message)
-        is_skipped = name == "testcase" and (
-            _is_not_run(attributes) or _is_file_of_node(attributes, self.open_elements[-1][0])
-        )
-        is_todo = name == "skipped" and attributes.get("type") == _TODO
-        said = {"skipped"} if is_skipped else {_TODO} if is_todo else set()
-        self.open_elements.append((name, said))
+        self.open_elements.append((name, self._said_at_once(name, attributes)))
         if len(self.open_elements) > REPORT_MAX_DEPTH:
             message = f"it nests deeper than {REPORT_MAX_DEPTH} elements"
             raise ValueError(message)
         if name in _ROOTS:
-            self.claimed_errors = max(self.claimed_errors, _claimed(attributes, "errors"))
             self._check_time(attributes.get("timestamp", ""))
             self.open_suites.append(_OpenSuite.of(attributes))
+
+    def _said_at_once(self, name: str, attributes: dict[str, str]) -> set[str]:
+        """Return what an element says by its attributes, within the open ones."""
+        parent, inside = self.open_elements[-1] if self.open_elements else ("", set[str]())
+        if name == "testcase":
+            if _is_not_run(attributes) or _is_file_of_node(attributes, parent):
+                return {"skipped"}
+            return {_MAY_BREAK} if _BREAKDOWN.items() <= attributes.items() else set()
+        if name == "skipped" and attributes.get("type") == _TODO:
+            return {_TODO}
+        is_breakdown = name == "error" and attributes.get("message") == _BREAKDOWN_MESSAGE
+        return {_BROKEN} if is_breakdown and _MAY_BREAK in inside else set()
 
     def end(self, _tag: str) -> None:
         name, inside = self.open_elements.pop()
@@ -223,7 +239,11 @@ class _Tally:
             self.errors += "error" in inside
         if name in _ROOTS:
             self._end_suite(self.open_suites.pop())
-        if self.open_elements and name in _TELLING:
+        if _BROKEN in inside and name == "error":
+            self.broken = True
+            self.open_suites[-1].broken += 1
+            self.open_elements[-1][1].add(_BROKEN)
+        elif self.open_elements and name in _TELLING:
             self.open_elements[-1][1].update({name}, inside & {_TODO} if name == "skipped" else ())
 
     def _end_case(self, inside: set[str]) -> None:
@@ -233,6 +253,9 @@ class _Tally:
             inside.remove("failure")
             suite.forgiven += 1
         failed = bool(inside & {"failure", "error"})
+        if _BROKEN in inside and not failed:
+            # It is no test.
+            return
         not_run = "skipped" in inside and not failed
         self.tests += 1
         self.skipped += not_run
@@ -244,6 +267,7 @@ class _Tally:
         if not self.open_suites and suite.tests is not None and suite.tests >= self.tests:
             # What is said of the whole report no suite in it need say.
             self.skipped = max(self.skipped, self.tests - suite.ran)
+        self.claimed_errors = max(self.claimed_errors, suite.errors - suite.broken)
         failures = max(0, suite.failures - suite.forgiven)
         self.claimed_failures = max(self.claimed_failures, failures)
         if self.open_suites:
@@ -277,13 +301,13 @@ class _Tally:
             raise ValueError(message)
 
     def counts(self) -> Counts:
-        return Counts(
-            self.tests,
-            max(self.failures, self.claimed_failures),
-            max(self.errors, self.claimed_errors),
-            self.skipped,
-            self.dated,
-        )
+        failures = max(self.failures, self.claimed_failures)
+        errors = max(self.errors, self.claimed_errors)
+        if self.broken and failures + errors == 0:
+            # Whatever the exit code says, nobody knows what else would have been seen.
+            message = "it tells of an internal error of pytest itself, and of no failure"
+            raise ValueError(message)
+        return Counts(self.tests, failures, errors, self.skipped, self.dated)
 
 
 def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
