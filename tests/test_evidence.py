@@ -624,6 +624,105 @@ def test_report_of_node_itself_shows_what_was_broken_off(tmp_path: Path) -> None
     assert (beside.returncode, read(beside.stdout)) == (0, Counts(3, 0, 0, 2))
 
 
+def of_pytest(claims: str, *cases: str, name: str = "pytest", root: str = "pytest tests") -> str:
+    """Return a report as pytest writes it, of cases given as name and what is in them."""
+    listed = (case.partition(" ") for case in cases)
+    inner = "".join(
+        f'<testcase classname="test_a" name="{name}">{inside}</testcase>'
+        for name, _, inside in listed
+    )
+    suite = f'<testsuite name="{name}" {claims}>{inner}</testsuite>'
+    return f'<testsuites name="{root}">{suite}</testsuites>'
+
+
+OTHERS = [f"ok[{number}]" for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Run again until it passed: pytest claims its last round.
+        (of_pytest('tests="10"', "a", "a", "a", *OTHERS), Counts(10, 0, 0, 0)),
+        # The same beside other workers, which report meanwhile.
+        (of_pytest('tests="10"', "a", *OTHERS[:4], "a", *OTHERS[4:], "a"), Counts(10, 0, 0, 0)),
+        # Run again since its teardown failed: pytest claims every round.
+        (of_pytest('tests="5"', "a", "a", "a", "a", "a"), Counts(1, 0, 0, 0)),
+        # Run again, and failed or skipped in the end.
+        (of_pytest('tests="1" failures="1"', "a", "a <failure/>"), Counts(1, 1, 0, 0)),
+        (of_pytest('tests="1" errors="1"', "a", "a <error/>"), Counts(1, 0, 1, 0)),
+        (of_pytest('tests="10" skipped="1"', "a", "a <skipped/>", *OTHERS), Counts(10, 0, 0, 1)),
+        # Failed at first, whatever comes then.
+        (of_pytest('tests="1"', "a <failure/>", "a"), Counts(1, 1, 0, 0)),
+        # Run again, and never to its end.
+        (of_pytest('tests="0"', "a", "a"), Counts(1, 0, 0, 1)),
+        # Listed, and not run.
+        (of_pytest('tests="0"', *OTHERS), Counts(9, 0, 0, 9)),
+        (of_pytest('tests="10"', "a", "a", *OTHERS, name="mine"), Counts(10, 0, 0, 0)),
+        (of_pytest('tests="10"', "a", "a", *OTHERS, root=""), Counts(10, 0, 0, 0)),
+        # Another tool may well have two tests of one name.
+        (of_pytest('tests="2"', "a", "a", name="mine", root=""), Counts(2, 0, 0, 0)),
+    ],
+)
+def test_test_that_pytest_lists_again_is_one(text: str, expected: Counts) -> None:
+    """A test that pytest ran several times counts once, and its reruns are no skipped tests."""
+    assert read(text) == expected
+
+
+def test_tests_of_one_name_in_two_reports_of_pytest_are_two() -> None:
+    """Reports that were put into one, of one suite beneath two interpreters, count both."""
+    suite = f'<testsuite name="pytest" tests="1">{CASE}</testsuite>'
+
+    assert read(f"<testsuites>{suite * 2}</testsuites>") == Counts(2, 0, 0, 0)
+
+
+def test_many_tests_of_pytest_are_told_apart() -> None:
+    """Of tens of thousands of tests of different names each counts."""
+    names = [f"test_it[{number}]" for number in range(30_000)]
+
+    assert read(of_pytest(f'tests="{len(names)}"', *names, *names)).executed == len(names)
+
+
+FLAKY = '<testcase name="a" classname="A"><flakyFailure message="x"/></testcase>'
+
+
+@pytest.mark.parametrize("rerun", ["flakyFailure", "flakyError", "rerunFailure", "rerunError"])
+def test_claim_of_a_suite_that_ran_tests_again_may_be_of_its_last_round(rerun: str) -> None:
+    """Where Surefire ran a test again and claims that one alone, the others were executed, too."""
+    case = FLAKY.replace("flakyFailure", rerun)
+
+    assert read(f'<testsuite tests="1">{CASE * 9}{case}</testsuite>') == Counts(10, 0, 0, 0)
+    text = f'<testsuite tests="1">{CASE * 8}{SKIPPED}{case}</testsuite>'
+    assert read(text) == Counts(10, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f'<testsuite tests="1" failures="1">{FLAKY}{CASE}</testsuite>', Counts(2, 1, 0, 0)),
+        (f'<testsuite tests="1">{FLAKY}{FAILED}{ERRED}</testsuite>', Counts(3, 1, 1, 0)),
+        (f'<testsuite tests="2" skipped="1">{FLAKY}{CASE}</testsuite>', Counts(2, 0, 0, 1)),
+        (f'<testsuite tests="1"><flakyFailure/>{CASE * 2}</testsuite>', Counts(2, 0, 0, 1)),
+        (
+            (
+                f'<testsuites><testsuite>{FLAKY}</testsuite><testsuite tests="1">{CASE * 2}'
+                "</testsuite></testsuites>"
+            ),
+            Counts(3, 0, 0, 1),
+        ),
+        (
+            (
+                f'<testsuites tests="3" skipped="3"><testsuite tests="1">{CASE * 2}{FLAKY}'
+                "</testsuite></testsuites>"
+            ),
+            Counts(3, 0, 0, 3),
+        ),
+    ],
+)
+def test_test_that_was_run_again_hides_nothing_else(text: str, expected: Counts) -> None:
+    """What failed or is claimed as skipped beside a test that was run again counts as ever."""
+    assert read(text) == expected
+
+
 BREAKDOWN = '<error message="internal error"/>'
 BROKEN = f'<testcase classname="pytest" name="internal">{BREAKDOWN}</testcase>'
 
@@ -820,14 +919,16 @@ def test_endless_report_is_left_alone() -> None:
         "<testcase name='a'><failure>x</failure></testcase>",
         "<other/>text",
         "<testsuite><o/></testsuite>",
+        "<testcase classname='test_a' name='test_{}'/>",
     ],
-    ids=["test cases", "unknown elements", "suites"],
+    ids=["test cases", "unknown elements", "suites", "tests of pytest"],
 )
 def test_memory_does_not_grow_with_a_report(element: str) -> None:
     """Reading fifty times as many elements takes no more memory."""
 
     def peak(elements: int) -> int:
-        report = io.BytesIO(f"<testsuites>{element * elements}</testsuites>".encode())
+        inner = "".join(map(element.format, range(elements)))
+        report = io.BytesIO(f'<testsuites name="pytest tests">{inner}</testsuites>'.encode())
         tracemalloc.start()
         read_junit(report)
         _, highest = tracemalloc.get_traced_memory()

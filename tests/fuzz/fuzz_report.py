@@ -15,6 +15,8 @@ WORDS = (
         "<testcase name='a'/>",
         "<testcase name='a'>",
     ),
+    *("<testsuites name='pytest tests'>", "<testcase classname='a' name='b'/>", "<flakyError/>"),
+    *("<testcase classname='pytest' name='internal'><error message='internal error'/>",),
     *("</testcase>", "<failure/>", "<error/>", "<skipped/>", ' failures="1"', ' errors="-1"'),
     *('<?xml version="1.0" encoding="utf-16"?>', "<!DOCTYPE a [", "<!ENTITY", "]>", "&a;", "&#9;"),
     *(' xmlns="a"', ' xmlns:a="b"', "a:", "<![CDATA[", "]]>", "<!--", "-->", "<?a b?>"),

@@ -5,6 +5,7 @@ run, can be read, and counts. It is hostile text: parsed by defusedxml, without
 document types and entities, as a stream, and within bounds.
 """
 
+import hashlib
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum, unique
@@ -44,9 +45,20 @@ _BREAKDOWN: Final = {"classname": "pytest", "name": "internal"}
 _BREAKDOWN_MESSAGE: Final = "internal error"
 _MAY_BREAK: Final = "may break"
 _BROKEN: Final = "broken"
+#: What pytest calls its suite, and what holds it: of one that is named otherwise the latter.
+_OF_PYTEST: Final = frozenset({"pytest", "pytest tests"})
+_AGAIN: Final = "again"
+#: What Surefire writes in a test case that it ran more than once. What a suite claims then may
+#: be of the last round alone
+#: (https://maven.apache.org/surefire/maven-surefire-plugin/examples/rerun-failing-tests.html).
+_RERUNS: Final = frozenset({"flakyFailure", "flakyError", "rerunFailure", "rerunError"})
 #: A claim of more digits is no number of tests.
 _CLAIM_MAX_DIGITS: Final = 18
 _BLOCK_BYTES: Final = 64 * 1024
+_SEEN_BYTES: Final = 512 * 1024
+#: How many bits stand for each that was seen, and of how many bytes of its digest each is made.
+_SEEN_MARKS: Final = 8
+_MARK_BYTES: Final = 4
 
 
 @unique
@@ -125,7 +137,8 @@ def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
 
     Test cases are counted one by one; the totals that a suite claims in its
     attributes only ever add failures and errors, never tests. Memory stays flat
-    whatever the report holds: nothing is kept but one tag and the different names.
+    whatever the report holds: nothing is kept but one tag, the different names, and a
+    table of one size for the test cases that pytest may list again.
     Raises ReportUnreadableError for anything that is not a complete, harmless
     report of at most REPORT_MAX_BYTES, and ReportStaleError if a suite in it says
     that it ran outside `window`: a build cache gives old reports a new file time.
@@ -136,6 +149,29 @@ def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
         # What is no XML is a SyntaxError to the parser, and what is harmful a ValueError.
         message = f"the report is no readable JUnit XML: {error}"
         raise ReportUnreadableError(message) from error
+
+
+@attrs.define
+class _Seen:
+    """What was seen, in a table that never grows (a Bloom filter).
+
+    What was seen is always known again. One of a great many that was not may be taken for
+    one that was: of the first 100,000 none, of 200,000 some three.
+    """
+
+    table: bytearray = attrs.field(factory=lambda: bytearray(_SEEN_BYTES))
+
+    def add(self, *words: str) -> bool:
+        """Add what these words name; return whether it was seen before."""
+        text = "\0".join(words).encode()
+        digest = hashlib.blake2b(text, digest_size=_SEEN_MARKS * _MARK_BYTES).digest()
+        seen = True
+        for start in range(0, len(digest), _MARK_BYTES):
+            mark = int.from_bytes(digest[start : start + _MARK_BYTES]) % (_SEEN_BYTES * 8)
+            place, bit = divmod(mark, 8)
+            seen = seen and bool(self.table[place] & 1 << bit)
+            self.table[place] |= 1 << bit
+        return seen
 
 
 @attrs.define
@@ -151,6 +187,10 @@ class _OpenSuite:
     broken: int = 0
     #: Those of its own that failed and were yet to be done, a suite of nothing worse included.
     forgiven: int = 0
+    number: int = 0
+    of_pytest: bool = False
+    #: Whether any of its own was run more than once, by what it says itself.
+    reruns: bool = False
     listed: int = 0
     #: Those of the listed that did not run, or failed, by what they say themselves.
     telling: int = 0
@@ -172,7 +212,7 @@ class _OpenSuite:
         It ran no more than it claims, and nothing of what it left out, also where no test
         case says so: `pytest --setup-plan` lists every test and claims those it skipped.
         """
-        if self.tests is None:
+        if self.tests is None or (self.reruns and self.tests < self.listed):
             return 0
         return max(0, self.listed - self.telling - self.ran)
 
@@ -193,6 +233,8 @@ class _Tally:
     open_suites: list[_OpenSuite] = attrs.field(factory=list)
     dated: bool | None = False
     broken: bool = False
+    suites: int = 0
+    seen: _Seen = attrs.field(factory=_Seen)
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
 
@@ -215,19 +257,34 @@ class _Tally:
             raise ValueError(message)
         if name in _ROOTS:
             self._check_time(attributes.get("timestamp", ""))
-            self.open_suites.append(_OpenSuite.of(attributes))
+            self._open_suite(attributes)
 
     def _said_at_once(self, name: str, attributes: dict[str, str]) -> set[str]:
         """Return what an element says by its attributes, within the open ones."""
         parent, inside = self.open_elements[-1] if self.open_elements else ("", set[str]())
         if name == "testcase":
-            if _is_not_run(attributes) or _is_file_of_node(attributes, parent):
-                return {"skipped"}
-            return {_MAY_BREAK} if _BREAKDOWN.items() <= attributes.items() else set()
+            not_run = _is_not_run(attributes) or _is_file_of_node(attributes, parent)
+            may_break = _BREAKDOWN.items() <= attributes.items()
+            told = {"skipped": not_run, _MAY_BREAK: may_break, _AGAIN: self._is_again(attributes)}
+            return {word for word, holds in told.items() if holds}
         if name == "skipped" and attributes.get("type") == _TODO:
             return {_TODO}
         is_breakdown = name == "error" and attributes.get("message") == _BREAKDOWN_MESSAGE
         return {_BROKEN} if is_breakdown and _MAY_BREAK in inside else set()
+
+    def _open_suite(self, attributes: dict[str, str]) -> None:
+        suite = _OpenSuite.of(attributes)
+        self.suites += 1
+        suite.number = self.suites
+        within = bool(self.open_suites) and self.open_suites[-1].of_pytest
+        suite.of_pytest = within or attributes.get("name") in _OF_PYTEST
+        self.open_suites.append(suite)
+
+    def _is_again(self, attributes: dict[str, str]) -> bool:
+        """Say whether pytest lists a test again: each time that it was run and was to be rerun."""
+        suite = self.open_suites[-1]
+        names = (attributes.get("classname", ""), attributes["name"])
+        return suite.of_pytest and self.seen.add(str(suite.number), *names)
 
     def end(self, _tag: str) -> None:
         name, inside = self.open_elements.pop()
@@ -239,6 +296,8 @@ class _Tally:
             self.errors += "error" in inside
         if name in _ROOTS:
             self._end_suite(self.open_suites.pop())
+        if name in _RERUNS and self.open_elements[-1][0] == "testcase":
+            self.open_suites[-1].reruns = True
         if _BROKEN in inside and name == "error":
             self.broken = True
             self.open_suites[-1].broken += 1
@@ -253,8 +312,8 @@ class _Tally:
             inside.remove("failure")
             suite.forgiven += 1
         failed = bool(inside & {"failure", "error"})
-        if _BROKEN in inside and not failed:
-            # It is no test.
+        if _AGAIN in inside or (_BROKEN in inside and not failed):
+            # It is no further test.
             return
         not_run = "skipped" in inside and not failed
         self.tests += 1
