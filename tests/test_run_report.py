@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import signal
 import socket
@@ -132,6 +133,80 @@ def test_report_without_stamps_is_of_the_time_of_its_file(
     script = f'echo "{report}" > {path}; touch {touched} {path}'
 
     assert stand.facts("/bin/sh", "-c", script, report="junit.xml").evidence.state == state
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (
+            "printf '<testsuite>\\n& ' > $R",
+            "no readable JUnit XML: not well-formed .*: line 2, column",
+        ),
+        ("printf '<testsuite>' > $R", "no element found: line 1, column 11"),
+        ("echo '<!DOCTYPE t><testsuite/>' > $R", "it has a document type"),
+        ("echo '<html/>' > $R", "its root is <html>"),
+        ("echo '<testsuite errors=\"no\"/>' > $R", "no number of errors: 'no'"),
+        (OVERSIZE, f"it is larger than {REPORT_MAX_BYTES} bytes"),
+        ("mkdir $R", "no regular file"),
+        (
+            "echo '<testsuite timestamp=\"2001-02-03T04:05:06Z\"/>' > $R",
+            "ran at 2001-02-03T04:05:06Z, and not in this run, from 2.* to 2.*$",
+        ),
+        (f"echo '{JUNIT}' > $R; touch -d '2 days ago' $R", "written outside of this run"),
+    ],
+)
+def test_what_is_wrong_with_a_report_is_told(stand: Stand, script: str, words: str) -> None:
+    """Whoever has to mend a report that cannot be believed is told what is wrong with it."""
+    setting = "R=$STAGING_REPORT_DIR/junit.xml"
+    detail = stand.run("/bin/sh", "-c", f"{setting}; {script}", report="junit.xml").detail
+
+    assert detail is not None
+    assert re.search(words, detail)
+
+
+def test_report_that_is_not_of_its_run_is_told_of(stand: Stand) -> None:
+    """Why a report that is there is none of this run is told."""
+    report = stand.root / "tree" / "r.xml"
+    report.write_text(JUNIT)
+    before = stand.run("true", report=str(report)).detail
+    deed = f"ln -s {stand.root}/tree $STAGING_REPORT_DIR/out; echo '{JUNIT}' > r.xml"
+    run_id = f"{ATTEMPT}.2"
+    linked = stand.run("/bin/sh", "-c", deed, run_id=run_id, report="out/r.xml").detail
+    stand.start("/bin/sh", "-c", "echo > r.xml", run_id=f"{ATTEMPT}.3", report=str(report))
+    await_that(stand.file("result", f"{ATTEMPT}.3").exists)
+    report.write_text(JUNIT)
+    late = stand.collect(f"{ATTEMPT}.3").detail
+
+    assert before == "the report was there before this run, which did not write it"
+    assert linked == "a link leads to the report, to where others may write it"
+    assert late == "the report was written again after the suite had ended"
+
+
+def test_words_of_a_report_are_shown_as_harmless_as_its_output(stand: Stand) -> None:
+    """What is told of a report shows no secret of its suite, moves no cursor, and is short."""
+    suites = LocalSuites(stand.state, {**stand.variables, "GIVEN": "a given value"})
+    claims = ("$GIVEN", "\u202e\u2028", "x" * 4000)
+    script = f"""
+        exec > $STAGING_REPORT_DIR/junit.xml
+        echo "<testsuite failures='{"".join(claims)}'/>"
+        rm {stand.file("order")}
+    """
+    environment = ("GIVEN", "PATH")
+    plan = SuitePlan(("/bin/sh", "-c", script), report="junit.xml", environment=environment)
+    suites.start(RunOrder(RUN, stand.root / "tree", UNVERSIONED, plan))
+    detail = suites.await_report(RUN).detail
+
+    assert detail is not None
+    assert "no number of failures: '***\ufffd\ufffdxxx" in detail
+    assert len(detail) == 500
+
+
+def test_report_that_counts_needs_no_words(stand: Stand) -> None:
+    """Nothing is told of a report that is read, nor of one that is not there."""
+    script = f"echo '{JUNIT}' > $STAGING_REPORT_DIR/junit.xml"
+
+    assert stand.run("/bin/sh", "-c", script, report="junit.xml").detail is None
+    assert stand.run("true", run_id=f"{ATTEMPT}.2", report="junit.xml").detail is None
 
 
 def test_supervisor_that_cannot_be_started_is_no_other_runs_report(

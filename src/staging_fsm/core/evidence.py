@@ -114,6 +114,11 @@ class RunWindow:
     #: The zone of a time stamp that names none and is not in UTC.
     local_zone: tzinfo = UTC
 
+    def __str__(self) -> str:
+        """Return its first and its last moment in words."""
+        begin, end = (time.isoformat(timespec="seconds") for time in (self.begin, self.end))
+        return f"from {begin} to {end}"
+
     def holds(self, stamp: datetime) -> bool:
         """Say whether `stamp` is of this run, in any zone that it may be meant in."""
         zones = (UTC, self.local_zone) if stamp.tzinfo is None else (stamp.tzinfo,)
@@ -345,7 +350,11 @@ class _Tally:
         if stamp.year <= NO_TIME_YEAR:
             return
         if not self.window.holds(stamp):
-            message = f"a suite in the report ran at {text}, and not in this run"
+            zone = "" if stamp.tzinfo else ", by UTC or by the clock here, as it names no zone"
+            message = (
+                f"a suite in the report ran at {text.strip()}, and not in this run,"
+                f" {self.window}{zone}"
+            )
             raise ReportStaleError(message)
         if self.dated is not None:
             self.dated = True
@@ -370,7 +379,8 @@ class _Tally:
 
 
 def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
-    from defusedxml.ElementTree import XMLParser  # noqa: PLC0415  # only where a report is read
+    from defusedxml.common import DTDForbidden  # noqa: PLC0415  # only where a report is read
+    from defusedxml.ElementTree import XMLParser  # noqa: PLC0415  # likewise
 
     tally = _Tally(window)
     parser = XMLParser(target=tally, forbid_dtd=True)
@@ -380,7 +390,11 @@ def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
         if size > REPORT_MAX_BYTES:
             message = f"it is larger than {REPORT_MAX_BYTES} bytes"
             raise ValueError(message)
-        parser.feed(block)
+        try:
+            parser.feed(block)
+        except DTDForbidden as error:
+            message = "it has a document type"
+            raise ValueError(message) from error
         # What the parser has not told of yet, it holds: a tag or a comment without an end.
         if size - parser.parser.CurrentByteIndex > REPORT_MAX_TAG_BYTES:
             message = f"a tag or comment in it is larger than {REPORT_MAX_TAG_BYTES} bytes"
@@ -426,8 +440,12 @@ def _claimed(attributes: dict[str, str], attribute: str) -> int:
     value = attributes.get(attribute)
     if value is None or not value.strip():
         return 0
-    count = int(value)
+    try:
+        count = int(value)
+    except ValueError as error:
+        message = f"it claims what is no number of {attribute}: '{value}'"
+        raise ValueError(message) from error
     if count < 0:
-        message = f"{attribute}={value!r} is negative"
+        message = f"{attribute}='{value}' is negative"
         raise ValueError(message)
     return count

@@ -13,12 +13,15 @@ import attrs
 
 from staging_fsm.core.masking import Masker
 from staging_fsm.core.plan import BASE_ENVIRONMENT, SuitePlan
+from staging_fsm.core.visible import visible_line
 from staging_fsm.effects.files import read_tail, write_whole
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.state_dir import StateDir
 
 #: How much of the end of a run's output is kept without secrets.
 KEPT_TAIL_BYTES: Final = 64 * 1024
+#: So much is told of what is wrong with a report, in words that may be the suite's own.
+_LINE_CHARACTERS: Final = 500
 
 
 @attrs.frozen
@@ -48,6 +51,15 @@ class RunOutput:
             # Not synced: after a power cut it is made again, as good as ever.
             masker = self._masker(given, folder.command())
             write_whole(folder.path / "tail", _masked(masker, folder, KEPT_TAIL_BYTES))
+
+    def line(self, run_id: str, given: tuple[str, ...], text: str) -> str:
+        """Return a text with words of a run's suite in it: one short line, without secrets.
+
+        `given` are the names of the variables that its suite was given.
+        """
+        masker = self._masker(given, RunFolder(self.state, run_id).command())
+        masked = masker.mask_whole(text.encode("utf-8", "surrogateescape"))
+        return visible_line(masked.decode("utf-8", "replace"))[:_LINE_CHARACTERS]
 
     def masker(self, run_id: str) -> Masker:
         """Return what masks the secrets of this worker, and those that the suite was given."""

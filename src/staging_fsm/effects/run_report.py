@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -32,11 +33,17 @@ _UNCOMMITTED: Final = (
 )
 
 
-def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) -> RunReport:
+def report_of(
+    folder: RunFolder,
+    order: Order,
+    result: dict[str, str] | None,
+    shown: Callable[[str], str],
+) -> RunReport:
     """Return the report on a run that has ended.
 
     `result` is what its supervisor sealed; None where it left nothing, and empty where
-    what it left is not to be believed. Raises OSError, and PreparationError.
+    what it left is not to be believed. `shown` makes a text harmless that may hold words
+    of the suite's. Raises OSError, and PreparationError.
     """
     log = folder.log
     if not result or result.get("foreign_result") == "1":
@@ -46,6 +53,7 @@ def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) ->
         return RunReport(RunFacts(supervision=supervision), detail=words or None, log=name)
     # Only the file that the supervisor wrote: to read another could take for ever.
     sha256 = sha256_of_file(log) if _log_identity(log) == result["log_file"] else None
+    evidence, doubt = _evidence(order, result)
     facts = RunFacts(
         exit_code=_optional_int(result["exit_code"]),
         signal=_optional_int(result["signal"]),
@@ -56,12 +64,12 @@ def report_of(folder: RunFolder, order: Order, result: dict[str, str] | None) ->
         log_complete=result["log_complete"] == "1" and sha256 is not None,
         processes_left=int(result["processes_left"]),
         supervision=Supervision.SOUND,
-        evidence=_evidence(order, result),
+        evidence=evidence,
     )
     return RunReport(
         facts,
         duration_seconds=float(result["duration_seconds"]),
-        detail=_detail(order, result),
+        detail=_detail(order, result, shown(doubt) if doubt else None),
         log=str(log) if sha256 else None,
         log_sha256=sha256,
         log_bytes=int(result["log_bytes"]),
@@ -110,42 +118,53 @@ def tree_moved(order: Order) -> bool:
         return True
 
 
-def _evidence(order: Order, result: dict[str, str]) -> Evidence:
-    """Return what the report shows, if it is the one that was there when the suite had ended."""
+def _evidence(order: Order, result: dict[str, str]) -> tuple[Evidence, str | None]:
+    """Return what the report shows, if it is the one that was there when the suite had ended.
+
+    With it comes what is wrong with one that is there, in words that may be the suite's own.
+    """
     if order.report is None:
-        return NO_EVIDENCE_REQUIRED
+        return NO_EVIDENCE_REQUIRED, None
     path = Path(order.report)
-    state = _why_unread(path, order, result)
-    if state is not None:
-        return Evidence(state)
+    unread = _why_unread(path, order, result)
+    if unread is not None:
+        state, doubt = unread
+        return Evidence(state), doubt
     file = open_regular(path)
     if file is None:
-        return Evidence(EvidenceState.UNREADABLE)
+        return Evidence(EvidenceState.UNREADABLE), "the report is no regular file"
     with file:
         try:
             window = _window(order, result)
             counts = read_junit(file, window)
-            if counts.dated or window.holds_file_time(os.fstat(file.fileno()).st_mtime):
-                return Evidence(EvidenceState.READ, counts)
-            state = EvidenceState.STALE
-        except ReportStaleError:
-            state = EvidenceState.STALE
-        except (OSError, ReportUnreadableError):
-            state = EvidenceState.UNREADABLE
-    return Evidence(state)
+            written = os.fstat(file.fileno()).st_mtime
+        except (OSError, ReportStaleError, ReportUnreadableError) as error:
+            is_stale = isinstance(error, ReportStaleError)
+            return Evidence(EvidenceState.STALE if is_stale else EvidenceState.UNREADABLE), str(
+                error
+            )
+    if counts.dated or window.holds_file_time(written):
+        return Evidence(EvidenceState.READ, counts), None
+    doubt = f"the file of the report was last written outside of this run, which was {window}"
+    return Evidence(EvidenceState.STALE), doubt
 
 
-def _why_unread(path: Path, order: Order, result: dict[str, str]) -> EvidenceState | None:
+def _why_unread(
+    path: Path, order: Order, result: dict[str, str]
+) -> tuple[EvidenceState, str | None] | None:
     """Return why a report is not even read, or None."""
     left = result.get("report", "")
     if not left:
-        return EvidenceState.MISSING
-    is_another = left == order.report_before or left != mark_of(str(path))
-    if is_another or _is_elsewhere(path, order.report_within):
-        return EvidenceState.STALE
+        return EvidenceState.MISSING, None
+    if left == order.report_before:
+        return EvidenceState.STALE, "the report was there before this run, which did not write it"
+    if left != mark_of(str(path)):
+        return EvidenceState.STALE, "the report was written again after the suite had ended"
+    if _is_elsewhere(path, order.report_within):
+        return EvidenceState.STALE, "a link leads to the report, to where others may write it"
     if result["stopped_by"] and result.get("report_before_stop", left) != left:
         # A suite that is terminated may well report, and what fails then may fail by our signal.
-        return EvidenceState.LATE
+        return EvidenceState.LATE, None
     return None
 
 
@@ -164,10 +183,10 @@ def _window(order: Order, result: dict[str, str]) -> RunWindow:
     return RunWindow(begin, end, now.astimezone().tzinfo or UTC)
 
 
-def _detail(order: Order, result: dict[str, str]) -> str | None:
+def _detail(order: Order, result: dict[str, str], doubt: str | None) -> str | None:
     if result["spawn_detail"]:
         return result["spawn_detail"]
-    told = []
+    told = [doubt] if doubt else []
     if order.changes and order.workspace == Workspace.IN_PLACE:
         told.append(_UNCOMMITTED)
     if result["out_of_memory"] == "1" and result["exit_code"] != "0":

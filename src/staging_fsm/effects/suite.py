@@ -160,7 +160,8 @@ class LocalSuites:
         try:
             # Before the run is judged: from then on its artifact may be written.
             self._output.keep_tail(run_id, order.environment)
-            return report_of(folder, order, result)
+            shown = functools.partial(self._output.line, run_id, order.environment)
+            return report_of(folder, order, result, shown)
         finally:
             self._remove_checkout(run_id, order)
 
