@@ -32,13 +32,14 @@ from staging_fsm.effects.files import ARTIFACT_MODE
 from staging_fsm.effects.processes import identify, this_process
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
 from staging_fsm.fleet.deliveries import QUEUE, TASK, queue_of
 from staging_fsm.fleet.delivery import BUSY_SECONDS, REMOTE_BACKOFF, Delivery
 from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server, is_present
-from staging_fsm.fleet.fleet import FleetRows, FleetSuites
+from staging_fsm.fleet.fleet import FleetRows, FleetSuites, OtherPapersError
 from staging_fsm.fleet.publisher import (
     LOG_MAX_BYTES,
     LOG_NAME,
@@ -46,7 +47,7 @@ from staging_fsm.fleet.publisher import (
     PublishedArtifacts,
     SharedFolder,
 )
-from staging_fsm.fleet.worker import redeliver
+from staging_fsm.fleet.worker import open_fleet, redeliver
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME, check_staging_status
 from staging_fsm.host.database import CLIENT_KEEPALIVE, open_database
@@ -97,6 +98,47 @@ def test_worker_that_would_stage_another_branch_does_not_start(
     assert fleet.call("fleet-setup").stdout.splitlines()[1] == fleet.desk.deliveries.noted(
         fleet.engine
     )
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+def test_machine_takes_no_job_once_another_branch_is_noted(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A worker of before does not stage the branch that was noted then: the job is for others.
+
+    It is asked before anything is looked at, and once more when the job is claimed.
+    """
+    fleet.call("fleet-setup")
+    job = fleet.submit("shop", "WI-1")
+    fleet.take_delivery()
+    there = fleet.seen_from("one")
+    opened = GitBranch.open
+
+    def note_first(publisher: GitBranch, row: JobRow) -> Path:
+        root = opened(publisher, row)
+        note_another_branch(fleet)
+        return root
+
+    if moment == "before":
+        note_another_branch(fleet)
+        fleet.remote("shop").rename(fleet.root / "away")
+    else:
+        monkeypatch.setattr(GitBranch, "open", note_first)
+    with pytest.raises(OtherPapersError, match="have `staging-fsm fleet-setup` note"):
+        Delivery(there, job, "shop", tries=1).run()
+    (alert,) = map(json.loads, there.state.alerts.read_text().splitlines())
+
+    assert fleet.row(job).status == QUEUED
+    assert fleet.row(job).document is None
+    assert alert["kind"] == "configuration_invalid"
+    assert fleet.take_delivery() == 1
+
+
+def note_another_branch(fleet: FleetStand) -> None:
+    """Have the fleet told that its work items are on branches of another name."""
+    settings = {**fleet.environment(fleet.machine("desk")), "ORCH_FLEET_BRANCH": "x/{work_item}"}
+    told = open_fleet(fleet.engine, StateDir(fleet.machine("desk").state), settings)
+    told.deliveries.note(fleet.engine, told.papers)
 
 
 def tables(fleet: FleetStand) -> list[tuple[Any, ...]]:

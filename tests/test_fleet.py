@@ -324,6 +324,26 @@ def test_worker_without_its_database_ends_to_be_started_again(fleet: FleetStand)
     )
 
 
+def test_worker_whose_branch_is_no_longer_the_fleets_ends(fleet: FleetStand) -> None:
+    """A worker that runs while another branch is noted ends at its next job, and says why."""
+    fleet.call("fleet-setup")
+    worker = fleet.machine("one").start()
+    await_that(fleet.workers, "it is at work")
+    fleet.settings["ORCH_FLEET_BRANCH"] = "feature/{work_item}"
+    fleet.call("fleet-setup")
+    job = fleet.submit("shop", "WI-1")
+
+    assert worker.wait(PATIENCE_SECONDS) == ExitCode.DECLINED
+    assert "have `staging-fsm fleet-setup` note" in (fleet.root / "one.log").read_text()
+
+    # Those that go by what was noted get the job, and have a branch of their own.
+    git(fleet.remote("shop"), "branch", "feature/WI-1", "WI-1")
+    fleet.machine("two").start()
+
+    assert fleet.await_end(job).state == State.ADVANCED
+    assert git(fleet.remote("shop"), "log", "--format=%an", "-1", "feature/WI-1") == "staging_fsm"
+
+
 #: The first one works for long; whoever comes after it looks whether it still does.
 LASTING_AGENT = """\
 if [ -e "$FLEET/agent" ]; then

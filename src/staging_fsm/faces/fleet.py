@@ -46,18 +46,3 @@ def open_fleet(session: Session) -> "Fleet":
     from staging_fsm.fleet import worker  # noqa: PLC0415  # the extra "fleet"
 
     return worker.open_fleet(session.store.engine, session.state, session.variables)
-
-
-def refuse_other_papers(fleet: "Fleet") -> None:
-    """Raise RefusedError where this machine would stage another branch than the fleet's others.
-
-    A stale branch of another name may be there, and a verdict on it would be none.
-    """
-    noted = fleet.deliveries.noted(fleet.engine)
-    if noted not in (None, fleet.papers):
-        message = (
-            f"the fleet was set up so that {noted}, and here {fleet.papers}: give this machine the"
-            " same ORCH_FLEET_BRANCH and ORCH_FLEET_SHARED_DIR, or have `staging-fsm fleet-setup`"
-            " note what is to hold for all"
-        )
-        raise RefusedError(message)

@@ -40,7 +40,13 @@ from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.worktree import is_versioned
 from staging_fsm.fleet.deliveries import queue_of
 from staging_fsm.fleet.fence import Fence, is_present
-from staging_fsm.fleet.fleet import Fleet, FleetStore, FleetSuites, machine_of
+from staging_fsm.fleet.fleet import (
+    Fleet,
+    FleetStore,
+    FleetSuites,
+    OtherPapersError,
+    machine_of,
+)
 from staging_fsm.fleet.publisher import (
     PublishedArtifacts,
     Publisher,
@@ -79,12 +85,26 @@ class Delivery:
     _staging: StagingIntercept | None = attrs.field(default=None, init=False)
 
     def run(self) -> None:
-        """Work on the job, or have it delivered again later. Raises what the database raises."""
+        """Work on the job, or have it delivered again later.
+
+        Raises OtherPapersError where this machine may take no job any more, and what the
+        database raises.
+        """
+        try:
+            self._run()
+        except OtherPapersError as error:
+            self._alerts().send(AlertKind.CONFIGURATION_INVALID, self.job_id, str(error))
+            self._again(BUSY_SECONDS, tries=self.tries)
+            raise
+
+    def _run(self) -> None:
         with Fence(self.fleet.server, self.repo) as fence:
             taken = fence.take()
             row = self.fleet.rows.load(self.job_id)
             if row.status not in (QUEUED, RUNNING):
                 return
+            # What holds for all may have been noted anew since this worker began.
+            self.fleet.refuse_other_papers()
             # Before anything of the job is touched, such as an agent that is at it.
             if self._is_a_strangers(row) or self._wants_for_an_agent(row):
                 return
@@ -227,7 +247,10 @@ class Delivery:
                 self._later(error)
 
     def _claim(self, row: JobRow) -> Job | None:
-        """Claim the job, from whoever had it; None if it is not due or not ours to take."""
+        """Claim the job, from whoever had it; None if it is not due or not ours to take.
+
+        Raises OtherPapersError, and leaves it unclaimed then.
+        """
         fleet, store = self.fleet, self.fleet.store
         if row.status != QUEUED:
             held = store.job(self.job_id)
@@ -237,6 +260,13 @@ class Delivery:
         job = store.claim_next(fleet.clock.now(), fleet.worker, self.job_id)
         if job is None and row.not_before is not None:
             fleet.deliver(self.job_id, self.repo, row.not_before, tries=self.tries)
+        if job is not None:
+            try:
+                # Once more: whatever is claimed after it was noted is worked on as it says.
+                fleet.refuse_other_papers()
+            except OtherPapersError:
+                store.requeue_abandoned(job, fleet.clock.now())
+                raise
         return job
 
     def _intercept(

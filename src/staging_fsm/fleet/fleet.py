@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import sqlalchemy as sa
 
+from staging_fsm.core.errors import RefusedError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.core.snapshot import Snapshot
@@ -27,6 +28,10 @@ from staging_fsm.fleet.publisher import GitBranch, Publisher, SharedFolder, publ
 from staging_fsm.fleet.settings import FleetSettings
 from staging_fsm.host.settings import HostSettings
 from staging_fsm.host.store import SqlHostStore, WorkItem
+
+
+class OtherPapersError(RefusedError):
+    """This machine would stage another branch than the fleet's others: it may take no job."""
 
 
 def machine_of(worker: str) -> str | None:
@@ -69,6 +74,20 @@ class Fleet:
         branch = f"each work item is on the branch {self.settings.branch}"
         shared = self.settings.shared_dir is not None
         return f"{branch}; its papers go {'to a shared folder' if shared else 'there'}"
+
+    def refuse_other_papers(self) -> None:
+        """Raise OtherPapersError where this machine would stage another branch than the others.
+
+        A stale branch of another name may be there, and a verdict on it would be none.
+        """
+        noted = self.deliveries.noted(self.engine)
+        if noted not in (None, self.papers):
+            message = (
+                f"the fleet was set up so that {noted}, and here {self.papers}: give this machine"
+                " the same ORCH_FLEET_BRANCH and ORCH_FLEET_SHARED_DIR, or have `staging-fsm"
+                " fleet-setup` note what is to hold for all"
+            )
+            raise OtherPapersError(message)
 
     def publisher(self, mirror: Mirror) -> Publisher:
         """Return how papers reach the host."""

@@ -31,7 +31,7 @@ from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, queue_of
 from staging_fsm.fleet.delivery import Delivery
 from staging_fsm.fleet.fence import Presence, Server, is_present
-from staging_fsm.fleet.fleet import Fleet, FleetRows, FleetStore, machine_of
+from staging_fsm.fleet.fleet import Fleet, FleetRows, FleetStore, OtherPapersError, machine_of
 from staging_fsm.fleet.settings import load_fleet_settings
 from staging_fsm.host.settings import load_host_settings
 
@@ -47,6 +47,8 @@ class WorkerExit(IntEnum):
 
     #: It was told to stop.
     STOPPED = 0
+    #: It would stage another branch than the fleet's others, as one that does not start.
+    REFUSED = 4
     #: It lost the database, or failed (EX_TEMPFAIL of sysexits.h).
     LOST = 75
 
@@ -88,13 +90,15 @@ def run_worker(fleet: Fleet, concurrency: int) -> WorkerExit:
     presence = Presence(fleet.server, fleet.machine)
     # One more for each delivery that is being cancelled, and one for the sweep.
     with_threads = ThreadPoolExecutor(2 * concurrency + 1)
-    app = _app(fleet, with_threads)
-    return asyncio.run(_work(app, fleet, presence, concurrency))
+    return asyncio.run(_work(fleet, with_threads, presence, concurrency))
 
 
 async def _work(
-    app: procrastinate.App, fleet: Fleet, presence: Presence, concurrency: int
+    fleet: Fleet, threads: ThreadPoolExecutor, presence: Presence, concurrency: int
 ) -> WorkerExit:
+    loop = asyncio.get_running_loop()
+    lost, refused = loop.create_future(), loop.create_future()
+    app = _app(fleet, threads, refused)
     async with app.open_async():
         working = asyncio.ensure_future(
             app.run_worker_async(
@@ -109,9 +113,14 @@ async def _work(
                 delete_jobs=DeleteJobCondition.ALWAYS,
             )
         )
-        lost = asyncio.get_running_loop().create_future()
         _watch(presence, lost)
-        await asyncio.wait([working, lost], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working, lost, refused], return_when=asyncio.FIRST_COMPLETED)
+        if refused.done() and not lost.done():
+            _LOG.error("%s: this worker ends", refused.result())
+            # What it has in hand is left as by one that is told to stop.
+            working.cancel()
+            await asyncio.wait([working, lost], return_when=asyncio.FIRST_COMPLETED)
+            return WorkerExit.REFUSED
         if lost.done():
             _LOG.error("the connection to the database was lost: this worker ends")
             os._exit(WorkerExit.LOST)
@@ -135,7 +144,10 @@ def _watch(presence: Presence, lost: "asyncio.Future[None]") -> None:
     loop.add_reader(descriptor, look)
 
 
-def _app(fleet: Fleet, threads: ThreadPoolExecutor) -> procrastinate.App:
+def _app(
+    fleet: Fleet, threads: ThreadPoolExecutor, refused: "asyncio.Future[str]"
+) -> procrastinate.App:
+    """Return the engine's tasks; `refused` is resolved when this machine may take no job."""
     connector = procrastinate.PsycopgConnector(
         conninfo=fleet.server.conninfo, min_size=1, max_size=3
     )
@@ -148,6 +160,9 @@ def _app(fleet: Fleet, threads: ThreadPoolExecutor) -> procrastinate.App:
         running = loop.run_in_executor(threads, delivery.run)
         try:
             await asyncio.shield(running)
+        except OtherPapersError as error:
+            if not refused.done():
+                refused.set_result(str(error))
         except asyncio.CancelledError:
             if context.abort_reason() is not AbortReason.USER_REQUEST:
                 # Told to stop: the suite goes on, and whoever comes next takes it up.

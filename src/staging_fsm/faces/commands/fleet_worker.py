@@ -5,7 +5,7 @@ import os
 
 import click
 
-from staging_fsm.faces.fleet import open_fleet, refuse_other_papers, require_fleet
+from staging_fsm.faces.fleet import open_fleet, require_fleet
 from staging_fsm.faces.options import db_option
 from staging_fsm.faces.session import open_session
 
@@ -22,14 +22,15 @@ from staging_fsm.faces.session import open_session
 def fleet_worker(db: str | None, concurrency: int) -> None:
     """Work on the staging jobs of a fleet until told to stop, or until the database is lost.
 
-    Exit code 0 after SIGTERM or SIGINT, else 75. Whatever it is, start it again: running
-    suites do not end with their worker, and the next one takes them up.
+    Exit code 0 after SIGTERM or SIGINT, 4 where its settings are refused, else 75. Whatever
+    it is, start it again: running suites do not end with their worker, and the next one
+    takes them up.
     """
     logging.getLogger("staging_fsm").setLevel(logging.INFO)
     session = open_session(db)
     fleet = open_fleet(session)
     require_fleet(session)
-    refuse_other_papers(fleet)
+    fleet.refuse_other_papers()
     from staging_fsm.fleet.worker import run_worker  # noqa: PLC0415  # the extra "fleet"
 
     click.echo(f"worker {fleet.worker}", err=True)
