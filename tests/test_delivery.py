@@ -18,7 +18,7 @@ from desk import fill_the_disk
 from fleets import PATIENT, FleetStand, await_that, fleet_stand, present_machine, with_agent
 from hosts import git
 from staging_fsm.core.artifact import written
-from staging_fsm.core.errors import NothingToCancelError, RefusedError
+from staging_fsm.core.errors import JobNotFoundError, NothingToCancelError, RefusedError
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import RunCondition
@@ -762,6 +762,57 @@ def test_person_is_told_of_a_machine_that_stays_unfit(
 
     assert alert["kind"] == "machine_unfit"
     assert "MiB" in alert["text"]
+
+
+@pytest.mark.parametrize("part", ["mirrors", "checkouts"])
+def test_machine_whose_folders_cannot_be_used_waits_and_is_told_of(
+    fleet: FleetStand, part: str
+) -> None:
+    """Where no mirror or no checkout can be made each look is counted, and a person told why."""
+    job = fleet.submit("shop", "WI-1")
+    there = fleet.seen_from("one")
+    (there.state.root / part).symlink_to("/gone")
+    for tries in range(REMOTE_BACKOFF.runs_max):
+        assert fleet.take_delivery() == tries
+        Delivery(there, job, "shop", tries).run()
+    (alert,) = map(json.loads, there.state.alerts.read_text().splitlines())
+
+    assert fleet.row(job).document is None
+    assert alert["kind"] == "machine_unfit"
+    assert str(there.state.root / part) in alert["text"]
+
+    fleet.deliver(job, "two")
+
+    assert fleet.attempt(job).state == State.ADVANCED
+
+
+def test_delivery_that_breaks_is_counted_whatever_broke_it(fleet: FleetStand) -> None:
+    """What nobody foresaw is raised, to be logged, and told of when it happens again and again."""
+    job = fleet.submit("shop", "WI-1")
+    there = fleet.seen_from("one")
+    with fleet.engine.begin() as connection:
+        connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
+        connection.execute(sa.text("DELETE FROM repositories"))
+    for tries in range(REMOTE_BACKOFF.runs_max):
+        assert fleet.take_delivery() == tries
+        with pytest.raises(LookupError):
+            Delivery(there, job, "shop", tries).run()
+    (alert,) = map(json.loads, there.state.alerts.read_text().splitlines())
+
+    assert alert["kind"] == "internal_error"
+    assert "waiting: LookupError" in alert["text"]
+
+
+def test_delivery_of_a_job_that_is_gone_is_over(fleet: FleetStand) -> None:
+    """A job whose row was removed is not delivered again."""
+    job = fleet.submit("shop", "WI-1")
+    with fleet.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM jobs"))
+    fleet.take_delivery()
+    with pytest.raises(JobNotFoundError):
+        Delivery(fleet.seen_from("one"), job, "shop").run()
+
+    assert fleet.deliveries() == []
 
 
 def test_verdict_of_a_machine_that_is_full_is_handed_over(

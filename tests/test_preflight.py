@@ -21,6 +21,7 @@ from staging_fsm.effects.preflight import (
     unfit,
 )
 from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.faces.doctor import examine
 from stand import bound_by_modes
 
 LOG_BYTES = 4096
@@ -90,6 +91,19 @@ def test_part_of_the_state_folder_that_takes_no_files_is_told_of(tmp_path: Path,
     assert fit is None
     assert said is not None
     assert said == f"state folder: {tmp_path / part} is no folder"
+
+
+@pytest.mark.parametrize("part", ["mirrors", "checkouts"])
+def test_folders_of_a_fleet_are_looked_at_by_doctor_alone(tmp_path: Path, part: str) -> None:
+    """What only a fleet's worker needs is told of, and no reason to run no suite."""
+    state = StateDir(tmp_path)
+    (tmp_path / part).touch()
+    said = [
+        check.words for check in examine({}, state, lambda: "-") if check.name == "state folder"
+    ]
+
+    assert said == [f"{tmp_path / part} is no folder"]
+    assert unfit(state, LOG_BYTES, tmp_path, tmp_path) is None
 
 
 def test_secret_that_is_none_is_told_of(tmp_path: Path) -> None:

@@ -82,10 +82,16 @@ def misplaced(state: StateDir, repository: Path) -> str | None:
 
 
 def machine_findings(
-    state: StateDir, variables: Mapping[str, str], log_max_bytes: int
+    state: StateDir,
+    variables: Mapping[str, str],
+    log_max_bytes: int,
+    besides: tuple[str, ...] = (),
 ) -> Iterator[Check]:
-    """Yield what runs of any suite need: a state folder that takes files, and room for theirs."""
-    found = _state_finding(state)
+    """Yield what runs of any suite need: a state folder that takes files, and room for theirs.
+
+    `besides` are folders in it that must be usable, too, if they are there.
+    """
+    found = _state_finding(state, besides)
     yield found
     if found.health is Health.OK:
         yield disk_finding(state.root, log_max_bytes + FREE_BYTES_MIN)
@@ -106,7 +112,7 @@ def _temporary_finding(folder: Path) -> Check:
     return attrs.evolve(disk_finding(folder, FREE_BYTES_MIN), name=name)
 
 
-def _state_finding(state: StateDir) -> Check:
+def _state_finding(state: StateDir, besides: tuple[str, ...]) -> Check:
     try:
         state.ensure()
         # Without a name where the system can: many threads look at one folder at once.
@@ -116,7 +122,7 @@ def _state_finding(state: StateDir) -> Check:
         return Check("state folder", Health.FAILED, words)
     # What is not there yet is made by the first run, and is this user's then.
     access = os.R_OK | os.W_OK | os.X_OK
-    for folder in filter(os.path.lexists, state.of_runs):
+    for folder in filter(os.path.lexists, state.of_runs + besides):
         if not (os.path.isdir(folder) and os.access(folder, access)):  # noqa: PTH112  # a Path costs more than the look
             return folder_finding("state folder", Path(folder), access)
     try:

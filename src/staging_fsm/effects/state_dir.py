@@ -45,6 +45,11 @@ class StateDir:
         root = os.fspath(self.root)
         return (f"{root}/runs", f"{root}/reports", f"{root}/worktrees", f"{root}/locks")
 
+    @property
+    def of_fleet(self) -> tuple[str, ...]:
+        """Return the folders that a fleet's worker needs besides."""
+        return (os.fspath(self.mirrors), os.fspath(self.checkouts))
+
     def run_ids(self) -> list[str]:
         """Return the names of all runs that left something behind; what is no folder is none."""
         try:

@@ -49,7 +49,7 @@ def _machine(variables: Mapping[str, str], state: StateDir) -> Iterator[Check]:
         # To look at it would make it.
         yield from (Check("state folder", Health.FAILED, problem) for problem in error.problems)
         return
-    yield from machine_findings(state, variables, _log_max_bytes(variables))
+    yield from machine_findings(state, variables, _log_max_bytes(variables), state.of_fleet)
 
 
 def _alerts(variables: Mapping[str, str], state: StateDir) -> Check:

@@ -15,12 +15,14 @@ from typing import Any, Final
 import attrs
 import procrastinate
 import sqlalchemy as sa
-from procrastinate.exceptions import AlreadyEnqueued
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
-from staging_fsm.fleet.fence import Server
+from staging_fsm.fleet.fence import SESSION_ERRORS, Server
 
 TASK: Final = "staging_fsm.attempt"
 QUEUE: Final = "staging"
+#: What is raised where the database cannot be used, by whichever library.
+DATABASE_ERRORS: Final = (*SESSION_ERRORS, ConnectorException)
 _UNDELIVERED: Final = """
     SELECT id, repo, status, claimed_by FROM jobs
     WHERE status IN ('queued', 'running') AND NOT EXISTS (

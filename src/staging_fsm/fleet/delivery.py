@@ -18,10 +18,13 @@ import attrs
 from staging_fsm.core.config import alert_urls, load_config
 from staging_fsm.core.errors import (
     ConfigInvalidError,
+    JobNotFoundError,
     MachineUnfitError,
     NothingToCancelError,
     PreparationError,
     SnapshotRefusedError,
+    StagingError,
+    in_words,
 )
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow, Place
 from staging_fsm.core.plan import Budget, SuitePlan, Workspace
@@ -38,7 +41,7 @@ from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.worktree import is_versioned
-from staging_fsm.fleet.deliveries import queue_of
+from staging_fsm.fleet.deliveries import DATABASE_ERRORS, queue_of
 from staging_fsm.fleet.fence import Fence, is_present
 from staging_fsm.fleet.fleet import (
     Fleet,
@@ -68,6 +71,8 @@ from staging_fsm.host.store import Job, SqlHostStore
 BUSY_SECONDS: Final = 1.0
 #: Waits between two looks at a remote that does not answer.
 REMOTE_BACKOFF: Final = Budget()
+#: A worker that has lost the database ends, and a job that is gone needs no delivery.
+_NOT_COUNTED: Final = (*DATABASE_ERRORS, JobNotFoundError)
 #: The states in which what is to be done needs a run's files.
 _OF_ONE_MACHINE: Final = frozenset(
     {row.target for row in TRANSITIONS if row.effect in (Effect.RUN_SUITE, Effect.HAND_OVER)}
@@ -87,14 +92,20 @@ class Delivery:
     def run(self) -> None:
         """Work on the job, or have it delivered again later.
 
-        Raises OtherPapersError where this machine may take no job any more, and what the
-        database raises.
+        Raises OtherPapersError where this machine may take no job any more, and whatever
+        else went wrong. What the database raises is left to the sweep, and all else counted.
         """
         try:
             self._run()
+        except _NOT_COUNTED:
+            raise
         except OtherPapersError as error:
             self._alerts().send(AlertKind.CONFIGURATION_INVALID, self.job_id, str(error))
             self._again(BUSY_SECONDS, tries=self.tries)
+            raise
+        except Exception as error:
+            # Delivered by the sweep it would count as looked at for the first time, for ever.
+            self._later(error)
             raise
 
     def _run(self) -> None:
@@ -179,6 +190,10 @@ class Delivery:
         except PreparationError as error:
             self._later(error)
             return
+        except OSError as error:
+            # Neither a mirror nor a checkout can be made here: elsewhere they may.
+            self._later(MachineUnfitError(in_words(error)), AlertKind.MACHINE_UNFIT)
+            return
         workplace = Workplace(mirror, publisher, root, revision)
         try:
             problem = self._unfitness(row, workplace)
@@ -218,7 +233,8 @@ class Delivery:
         """
         number = min(self.tries + 1, REMOTE_BACKOFF.runs_max * 10)
         if self.tries == REMOTE_BACKOFF.infra_retries:
-            self._alerts().send(kind, self.job_id, f"waiting: {error}")
+            words = str(error) if isinstance(error, StagingError) else in_words(error)
+            self._alerts().send(kind, self.job_id, f"waiting: {words}")
         seconds = REMOTE_BACKOFF.delay_seconds(f"delivery-{self.job_id}", number)
         self._again(seconds, tries=self.tries + 1)
 

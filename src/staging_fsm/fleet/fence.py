@@ -12,7 +12,7 @@ https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import attrs
 import psycopg
@@ -20,6 +20,9 @@ import sqlalchemy as sa
 
 from staging_fsm.core.errors import StagingError
 from staging_fsm.host.database import CLIENT_KEEPALIVE, keep_alive
+
+#: What a connection to the server raises, bare or through an engine.
+SESSION_ERRORS: Final = (psycopg.Error, sa.exc.SQLAlchemyError)
 
 
 class FenceLostError(StagingError):
