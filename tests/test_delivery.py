@@ -390,6 +390,21 @@ def test_worker_that_is_asked_to_stop_an_agents_job_goes_on(fleet: FleetStand) -
     assert fleet.row(job).status == RUNNING
 
 
+def test_delivery_that_only_stood_before_the_fence_has_nothing_to_stop(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to stop waits for an attempt no longer than the delivery that it came for."""
+    delivery = Delivery(there := fleet.seen_from("one"), fleet.submit("shop", "WI-1"), "shop")
+    with Fence(there.server, "shop") as fence:
+        assert fence.take()
+        delivery.run()
+    waits: list[float] = []
+    monkeypatch.setattr(type(there.clock), "wait", lambda _, seconds: waits.append(seconds))
+    delivery.cancel()
+
+    assert waits == []
+
+
 def test_branch_of_a_work_item_is_the_one_that_is_configured(
     tmp_path: Path, postgres_url: str
 ) -> None:

@@ -156,6 +156,23 @@ def test_cancellation_that_an_adoption_overtakes_looks_again(
     assert fleet.waiting() == []
 
 
+def test_worker_that_was_frozen_is_asked_to_stop_when_it_is_awake(fleet: FleetStand) -> None:
+    """A run is cancelled though its worker was silent for so long that its delivery was given up.
+
+    Those that stand before its fence meanwhile are asked, too, and have nothing to stop.
+    """
+    job = fleet.submit("shop", "WI-1", hold=True)
+    frozen = fleet.machine("one").start()
+    fleet.await_starts(1)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    fleet.machine("two").start()
+    fleet.await_refusals()
+    os.kill(frozen.pid, signal.SIGCONT)
+
+    assert fleet.cancel(job).state == State.CANCELLED
+    assert fleet.ledger("end") == []
+
+
 def test_cancellation_that_nobody_answers_is_told_of(
     fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

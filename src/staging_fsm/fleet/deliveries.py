@@ -170,9 +170,12 @@ class Deliveries:
     def abort(self, tx: sa.Connection, job_id: int) -> None:
         """Have the worker told that works on a job to stop.
 
-        A delivery that still waits is left: whoever gets it is the one to be asked next.
+        By its delivery, and by the job's id: of one that was silent for long the delivery is
+        gone, and it may live. One that still waits is left: whoever gets it is asked next.
         """
         self._cancel(tx, job_id, "doing", abort=True)
+        notice = {"channel": self.server.channel, "job_id": str(job_id)}
+        tx.execute(sa.text("SELECT pg_notify(:channel, :job_id)"), notice)
 
     def take_back(self, tx: sa.Connection, job_id: int) -> None:
         """Remove a delivery that waits, of a job of which there is nothing left to do."""

@@ -88,6 +88,7 @@ class Delivery:
     repo: str
     tries: int = 0
     _staging: StagingIntercept | None = attrs.field(default=None, init=False)
+    _has_ended: bool = attrs.field(default=False, init=False)
 
     def run(self) -> None:
         """Work on the job, or have it delivered again later.
@@ -107,6 +108,8 @@ class Delivery:
             # Delivered by the sweep it would count as looked at for the first time, for ever.
             self._later(error)
             raise
+        finally:
+            self._has_ended = True
 
     def _run(self) -> None:
         with Fence(self.fleet.server, self.repo) as fence:
@@ -376,6 +379,9 @@ class Delivery:
         """Stop the attempt, once it is in hand, unless it is too late."""
         wait = self.fleet.clock.wait
         for _ in range(CANCEL_TRIES):
+            if self._has_ended:
+                # It stood before the fence, say, of the worker that has the attempt.
+                return
             if self._staging is not None:
                 # Without an attempt, an agent is at the job: it is not the runner's to stop.
                 with contextlib.suppress(NothingToCancelError):

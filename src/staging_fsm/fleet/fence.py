@@ -10,13 +10,14 @@ that, which lets others in.
 https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
 import attrs
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 
 from staging_fsm.core.errors import StagingError
 from staging_fsm.host.database import CLIENT_KEEPALIVE, keep_alive
@@ -60,6 +61,11 @@ class Server:
     def key(self, kind: str, name: str) -> str:
         """Return the name of a lock."""
         return f"staging_fsm:{self.schema}:{kind}:{name}"
+
+    @property
+    def channel(self) -> str:
+        """Return the channel on which every worker hears of the jobs that are to stop."""
+        return f"{self.schema}.cancel"
 
 
 class Fence:
@@ -120,12 +126,18 @@ class Presence:
 
     def __init__(self, server: Server, machine: str) -> None:
         """Say that we are here, for as long as the connection lives. Raises psycopg.Error."""
-        self._connection = server.connect()
+        self._server, self._connection = server, server.connect()
         query = "SELECT pg_advisory_lock_shared(hashtextextended(%s, 0))"
         self._connection.execute(query, [server.key("machine", machine)])
 
+    def hear(self, asked: Callable[[int], None]) -> None:
+        """Have `asked` called with each job that is to stop, by `is_lost`. Raises psycopg.Error."""
+        self._connection.add_notify_handler(lambda notice: asked(int(notice.payload)))
+        listen = sql.SQL("LISTEN {}").format(sql.Identifier(self._server.channel))
+        self._connection.execute(listen)
+
     def fileno(self) -> int:
-        """Return a descriptor that can be read when the connection ends."""
+        """Return a descriptor that can be read when something is heard, or the connection ends."""
         return self._connection.fileno()
 
     def is_lost(self) -> bool:

@@ -25,8 +25,8 @@ _PAUSE_SECONDS: Final = 0.1
 def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
     """Stop an attempt wherever it runs: nothing is judged, and the job ends as cancelled.
 
-    A job that waits is cancelled at once. For one in work its worker is asked, by
-    the engine, and asked again if another one has taken it up meanwhile. Raises
+    A job that waits is cancelled at once. For one in work its worker is asked, again and
+    again: another one may take it up meanwhile, or the one that has it wake up. Raises
     TransitionRefusedError where the table allows it no more, RefusedError for a job of
     another stage, or one in work or ended that has no attempt, and UnansweredError where
     no worker answered in time: it is asked to stop all the same.

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
+from functools import cache
 from typing import Any, Final
 
 import procrastinate
@@ -98,7 +99,14 @@ async def _work(
 ) -> WorkerExit:
     loop = asyncio.get_running_loop()
     lost, refused = loop.create_future(), loop.create_future()
-    app = _app(fleet, threads, refused)
+    in_hand: dict[Callable[[], asyncio.Future[None]], int] = {}
+    app = _app(fleet, threads, refused, in_hand)
+
+    def stop(job_id: int) -> None:
+        for stop_it in [one for one, job in in_hand.items() if job == job_id]:
+            stop_it()
+
+    presence.hear(stop)
     async with app.open_async():
         working = asyncio.ensure_future(
             app.run_worker_async(
@@ -133,7 +141,7 @@ async def _work(
 
 
 def _watch(presence: Presence, lost: "asyncio.Future[None]") -> None:
-    """Resolve `lost` when the presence's connection ends."""
+    """Resolve `lost` when the presence's connection ends, and hear what comes by it."""
     loop, descriptor = asyncio.get_running_loop(), presence.fileno()
 
     def look() -> None:
@@ -145,9 +153,16 @@ def _watch(presence: Presence, lost: "asyncio.Future[None]") -> None:
 
 
 def _app(
-    fleet: Fleet, threads: ThreadPoolExecutor, refused: "asyncio.Future[str]"
+    fleet: Fleet,
+    threads: ThreadPoolExecutor,
+    refused: "asyncio.Future[str]",
+    in_hand: "dict[Callable[[], asyncio.Future[None]], int]",
 ) -> procrastinate.App:
-    """Return the engine's tasks; `refused` is resolved when this machine may take no job."""
+    """Return the engine's tasks.
+
+    `refused` is resolved when this machine may take no job. In `in_hand` stands what stops
+    each delivery that is worked on, and of which job it is.
+    """
     connector = procrastinate.PsycopgConnector(
         conninfo=fleet.server.conninfo, min_size=1, max_size=3
     )
@@ -158,6 +173,9 @@ def _app(
         loop = asyncio.get_running_loop()
         delivery = Delivery(fleet, job_id, repo, tries)
         running = loop.run_in_executor(threads, delivery.run)
+        # Once, however often and on whichever way it is asked for.
+        stop = cache(lambda: loop.run_in_executor(threads, delivery.cancel))
+        in_hand[stop] = job_id
         try:
             await asyncio.shield(running)
         except OtherPapersError as error:
@@ -167,9 +185,11 @@ def _app(
             if context.abort_reason() is not AbortReason.USER_REQUEST:
                 # Told to stop: the suite goes on, and whoever comes next takes it up.
                 raise
-            await loop.run_in_executor(threads, delivery.cancel)
+            await stop()
             await running
             raise JobAborted from None
+        finally:
+            del in_hand[stop]
 
     # A task of its own, without the lock of any repository: it must never wait for one.
     @app.periodic(cron=f"* * * * * */{fleet.settings.sweep_seconds}")
