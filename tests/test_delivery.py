@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -56,6 +57,8 @@ from staging_fsm.host.pipeline import work_item_dir
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
 from trails import CLAIM, ERROR, WAIT, walked
 from webhooks import webhooks
+
+SUITES_FILE = "ORCH_STAGING_RUNNER_SUITES_FILE"
 
 
 @pytest.fixture
@@ -1004,17 +1007,97 @@ def test_end_of_a_published_log_is_quoted(fleet: FleetStand, tmp_path: Path) -> 
     assert suites.log_tail("7-3f.1", 10) == b""
 
 
-def test_suite_in_place_has_no_place_in_a_fleet(fleet: FleetStand) -> None:
-    """A suite that is to run in place is declined before anything ran: there is no such place."""
-    suites = fleet.root / "suites.toml"
-    suites.write_text(suites.read_text() + 'workspace = "in-place"\n')
-    job = fleet.submit("shop", "WI-1")
+@pytest.mark.parametrize(
+    ("suites", "words"),
+    [
+        (None, "the suites file cannot be read"),
+        ("[default", "the suites file"),
+        ('[repos.other]\ncommand = ["true"]\n', "no suite is configured"),
+        ('[default]\ncommand = ["true"]\nworkspace = "in-place"\n', "in worktrees only"),
+    ],
+    ids=["none", "broken", "without it", "in place"],
+)
+def test_machine_whose_suites_cannot_be_run_leaves_its_jobs_to_others(
+    fleet: FleetStand, suites: str | None, words: str
+) -> None:
+    """Where a fleet can make no suite of what is configured a job waits, and a person is told."""
+    job, here = fleet.submit("shop", "WI-1"), fleet.root / "here.toml"
+    if suites is not None:
+        here.write_text(suites)
+    there = fleet.seen_from("one")
+    there = attrs.evolve(there, variables={**there.variables, SUITES_FILE: str(here)})
+    for tries in range(REMOTE_BACKOFF.runs_max):
+        assert fleet.take_delivery() == tries
+        Delivery(there, job, "shop", tries).run()
+    (alert,) = map(json.loads, there.state.alerts.read_text().splitlines())
+
+    assert (fleet.row(job).status, fleet.row(job).document) == (QUEUED, None)
+    assert alert["kind"] == "configuration_invalid"
+    assert words in alert["text"]
+
+    fleet.deliver(job, "two")
+
+    assert fleet.attempt(job).state == State.ADVANCED
+
+
+def test_run_that_is_due_is_not_spent_on_an_invalid_configuration(fleet: FleetStand) -> None:
+    """Between two runs, too, a machine whose settings are invalid leaves the job to others."""
+    job = fleet.submit("shop", "WI-1", verdict=126)
+    fleet.deliver(job)
+    await_that(lambda: not fleet.desk.clock.now() < due(fleet, job), "the next run is due")
+    before = fleet.row(job)
+    fleet.settings["ORCH_STAGING_RUNNER_TIMEOUT_SECOND"] = "900"
     fleet.deliver(job)
 
-    assert fleet.attempt(job).state == State.LLM_FALLBACK
-    # There is no agent either: the job waits, and is looked at again.
-    assert (fleet.row(job).status, len(fleet.deliveries())) == (QUEUED, 1)
-    assert "in worktrees only" in fleet.attempt(job).history[-1].reason
+    assert fleet.row(job) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_agent"), [({"ENABLED": "0"}, False), ({"SHADOW": "1"}, False), ({}, True)]
+)
+def test_job_that_is_an_agents_needs_no_suite(
+    tmp_path: Path, postgres_url: str, settings: dict[str, str], *, has_agent: bool
+) -> None:
+    """Switched off, looking on, or without a suite where there is an agent, a job is its own."""
+    named = {f"ORCH_STAGING_RUNNER_{name}": value for name, value in settings.items()}
+    (tmp_path / "here.toml").write_text('[repos.other]\ncommand = ["true"]\n' if has_agent else "[")
+    named |= {SUITES_FILE: str(tmp_path / "here.toml"), **with_agent(tmp_path)}
+    with fleet_stand(tmp_path, postgres_url, **named) as fleet:
+        job = fleet.submit("shop", "WI-1")
+        fleet.deliver(job)
+
+        assert fleet.row(job).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("TIMEOUT_SECOND", "900", "TIMEOUT_SECOND"),
+        ("TIMEOUT_SECONDS", "15m", "TIMEOUT_SECONDS"),
+        ("SUITES_FILE", "/gone.toml", "the suites file cannot be read"),
+    ],
+)
+def test_worker_whose_configuration_is_invalid_does_not_start(
+    fleet: FleetStand, setting: str, value: str, words: str
+) -> None:
+    """A machine on which nothing could be run takes no job, and says what is wrong."""
+    fleet.settings[f"ORCH_STAGING_RUNNER_{setting}"] = value
+    refused = fleet.call("fleet-worker", check=False)
+
+    assert refused.returncode == ExitCode.DECLINED
+    assert refused.stderr.startswith("staging-fsm: invalid configuration: ")
+    assert words in refused.stderr
+
+
+def test_worker_whose_kill_switch_is_misspelt_does_not_start(fleet: FleetStand) -> None:
+    """A switch that is not there is not taken for one that says off, whatever else is named so."""
+    variables = fleet.environment(fleet.machine("desk"))
+    variables["ORCH_STAGING_RUNNER_ENABELD"] = variables.pop("ORCH_STAGING_RUNNER_ENABLED")
+    worker = [sys.executable, "-m", "staging_fsm.faces", "fleet-worker"]
+    refused = subprocess.run(worker, env=variables, capture_output=True, text=True, check=False)
+
+    assert refused.returncode == ExitCode.DECLINED
+    assert "ENABELD" in refused.stderr
 
 
 def test_agent_takes_over_where_the_runner_is_off(tmp_path: Path, postgres_url: str) -> None:

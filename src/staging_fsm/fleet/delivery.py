@@ -7,7 +7,7 @@ whatever that worker still tries is refused by the compare-and-swap of the row.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,13 @@ from typing import Any, Final
 
 import attrs
 
-from staging_fsm.core.config import alert_urls, load_config
+from staging_fsm.core.config import (
+    RunnerConfig,
+    alert_urls,
+    is_shadow,
+    is_switched_off,
+    load_config,
+)
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
@@ -34,6 +40,7 @@ from staging_fsm.core.spec import TRANSITIONS, Effect, State
 from staging_fsm.drive.cancelling import CANCEL_PAUSE_SECONDS, CANCEL_TRIES, cancel_in_the_end
 from staging_fsm.drive.engine import Engine, run_id_of
 from staging_fsm.drive.intercept import StagingIntercept
+from staging_fsm.drive.planning import read_suites, suite_of
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.runner import StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
@@ -71,6 +78,11 @@ from staging_fsm.host.store import Job, SqlHostStore
 BUSY_SECONDS: Final = 1.0
 #: Waits between two looks at a remote that does not answer.
 REMOTE_BACKOFF: Final = Budget()
+#: What a person is alerted to where no run may be begun.
+_ALERTS: Final[Mapping[type[StagingError], AlertKind]] = {
+    ConfigInvalidError: AlertKind.CONFIGURATION_INVALID,
+    MachineUnfitError: AlertKind.MACHINE_UNFIT,
+}
 #: A worker that has lost the database ends, and a job that is gone needs no delivery.
 _NOT_COUNTED: Final = (*DATABASE_ERRORS, JobNotFoundError)
 #: The states in which what is to be done needs a run's files.
@@ -203,31 +215,44 @@ class Delivery:
             if problem is None:
                 self._launch(row, fence, workplace)
             else:
-                self._later(MachineUnfitError(problem), AlertKind.MACHINE_UNFIT)
+                self._later(problem, _ALERTS[type(problem)])
         finally:
             publisher.close(row)
 
-    def _unfitness(self, row: JobRow, workplace: "Workplace") -> str | None:
+    def _unfitness(self, row: JobRow, workplace: "Workplace") -> StagingError | None:
         """Return why no run may be begun on this machine now, if a launch of the job would.
 
         The launch itself would decline the job or count a run, as on a host of one machine.
         Here another machine may be fit, and one that is not, quick as it is, would spoil
-        every job it gets.
+        every job it gets. What is configured counts as the machine's: one that was given
+        another suites file than the rest, or none, is no fitter than one that is full.
         """
-        snapshot = _readable(row)
+        snapshot, variables = _readable(row), self.fleet.variables
         waits = snapshot is not None and snapshot.state is State.DEFERRED
-        variables = self.fleet.variables
+        if row.stage != STAGE or not (waits or row.document is None):
+            return None
+        if is_switched_off(variables) or is_shadow(variables):
+            return None
         try:
             config = load_config(variables)
-        except ConfigInvalidError:
-            # The launch tells of it.
-            return None
-        is_ours = row.stage == STAGE and config.in_scope(row.repo) and not config.shadow
-        if not is_ours or not (waits or row.document is None):
-            return None
-        place, log_max_bytes = workplace.place(row), config.log_max_bytes
-        state = self.fleet.state
-        return unfit(state, variables, log_max_bytes, place.repository, place.artifact_dir)
+            if not config.in_scope(row.repo):
+                return None
+            if not waits:
+                self._check_suite(row, config, workplace)
+        except ConfigInvalidError as error:
+            return error
+        place, state, log_max_bytes = workplace.place(row), self.fleet.state, config.log_max_bytes
+        problem = unfit(state, variables, log_max_bytes, place.repository, place.artifact_dir)
+        return None if problem is None else MachineUnfitError(problem)
+
+    def _check_suite(self, row: JobRow, config: RunnerConfig, workplace: "Workplace") -> None:
+        """Raise ConfigInvalidError where no suite can be made of what is configured here.
+
+        A repository that has none is left to the agent, if there is one.
+        """
+        entry = read_suites(config).entry(row.repo)
+        if entry is not None or not self.fleet.host_settings.has_agent:
+            _bound(suite_of(row.repo, entry, config), workplace.revision)
 
     def _later(self, error: Exception, kind: AlertKind = AlertKind.INTERNAL_ERROR) -> None:
         """Look again later, here or elsewhere, and tell a person where it does not pass.
