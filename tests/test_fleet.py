@@ -29,7 +29,7 @@ from staging_fsm.drive.cancelling import cancel_at
 from staging_fsm.effects.processes import this_process
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import requests, worker
-from staging_fsm.fleet.fence import Presence
+from staging_fsm.fleet.fence import Fence, Presence
 from staging_fsm.fleet.publisher import LOG_NAME
 from staging_fsm.fleet.worker import WorkerExit, run_worker
 from staging_fsm.host.store import SqlHostStore
@@ -313,6 +313,40 @@ def test_attempt_is_cancelled_from_anywhere(fleet: FleetStand) -> None:
     with pytest.raises(TransitionRefusedError, match="not allowed in CANCELLED"):
         fleet.cancel(running)
     await_that(lambda: not fleet.deliveries(), "nothing is left of the deliveries")
+
+
+def test_declined_job_that_nobody_takes_is_told_of_and_can_be_cancelled(
+    fleet: FleetStand,
+) -> None:
+    """A job that waits for an agent where none is configured is stuck, and ends on request."""
+    job = fleet.submit("shop", "WI-1")
+    fleet.set_attempt(job, walked((Event.RUNNER_DECLINED, {})))
+
+    assert "no LLM agent is configured" in fleet.call("queue").stdout
+    assert fleet.call("cancel", str(job)).stdout == (
+        f"job {job}: cancelled; it was declined, and its attempt stays LLM_FALLBACK\n"
+    )
+    assert fleet.row(job).status == "cancelled"
+    assert fleet.attempt(job).state == State.LLM_FALLBACK
+    assert fleet.deliveries() == []
+    assert fleet.call("queue").stdout == "no unfinished attempt\n"
+    with pytest.raises(TransitionRefusedError):
+        fleet.cancel(job)
+
+
+def test_declined_job_is_not_cancelled_beside_the_agent_that_takes_it(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a worker has the repository it may be about to start the agent: it is waited for."""
+    job = fleet.submit("shop", "WI-1")
+    fleet.set_attempt(job, walked((Event.RUNNER_DECLINED, {})))
+    monkeypatch.setattr(requests, "CANCEL_MARGIN_SECONDS", 0)
+    with Fence(fleet.desk.server, "shop") as fence:
+        assert fence.take()
+        with pytest.raises(UnansweredError):
+            fleet.cancel(job)
+
+    assert fleet.row(job).status == "queued"
 
 
 @pytest.mark.parametrize("state", [State.VERDICT_PASSED, State.VERDICT_FAILED, State.EXHAUSTED])

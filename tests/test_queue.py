@@ -209,6 +209,21 @@ def test_job_of_an_agent_is_not_stuck() -> None:
     assert active_attempt(working, attempt(State.LLM_FALLBACK), {}, NOW)["stuck"] is None
 
 
+@pytest.mark.parametrize(
+    ("status", "has_agent", "is_stuck"),
+    [("queued", False, True), ("queued", True, False), ("running", False, False)],
+)
+def test_declined_job_that_waits_for_no_agent_is_stuck(
+    status: str, *, has_agent: bool, is_stuck: bool
+) -> None:
+    """Where no agent is configured nobody takes what was declined, and that is said."""
+    row = JobRow(1, "shop", "WI-1", "deploy-staging", status, None, None)
+    declined = attempt(State.LLM_FALLBACK)
+    said = active_attempt(row, declined, {}, NOW, has_agent=has_agent)["stuck"] or ""
+
+    assert ("no LLM agent is configured" in said) is is_stuck
+
+
 def test_suite_that_runs_does_not_wait() -> None:
     """How long an attempt waits is told of those whose suite does not run."""
     assert block_of(attempt(State.RUNNING, ago=500))["oldest_waiting"] is None

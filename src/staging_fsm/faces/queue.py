@@ -120,11 +120,16 @@ class QueueDocument(TypedDict):
 
 
 def staging_runner_block(
-    rows: JobRows, variables: Mapping[str, str] | None = None, now: datetime | None = None
+    rows: JobRows,
+    variables: Mapping[str, str] | None = None,
+    now: datetime | None = None,
+    *,
+    has_agent: bool = True,
 ) -> StagingRunnerBlock:
     """Return the block from the jobs in `rows`, as JSON values.
 
     `variables` say what is configured; they default to the process's environment.
+    `has_agent` says whether there is an agent that takes what the runner declines.
     Raises whatever the row store raises when it cannot be read.
     """
     variables = os.environ if variables is None else variables
@@ -134,7 +139,8 @@ def staging_runner_block(
     known = {row.id for row in unfinished}
     read = _Reading()
     active = [
-        active_attempt(row, snapshot, variables, now) for row, snapshot in read.attempts(unfinished)
+        active_attempt(row, snapshot, variables, now, has_agent=has_agent)
+        for row, snapshot in read.attempts(unfinished)
     ]
     active.sort(key=lambda one: (one["stuck"] is None, -(one["seconds_in_state"] or 0.0)))
     rest = [row for row in newest if row.id not in known]
@@ -188,9 +194,14 @@ def _config(variables: Mapping[str, str]) -> tuple[RunnerConfig | None, list[str
 
 
 def active_attempt(
-    row: JobRow, snapshot: Snapshot, variables: Mapping[str, str], now: datetime
+    row: JobRow,
+    snapshot: Snapshot,
+    variables: Mapping[str, str],
+    now: datetime,
+    *,
+    has_agent: bool = True,
 ) -> ActiveAttempt:
-    """Return what there is to say of an attempt now."""
+    """Return what there is to say of an attempt now; `has_agent` as for the block."""
     plan = snapshot.plan
     since = moment(snapshot.history[-1].time) if snapshot.history else None
     running = snapshot.state is State.RUNNING
@@ -209,7 +220,8 @@ def active_attempt(
         "fault": fault(snapshot),
         "worker": plain(snapshot.worker),
         "next": _next(snapshot, started, now),
-        "stuck": _stuck(row, snapshot, since, started, variables, now),
+        "stuck": _stuck_without_agent(row, snapshot, has_agent=has_agent)
+        or _stuck(row, snapshot, since, started, variables, now),
     }
 
 
@@ -220,6 +232,15 @@ def _seconds(since: datetime | None, now: datetime) -> float | None:
 def _last_output(snapshot: Snapshot, variables: Mapping[str, str]) -> str | None:
     tail = output_tail(snapshot, snapshot.last_run.number, variables, _LINE_BYTES)
     return last_line(tail)[:TEXT_CHARACTERS] or None
+
+
+def _stuck_without_agent(row: JobRow, snapshot: Snapshot, *, has_agent: bool) -> str | None:
+    if has_agent or row.status != QUEUED or snapshot.state is not State.LLM_FALLBACK:
+        return None
+    return (
+        "It was declined, and no LLM agent is configured here: set ORCH_AGENT_COMMAND where the"
+        " workers are, or cancel it, in a fleet, and queue the work item again."
+    )
 
 
 def _stuck(

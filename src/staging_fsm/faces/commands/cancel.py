@@ -24,7 +24,9 @@ def cancel(job: int, db: str | None) -> None:
         if not is_beyond(State(error.state)):
             raise
         raise RefusedError(_too_late(session, job)) from error
-    click.echo(f"job {job}: {ended.state}")
+    was_declined = ended.state is State.LLM_FALLBACK
+    stays = "cancelled; it was declined, and its attempt stays " if was_declined else ""
+    click.echo(f"job {job}: {stays}{ended.state}")
 
 
 def _cancelled(session: Session, job: int) -> Snapshot:

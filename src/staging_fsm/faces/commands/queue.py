@@ -28,7 +28,8 @@ def queue(db: str | None, *, as_json: bool) -> None:
     """Show every unfinished attempt: state, run, time, what is next, and why."""
     # The machine's own database may be a new one; one that was named may be mistyped.
     session = open_session(db, create=db is None, only_to_look=True)
-    block = staging_runner_block(session.rows, os.environ)
+    has_agent = session.settings.has_agent
+    block = staging_runner_block(session.rows, os.environ, has_agent=has_agent)
     if as_json:
         click.echo(json.dumps(QueueDocument(staging_runner=block)))
         return

@@ -78,7 +78,7 @@ def attempt_page(source: Source, row: JobRow, now: datetime) -> dict[str, Any]:
     runs = [_run(snapshot, run, source) for run in snapshot.runs]
     return {
         **names,
-        "attempt": active_attempt(row, snapshot, source.variables, now),
+        "attempt": active_attempt(row, snapshot, source.variables, now, has_agent=source.has_agent),
         "attempt_id": plain(snapshot.attempt_id),
         "terminal": snapshot.is_terminal,
         "sentence": _RUNNING if snapshot.state is State.RUNNING else plain(sentence(snapshot)),

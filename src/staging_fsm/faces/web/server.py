@@ -26,6 +26,7 @@ def source_of(session: Session) -> Source:
         session.variables,
         place=partial(place_of, store),
         work_item=lambda row: store.find_work_item(row.repo, row.work_item),
+        has_agent=session.settings.has_agent,
     )
 
 

@@ -42,7 +42,8 @@ class Source:
 
     `variables` say what is configured; they default to the process's environment.
     `place` says where a job's artifact may lie, `work_item` how its work item
-    stands; a host that cannot say leaves them out, and the pages say less.
+    stands; a host that cannot say leaves them out, and the pages say less. `has_agent`
+    says whether there is an agent that takes what the runner declines.
     """
 
     rows: JobRows
@@ -50,6 +51,7 @@ class Source:
     place: Callable[[JobRow], Place] | None = None
     work_item: Callable[[JobRow], WorkItem | None] | None = None
     pulse_seconds: float = PULSE_SECONDS
+    has_agent: bool = True
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     _block: StagingRunnerBlock | None = attrs.field(default=None, init=False)
     _read_at: float = attrs.field(default=0.0, init=False)
@@ -58,7 +60,9 @@ class Source:
         """Return the block, not older than `pulse_seconds`. Raises JobsUnreadableError."""
         with self._lock, reading():
             if self._block is None or time.monotonic() - self._read_at >= self.pulse_seconds:
-                self._block = staging_runner_block(self.rows, self.variables)
+                self._block = staging_runner_block(
+                    self.rows, self.variables, has_agent=self.has_agent
+                )
                 self._read_at = time.monotonic()
             return self._block
 
