@@ -23,9 +23,12 @@ from fleets import (
 from hosts import git
 from staging_fsm.core.errors import TransitionRefusedError, UnansweredError
 from staging_fsm.core.outcome import Reason
+from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
+from staging_fsm.core.times import format_time
 from staging_fsm.drive.cancelling import cancel_at
+from staging_fsm.effects.alerts import Alert, Outbox
 from staging_fsm.effects.processes import this_process
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import requests, worker
@@ -34,6 +37,7 @@ from staging_fsm.fleet.publisher import LOG_NAME
 from staging_fsm.fleet.worker import WorkerExit, run_worker
 from staging_fsm.host.store import SqlHostStore
 from trails import CLAIM, CLAIM_AGAIN, ERROR, ERROR_AGAIN, FAILED, PASSED, WAIT, walked
+from webhooks import webhooks
 
 
 @pytest.fixture
@@ -442,3 +446,32 @@ def test_work_item_goes_all_the_way_to_done(tmp_path: Path, postgres_url: str) -
         assert git(fleet.remote("shop"), "rev-parse", "deployed/WI-1") == revisions[1]
         assert git(fleet.remote("shop"), "show", "WI-1:verdict") == "0"
         await_that(lambda: not fleet.deliveries(), "every delivery is done")
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["worker", "recover"])
+def test_alert_that_a_machine_owes_is_delivered_though_no_job_moves_there(
+    tmp_path: Path, postgres_url: str, *, started: bool
+) -> None:
+    """What a machine could not tell, its workers tell when they start and from then on.
+
+    And so does `recover` there.
+    """
+    with webhooks() as make:
+        address = make()
+        urls = {"ORCH_STAGING_RUNNER_ALERT_URLS": address.url}
+        with fleet_stand(tmp_path, postgres_url, **urls) as fleet:
+            desk = fleet.desk
+            # Another machine has neither what is owed here, nor always the sweep to itself.
+            fleet.machine("other").start()
+
+            def owe_and_see(text: str) -> None:
+                alert = Alert(format_time(desk.clock.now()), AlertKind.FAILED_CLOSED, "7", text)
+                Outbox(desk.state.outbox).put(text, alert)
+                if not started:
+                    fleet.call("recover")
+                elif text == "before":
+                    fleet.machine("desk").start()
+                address.wait_for(lambda: text in address.text)
+
+            owe_and_see("before")
+            owe_and_see("meanwhile")

@@ -15,13 +15,7 @@ from typing import Any, Final
 
 import attrs
 
-from staging_fsm.core.config import (
-    RunnerConfig,
-    alert_urls,
-    is_shadow,
-    is_switched_off,
-    load_config,
-)
+from staging_fsm.core.config import RunnerConfig, is_shadow, is_switched_off, load_config
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     JobNotFoundError,
@@ -43,7 +37,6 @@ from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.planning import read_suites, suite_of
 from staging_fsm.drive.recovery import worker_is_alive
 from staging_fsm.drive.runner import StagingRunner
-from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.state_dir import StateDir
@@ -153,7 +146,7 @@ class Delivery:
         if row.stage == STAGE or agent in RESERVED_AGENTS or self.fleet.host_settings.has_agent:
             return False
         words = f"{row.work_item} waits for agent {agent}: set ORCH_AGENT_COMMAND for the fleet"
-        self._alerts().send(AlertKind.CONFIGURATION_INVALID, self.job_id, words)
+        self.fleet.alerts.send(AlertKind.CONFIGURATION_INVALID, self.job_id, words)
         return True
 
     def _is_orphan_of_ours(self, row: JobRow) -> bool:
@@ -262,7 +255,7 @@ class Delivery:
         number = min(self.tries + 1, REMOTE_BACKOFF.runs_max * 10)
         if self.tries == REMOTE_BACKOFF.infra_retries:
             words = str(error) if isinstance(error, StagingError) else in_words(error)
-            self._alerts().send(kind, self.job_id, f"waiting: {words}")
+            self.fleet.alerts.send(kind, self.job_id, f"waiting: {words}")
         seconds = REMOTE_BACKOFF.delay_seconds(f"delivery-{self.job_id}", number)
         self._again(seconds, tries=self.tries + 1)
 
@@ -333,7 +326,7 @@ class Delivery:
             artifacts=PublishedArtifacts(
                 workplace.publisher, row, workplace.root, log, fence.check
             ),
-            alerts=self._alerts(),
+            alerts=fleet.alerts,
             clock=fleet.clock,
             gate=gate,
             place=lambda _row: place,
@@ -395,10 +388,6 @@ class Delivery:
             papers.setdefault(workplace.artifact(row), None)
         if papers:
             workplace.publisher.publish(row, papers, fence.check)
-
-    def _alerts(self) -> FileAlerts:
-        fleet = self.fleet
-        return FileAlerts(fleet.state, fleet.clock, lambda: alert_urls(fleet.variables))
 
     def cancel(self) -> None:
         """Stop the attempt, once it is in hand, unless it is too late."""

@@ -17,6 +17,7 @@ from staging_fsm.core.errors import RefusedError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.core.snapshot import Snapshot
+from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.rows import SqlRows
@@ -58,6 +59,8 @@ class Fleet:
     rows: "FleetRows"
     #: Every run on this machine, whatever its repository.
     suites: LocalSuites
+    #: The machine's: who has it told delivers what others could not as well.
+    alerts: FileAlerts
 
     def mirror(self, row: JobRow) -> Mirror:
         """Return this machine's mirror of the job's repository."""

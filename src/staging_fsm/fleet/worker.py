@@ -22,8 +22,10 @@ from procrastinate.exceptions import JobAborted
 from procrastinate.job_context import AbortReason, JobContext
 from procrastinate.jobs import DeleteJobCondition
 
+from staging_fsm.core.config import alert_urls
 from staging_fsm.core.jobs import QUEUED
 from staging_fsm.core.spec import State
+from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.processes import this_process
@@ -65,6 +67,7 @@ def open_fleet(engine: sa.Engine, state: StateDir, variables: Mapping[str, str])
     deliveries = Deliveries(server)
     name = sha256_of_text(state.secret().hex())[:8]
     machine = f"{socket.gethostname().replace('/', '-').replace(':', '-')}-{name}"
+    clock = SystemClock()
     return Fleet(
         server=server,
         engine=engine,
@@ -73,12 +76,13 @@ def open_fleet(engine: sa.Engine, state: StateDir, variables: Mapping[str, str])
         host_settings=load_host_settings(variables),
         variables=variables,
         state=state,
-        clock=SystemClock(),
+        clock=clock,
         machine=machine,
         worker=f"{machine}/{this_process()}",
         store=FleetStore(engine, deliveries),
         rows=FleetRows(engine, deliveries),
         suites=LocalSuites(state, variables),
+        alerts=FileAlerts(state, clock, lambda: alert_urls(variables)),
     )
 
 
@@ -122,6 +126,7 @@ async def _work(
             )
         )
         _watch(presence, lost)
+        _tell(fleet)
         await asyncio.wait([working, lost, refused], return_when=asyncio.FIRST_COMPLETED)
         if refused.done() and not lost.done():
             _LOG.error("%s: this worker ends", refused.result())
@@ -150,6 +155,15 @@ def _watch(presence: Presence, lost: "asyncio.Future[None]") -> None:
             lost.set_result(None)
 
     loop.add_reader(descriptor, look)
+
+
+def _tell(fleet: Fleet) -> None:
+    """Deliver what this machine could not tell, now and every `sweep_seconds` from now on.
+
+    Not in the sweep, which is some machine's: what a machine owes no other one has.
+    """
+    fleet.alerts.deliver()
+    asyncio.get_running_loop().call_later(fleet.settings.sweep_seconds, _tell, fleet)
 
 
 def _app(

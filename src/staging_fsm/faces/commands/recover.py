@@ -68,6 +68,7 @@ def _rests(attempt: Snapshot) -> bool:
 def _redeliver(session: Session, *, as_json: bool) -> None:
     """Have a fleet's workers look again at what stalled workers had and nobody was told of."""
     fleet = open_fleet(session)
+    fleet.alerts.deliver()
     from staging_fsm.fleet.worker import redeliver  # noqa: PLC0415  # the extra "fleet"
 
     jobs = redeliver(fleet)
