@@ -340,6 +340,21 @@ SAME: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, st
         (7, "no JSON", None),
         (7, "no JSON", None),
     ),
+    "a machine that is full, and fuller, and that jobs meet": (
+        AlertKind.MACHINE_UNFIT,
+        (7, "disk: 30 MiB and 1023 inodes free at /srv", None),
+        (8, "disk: 9 MiB and 17 inodes free at /srv", None),
+    ),
+    "a remote that says when it refused a push": (
+        AlertKind.INTERNAL_ERROR,
+        (7, "refused at 2026-01-31T12:00:00.5Z: protected", None),
+        (7, "refused at 2026-02-01T01:02:03.25Z: protected", None),
+    ),
+    "a gate whose error names processes, objects and requests": (
+        AlertKind.INTERNAL_ERROR,
+        (7, "process 4711, <Tx at 0x7fa0>, id 1b4e28ba-2fa1-11d2-883f-b9a761bde3fb", None),
+        (7, "process 12, <Tx at 0x55be1c>, id 6fa459ea-ee8a-3ca4-894e-db77e160355e", None),
+    ),
 }
 OTHER: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, str | None]]] = {
     "two attempts of one job": (
@@ -351,6 +366,26 @@ OTHER: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, s
         AlertKind.CONFIGURATION_INVALID,
         (7, "no number", "7-a"),
         (7, "no suite", "7-a"),
+    ),
+    "two configurations that differ by a number": (
+        AlertKind.CONFIGURATION_INVALID,
+        (7, "shop1 has no suite", "7-a"),
+        (8, "shop2 has no suite", "8-a"),
+    ),
+    "two problems of a machine": (
+        AlertKind.MACHINE_UNFIT,
+        (7, "disk: 30 MiB free at /srv", None),
+        (7, "state folder: /srv is no folder", None),
+    ),
+    "two problems of one job": (
+        AlertKind.INTERNAL_ERROR,
+        (7, "refused at 12:00: protected", None),
+        (7, "refused at 12:01: too large", None),
+    ),
+    "one problem of two jobs, by their numbers": (
+        AlertKind.INTERNAL_ERROR,
+        (7, "refused at 12:00: protected", None),
+        (8, "refused at 12:00: protected", None),
     ),
     "two damaged rows": (
         AlertKind.ROW_REFUSED,

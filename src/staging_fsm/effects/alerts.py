@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -48,6 +49,8 @@ _OF_AN_ATTEMPT: Final = frozenset(
 )
 #: What many jobs meet at once: the same words are the same alert, whichever job it was.
 _OF_A_MACHINE: Final = frozenset({AlertKind.CONFIGURATION_INVALID, AlertKind.MACHINE_UNFIT})
+#: A time, an amount, the number of a process, an identifier: another one at each look.
+_FLEETING: Final = re.compile(r"[\w-]*\d[\w-]*")
 
 
 @attrs.frozen
@@ -274,13 +277,20 @@ class FileAlerts:
 
 
 def _key(kind: AlertKind, job_id: object, text: str, attempt_id: str | None) -> str:
-    """Return what two alerts have in common that are the same."""
+    """Return what two alerts have in common that are the same.
+
+    Words in which a digit stands are none of it, or a problem that is worded anew at each
+    look would be told at each. Those of a configuration are: they only change if it does,
+    and are of no job that could tell two repositories apart.
+    """
+    is_configuration = kind is AlertKind.CONFIGURATION_INVALID
+    lasting = text if is_configuration else _FLEETING.sub("#", text)
     if kind in _OF_A_MACHINE:
-        about = (kind, text)
+        about = (kind, lasting)
     elif kind in _OF_AN_ATTEMPT and attempt_id is not None:
         about = (kind, attempt_id)
     else:
-        about = (kind, f"{job_id}: {text}")
+        about = (kind, f"{job_id}: {lasting}")
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
