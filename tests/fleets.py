@@ -132,6 +132,8 @@ class FleetStand:
         self.engine = open_database(self.url)
         for name in ("locks", "hold", "remotes"):
             (self.root / name).mkdir()
+        if shared := self.settings.get("ORCH_FLEET_SHARED_DIR"):
+            Path(shared).mkdir(exist_ok=True)
         (self.root / "ledger").touch()
         (self.root / "suite.sh").write_text(SUITE)
         (self.root / "suites.toml").write_text(

@@ -19,7 +19,12 @@ from desk import fill_the_disk
 from fleets import PATIENT, FleetStand, await_that, fleet_stand, present_machine, with_agent
 from hosts import git
 from staging_fsm.core.artifact import written
-from staging_fsm.core.errors import JobNotFoundError, NothingToCancelError, RefusedError
+from staging_fsm.core.errors import (
+    JobNotFoundError,
+    NothingToCancelError,
+    PreparationError,
+    RefusedError,
+)
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import RunCondition
@@ -37,13 +42,14 @@ from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
-from staging_fsm.fleet.deliveries import QUEUE, TASK, queue_of
+from staging_fsm.fleet.deliveries import QUEUE, TASK, Note, queue_of
 from staging_fsm.fleet.delivery import BUSY_SECONDS, REMOTE_BACKOFF, Delivery
 from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server, is_present
 from staging_fsm.fleet.fleet import FleetRows, FleetSuites, OtherPapersError
 from staging_fsm.fleet.publisher import (
     LOG_MAX_BYTES,
     LOG_NAME,
+    MARK_NAME,
     GitBranch,
     PublishedArtifacts,
     SharedFolder,
@@ -98,8 +104,8 @@ def test_worker_that_would_stage_another_branch_does_not_start(
     assert "the fleet was set up so that each work item is on the branch {" in refused.stderr
     assert setting in refused.stderr
     # What is noted anew holds for all.
-    assert fleet.call("fleet-setup").stdout.splitlines()[1] == fleet.desk.deliveries.noted(
-        fleet.engine
+    assert fleet.call("fleet-setup").stdout.splitlines()[1] == str(
+        fleet.desk.deliveries.noted(fleet.engine)
     )
 
 
@@ -141,7 +147,7 @@ def note_another_branch(fleet: FleetStand) -> None:
     """Have the fleet told that its work items are on branches of another name."""
     settings = {**fleet.environment(fleet.machine("desk")), "ORCH_FLEET_BRANCH": "x/{work_item}"}
     told = open_fleet(fleet.engine, StateDir(fleet.machine("desk").state), settings)
-    told.deliveries.note(fleet.engine, told.papers)
+    told.deliveries.note(fleet.engine, Note(told.settings.papers))
 
 
 def tables(fleet: FleetStand) -> list[tuple[Any, ...]]:
@@ -511,6 +517,7 @@ def test_relative_shared_folder_is_taken_from_here(
 ) -> None:
     """A shared folder is absolute in any case: an agent is told of it, who runs elsewhere."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "papers").mkdir()
     row = JobRow(1, "shop", "WI-1", STAGE, "running", None, None)
 
     assert SharedFolder(Path("papers")).open(row) == tmp_path / "papers" / "shop"
@@ -553,6 +560,98 @@ def test_papers_reach_a_shared_folder(tmp_path: Path, postgres_url: str) -> None
         assert fleet.attempt(job).state == State.ADVANCED
         assert check_staging_status(folder)
         assert sorted(path.name for path in folder.iterdir()) == [ARTIFACT_NAME, LOG_NAME]
+
+
+@pytest.mark.parametrize("left", ["not mounted", "nothing", "another one", "no mark"])
+def test_papers_go_to_no_folder_but_the_fleets(
+    tmp_path: Path, postgres_url: str, left: str
+) -> None:
+    """Where the shared folder is not mounted nothing is written, the job waits, and a person hears.
+
+    Once it is there again, the job goes on.
+    """
+    shared = tmp_path / "shared"
+    with fleet_stand(tmp_path, postgres_url, ORCH_FLEET_SHARED_DIR=str(shared)) as fleet:
+        fleet.call("fleet-setup")
+        job = fleet.submit("shop", "WI-1")
+        away = shared.rename(tmp_path / "away")
+        if left != "nothing":
+            shared.mkdir()
+        if left in ("another one", "no mark"):
+            text = "0123456789abcdef\n" if left == "another one" else "fleet"
+            (shared / MARK_NAME).write_text(text)
+        before = sorted(tmp_path.glob("shared/**"))
+        there = fleet.seen_from("one")
+        for _ in range(REMOTE_BACKOFF.runs_max):
+            Delivery(there, job, "shop", fleet.take_delivery()).run()
+
+        assert sorted(tmp_path.glob("shared/**")) == before
+        assert (fleet.row(job).status, fleet.row(job).document) == (QUEUED, None)
+        assert f"waiting: the shared folder {shared} is not" in there.state.alerts.read_text()
+
+        if left != "nothing":
+            shared.rename(tmp_path / "mount point")
+        away.rename(shared)
+        fleet.deliver(job)
+
+        assert fleet.attempt(job).state == State.ADVANCED
+        assert check_staging_status(work_item_dir(shared / "shop", "WI-1"))
+
+
+def test_folder_that_goes_away_while_a_suite_runs_gets_no_verdict(tmp_path: Path) -> None:
+    """A folder that was unmounted since it was opened is not written to, and not made again."""
+    row = JobRow(7, "shop", "WI-1", STAGE, "running", None, None)
+    root = tmp_path / "shared"
+    root.mkdir()
+    publisher = SharedFolder(root, SharedFolder(root).marked())
+    publisher.open(row)
+    root.rename(tmp_path / "away")
+    for made in (False, True):
+        if made:
+            root.mkdir()
+        with pytest.raises(PreparationError):
+            publisher.publish(row, {"log": b"it passed"}, lambda: None)
+
+    assert list(root.iterdir()) == []
+
+
+def test_shared_folder_is_marked_once(tmp_path: Path) -> None:
+    """A fleet that is set up again keeps the mark of its shared folder; no mark is no mark."""
+    shared = SharedFolder(tmp_path)
+    first = shared.marked()
+    path = tmp_path / MARK_NAME
+
+    assert shared.marked() == first
+    assert path.stat().st_mode & 0o777 == ARTIFACT_MODE
+
+    path.write_text("a mark")
+
+    with pytest.raises(PreparationError, match="is no mark of a fleet"):
+        shared.marked()
+
+
+def test_fleet_is_not_set_up_for_a_shared_folder_that_is_not_there(fleet: FleetStand) -> None:
+    """`fleet-setup` makes no shared folder, and notes none that is not there."""
+    fleet.settings["ORCH_FLEET_SHARED_DIR"] = str(fleet.root / "nowhere")
+    refused = fleet.call("fleet-setup", check=False)
+
+    assert refused.returncode == ExitCode.DECLINED
+    assert "nowhere is not there" in refused.stderr
+    assert not (fleet.root / "nowhere").exists()
+    assert fleet.desk.deliveries.noted(fleet.engine) is None
+
+
+def test_fleet_that_was_set_up_before_its_folder_was_marked_goes_on(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """A note without a mark holds as it did: of the shared folder it asks only that it is there."""
+    shared = tmp_path / "shared"
+    with fleet_stand(tmp_path, postgres_url, ORCH_FLEET_SHARED_DIR=str(shared)) as fleet:
+        fleet.desk.deliveries.note(fleet.engine, Note(fleet.desk.settings.papers))
+        job = fleet.submit("shop", "WI-1")
+        fleet.deliver(job)
+
+        assert fleet.attempt(job).state == State.ADVANCED
 
 
 @pytest.mark.parametrize("agent", [False, True], ids=["runner", "agent"])

@@ -103,7 +103,7 @@ def test_folders_of_a_fleet_are_looked_at_by_doctor_alone(tmp_path: Path, part: 
     ]
 
     assert said == [f"{tmp_path / part} is no folder"]
-    assert unfit(state, LOG_BYTES, tmp_path, tmp_path) is None
+    assert unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path) is None
 
 
 def test_secret_that_is_none_is_told_of(tmp_path: Path) -> None:

@@ -52,10 +52,30 @@ _NOTE: Final = (
     "SELECT format('COMMENT ON SCHEMA %I IS %L', CAST(:schema AS text), CAST(:papers AS text))"
 )
 _NOTED: Final = "SELECT obj_description(to_regnamespace(:schema), 'pg_namespace')"
+#: No branch has a blank in its name.
+_MARKED: Final = ", marked "
 _READDRESS: Final = """
     UPDATE procrastinate_jobs SET queue_name = :home
     WHERE status = 'todo' AND queue_name = :queue
 """
+
+
+@attrs.frozen
+class Note:
+    """Where a fleet's papers go, as it was set up, and the mark of the shared folder if one is."""
+
+    papers: str
+    mark: str | None = None
+
+    def __str__(self) -> str:
+        """Return the note as it is kept, and shown."""
+        return self.papers if self.mark is None else f"{self.papers}{_MARKED}{self.mark}"
+
+    @classmethod
+    def of(cls, text: str) -> "Note":
+        """Return the note in a text; one of a fleet that was set up before has no mark."""
+        papers, _, mark = text.partition(_MARKED)
+        return cls(papers, mark or None)
 
 
 def queue_of(machine: str) -> str:
@@ -96,18 +116,19 @@ class Deliveries:
                 _driver(connection).execute(self._client.schema_manager.get_schema())
         return True
 
-    def note(self, engine: sa.Engine, papers: str) -> None:
+    def note(self, engine: sa.Engine, note: Note) -> None:
         """Note where the fleet's papers go, as a comment on the engine's schema."""
-        facts = {"schema": self.server.schema, "papers": papers}
+        facts = {"schema": self.server.schema, "papers": str(note)}
         with engine.begin() as connection:
             # It takes no parameters, so the database itself is to quote them.
             statement = connection.execute(sa.text(_NOTE), facts).scalar_one()
             connection.execution_options(no_parameters=True).exec_driver_sql(statement)
 
-    def noted(self, engine: sa.Engine) -> str | None:
+    def noted(self, engine: sa.Engine) -> Note | None:
         """Return where the fleet's papers go, as it was noted; None where it never was."""
         with engine.connect() as connection:
-            return connection.execute(sa.text(_NOTED), {"schema": self.server.schema}).scalar()
+            found = connection.execute(sa.text(_NOTED), {"schema": self.server.schema}).scalar()
+        return None if found is None else Note.of(found)
 
     def defer(
         self,

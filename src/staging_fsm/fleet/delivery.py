@@ -106,7 +106,7 @@ class Delivery:
         except _NOT_COUNTED:
             raise
         except OtherPapersError as error:
-            self._alerts().send(AlertKind.CONFIGURATION_INVALID, self.job_id, str(error))
+            self.fleet.alerts.send(AlertKind.CONFIGURATION_INVALID, self.job_id, str(error))
             self._again(BUSY_SECONDS, tries=self.tries)
             raise
         except Exception as error:

@@ -71,22 +71,15 @@ class Fleet:
         """Return the branch of the job's work item."""
         return self.settings.branch.replace("{work_item}", row.work_item)
 
-    @property
-    def papers(self) -> str:
-        """Say where papers go, and which commit of a work item is staged: as all machines must."""
-        branch = f"each work item is on the branch {self.settings.branch}"
-        shared = self.settings.shared_dir is not None
-        return f"{branch}; its papers go {'to a shared folder' if shared else 'there'}"
-
     def refuse_other_papers(self) -> None:
         """Raise OtherPapersError where this machine would stage another branch than the others.
 
         A stale branch of another name may be there, and a verdict on it would be none.
         """
-        noted = self.deliveries.noted(self.engine)
-        if noted not in (None, self.papers):
+        noted, papers = self.deliveries.noted(self.engine), self.settings.papers
+        if noted is not None and noted.papers != papers:
             message = (
-                f"the fleet was set up so that {noted}, and here {self.papers}: give this machine"
+                f"the fleet was set up so that {noted.papers}, and here {papers}: give this machine"
                 " the same ORCH_FLEET_BRANCH and ORCH_FLEET_SHARED_DIR, or have `staging-fsm"
                 " fleet-setup` note what is to hold for all"
             )
@@ -95,7 +88,8 @@ class Fleet:
     def publisher(self, mirror: Mirror) -> Publisher:
         """Return how papers reach the host."""
         if self.settings.shared_dir is not None:
-            return SharedFolder(self.settings.shared_dir)
+            noted = self.deliveries.noted(self.engine)
+            return SharedFolder(self.settings.shared_dir, None if noted is None else noted.mark)
         return GitBranch(mirror, self.branch, self.state.checkouts)
 
     def deliver(self, job_id: int, repo: str, due: datetime, **how: Any) -> None:

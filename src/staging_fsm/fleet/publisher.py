@@ -6,6 +6,8 @@ the host's before the gate is asked. Two are given; a host may bring its own.
 """
 
 import os
+import re
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
@@ -13,6 +15,7 @@ from typing import Final, Protocol
 import attrs
 
 from staging_fsm.core.artifact import is_of_run
+from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.effects.files import (
     ARTIFACT_MODE,
@@ -28,6 +31,9 @@ from staging_fsm.host.contract.gate import ARTIFACT_NAME
 #: The output of the last run, published beside the artifact; its newest part if it is long.
 LOG_NAME: Final = "15-staging-output.log"
 LOG_MAX_BYTES: Final = 1024 * 1024
+#: What lies in a shared folder, and not below the place where it is to be mounted.
+MARK_NAME: Final = ".staging-fsm-fleet"
+_MARK: Final = re.compile(r"[0-9a-f]{16}")
 
 
 class Publisher(Protocol):
@@ -61,11 +67,62 @@ class SharedFolder:
     """Papers in a folder that the host and every machine see, one folder a repository."""
 
     root: Path
+    #: The mark that must lie in it, as the fleet was set up; None where none was noted.
+    mark: str | None = None
 
     def open(self, row: JobRow) -> Path:
-        """Return the repository's folder below the shared one."""
+        """Return the repository's folder below the shared one.
+
+        Raises PreparationError where that is not there, or is another one: what a worker
+        wrote below a place where nothing is mounted, no host would ever read.
+        """
+        self.check()
         # Absolute in any case: agents are told of it, who run in a folder of their own.
         return self.root.absolute() / row.repo
+
+    def check(self) -> None:
+        """Raise PreparationError unless the shared folder is there, with its mark in it."""
+        self._require()
+        found = None if self.mark is None else self._found()
+        if found != self.mark:
+            message = (
+                f"the shared folder {self.root} is not the fleet's: {MARK_NAME} in it says"
+                f" {found or 'nothing'}, and the fleet was set up with {self.mark}. Mount the right"
+                " one, or run `staging-fsm fleet-setup` again if it is to be this one"
+            )
+            raise PreparationError(message)
+
+    def marked(self) -> str:
+        """Return the mark of the shared folder, made where there is none.
+
+        Raises PreparationError where the folder is not there, or its mark is none of ours,
+        and OSError where it cannot be written.
+        """
+        self._require()
+        path = self.root / MARK_NAME
+        if not os.path.lexists(path):
+            # Every worker is to read it, whoever it is there.
+            write_durably(path, f"{secrets.token_hex(8)}\n".encode(), ARTIFACT_MODE)
+        found = self._found()
+        if found is None:
+            message = f"{path} is no mark of a fleet: remove it, and set up again"
+            raise PreparationError(message)
+        return found
+
+    def _require(self) -> None:
+        if not self.root.is_dir():
+            message = (
+                f"the shared folder {self.root} is not there, and no worker makes it: mount it, or"
+                " set ORCH_FLEET_SHARED_DIR to where it is"
+            )
+            raise PreparationError(message)
+
+    def _found(self) -> str | None:
+        try:
+            text = (read_small(self.root / MARK_NAME, 100) or b"").decode("ascii", "replace")
+        except OSError:
+            return None
+        return text.strip() if _MARK.fullmatch(text.strip()) else None
 
     def publish(
         self, row: JobRow, files: Mapping[str, bytes | None], permitted: Callable[[], None]

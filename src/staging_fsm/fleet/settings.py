@@ -59,6 +59,13 @@ class FleetSettings:
         help="Time between two looks for stalled and undelivered jobs, 1 to 59.",
     )
 
+    @property
+    def papers(self) -> str:
+        """Say where papers go, and which commit of a work item is staged: as all machines must."""
+        branch = f"each work item is on the branch {self.branch}"
+        shared = self.shared_dir is not None
+        return f"{branch}; its papers go {'to a shared folder' if shared else 'there'}"
+
 
 def load_fleet_settings(variables: Mapping[str, str]) -> FleetSettings:
     """Return the settings declared in `variables`; raises ConfigInvalidError with every problem."""
