@@ -1283,6 +1283,25 @@ def test_doctor_on_a_new_machine_makes_no_database(shell: Shell) -> None:
     assert not (shell.folder / "state" / "orchestrator.db").exists()
 
 
+@pytest.mark.parametrize("end", ["\r", " ", ""])
+def test_address_of_a_database_ends_at_its_last_sign(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Blanks around the address count for nothing, as a carriage return that an .env file has."""
+    monkeypatch.setenv("ORCH_DB_URL", f"sqlite:///{shell.folder}/jobs.db{end}")
+    open_session(None, shell.environment()).store.engine.dispose()
+
+    assert shell.call("queue").returncode == 0
+    assert [path.name for path in shell.folder.glob("jobs*")] == ["jobs.db"]
+
+
+def test_address_of_blanks_is_none(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing but blanks for an address the database is the state folder's."""
+    monkeypatch.setenv("ORCH_DB_URL", "\r")
+
+    assert shell.call("doctor").returncode == 0
+
+
 def test_doctor_hides_secrets_of_the_address(shell: Shell) -> None:
     """`doctor` shows which database it found, and no password, wherever in its address one is."""
     url = f"sqlite:///file:{shell.folder}/jobs.db?uri=true&password=hunter2&mode=rwc"

@@ -27,7 +27,8 @@ class HostSettings:
 
     db_url: str = environ.var(
         "",
-        converter=secret(str),
+        # An .env file with Windows line ends leaves a carriage return at the end.
+        converter=secret(str.strip),
         help="Database; default: orchestrator.db in the state folder.",
     )
     agent_command: tuple[str, ...] = environ.var(
