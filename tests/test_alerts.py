@@ -654,6 +654,24 @@ def test_doctor_tells_of_undelivered_alerts(
     )
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["slack://bad", '"json://localhost"', "https//hooks.example.org/T/hunter2", "ops@example.org"],
+)
+def test_doctor_tells_of_an_address_that_apprise_does_not_know(
+    tmp_path: Path, webhook: Webhook, address: str
+) -> None:
+    """`doctor` fails where an alert could reach nobody, says which address, and calls none."""
+    variables = {"ORCH_STAGING_RUNNER_ALERT_URLS": f"{webhook.url} {address}"}
+    checks = examine(variables, StateDir(tmp_path), lambda: "a database")
+    [found] = [check for check in checks if check.name == "alerts"]
+
+    assert found.health is Health.FAILED
+    assert "of 2 addresses Apprise does not know number 2: " in found.words
+    assert address not in found.words
+    assert webhook.asked == 0
+
+
 @pytest.fixture
 def left_behind(tmp_path: Path, webhook: Webhook) -> Callable[[], dict[str, str]]:
     """Return what leaves an alert undelivered, and returns the settings of the next worker."""

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import msgspec
@@ -294,14 +294,28 @@ def _key(kind: AlertKind, job_id: object, text: str, attempt_id: str | None) -> 
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
-def _notify(url: str, alerts: list[Alert]) -> bool:
-    """Send alerts as one message; Apprise waits no longer than four seconds for each answer."""
+def is_known_address(url: str) -> bool:
+    """Say whether Apprise knows how to reach an address; nobody is asked for that.
+
+    Needs the extra "alerts".
+    """
+    return _service_at(url) is not None
+
+
+def _service_at(url: str) -> Any:
+    """Return what speaks to an address, None for one that Apprise does not know."""
     import apprise  # noqa: PLC0415  # optional: the extra "alerts"
 
     # Neither at once nor under a time limit of Apprise's own: both would take threads,
     # and a process that ends starts none any more.
     service = apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, service_timeout=0))
-    if not service.add(url):
+    return service if service.add(url) else None
+
+
+def _notify(url: str, alerts: list[Alert]) -> bool:
+    """Send alerts as one message; Apprise waits no longer than four seconds for each answer."""
+    service = _service_at(url)
+    if service is None:
         # Without the address: it may hold a secret.
         log_error("an address of ORCH_STAGING_RUNNER_ALERT_URLS is none that Apprise knows")
         return False

@@ -6,7 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from staging_fsm.core.config import RunnerConfig, alert_urls, is_switched_off, load_config
+from staging_fsm.core.config import (
+    RunnerConfig,
+    alert_urls,
+    is_switched_off,
+    load_config,
+    variable_name,
+)
 from staging_fsm.core.errors import (
     ConfigInvalidError,
     ExtraMissingError,
@@ -16,7 +22,7 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.plan import hiding_program
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.planning import read_suites, suite_of
-from staging_fsm.effects.alerts import Outbox
+from staging_fsm.effects.alerts import Outbox, is_known_address
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
 from staging_fsm.effects.state_dir import StateDir, refuse_unknown_home
 from staging_fsm.effects.supervisor import limits
@@ -39,7 +45,7 @@ def examine(
     yield from _machine(variables, state)
     yield _database(open_database)
     yield from _configuration(variables)
-    yield _alerts(variables, state)
+    yield from _alerts(variables, state)
 
 
 def _machine(variables: Mapping[str, str], state: StateDir) -> Iterator[Check]:
@@ -52,20 +58,39 @@ def _machine(variables: Mapping[str, str], state: StateDir) -> Iterator[Check]:
     yield from machine_findings(state, variables, _log_max_bytes(variables), state.of_fleet)
 
 
-def _alerts(variables: Mapping[str, str], state: StateDir) -> Check:
+def _alerts(variables: Mapping[str, str], state: StateDir) -> Iterator[Check]:
+    urls = alert_urls(variables)
+    problem = _address_problem(urls)
+    if problem is not None:
+        yield Check("alerts", Health.FAILED, problem)
     owed = Outbox(state.outbox).owed()
     if owed:
         tries = max(alert.tries for alert in owed)
         words = f"{len(owed)} undelivered since {owed[0].time}, tried {tries} times: {owed[0].line}"
-        return Check("alerts", Health.FAILED, words)
-    urls = alert_urls(variables)
+        yield Check("alerts", Health.FAILED, words)
+    elif not urls:
+        yield Check("alerts", Health.WARNING, f"nobody is told: only {state.alerts} keeps them")
+    elif problem is None:
+        yield Check("alerts", Health.OK, f"{len(urls)} addresses, nothing undelivered")
+
+
+def _address_problem(urls: tuple[str, ...]) -> str | None:
+    """Return why nobody could be told at these addresses, or None."""
     if not urls:
-        return Check("alerts", Health.WARNING, f"nobody is told: only {state.alerts} keeps them")
+        return None
     try:
         require_extra("alerts")
     except ExtraMissingError as error:
-        return Check("alerts", Health.FAILED, str(error))
-    return Check("alerts", Health.OK, f"{len(urls)} addresses, nothing undelivered")
+        return str(error)
+    unknown = [str(at) for at, url in enumerate(urls, 1) if not is_known_address(url)]
+    if not unknown:
+        return None
+    # By their places: an address may hold a secret.
+    return (
+        f"{variable_name('alert_urls')}: of {len(urls)} addresses Apprise does not know number"
+        f" {' and '.join(unknown)}: write them as in mailto://user:password@example.org or"
+        " json://host/path, without quotes, and with blanks in between"
+    )
 
 
 def _python() -> Check:
