@@ -243,6 +243,21 @@ def test_token_that_could_be_guessed_is_refused(token: str) -> None:
     assert load().http_token == ""
 
 
+@pytest.mark.parametrize("repos", ['"*"', "'*'", '"shop,inn"', "shop,'inn'", '"'])
+def test_repository_in_quotes_is_refused(repos: str) -> None:
+    """Quotes that were left around the scope make it invalid: no repository would be in it."""
+    words = "names a repository in quotes: write the names without"
+
+    assert problems_of(enabled="1", repos=repos) == (f"{PREFIX}_REPOS: {repos!r} {words}",)
+
+
+def test_name_of_a_repository_is_the_hosts() -> None:
+    """A name may hold blanks, quotes and semicolons: it is the host's, and commas end it."""
+    config = load(enabled="1", repos="/srv/my shop, the miller's;old")
+
+    assert config.repos == {"/srv/my shop", "the miller's;old"}
+
+
 @pytest.mark.parametrize(
     ("repos", "expected"),
     [

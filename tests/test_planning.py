@@ -146,6 +146,19 @@ def test_doctor_warns_of_an_exit_code_that_hides_what_happened(
     assert [f" {program} may exit" in words for words in warned] == [True] * (program is not None)
 
 
+@pytest.mark.parametrize("repos", ["shop;inn", "shop inn"])
+def test_doctor_warns_of_names_that_are_not_separated(tmp_path: Path, repos: str) -> None:
+    """`doctor` tells of a name in the scope that looks like two, which a host may still have."""
+    (tmp_path / "suites.toml").write_text(DEFAULT)
+    said = {"enabled": "1", "repos": repos, "suites_file": str(tmp_path / "suites.toml")}
+    variables = {variable_name(name): value for name, value in said.items()}
+    checks = examine(variables, StateDir(tmp_path / "state"), lambda: "a database")
+    [_, warned] = [check for check in checks if check.name == "configuration"]
+
+    assert warned.health is Health.WARNING
+    assert warned.words.startswith(f"{repos!r} is taken for one name: ")
+
+
 def counted(tests: int, path: str = "T01 T03 T11") -> Snapshot:
     """Return an attempt whose last run executed so many tests, and skipped one more."""
     run = FAILED if "T04" in path else PASSED

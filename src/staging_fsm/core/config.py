@@ -25,10 +25,16 @@ PREFIX: Final = "ORCH_STAGING_RUNNER"
 INFRA_RETRIES_MAX: Final = 20
 #: What nobody guesses by trying: 16 random characters of base 16 are 64 bits.
 TOKEN_CHARACTERS_MIN: Final = 16
+_QUOTES: Final = "\"'"
 
 
 def _repos(text: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in text.split(",") if name.strip())
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if any(name[0] in _QUOTES or name[-1] in _QUOTES for name in names):
+        # Whoever leaves them there, such as `docker --env-file`, means none of them.
+        message = "names a repository in quotes: write the names without"
+        raise ValueError(message)
+    return names
 
 
 def _token(text: str) -> str:

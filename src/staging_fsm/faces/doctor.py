@@ -1,6 +1,7 @@
 """`staging-fsm doctor`: what a run needs, looked at before one is spent."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,8 @@ from staging_fsm.faces.trouble import trouble
 
 #: What the suite of all repositories without one of their own is called.
 DEFAULT: Final = "[default]"
+#: What somebody may have taken for what separates names.
+_LOOKS_LIKE_TWO: Final = re.compile(r"[\s;]")
 
 
 def examine(
@@ -160,6 +163,10 @@ def _configuration(variables: Mapping[str, str]) -> Iterator[Check]:
         yield Check("configuration", Health.WARNING, "no repository is in scope")
     else:
         yield Check("configuration", Health.OK, f"on for {', '.join(sorted(config.repos))}")
+    for name in sorted(name for name in config.repos if _LOOKS_LIKE_TWO.search(name)):
+        # A host may call its repositories as it likes.
+        words = f"{name!r} is taken for one name: names of repositories are separated by commas"
+        yield Check("configuration", Health.WARNING, words)
     yield from _suites(config, suites, variables)
 
 
