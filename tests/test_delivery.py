@@ -42,10 +42,10 @@ from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.fleet import delivery
-from staging_fsm.fleet.deliveries import QUEUE, TASK, Note, queue_of
+from staging_fsm.fleet.deliveries import QUEUE, TASK, Note, OtherPapersError, queue_of
 from staging_fsm.fleet.delivery import BUSY_SECONDS, REMOTE_BACKOFF, Delivery
 from staging_fsm.fleet.fence import Fence, FenceLostError, Presence, Server, is_present
-from staging_fsm.fleet.fleet import FleetRows, FleetSuites, OtherPapersError
+from staging_fsm.fleet.fleet import FleetRows, FleetSuites
 from staging_fsm.fleet.publisher import (
     LOG_MAX_BYTES,
     LOG_NAME,
@@ -148,6 +148,45 @@ def note_another_branch(fleet: FleetStand) -> None:
     settings = {**fleet.environment(fleet.machine("desk")), "ORCH_FLEET_BRANCH": "x/{work_item}"}
     told = open_fleet(fleet.engine, StateDir(fleet.machine("desk").state), settings)
     told.deliveries.note(fleet.engine, Note(told.settings.papers))
+
+
+IN_PLACE = '[default]\ncommand = ["true"]\nworkspace = "in-place"\n'
+
+
+@pytest.mark.parametrize(
+    ("deed", "found"),
+    [
+        (
+            "nothing",
+            "ok       fleet: each work item is on the branch {work_item}; its papers go to",
+        ),
+        ("another branch", "failed   fleet: the fleet was set up so that each work item is on"),
+        ("no shared folder", "failed   fleet: the shared folder {shared} is not there"),
+        ("in-place", "failed   fleet: the suite of [default]: a fleet runs suites in worktrees"),
+        ("another schema", "warning  fleet: ORCH_FLEET_* is set, and the database carries no"),
+    ],
+)
+def test_doctor_asks_what_a_fleets_worker_is_asked(
+    tmp_path: Path, postgres_url: str, deed: str, found: str
+) -> None:
+    """`doctor` says of a fleet's machine what its worker, or a launch there, would refuse."""
+    shared = tmp_path / "shared"
+    with fleet_stand(tmp_path, postgres_url, ORCH_FLEET_SHARED_DIR=str(shared)) as fleet:
+        fleet.call("fleet-setup")
+        match deed:
+            case "another branch":
+                fleet.settings["ORCH_FLEET_BRANCH"] = "feature/{work_item}"
+            case "no shared folder":
+                shared.rename(tmp_path / "away")
+            case "in-place":
+                (tmp_path / "suites.toml").write_text(IN_PLACE)
+            case "another schema":
+                fleet.settings["ORCH_FLEET_SCHEMA"] = f"{fleet.schema}_2"
+        ended = fleet.call("doctor", check=False)
+
+        assert found.replace("{shared}", str(shared)) in ended.stdout
+        assert ended.stdout.count(" fleet: ") == 1
+        assert ended.returncode == (1 if found.startswith("failed") else 0)
 
 
 def tables(fleet: FleetStand) -> list[tuple[Any, ...]]:

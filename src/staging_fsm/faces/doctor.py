@@ -18,9 +18,10 @@ from staging_fsm.core.errors import (
     ConfigInvalidError,
     ExtraMissingError,
     NoDatabaseError,
+    StagingError,
     in_words,
 )
-from staging_fsm.core.plan import hiding_program
+from staging_fsm.core.plan import Workspace, hiding_program
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.planning import read_suites, suite_of
 from staging_fsm.effects.alerts import Outbox, is_known_address
@@ -28,8 +29,12 @@ from staging_fsm.effects.preflight import Check, Health, command_finding, machin
 from staging_fsm.effects.state_dir import StateDir, refuse_unknown_home
 from staging_fsm.effects.supervisor import limits
 from staging_fsm.faces.extras import require_extra
+from staging_fsm.faces.fleet import check_shared_folder, is_fleet_session, refuse_other_papers
+from staging_fsm.faces.session import Session
 from staging_fsm.faces.settings import problems
 from staging_fsm.faces.trouble import trouble
+from staging_fsm.fleet.settings import PREFIX as FLEET_PREFIX
+from staging_fsm.fleet.settings import WORKTREES_ONLY, FleetSettings, load_fleet_settings
 
 #: What the suite of all repositories without one of their own is called.
 DEFAULT: Final = "[default]"
@@ -175,12 +180,7 @@ def _suites(
 ) -> Iterator[Check]:
     """Yield what a launch of each repository would say to its suite, in the launch's words."""
     everywhere = "*" in config.repos
-    configured = dict(suites.repos)
-    if suites.default is not None:
-        configured[DEFAULT] = suites.default
-    asked = {repo: suites.entry(repo) for repo in config.repos - {"*"}}
-    if everywhere:
-        asked |= configured
+    configured, asked = _configured(suites), _asked(config, suites)
     for name, entry in sorted(asked.items()):
         problem = _refusal(name, entry, config)
         if problem is not None:
@@ -211,6 +211,63 @@ def _hiding(name: str, entry: SuiteEntry, config: RunnerConfig) -> Iterator[Chec
             " none ran, so that what this machine lacks is charged to the code: name a report"
         )
         yield Check("suite", Health.WARNING, words)
+
+
+def _configured(suites: SuitesConfig) -> dict[str, SuiteEntry]:
+    """Return every suite by its name."""
+    default = {} if suites.default is None else {DEFAULT: suites.default}
+    return {**suites.repos, **default}
+
+
+def _asked(config: RunnerConfig, suites: SuitesConfig) -> dict[str, SuiteEntry | None]:
+    """Return the suites that are in scope, by their names; None for a repository without one."""
+    everywhere = _configured(suites) if "*" in config.repos else {}
+    return {repo: suites.entry(repo) for repo in config.repos - {"*"}} | everywhere
+
+
+def examine_fleet(session: Session) -> Iterator[Check]:
+    """Yield what a worker of the fleet, or a launch of it, would refuse; nothing without a fleet.
+
+    What is wrong with the settings themselves `examine` tells.
+    """
+    try:
+        settings = load_fleet_settings(session.variables)
+        if is_fleet_session(session):
+            yield from _of_fleet(session, settings)
+        elif settings != load_fleet_settings({}):
+            words = (
+                f"{FLEET_PREFIX}_* is set, and the database carries no fleet in the schema"
+                f" {settings.schema}: run `staging-fsm fleet-setup` once, if it is to have one"
+            )
+            yield Check("fleet", Health.WARNING, words)
+    except ConfigInvalidError:
+        return
+    except Exception as error:  # noqa: BLE001  # whatever a driver raises is the finding
+        yield Check("fleet", Health.FAILED, trouble(error) or in_words(error))
+
+
+def _of_fleet(session: Session, settings: FleetSettings) -> Iterator[Check]:
+    require_extra("fleet")
+    is_fit = True
+    for words in _refusals_of_fleet(session):
+        is_fit = False
+        yield Check("fleet", Health.FAILED, words)
+    if is_fit:
+        yield Check("fleet", Health.OK, settings.papers)
+
+
+def _refusals_of_fleet(session: Session) -> Iterator[str]:
+    for check in (refuse_other_papers, check_shared_folder):
+        try:
+            check(session)
+        except StagingError as error:
+            yield str(error)
+    config = load_config(session.variables)
+    for name, entry in sorted(_asked(config, read_suites(config)).items()):
+        if _refusal(name, entry, config) is None:
+            suite = suite_of(name, entry, config)
+            if suite.workspace is Workspace.IN_PLACE:
+                yield f"the suite of {name}: {WORKTREES_ONLY}"
 
 
 def _refusal(name: str, entry: SuiteEntry | None, config: RunnerConfig) -> str | None:

@@ -8,6 +8,7 @@ from staging_fsm.faces.session import Session
 from staging_fsm.fleet.settings import load_fleet_settings
 
 if TYPE_CHECKING:
+    from staging_fsm.fleet.deliveries import Deliveries
     from staging_fsm.fleet.fleet import Fleet
 
 
@@ -46,3 +47,33 @@ def open_fleet(session: Session) -> "Fleet":
     from staging_fsm.fleet import worker  # noqa: PLC0415  # the extra "fleet"
 
     return worker.open_fleet(session.store.engine, session.state, session.variables)
+
+
+def refuse_other_papers(session: Session) -> None:
+    """Raise RefusedError where this machine would stage another branch than the fleet's others.
+
+    Neither it nor its state folder has to be one of the fleet's for that.
+    """
+    papers = load_fleet_settings(session.variables).papers
+    _deliveries(session).refuse_other_papers(session.store.engine, papers)
+
+
+def check_shared_folder(session: Session) -> None:
+    """Raise PreparationError where this machine has not the fleet's shared folder, if there is one.
+
+    Jobs wait for it; a worker starts without.
+    """
+    from staging_fsm.fleet.publisher import SharedFolder  # noqa: PLC0415  # the extra "fleet"
+
+    shared = load_fleet_settings(session.variables).shared_dir
+    if shared is not None:
+        noted = _deliveries(session).noted(session.store.engine)
+        SharedFolder(shared, None if noted is None else noted.mark).check()
+
+
+def _deliveries(session: Session) -> "Deliveries":
+    from staging_fsm.fleet.deliveries import Deliveries  # noqa: PLC0415  # the extra "fleet"
+    from staging_fsm.fleet.fence import Server  # noqa: PLC0415  # the extra "fleet"
+
+    schema = load_fleet_settings(session.variables).schema
+    return Deliveries(Server.behind(session.store.engine, schema))

@@ -17,6 +17,7 @@ import procrastinate
 import sqlalchemy as sa
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 
+from staging_fsm.core.errors import RefusedError
 from staging_fsm.fleet.fence import SESSION_ERRORS, Server
 
 TASK: Final = "staging_fsm.attempt"
@@ -88,6 +89,10 @@ def _driver(tx: sa.Connection) -> Any:
     return tx.connection.driver_connection
 
 
+class OtherPapersError(RefusedError):
+    """This machine would stage another branch than the fleet's others: it may take no job."""
+
+
 @attrs.frozen
 class Deliveries:
     """Deliveries of one fleet, made and looked at within the host's transactions."""
@@ -129,6 +134,20 @@ class Deliveries:
         with engine.connect() as connection:
             found = connection.execute(sa.text(_NOTED), {"schema": self.server.schema}).scalar()
         return None if found is None else Note.of(found)
+
+    def refuse_other_papers(self, engine: sa.Engine, papers: str) -> None:
+        """Raise OtherPapersError where something else than `papers` was noted.
+
+        A stale branch of another name may be there, and a verdict on it would be none.
+        """
+        noted = self.noted(engine)
+        if noted is not None and noted.papers != papers:
+            message = (
+                f"the fleet was set up so that {noted.papers}, and here {papers}: give this machine"
+                " the same ORCH_FLEET_BRANCH and ORCH_FLEET_SHARED_DIR, or have `staging-fsm"
+                " fleet-setup` note what is to hold for all"
+            )
+            raise OtherPapersError(message)
 
     def defer(
         self,

@@ -41,19 +41,19 @@ from staging_fsm.effects.preflight import unfit
 from staging_fsm.effects.remote import Mirror
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.worktree import is_versioned
-from staging_fsm.fleet.deliveries import DATABASE_ERRORS, queue_of
+from staging_fsm.fleet.deliveries import DATABASE_ERRORS, OtherPapersError, queue_of
 from staging_fsm.fleet.fence import Fence, is_present
 from staging_fsm.fleet.fleet import (
     Fleet,
     FleetStore,
     FleetSuites,
-    OtherPapersError,
     machine_of,
 )
 from staging_fsm.fleet.publisher import (
     PublishedArtifacts,
     Publisher,
 )
+from staging_fsm.fleet.settings import WORKTREES_ONLY
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.launcher import (
     AGENT_MARK,
@@ -443,7 +443,7 @@ def _readable(row: JobRow) -> Snapshot | None:
 
 def _bound(suite: SuitePlan, revision: str) -> str:
     if suite.workspace is Workspace.IN_PLACE:
-        raise ConfigInvalidError(["a fleet runs suites in worktrees only, not in-place"])
+        raise ConfigInvalidError([WORKTREES_ONLY])
     return revision
 
 

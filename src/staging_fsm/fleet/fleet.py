@@ -13,7 +13,6 @@ from typing import Any
 import attrs
 import sqlalchemy as sa
 
-from staging_fsm.core.errors import RefusedError
 from staging_fsm.core.jobs import JobRow
 from staging_fsm.core.ports import RunCondition, RunOrder
 from staging_fsm.core.snapshot import Snapshot
@@ -29,10 +28,6 @@ from staging_fsm.fleet.publisher import GitBranch, Publisher, SharedFolder, publ
 from staging_fsm.fleet.settings import FleetSettings
 from staging_fsm.host.settings import HostSettings
 from staging_fsm.host.store import SqlHostStore, WorkItem
-
-
-class OtherPapersError(RefusedError):
-    """This machine would stage another branch than the fleet's others: it may take no job."""
 
 
 def machine_of(worker: str) -> str | None:
@@ -72,18 +67,8 @@ class Fleet:
         return self.settings.branch.replace("{work_item}", row.work_item)
 
     def refuse_other_papers(self) -> None:
-        """Raise OtherPapersError where this machine would stage another branch than the others.
-
-        A stale branch of another name may be there, and a verdict on it would be none.
-        """
-        noted, papers = self.deliveries.noted(self.engine), self.settings.papers
-        if noted is not None and noted.papers != papers:
-            message = (
-                f"the fleet was set up so that {noted.papers}, and here {papers}: give this machine"
-                " the same ORCH_FLEET_BRANCH and ORCH_FLEET_SHARED_DIR, or have `staging-fsm"
-                " fleet-setup` note what is to hold for all"
-            )
-            raise OtherPapersError(message)
+        """Raise OtherPapersError where this machine would stage another branch than the others."""
+        self.deliveries.refuse_other_papers(self.engine, self.settings.papers)
 
     def publisher(self, mirror: Mirror) -> Publisher:
         """Return how papers reach the host."""

@@ -17,6 +17,8 @@ HEARTBEATS_MISSED_MIN: Final = 3
 HEARTBEAT_SECONDS_MIN: Final = 0.1
 #: What the seconds field of a cron line can say.
 SWEEP_SECONDS_MAX: Final = 59
+#: What is said of a suite that would run in the repository's folder: no machine has that.
+WORKTREES_ONLY: Final = "a fleet runs suites in worktrees only, not in-place"
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,50}")
 
 

@@ -31,10 +31,10 @@ from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
-from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, queue_of
+from staging_fsm.fleet.deliveries import QUEUE, TASK, Deliveries, OtherPapersError, queue_of
 from staging_fsm.fleet.delivery import Delivery
 from staging_fsm.fleet.fence import Presence, Server, is_present
-from staging_fsm.fleet.fleet import Fleet, FleetRows, FleetStore, OtherPapersError, machine_of
+from staging_fsm.fleet.fleet import Fleet, FleetRows, FleetStore, machine_of
 from staging_fsm.fleet.settings import load_fleet_settings
 from staging_fsm.host.settings import load_host_settings
 
