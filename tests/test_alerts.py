@@ -630,6 +630,20 @@ def test_address_that_cannot_be_reached_breaks_nothing(
     assert [alert.text for alert in alerts.outbox.owed()] == ["it failed"]
 
 
+def test_address_that_apprise_does_not_know_is_in_no_log(
+    tmp_path: Path, clock: Calendar, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An address may hold a secret: one that is mistyped is told of, and written nowhere."""
+    url = "https//hooks.example.org/T/hunter2"
+    alerts = FileAlerts(StateDir(tmp_path), clock, lambda: (url,))
+    alerts.send(KIND, 7, "it failed", "7-a")
+    settled(alerts)
+    list(examine({"ORCH_STAGING_RUNNER_ALERT_URLS": url}, StateDir(tmp_path), lambda: "one"))
+
+    assert "is none that Apprise knows" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 def test_doctor_tells_of_undelivered_alerts(
     make: Callable[..., FileAlerts], webhook: Webhook, tmp_path: Path
 ) -> None:

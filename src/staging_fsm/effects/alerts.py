@@ -11,11 +11,12 @@ import atexit
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -309,7 +310,27 @@ def _service_at(url: str) -> Any:
     # Neither at once nor under a time limit of Apprise's own: both would take threads,
     # and a process that ends starts none any more.
     service = apprise.Apprise(asset=apprise.AppriseAsset(async_mode=False, service_timeout=0))
-    return service if service.add(url) else None
+    with _unheard("apprise"):
+        return service if service.add(url) else None
+
+
+@contextlib.contextmanager
+def _unheard(name: str) -> Iterator[None]:
+    """Keep what this thread logs under `name` out of every log.
+
+    Apprise writes an address that it does not know there, and whatever is secret in it.
+    """
+    thread = threading.get_ident()
+
+    def is_heard(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger = logging.getLogger(name)
+    logger.addFilter(is_heard)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_heard)
 
 
 def _notify(url: str, alerts: list[Alert]) -> bool:
