@@ -1002,6 +1002,16 @@ def test_job_without_a_place_for_an_attempt_is_declined_loudly(desk: Desk, metad
     assert (desk.raw_row(), desk.alerts()) == (before, [AlertKind.ROW_REFUSED])
 
 
+@pytest.mark.parametrize("metadata", NO_PLACE.values(), ids=NO_PLACE)
+def test_job_without_a_place_for_an_attempt_needs_no_runner(desk: Desk, metadata: str) -> None:
+    """Where no runner can be made such a job is the agent's all the same."""
+    desk.claim()
+    desk.write_metadata(metadata)
+    desk.break_runner()
+
+    assert desk.launch().ruling is Ruling.DECLINED
+
+
 @pytest.mark.parametrize("scene", ["off", "out of scope"])
 @pytest.mark.parametrize(
     "metadata",

@@ -111,7 +111,7 @@ def tell_if_lost(runner: "StagingRunner", error: StaleSnapshotError) -> None:
     except Exception as failure:  # noqa: BLE001  # without its row a job is in nobody's hands
         log_error("the row could not be read", job=str(error.job_id), error=in_words(failure))
         return
-    if error.version is not None and row.is_without_attempt and row.status == RUNNING:
+    if row.is_without_attempt and row.status == RUNNING:
         text = (
             f"attempt {error.attempt_id} is gone from the job's metadata: somebody wrote over the"
             " key staging_runner, or removed it, while a run was under way. If nobody has the job"
