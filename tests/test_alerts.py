@@ -377,6 +377,11 @@ OTHER: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, s
         (7, "disk: 30 MiB free at /srv", None),
         (7, "state folder: /srv is no folder", None),
     ),
+    "two folders of a machine that differ by a number": (
+        AlertKind.MACHINE_UNFIT,
+        (7, "repository: /srv/api-v1 is no folder", None),
+        (8, "repository: /srv/api-v2 is no folder", None),
+    ),
     "two problems of one job": (
         AlertKind.INTERNAL_ERROR,
         (7, "refused at 12:00: protected", None),

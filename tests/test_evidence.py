@@ -597,10 +597,11 @@ def test_test_that_is_called_after_a_file_was_executed(words: str) -> None:
 
 def test_test_in_a_suite_of_node_may_be_called_like_a_file() -> None:
     """Node lists its files in no suite, so a test in one is a test, whatever its name."""
-    case = '<testcase name="index.js" classname="test"/>'
-    text = f'<testsuites><testsuite tests="1">{case}</testsuite></testsuites>'
+    for words in ('name="index.js"', 'name="/app.js"', 'name="a.js" file="/tree/a.js"'):
+        case = f'<testcase {words} classname="test"/>'
+        text = f'<testsuites><testsuite tests="1">{case}</testsuite></testsuites>'
 
-    assert read(text).executed == 1
+        assert read(text).executed == 1
 
 
 NODE = shutil.which("node")
@@ -725,6 +726,11 @@ def test_test_that_was_run_again_hides_nothing_else(text: str, expected: Counts)
 
 BREAKDOWN = '<error message="internal error"/>'
 BROKEN = f'<testcase classname="pytest" name="internal">{BREAKDOWN}</testcase>'
+#: Two reports in one, as whoever merges them writes it.
+SEVERAL = (
+    f'<testsuites tests="3" errors="1"><testsuite tests="2">{CASE * 2}</testsuite>'
+    f'<testsuite tests="1" errors="1">{BROKEN}</testsuite></testsuites>'
+)
 
 
 @pytest.mark.parametrize(
@@ -732,6 +738,8 @@ BROKEN = f'<testcase classname="pytest" name="internal">{BREAKDOWN}</testcase>'
     [
         f'<testsuites><testsuite tests="2" errors="1">{CASE}{BROKEN}</testsuite></testsuites>',
         f'<testsuite tests="1" errors="1">{BROKEN}</testsuite>',
+        f'<testsuites errors="1"><testsuite errors="1">{BROKEN}</testsuite></testsuites>',
+        SEVERAL,
         f'<testsuite errors="2">{BROKEN.replace(BREAKDOWN, BREAKDOWN * 2)}</testsuite>',
         f"<testsuite>{CASE}{BROKEN}{TODO}{SKIPPED}</testsuite>",
     ],
@@ -754,7 +762,7 @@ def test_report_of_pytest_that_broke_down_is_none(text: str) -> None:
             Counts(2, 1, 0, 1),
         ),
         (
-            f'<testsuites errors="1"><testsuite errors="1">{BROKEN}</testsuite></testsuites>',
+            f'<testsuites errors="2"><testsuite errors="1">{BROKEN}</testsuite></testsuites>',
             Counts(0, 0, 1, 0),
         ),
         (f"<testsuite>{BROKEN.replace('internal error', 'x')}</testsuite>", Counts(1, 0, 1, 0)),

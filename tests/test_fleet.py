@@ -10,6 +10,7 @@ from typing import Any
 
 import procrastinate
 import pytest
+import sqlalchemy as sa
 
 from fleets import (
     PATIENCE_SECONDS,
@@ -219,6 +220,21 @@ def test_engine_is_told_how_often_workers_give_a_sign_and_when_they_count_as_gon
     ]
 
 
+def test_notice_that_names_no_job_is_not_heard(fleet: FleetStand) -> None:
+    """Whoever may connect may say anything to the workers of a fleet; they live on."""
+    there = fleet.seen_from("one")
+    presence, heard = Presence(there.server, there.machine), list[int]()
+    presence.hear(heard.append)
+    with contextlib.closing(presence._connection):
+        for words in ("everybody", "", "-1", "17"):
+            with fleet.engine.begin() as tx:
+                notice = {"channel": there.server.channel, "words": words}
+                tx.execute(sa.text("SELECT pg_notify(:channel, :words)"), notice)
+        await_that(lambda: presence.is_lost() or heard, "the last one is heard")
+
+    assert heard == [17]
+
+
 def test_run_of_a_dead_machine_is_lost_when_its_fence_has_fallen(fleet: FleetStand) -> None:
     """Another machine waits while a suite may be alive, and counts it as lost once it is not."""
     job = fleet.submit("shop", "WI-1", hold=True)
@@ -347,7 +363,7 @@ def test_declined_job_is_not_cancelled_beside_the_agent_that_takes_it(
     monkeypatch.setattr(requests, "CANCEL_MARGIN_SECONDS", 0)
     with Fence(fleet.desk.server, "shop") as fence:
         assert fence.take()
-        with pytest.raises(UnansweredError):
+        with pytest.raises(UnansweredError, match="waits, and its repository is in work"):
             fleet.cancel(job)
 
     assert fleet.row(job).status == "queued"

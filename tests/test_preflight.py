@@ -198,7 +198,7 @@ def test_temporary_folder_without_room_is_told_of(
     assert said.endswith(f"free at {disk}, and at least 32 MiB and 1024 inodes are needed")
 
 
-@pytest.mark.parametrize("name", ["absent", "file", "not/absolute"])
+@pytest.mark.parametrize("name", ["absent", "file", "not/absolute", "n" * 300])
 def test_temporary_folder_that_is_none_is_a_warning(tmp_path: Path, name: str) -> None:
     """A TMPDIR that is no folder is told of, and declines nothing: a suite may take another."""
     (tmp_path / "file").touch(0o777)

@@ -280,6 +280,11 @@ def test_refused_rows_are_listed_whether_finished_or_not() -> None:
         assert "it is a int, not an object" in block["refused"][0]["problem"]
 
 
+def test_row_that_can_hold_no_attempt_is_not_listed() -> None:
+    """Metadata that cannot be read, and does not name our key, is the agent's affair."""
+    assert block_of(attempt(State.RUNNING), '["ui"]')["refused"] == []
+
+
 def test_outcomes_are_the_last_ones_newest_first() -> None:
     """What ended is listed by the time of its end, the last one first, and not without end."""
     ended = [attempt(State.ADVANCED, ago=float(10 * n)) for n in range(OUTCOMES_LISTED + 5)]

@@ -335,6 +335,7 @@ class _Tally:
         failures = max(0, suite.failures - suite.forgiven)
         self.claimed_failures = max(self.claimed_failures, failures)
         if self.open_suites:
+            self.open_suites[-1].broken += suite.broken
             # To the one that holds it, a suite in which one failed has failed, once.
             self.open_suites[-1].forgiven += suite.failures > 0 and failures == 0
 
@@ -416,14 +417,15 @@ def _is_file_of_node(attributes: dict[str, str], parent: str) -> bool:
     one beside `file`, the file in which a test stands.
     """
     name, file = attributes.get("name", ""), attributes.get("file")
-    if attributes.get("classname") != _NODE_CLASS or not _NODE_FILE.fullmatch(name):
+    is_file = attributes.get("classname") == _NODE_CLASS and _NODE_FILE.fullmatch(name)
+    if parent != "testsuites" or not is_file:
         return False
     if name.startswith("/"):
         return True
     if file is not None:
         return file.endswith("/" + re.sub(r"^(\.\.?/)+", "", name))
-    # Without `file` only the place and the looks of a name tell it from a test's own.
-    return parent == "testsuites" and not re.search(r"\s", name)
+    # Without `file` only the looks of a name tell it from a test's own.
+    return not re.search(r"\s", name)
 
 
 def _local_name(tag: str) -> str:

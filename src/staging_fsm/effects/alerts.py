@@ -282,10 +282,15 @@ def _key(kind: AlertKind, job_id: object, text: str, attempt_id: str | None) -> 
 
     Words in which a digit stands are none of it, or a problem that is worded anew at each
     look would be told at each. Those of a configuration are: they only change if it does,
-    and are of no job that could tell two repositories apart.
+    and are of no job that could tell two repositories apart. So are a machine's folders.
     """
-    is_configuration = kind is AlertKind.CONFIGURATION_INVALID
-    lasting = text if is_configuration else _FLEETING.sub("#", text)
+    lasting = text
+    if kind is not AlertKind.CONFIGURATION_INVALID:
+        words = text.split(" ")
+        keeps = kind is AlertKind.MACHINE_UNFIT
+        lasting = " ".join(
+            word if keeps and "/" in word else _FLEETING.sub("#", word) for word in words
+        )
     if kind in _OF_A_MACHINE:
         about = (kind, lasting)
     elif kind in _OF_AN_ATTEMPT and attempt_id is not None:

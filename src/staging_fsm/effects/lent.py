@@ -28,8 +28,9 @@ class LentConnection:
     def is_ended(self) -> bool:
         """Say whether whoever had it has closed it, or in SQLite committed what was written.
 
-        A commit alone on PostgreSQL is not seen, nor one in SQLite after which something was
-        written anew.
+        There the end of a savepoint commits as well: its driver begins no transaction before
+        one. A commit alone on PostgreSQL is not seen, nor one in SQLite after which something
+        was written anew.
         """
         if self.is_closed():
             return True

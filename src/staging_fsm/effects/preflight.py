@@ -105,8 +105,9 @@ def _temporary_finding(folder: Path) -> Check:
     another, and which one is theirs to say: so that is a warning.
     """
     name = "temporary folder"
-    usable = folder.is_absolute() and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    if not usable:
+    # A Path's own look raises where a folder above may not be searched, or a name is too long.
+    is_folder = folder.is_absolute() and os.path.isdir(folder)  # noqa: PTH112  # see above
+    if not (is_folder and os.access(folder, os.W_OK | os.X_OK)):
         words = f"{folder} is no folder that can be written: a suite may take another, or fail"
         return Check(name, Health.WARNING, words)
     return attrs.evolve(disk_finding(folder, FREE_BYTES_MIN), name=name)

@@ -296,7 +296,8 @@ class SqlRows:
         facts = {**row, **self._host.constants}
         document = our_document(facts["metadata"])
         if document is not None and (problem := self._illegible(row) or self._empty(row)):
-            document = BrokenMetadata(problem)
+            may_be_ours = not isinstance(document, BrokenMetadata) or document.may_be_ours
+            document = BrokenMetadata(problem, may_be_ours)
         return JobRow(
             id=facts["id"],
             **{name: _named(facts[name]) for name in FACTS},
@@ -334,8 +335,8 @@ class SqlRows:
         """Yield a connection inside one transaction, to be lent to a gate.
 
         How the driver's own connection reads rows and texts is put back, whatever the gate
-        has made of it. Raises GateEndedTransactionError, also from `save`, where the gate is
-        seen to have ended the transaction, and what is stored or undone would be so alone.
+        has made of it. Raises GateEndedTransactionError where the gate has closed it, also
+        from `save`, and where what would be undone is seen to be committed.
         """
         with self._begun() as connection:
             lent = self._lent[id(connection)] = LentConnection(self._driver(connection))
@@ -428,7 +429,7 @@ class SqlRows:
             return self._begun()
         # What follows is read as we read it, whatever a gate made of the connection.
         if (lent := self._lent.get(id(tx))) is not None:
-            if lent.is_ended():
+            if lent.is_closed():
                 raise GateEndedTransactionError
             lent.give_back()
         return nullcontext(tx)

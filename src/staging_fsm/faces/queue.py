@@ -180,7 +180,9 @@ class _Reading:
             try:
                 snapshot = row.snapshot()
             except SnapshotRefusedError as error:
-                self.refused.append({**names_of(row), "problem": plain(error.problem)})
+                # One that can have no attempt is the agent's.
+                if not row.is_without_attempt:
+                    self.refused.append({**names_of(row), "problem": plain(error.problem)})
                 continue
             if snapshot is not None:
                 yield row, snapshot

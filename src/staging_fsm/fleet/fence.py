@@ -132,7 +132,13 @@ class Presence:
 
     def hear(self, asked: Callable[[int], None]) -> None:
         """Have `asked` called with each job that is to stop, by `is_lost`. Raises psycopg.Error."""
-        self._connection.add_notify_handler(lambda notice: asked(int(notice.payload)))
+
+        def heed(notice: psycopg.Notify) -> None:
+            # Whoever may connect may say anything there.
+            if notice.payload.isdecimal():
+                asked(int(notice.payload))
+
+        self._connection.add_notify_handler(heed)
         listen = sql.SQL("LISTEN {}").format(sql.Identifier(self._server.channel))
         self._connection.execute(listen)
 

@@ -56,6 +56,8 @@ def cancel(fleet: Fleet, staging: StagingIntercept, job_id: int) -> Snapshot:
             asked = True
         fleet.clock.wait(_PAUSE_SECONDS)
     message = f"no worker answered for job {job_id}: look at it again, and ask again"
+    if row.status == QUEUED:
+        message = f"job {job_id} waits, and its repository is in work: ask again once that is over"
     raise UnansweredError(message)
 
 
