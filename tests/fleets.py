@@ -338,7 +338,12 @@ class FleetStand:
             return list(connection.execute(sa.text(query), {"task": TASK}).scalars())
 
     def take_delivery(self) -> int:
-        """Take the one delivery there is, as a worker would; return how often it was tried."""
+        """Take the one delivery there is, as a worker would; return how often it was tried.
+
+        The fence of a look before it may still be held: the server lets go when it has seen
+        that the connection is closed.
+        """
+        await_that(lambda: not self.fences(), "the server has let go of the last look's fence")
         query = (
             "DELETE FROM procrastinate_jobs WHERE task_name = :task"
             " RETURNING CAST(args ->> 'tries' AS integer)"
@@ -347,6 +352,15 @@ class FleetStand:
             # Its triggers find the engine's tables by that.
             connection.execute(sa.text(f"SET LOCAL search_path TO {self.schema}"))
             return int(connection.execute(sa.text(query), {"task": TASK}).scalar_one())
+
+    def fences(self) -> int:
+        """Return how many fences are held."""
+        query = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.text(query)).scalar_one())
 
     def set_attempt(self, job_id: int, snapshot: Snapshot) -> None:
         """Put an attempt into a job's row, as if it had come so far."""

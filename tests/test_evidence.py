@@ -654,6 +654,8 @@ OTHERS = [f"ok[{number}]" for number in range(9)]
         (of_pytest('tests="10" skipped="1"', "a", "a <skipped/>", *OTHERS), Counts(10, 0, 0, 1)),
         # Failed at first, whatever comes then.
         (of_pytest('tests="1"', "a <failure/>", "a"), Counts(1, 1, 0, 0)),
+        # Failed at last, though nothing claims it.
+        (of_pytest('tests="1"', "a", "a <failure/>"), Counts(1, 1, 0, 0)),
         # Run again, and never to its end.
         (of_pytest('tests="0"', "a", "a"), Counts(1, 0, 0, 1)),
         # Listed, and not run.
@@ -703,6 +705,10 @@ def test_claim_of_a_suite_that_ran_tests_again_may_be_of_its_last_round(rerun: s
         (f'<testsuite tests="1">{FLAKY}{FAILED}{ERRED}</testsuite>', Counts(3, 1, 1, 0)),
         (f'<testsuite tests="2" skipped="1">{FLAKY}{CASE}</testsuite>', Counts(2, 0, 0, 1)),
         (f'<testsuite tests="1"><flakyFailure/>{CASE * 2}</testsuite>', Counts(2, 0, 0, 1)),
+        (
+            f'<testsuites><testsuite tests="2" skipped="1">{FLAKY}{CASE}</testsuite></testsuites>',
+            Counts(2, 0, 0, 1),
+        ),
         (
             (
                 f'<testsuites><testsuite>{FLAKY}</testsuite><testsuite tests="1">{CASE * 2}'

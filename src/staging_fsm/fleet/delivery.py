@@ -107,7 +107,7 @@ class Delivery:
             raise
         except OtherPapersError as error:
             self.fleet.alerts.send(AlertKind.CONFIGURATION_INVALID, self.job_id, str(error))
-            self._again(BUSY_SECONDS, tries=self.tries)
+            self._again(BUSY_SECONDS)
             raise
         except Exception as error:
             # Delivered by the sweep it would count as looked at for the first time, for ever.
@@ -163,6 +163,8 @@ class Delivery:
         return self.fleet.suites.condition(run_id_of(snapshot)) is RunCondition.LIVE
 
     def _again(self, seconds: float, **how: Any) -> None:
+        """Have the job delivered again, as often tried as it was unless `how` says otherwise."""
+        how = {"tries": self.tries} | how
         due = self.fleet.clock.now() + timedelta(seconds=seconds)
         self.fleet.deliver(self.job_id, self.repo, due, **how)
 
