@@ -47,6 +47,26 @@ class Archive:
             assert connection.execute(statement, values).rowcount == 1
         connection.close()
 
+    def sql_of_many(self, statement: str) -> None:
+        """Do what somebody can do to as many rows as there are."""
+        with sqlite3.connect(self.database) as connection:
+            connection.execute(statement)
+        connection.close()
+
+    def queue(self, work_item: str, stage: str, status: str) -> int:
+        """Add a job of a work item, which stays where it is; return its id."""
+        store, now = self.session.store, self.session.clock.now()
+        with store.transaction() as tx:
+            item = store.work_item(tx, REPO, work_item)
+            job_id = store.enqueue(tx, attrs.evolve(item, stage=stage), "agent", now)
+        self.sql("UPDATE jobs SET status = ? WHERE id = ?", status, job_id)
+        return job_id
+
+    def stage(self, job_id: int, suite: str) -> None:
+        """Have a suite of one command run for a job, to the end of its attempt."""
+        staging = self.session.staging(suites=one_suite(SuiteEntry(("sh", "-c", suite))))
+        AttemptDriver(self.session, staging, job_id).drive()
+
     def stored(self, job_id: int) -> dict[str, Any]:
         """Return a stored attempt as JSON."""
         document = self.session.rows.load(job_id).document

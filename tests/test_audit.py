@@ -16,6 +16,7 @@ from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.snapshot import Artifact
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuiteEntry
+from staging_fsm.core.times import format_time
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces import audit as auditing
@@ -24,6 +25,7 @@ from staging_fsm.faces.cli import main
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.session import one_suite, open_session, staging_job
 from staging_fsm.host.move import move_rows
+from staging_fsm.host.store import Went
 from trails import ATTEMPTS, altered, at, document, leaves
 
 
@@ -119,6 +121,21 @@ ROW: dict[str, tuple[State, str, str]] = {
         "UPDATE jobs SET stage = 'deploy' WHERE work_item = 'WI-2' AND id > :id",
         "no_silent_advance: the work item moved forwards, but the attempt is ROLLED_BACK",
     ),
+    "a work item that was set forwards after a failure": (
+        State.ROLLED_BACK,
+        "UPDATE work_items SET stage = 'deploy' WHERE id = 'WI-2' AND :id",
+        "no_silent_advance: the work item moved forwards, but the attempt is ROLLED_BACK",
+    ),
+    "a work item that was set back beside the job that waits": (
+        State.ADVANCED,
+        "UPDATE work_items SET stage = 'review' WHERE id = 'WI-1' AND :id",
+        "its work item is at review, and its last job, which has not ended, at deploy",
+    ),
+    "a work item that was set aside beside the job that waits": (
+        State.ROLLED_BACK,
+        "UPDATE work_items SET stage = 'review' WHERE id = 'WI-2' AND :id",
+        "its work item is at review, and its last job, which has not ended, at development",
+    ),
     "a work item moved back after a pass": (
         State.ADVANCED,
         "UPDATE jobs SET stage = 'development' WHERE work_item = 'WI-1' AND id > :id",
@@ -139,6 +156,88 @@ def test_altered_row_is_told(archive: Archive, state: State, statement: str, exp
     assert all(finding.to_do for finding in found)
 
 
+@pytest.mark.parametrize("status", ["queued", "done"])
+@pytest.mark.parametrize("between", [0, 1], ids=["at once", "after what came next"])
+def test_deploy_job_after_a_failure_is_told(archive: Archive, status: str, between: int) -> None:
+    """A job of the next stage without another staging before it is told, wherever it stands."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    archive.sql("UPDATE jobs SET status = 'cancelled' WHERE work_item = 'WI-2' AND id > ?", job_id)
+    for stage in [*["review"] * between, "deploy"]:
+        archive.queue("WI-2", stage, status)
+    told = [finding.job_id for finding in archive.deviations() if "forwards" in finding.problem]
+
+    assert told == [job_id]
+
+
+#: What a host may do to rows that its work items have left behind, each to one row or more.
+REMOVALS = {
+    "nothing": "UPDATE jobs SET id = id",
+    "what was cancelled": "DELETE FROM jobs WHERE status = 'cancelled'",
+    "all other stages": "DELETE FROM jobs WHERE stage <> 'deploy-staging'",
+    "all that have ended of other stages": (
+        "DELETE FROM jobs WHERE stage <> 'deploy-staging' AND status IN ('done', 'cancelled')"
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", REMOVALS.values(), ids=REMOVALS)
+def test_work_item_that_was_staged_again_is_sound(archive: Archive, statement: str) -> None:
+    """A work item staged again says nothing of the attempt before, whichever rows a host keeps."""
+    for work_item, suite in (("WI-1", "true"), ("WI-1", "exit 7"), ("WI-2", "true")):
+        archive.stage(staging_job(archive.session, REPO, work_item), suite)
+    archive.sql_of_many(statement)
+
+    assert archive.deviations() == []
+
+
+@pytest.mark.parametrize("after", ["post-deploy", "done", "development"])
+def test_work_item_that_went_on_after_a_pass_is_sound(archive: Archive, after: str) -> None:
+    """Where a work item went after its deployment says nothing of its staging."""
+    archive.sql_of_many("DELETE FROM jobs WHERE stage = 'deploy'")
+    if after != "done":
+        archive.queue("WI-1", after, "queued")
+    archive.sql("UPDATE work_items SET stage = ? WHERE id = 'WI-1'", after)
+
+    assert archive.deviations() == []
+
+
+@pytest.mark.parametrize("suites", [("true", "exit 7"), ("exit 7", "true")])
+@pytest.mark.parametrize("is_reversed", [False, True], ids=["in turn", "the second first"])
+def test_two_jobs_that_were_queued_at_once_are_sound(
+    archive: Archive, suites: tuple[str, str], *, is_reversed: bool
+) -> None:
+    """Of two staging jobs of one work item at once, each is held against its own next job."""
+    first = staging_job(archive.session, REPO, "WI-6")
+    both = [first, archive.queue("WI-6", STAGE, "queued")]
+    for job_id, suite in zip(reversed(both) if is_reversed else both, suites, strict=True):
+        archive.stage(job_id, suite)
+
+    assert archive.deviations() == []
+
+
+def test_deploy_job_that_was_queued_again_is_sound(archive: Archive) -> None:
+    """What passed may be deployed though a later staging of the work item was cancelled."""
+    deploy = jobs(archive)[State.ADVANCED] + 1
+    job_id = staging_job(archive.session, REPO, "WI-1")
+    archive.session.staging(suites=one_suite(SuiteEntry(("true",)))).cancel(job_id)
+    later = format_time(archive.session.clock.now())
+    archive.sql("UPDATE jobs SET status = 'done', updated_at = ? WHERE id = ?", later, deploy)
+    archive.queue("WI-1", "post-deploy", "queued")
+    archive.sql("UPDATE work_items SET stage = 'post-deploy' WHERE id = 'WI-1'")
+
+    assert archive.deviations() == []
+
+
+def test_staging_by_an_agent_is_no_word_on_the_attempt_before(archive: Archive) -> None:
+    """After a failure an agent may stage the work item, and it may go on from there."""
+    archive.sql_of_many("UPDATE jobs SET status = 'done'")
+    archive.queue("WI-2", STAGE, "done")
+    archive.queue("WI-2", "deploy", "done")
+    archive.sql("UPDATE work_items SET stage = 'done' WHERE id = 'WI-2'")
+
+    assert archive.deviations() == []
+
+
 def test_cancelled_attempt_whose_job_was_ended_otherwise_is_told(archive: Archive) -> None:
     """The job of a cancelled attempt is cancelled: one that is done has had a gate or an agent."""
     job_id = staging_job(archive.session, REPO, "WI-4")
@@ -157,7 +256,7 @@ def test_work_item_that_moved_forwards_is_told_of_all_that_did_not_advance(name:
     """A work item that moved forwards is told, unless its attempt advanced or an agent judged."""
     snapshot = ATTEMPTS[name]
     row = JobRow(7, REPO, "WI-1", STAGE, QUEUED, None, document(snapshot))
-    _, found = auditing.examine(row, "deploy")
+    _, found = auditing.examine(row, Went("deploy"))
     told = [finding.check for finding in found if "moved forwards" in finding.problem]
     sound = snapshot.state in (State.ADVANCED, State.LLM_FALLBACK)
 

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from staging_fsm.host.contract.stages import STAGE_AGENTS, STAGE_TRANSITIONS
 from staging_fsm.host.database import open_database
 from staging_fsm.host.launcher import CLAIM_MARK, finish_job, once_for_each_row
 from staging_fsm.host.pipeline import ARTIFACT_GATES, JobAlreadyEndedError
-from staging_fsm.host.store import Job, SqlHostStore, WorkItem
+from staging_fsm.host.store import Job, SqlHostStore, Went, WorkItem
 
 #: An agent that writes a verdict on deploy-staging and exits 0 everywhere.
 AGENT = """
@@ -538,15 +539,32 @@ def test_where_a_work_item_went_is_told_by_its_own_next_job(make_host: Maker) ->
     staged = kit.add("deploy-staging")
     item, now = kit.item(), kit.host.clock.now()
     with kit.store.transaction() as tx:
+        kit.store.finish_job(tx, staged, now)
         kit.store.move_work_item(tx, attrs.evolve(item, stage="done"), now)
     kit.add("review", repo="bank")
     alone = kit.store.went_to("deploy-staging", None, staged)
     with kit.store.transaction() as tx:
-        for stage in ("development", "deploy"):
-            kit.store.enqueue(tx, attrs.evolve(item, stage=stage), "agent", now)
+        kit.store.enqueue(tx, attrs.evolve(item, stage="development"), "agent", now)
+        kit.store.move_work_item(tx, attrs.evolve(item, stage="testing"), now)
+        tx.execute(sa.text("UPDATE jobs SET status = 'done'"))
+    followed = kit.store.went_to("deploy-staging", None, staged)
 
-    assert alone == {staged: "done"}
-    assert kit.store.went_to("deploy-staging", None, staged) == {staged: "development"}
+    assert alone == {staged: Went("done", ahead="done")}
+    assert followed == {staged: Went("development")}
+
+
+def test_job_of_another_moment_does_not_tell_where_a_work_item_went(make_host: Maker) -> None:
+    """A gate queues the next job as it ends its own: one of another moment is not of that gate."""
+    kit = make_host()
+    staged = kit.add("deploy-staging")
+    item, now = kit.item(), kit.host.clock.now()
+    with kit.store.transaction() as tx:
+        kit.store.finish_job(tx, staged, now)
+        later = attrs.evolve(item, stage="development")
+        kit.store.move_work_item(tx, later, now)
+        kit.store.enqueue(tx, later, "agent", now + timedelta(seconds=1))
+
+    assert kit.store.went_to("deploy-staging", None, staged) == {staged: Went()}
 
 
 def test_many_threads_have_a_connection_each_at_once(make_host: Maker) -> None:

@@ -34,7 +34,7 @@ from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host.contract.gate import STATUS_KEY
 from staging_fsm.host.contract.stages import STAGE_TRANSITIONS
 from staging_fsm.host.database import open_database
-from staging_fsm.host.store import SqlHostStore
+from staging_fsm.host.store import SqlHostStore, Went, stages_ahead
 
 SPAN_ROWS: Final = 1000
 #: So many spans are audited here; only a longer table is worth the start of other processes.
@@ -46,7 +46,9 @@ ARTIFACT_BYTES_MAX: Final = 1024 * 1024
 FINDINGS_KEPT: Final = 1000
 
 _FORWARD: Final = STAGE_TRANSITIONS[STAGE, "success"]
+_AHEAD: Final = stages_ahead(STAGE)
 _LIVE: Final = (QUEUED, RUNNING)
+_NOBODY_KNOWS: Final = Went()
 
 RESTORE: Final = "Compare the row with a backup, the log of transitions and links noted elsewhere"
 STOP: Final = "Stop what was deployed on it, and run the suite again"
@@ -171,17 +173,17 @@ def _audited_span(rows: SqlRows, store: SqlHostStore, after: Any, upto: Any) -> 
     return _audited(rows, store, rows.attempts(after, upto), store.went_to(STAGE, after, upto))
 
 
-def _went(store: SqlHostStore | None, row: JobRow) -> Mapping[Any, str]:
+def _went(store: SqlHostStore | None, row: JobRow) -> Mapping[Any, Went]:
     """Return where one job's work item went, if anybody can tell."""
     return {} if store is None else store.went_to(STAGE, row.id - 1, row.id)
 
 
 def _audited(
-    rows: SqlRows, store: SqlHostStore | None, page: Iterable[JobRow], went: Mapping[Any, str]
+    rows: SqlRows, store: SqlHostStore | None, page: Iterable[JobRow], went: Mapping[Any, Went]
 ) -> Audit:
     seen = Audit()
     for row in page:
-        snapshot, found = examine(row, went.get(row.id))
+        snapshot, found = examine(row, went.get(row.id, _NOBODY_KNOWS))
         if any(finding.severity is Severity.DEVIATION for finding in found):
             snapshot, found = _looked_at_again(rows, store, row)
         seen.rows += 1
@@ -201,15 +203,15 @@ def _looked_at_again(
     """Return what is found in a row now: between two looks an honest one may have moved."""
     went = _went(store, row)
     try:
-        return examine(rows.load(row.id), went.get(row.id))
+        return examine(rows.load(row.id), went.get(row.id, _NOBODY_KNOWS))
     except JobNotFoundError:
         return None, []
 
 
-def examine(row: JobRow, went_to: str | None = None) -> tuple[Snapshot | None, list[Finding]]:
+def examine(row: JobRow, went: Went = _NOBODY_KNOWS) -> tuple[Snapshot | None, list[Finding]]:
     """Return the attempt in a row, if there is one that can be read, and what is wrong with it.
 
-    `went_to` is the stage to which its work item went after this job, where that is known.
+    `went` is where its work item went after this job, as far as that is known.
     """
     try:
         snapshot = row.snapshot()
@@ -220,7 +222,7 @@ def examine(row: JobRow, went_to: str | None = None) -> tuple[Snapshot | None, l
     text, papers = _artifact(row, snapshot)
     sight = Sight(
         snapshot,
-        movements=_movements(snapshot, went_to),
+        movements=_movements(snapshot, went),
         written=None if text is None else (text,),
     )
     broken = [line.partition(": ") for line in violations(sight)]
@@ -228,7 +230,7 @@ def examine(row: JobRow, went_to: str | None = None) -> tuple[Snapshot | None, l
         *(_Problem(name, words, TO_DO.get(name, RESTORE)) for name, _, words in broken),
         *papers,
         *(problem for run in snapshot.runs for problem in _log(run)),
-        *_host_words(row, snapshot, went_to),
+        *_host_words(row, snapshot, went),
     ]
     return snapshot, [_finding(row, problem) for problem in problems]
 
@@ -253,12 +255,14 @@ def _finding(row: JobRow, problem: _Problem) -> Finding:
     )
 
 
-def _movements(snapshot: Snapshot, went_to: str | None) -> tuple[Movement, ...] | None:
+def _movements(snapshot: Snapshot, went: Went) -> tuple[Movement, ...] | None:
     """Return how the gates of an attempt moved its work item, as far as that is known."""
-    if went_to is None or snapshot.state is State.LLM_FALLBACK:
+    if snapshot.state is State.LLM_FALLBACK:
         return None
-    if went_to == _FORWARD:
+    if went.ahead is not None or went.stage in _AHEAD:
         return (Movement.FORWARD,)
+    if went.stage is None:
+        return None
     return (Movement.BACK,) if snapshot.state in ENDED_BY_GATE else ()
 
 
@@ -329,7 +333,7 @@ def _log(run: Run) -> Iterator[_Problem]:
         yield _Problem("log", words, KEEP, Severity.MISSING)
 
 
-def _host_words(row: JobRow, snapshot: Snapshot, went_to: str | None) -> Iterator[_Problem]:
+def _host_words(row: JobRow, snapshot: Snapshot, went: Went) -> Iterator[_Problem]:
     """Yield where the host's columns contradict the attempt."""
     whose = snapshot.attempt_id.rpartition("-")[0]
     if whose != str(row.id):
@@ -350,6 +354,12 @@ def _host_words(row: JobRow, snapshot: Snapshot, went_to: str | None) -> Iterato
             " the end of its history was cut off, or somebody ended the job"
         )
         yield _Problem("job_status", words, RESTORE)
-    if snapshot.state is State.ADVANCED and went_to not in (None, _FORWARD):
-        words = f"the attempt is ADVANCED, and its work item went to {went_to}, not to {_FORWARD}"
+    if snapshot.state is State.ADVANCED and went.stage not in (None, *_AHEAD):
+        words = (
+            f"the attempt is ADVANCED, and its work item went to {went.stage}, not to {_FORWARD}"
+        )
+        yield _Problem("work_item", words, ASK_HOST)
+    if went.astray is not None:
+        own, last = went.astray
+        words = f"its work item is at {own}, and its last job, which has not ended, at {last}"
         yield _Problem("work_item", words, ASK_HOST)

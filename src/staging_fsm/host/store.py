@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import attrs
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from staging_fsm.core.errors import RefusedError
 from staging_fsm.core.times import format_time
 from staging_fsm.effects.metadata import with_key
 from staging_fsm.effects.rows import SELDOM
+from staging_fsm.host.contract.stages import STAGES
 
 SCHEMA_FILE: Final = Path(__file__).parent / "contract" / "schema.sql"
 #: Any number, the same for every worker.
@@ -102,12 +103,21 @@ _JOB_BEFORE: Final = sa.text(
     " AND id < :id ORDER BY id DESC LIMIT 1"
 )
 _REPOSITORY: Final = sa.text("SELECT path FROM repositories WHERE name = :name")
+_OF_ITEM: Final = "o.repo = j.repo AND o.work_item = j.work_item"
+#: By a few steps in the index by work item for each row, however many jobs a work item has.
 _WENT_TO: Final = sa.text(
-    "SELECT j.id, COALESCE((SELECT n.stage FROM jobs n WHERE n.repo = j.repo"
-    " AND n.work_item = j.work_item AND n.id > j.id ORDER BY n.id LIMIT 1), w.stage)"
+    "SELECT j.id, w.stage, w.blocked_reason IS NOT NULL, n.stage, n.created_at = j.updated_at,"  # noqa: S608  # texts of ours
+    f" (SELECT o.stage FROM jobs o WHERE {_OF_ITEM} AND o.id > j.id"
+    "   AND o.stage IN :crossing ORDER BY o.id LIMIT 1),"
+    " l.stage, l.stage <> w.stage AND l.status IN ('queued', 'running') AND NOT EXISTS"
+    f" (SELECT 1 FROM jobs o WHERE {_OF_ITEM} AND o.id > j.id AND o.stage = :stage),"
+    " p.updated_at > j.created_at OR p.status IN ('queued', 'running')"
     " FROM jobs j JOIN work_items w ON w.repo = j.repo AND w.id = j.work_item"
+    f" LEFT JOIN jobs n ON n.id = (SELECT MIN(o.id) FROM jobs o WHERE {_OF_ITEM} AND o.id > j.id)"
+    f" LEFT JOIN jobs p ON p.id = (SELECT MAX(o.id) FROM jobs o WHERE {_OF_ITEM} AND o.id < j.id)"
+    f" LEFT JOIN jobs l ON l.id = (SELECT MAX(o.id) FROM jobs o WHERE {_OF_ITEM})"
     " WHERE j.stage = :stage AND j.id > :after AND j.id <= :upto"
-)
+).bindparams(sa.bindparam("crossing", expanding=True))
 _JOB: Final = sa.text("SELECT * FROM jobs WHERE id = :id")
 #: No job has so small an id: the schema's are of 32 bits in PostgreSQL.
 _BEFORE_ALL: Final = -(2**63)
@@ -138,6 +148,17 @@ class WorkItem:
     stage: str
     developer_retries: int
     blocked_reason: str | None
+
+
+class Went(NamedTuple):
+    """Where a work item went after one of its jobs, as far as its rows tell."""
+
+    #: The stage to which it went next.
+    stage: str | None = None
+    #: The stage beyond that of the job to which it came before it was at that of the job again.
+    ahead: str | None = None
+    #: Its own stage and another one, at which its last job is and has not ended.
+    astray: tuple[str, str] | None = None
 
 
 class HostStore(Protocol):
@@ -412,14 +433,21 @@ class SqlHostStore:
             statement = sa.text(f"UPDATE jobs SET metadata = {change} WHERE id = :id")  # noqa: S608  # one of two texts
             connection.execute(statement, values)
 
-    def went_to(self, stage: str, after: int | None, upto: int) -> dict[int, str]:
+    def went_to(self, stage: str, after: int | None, upto: int) -> dict[int, Went]:
         """Return where the work items of the jobs of `stage` went, of ids after one, up to another.
 
-        That is the stage of a work item's next job, or its own where there is none.
+        That is told by the jobs up to the next one of `stage`, and by the work item itself
+        where there is no such job. What other jobs of it may have done is said of none.
         """
-        values = {"stage": stage, "after": _BEFORE_ALL if after is None else after, "upto": upto}
+        values = {
+            "stage": stage,
+            "after": _BEFORE_ALL if after is None else after,
+            "upto": upto,
+            "crossing": (stage, *stages_ahead(stage)),
+        }
         with self.engine.connect() as connection:
-            return {row[0]: row[1] for row in connection.execute(_WENT_TO, values)}
+            found = connection.execute(_WENT_TO, values)
+            return {row[0]: _went(stage, *row[1:]) for row in found}
 
     def job(self, job_id: int) -> Job:
         """Return a job; raises LookupError."""
@@ -429,6 +457,41 @@ class SqlHostStore:
             message = f"there is no job {job_id}"
             raise LookupError(message)
         return _job(row)
+
+
+def stages_ahead(stage: str) -> tuple[str, ...]:
+    """Return the stages that come after one."""
+    return STAGES[STAGES.index(stage) + 1 :]
+
+
+# Of thousands of rows most say the same.
+@functools.lru_cache(256)
+def _went(
+    stage: str,
+    own: str,
+    is_blocked: bool,  # noqa: FBT001  # a column of _WENT_TO
+    following: str | None,
+    is_of_gate: bool | None,  # noqa: FBT001  # as above
+    crossing: str | None,
+    last: str,
+    is_astray: bool,  # noqa: FBT001  # as above
+    is_beside_another: bool | None,  # noqa: FBT001  # as above
+) -> Went:
+    """Say where a work item went after a job, of what its rows say.
+
+    The gate of a job queues the next one at the moment at which it ends that job. Where the
+    next one is of another moment, some between them are gone, and those further on tell less.
+    """
+    told = following if is_of_gate and following != stage else None
+    if is_beside_another:
+        # The job before it had not ended when it was queued: what came next may be of that one.
+        return Went(told)
+    astray = (own, last) if is_astray else None
+    if crossing is not None:
+        return Went(told, None if crossing == stage else crossing, astray)
+    if following is None and not is_blocked:
+        told = own
+    return Went(told, own if own in stages_ahead(stage) else None, astray)
 
 
 _JOB_COLUMNS: Final = tuple(field.name for field in attrs.fields(Job))
