@@ -267,6 +267,14 @@ def _swap(old: str, new: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(path.read_text().replace(old, new))
 
 
+def _forge(path: Path, **facts: str) -> None:
+    """Have an artifact say SUCCESS, and something else of what it tells."""
+    text = path.read_text()
+    for key, value in {"staging_status": "SUCCESS", **facts}.items():
+        text = re.sub(rf"(?m)^( *{key}:) .*$", rf'\1 "{value}"', text, count=1)
+    path.write_text(text)
+
+
 def _become_a_link(path: Path) -> None:
     path.unlink()
     path.symlink_to("/etc/hostname")
@@ -297,6 +305,45 @@ FILES: dict[str, tuple[str, State, Callable[[Path], object], str]] = {
         lambda path: (
             path.rename(path.with_name("15-staging-log.before-9-f.1.md")),
             _swap("exit_code: 0", "exit_code: 1")(path.with_name("15-staging-log.before-9-f.1.md")),
+        ),
+        "was altered",
+    ),
+    "an artifact that names another attempt": (
+        "artifact",
+        State.ROLLED_BACK,
+        lambda path: _forge(path, attempt="150-0123456789ab"),
+        "was altered",
+    ),
+    "an artifact that names another attempt and its job": (
+        "artifact",
+        State.ROLLED_BACK,
+        lambda path: _forge(path, attempt="1-0123456789ab", job="1"),
+        "was altered",
+    ),
+    "an artifact that names no attempt and no producer": (
+        "artifact",
+        State.ROLLED_BACK,
+        lambda path: _forge(path, attempt="", producer="deployer"),
+        "was altered",
+    ),
+    "an artifact that tells of another log as well": (
+        "artifact",
+        State.ROLLED_BACK,
+        lambda path: _forge(path, attempt="150-0123456789ab", job="150", log="output.log"),
+        "was altered",
+    ),
+    "an artifact of a job with more digits than any": (
+        "artifact",
+        State.ROLLED_BACK,
+        lambda path: _forge(path, attempt="9" * 5000 + "-f", job="9" * 5000, log="output.log"),
+        "was altered",
+    ),
+    "another artifact that was set aside": (
+        "artifact",
+        State.ROLLED_BACK,
+        lambda path: _forge(
+            path.rename(path.with_name("15-staging-log.before-9-f.1.md")),
+            attempt="150-0123456789ab",
         ),
         "was altered",
     ),
@@ -350,6 +397,82 @@ def test_artifact_that_a_later_attempt_set_aside_is_found(archive: Archive) -> N
     path.write_text("---\nstaging_status: FAILED\nattempt: 9-f\n---\n")
 
     assert archive.audit().findings == []
+
+
+def _forget(archive: Archive, work_item: str) -> tuple[int, Path]:
+    """Run a suite anew, and remove the artifact that was set aside; return its job and place."""
+    job_id = staging_job(archive.session, REPO, work_item)
+    archive.stage(job_id, "true")
+    path = archive.artifact(job_id)
+    for kept in path.parent.glob("*.before-*"):
+        kept.unlink()
+    return job_id, path
+
+
+def _told(archive: Archive, job_id: int) -> list[tuple[Severity, str]]:
+    found = archive.audit().findings
+    return [(finding.severity, finding.check) for finding in found if finding.job_id == job_id]
+
+
+@pytest.mark.parametrize("keep_row", [True, False], ids=["kept", "removed by its host"])
+def test_artifact_of_a_later_attempt_is_no_altered_one(archive: Archive, *, keep_row: bool) -> None:
+    """Where a later attempt has written and what it set aside was removed, that one is missing."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    later, _ = _forget(archive, "WI-2")
+    if not keep_row:
+        archive.sql("DELETE FROM jobs WHERE id = ?", later)
+        archive.sql_of_many("UPDATE work_items SET stage = 'development'")
+        archive.sql("UPDATE jobs SET stage = 'development' WHERE id = ?", later + 1)
+
+    assert _told(archive, job_id) == [(Severity.MISSING, "artifact")]
+
+
+def test_altered_artifact_is_told_of_whose_it_was(archive: Archive) -> None:
+    """An altered one is told of the attempt that wrote it, and of no other that misses its own."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    later, path = _forget(archive, "WI-2")
+    path.write_text(path.read_text() + " ")
+
+    assert _told(archive, job_id) == [(Severity.MISSING, "artifact")]
+    assert _told(archive, later) == [(Severity.DEVIATION, "artifact")]
+
+
+def test_artifact_under_the_name_of_another_attempt_is_told(archive: Archive) -> None:
+    """One that was made another attempt's is told where that attempt's own is at hand."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    path = archive.artifact(job_id)
+    later = staging_job(archive.session, REPO, "WI-2")
+    archive.stage(later, "true")
+    other = archive.stored(later)["attempt_id"]
+    [kept] = path.parent.glob("*.before-*")
+    _forge(kept, attempt=other, job=str(later), log="output.log")
+
+    assert _told(archive, job_id) == [(Severity.DEVIATION, "artifact")]
+    assert _told(archive, later) == []
+
+
+def test_artifact_of_a_job_of_another_work_item_is_told(archive: Archive) -> None:
+    """An attempt of another work item has written none beside this one's."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    other = jobs(archive)[State.ADVANCED]
+    name = archive.stored(other)["attempt_id"]
+    _forge(archive.artifact(job_id), attempt=name, job=str(other), log="output.log")
+
+    assert _told(archive, job_id) == [(Severity.DEVIATION, "artifact")]
+
+
+def test_artifact_of_an_agent_is_no_altered_one(archive: Archive) -> None:
+    """Where an agent has staged the work item since, what it wrote is not held against a row."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    path = archive.artifact(job_id)
+    path.write_text("---\nstaging_status: SUCCESS\nattempt: 1\n---\n")
+    agents = archive.queue("WI-2", STAGE, "queued")
+    before = _told(archive, job_id)
+    archive.sql("UPDATE jobs SET status = 'done' WHERE id = ?", agents)
+
+    assert (Severity.DEVIATION, "artifact") in before
+    assert (Severity.MISSING, "artifact") in _told(archive, job_id)
+    assert (Severity.DEVIATION, "artifact") not in _told(archive, job_id)
 
 
 def _say_otherwise(text: str) -> str:

@@ -13,8 +13,9 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from enum import StrEnum, unique
 from multiprocessing import get_context
@@ -24,10 +25,10 @@ from typing import Any, Final
 import attrs
 
 from staging_fsm.core.artifact import line_of, said, written
-from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError
+from staging_fsm.core.errors import JobNotFoundError, RefusedError, SnapshotRefusedError
 from staging_fsm.core.invariants import Movement, Sight, violations
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
-from staging_fsm.core.snapshot import Run, Snapshot
+from staging_fsm.core.snapshot import Artifact, Run, Snapshot
 from staging_fsm.core.spec import ENDED_BY_GATE, State
 from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
@@ -49,6 +50,10 @@ _FORWARD: Final = STAGE_TRANSITIONS[STAGE, "success"]
 _AHEAD: Final = stages_ahead(STAGE)
 _LIVE: Final = (QUEUED, RUNNING)
 _NOBODY_KNOWS: Final = Went()
+#: The name of an attempt of one of the host's jobs, and how its artifact tells of what made it.
+_OF_RUNNER: Final = re.compile(r"[1-9][0-9]{0,17}-\S+")
+_PRODUCER: Final = "staging_fsm"
+_LOG_LINE: Final = "    log: "
 
 RESTORE: Final = "Compare the row with a backup, the log of transitions and links noted elsewhere"
 STOP: Final = "Stop what was deployed on it, and run the suite again"
@@ -181,9 +186,9 @@ def _went(store: SqlHostStore | None, row: JobRow) -> Mapping[Any, Went]:
 def _audited(
     rows: SqlRows, store: SqlHostStore | None, page: Iterable[JobRow], went: Mapping[Any, Went]
 ) -> Audit:
-    seen = Audit()
+    seen, others = Audit(), _Others(rows, store)
     for row in page:
-        snapshot, found = examine(row, went.get(row.id, _NOBODY_KNOWS))
+        snapshot, found = examine(row, went.get(row.id, _NOBODY_KNOWS), others)
         if any(finding.severity is Severity.DEVIATION for finding in found):
             snapshot, found = _looked_at_again(rows, store, row)
         seen.rows += 1
@@ -203,15 +208,18 @@ def _looked_at_again(
     """Return what is found in a row now: between two looks an honest one may have moved."""
     went = _went(store, row)
     try:
-        return examine(rows.load(row.id), went.get(row.id, _NOBODY_KNOWS))
+        return examine(rows.load(row.id), went.get(row.id, _NOBODY_KNOWS), _Others(rows, store))
     except JobNotFoundError:
         return None, []
 
 
-def examine(row: JobRow, went: Went = _NOBODY_KNOWS) -> tuple[Snapshot | None, list[Finding]]:
+def examine(
+    row: JobRow, went: Went = _NOBODY_KNOWS, others: "_Others | None" = None
+) -> tuple[Snapshot | None, list[Finding]]:
     """Return the attempt in a row, if there is one that can be read, and what is wrong with it.
 
-    `went` is where its work item went after this job, as far as that is known.
+    `went` is where its work item went after this job, as far as that is known,
+    and `others` whoever else may have written an artifact.
     """
     try:
         snapshot = row.snapshot()
@@ -219,7 +227,7 @@ def examine(row: JobRow, went: Went = _NOBODY_KNOWS) -> tuple[Snapshot | None, l
         return None, [_finding(row, _Problem("row_refused", error.problem, CORRECT))]
     if snapshot is None:
         return None, []
-    text, papers = _artifact(row, snapshot)
+    text, papers = _artifact(row, snapshot, others)
     sight = Sight(
         snapshot,
         movements=_movements(snapshot, went),
@@ -266,42 +274,158 @@ def _movements(snapshot: Snapshot, went: Went) -> tuple[Movement, ...] | None:
     return (Movement.BACK,) if snapshot.state in ENDED_BY_GATE else ()
 
 
-def _artifact(row: JobRow, snapshot: Snapshot) -> tuple[str | None, list[_Problem]]:
+def _artifact(
+    row: JobRow, snapshot: Snapshot, others: "_Others | None"
+) -> tuple[str | None, list[_Problem]]:
     """Return the artifact's text if it is the one that was written, and what is wrong with it."""
     if snapshot.artifact is None or snapshot.state not in ENDED_BY_GATE:
         return None, []
     raw = read_small(snapshot.artifact.path, ARTIFACT_BYTES_MAX)
     if raw is None or hashlib.sha256(raw).hexdigest() != snapshot.artifact.sha256:
-        raw, problem = _artifact_set_aside(Path(snapshot.artifact.path), snapshot)
+        raw, problem = _artifact_set_aside(row, snapshot, snapshot.artifact, others)
         if raw is None:
             return None, [problem]
     text = raw.decode("utf-8", "replace")
     return text, list(_artifact_words(row, snapshot, text))
 
 
-def _artifact_set_aside(path: Path, snapshot: Snapshot) -> tuple[bytes | None, _Problem]:
+def _artifact_set_aside(
+    row: JobRow, snapshot: Snapshot, artifact: Artifact, others: "_Others | None"
+) -> tuple[bytes | None, _Problem]:
     """Look for the artifact among those that later attempts set aside, or say what became of it.
 
     Returns its bytes, or None with the problem.
     """
-    assert snapshot.artifact is not None  # noqa: S101  # the caller has looked
-    expected = snapshot.artifact.sha256
-    gone = _Problem(
+    path = Path(artifact.path)
+    problem = _Problem(
         "artifact", f"{path} is gone: nothing can be said of it", KEEP, Severity.MISSING
     )
-    problem = gone
+    papers: dict[Path, tuple[str, str]] = {}
     for candidate in sorted(path.parent.glob(f"{path.stem}*{path.suffix}")):
         found = sha256_of_file(candidate)
         if found is None:
             continue
         raw = read_small(candidate, ARTIFACT_BYTES_MAX) or b""
-        if found == expected:
-            return raw, gone
-        writer = said(raw.decode("utf-8", "replace"), "attempt")
-        if writer == snapshot.attempt_id or (writer is None and candidate == path):
+        if found == artifact.sha256:
+            return raw, problem
+        papers[candidate] = (found, raw.decode("utf-8", "replace"))
+    digests = {found for found, _ in papers.values()}
+    for candidate, (found, text) in papers.items():
+        paper = _Paper(text, found, is_in_place=candidate == path)
+        if _was_ours(row, snapshot, paper, digests, others):
+            expected = artifact.sha256
             words = f"{candidate} was altered: SHA-256 {expected} was written, {found} is there"
             problem = _Problem("artifact", words, COMPARE)
     return None, problem
+
+
+@attrs.frozen
+class _Paper:
+    """A file where an artifact may be."""
+
+    text: str
+    sha256: str
+    #: Whether it is where the gate looks, and was not set aside.
+    is_in_place: bool
+
+    @property
+    def log_line(self) -> str | None:
+        """Return the line that tells of the log: the first, what the suite printed comes after."""
+        lines = (line for line in self.text.split("\n") if line.startswith(_LOG_LINE))
+        return next(lines, None)
+
+
+def _was_ours(
+    row: JobRow,
+    snapshot: Snapshot,
+    paper: _Paper,
+    digests: Collection[str],
+    others: "_Others | None",
+) -> bool:
+    """Say whether a paper has to be this attempt's own, altered: nobody else can have written it.
+
+    `digests` are those of all the papers there are.
+    """
+    whose = said(paper.text, "attempt") or ""
+    logs = {f"    {written('log', run.log)}" for run in snapshot.runs if run.log is not None}
+    if whose == snapshot.attempt_id or paper.log_line in logs:
+        return True
+    if said(paper.text, "producer") != _PRODUCER:
+        # An agent writes as it likes, into the folder of a job of its own.
+        return paper.is_in_place and not (others is not None and others.has_agent_after(row))
+    job_id = whose.partition("-")[0]
+    facts = {"job": job_id, "work_item": row.work_item}
+    if not _OF_RUNNER.fullmatch(whose) or any(
+        line_of(paper.text, key) != written(key, value) for key, value in facts.items()
+    ):
+        # The runner writes none that contradicts itself.
+        return True
+    return others is not None and _is_nobodys(row, whose, paper, digests, others)
+
+
+def _is_nobodys(
+    row: JobRow, whose: str, paper: _Paper, digests: Collection[str], others: "_Others"
+) -> bool:
+    """Say whether the other attempt that a paper names cannot have written it."""
+    job_id = int(whose.partition("-")[0])
+    if others.has_not_come_to(job_id):
+        return True
+    other = others.load(job_id)
+    if other is None:
+        # Its host may have removed it.
+        return False
+    if (other.work_item, other.stage) != (row.work_item, STAGE):
+        return True
+    of_other = _artifact_of(other, whose)
+    # Where that attempt's own paper is missing as well it is that one which was altered.
+    return of_other != paper.sha256 and of_other in digests
+
+
+def _artifact_of(row: JobRow, attempt_id: str) -> str | None:
+    """Return the digest of the artifact of an attempt, if it is in a row and has written one."""
+    try:
+        snapshot = row.snapshot()
+    except SnapshotRefusedError:
+        return None
+    if snapshot is None or snapshot.attempt_id != attempt_id or snapshot.artifact is None:
+        return None
+    return snapshot.artifact.sha256
+
+
+@attrs.frozen
+class _Others:
+    """What the table knows of other attempts. Asked only where an artifact is not at hand."""
+
+    rows: SqlRows
+    store: SqlHostStore | None
+
+    def load(self, job_id: int) -> JobRow | None:
+        """Return the row of a job, or None where there is none that can be read."""
+        try:
+            return self.rows.load(job_id)
+        except (JobNotFoundError, RefusedError):
+            return None
+
+    def has_not_come_to(self, job_id: int) -> bool:
+        """Say whether no job has had so great a number yet."""
+        return all(job_id > newest.id for newest in self.rows.recent(1))
+
+    def has_agent_after(self, row: JobRow) -> bool:
+        """Say whether an agent may have staged the work item after a job."""
+        if self.store is None:
+            return False
+        later = self.store.jobs_after(row.id, row.repo, row.work_item, STAGE)
+        return any(map(_is_of_agent, filter(None, map(self.load, later))))
+
+
+def _is_of_agent(row: JobRow) -> bool:
+    try:
+        snapshot = row.snapshot()
+    except SnapshotRefusedError:
+        return False
+    # Of one that waits for its launch nobody has written anything.
+    has_none = snapshot is None and row.status != QUEUED
+    return has_none or (snapshot is not None and snapshot.state is State.LLM_FALLBACK)
 
 
 def _artifact_words(row: JobRow, snapshot: Snapshot, text: str) -> Iterator[_Problem]:

@@ -118,6 +118,10 @@ _WENT_TO: Final = sa.text(
     f" LEFT JOIN jobs l ON l.id = (SELECT MAX(o.id) FROM jobs o WHERE {_OF_ITEM})"
     " WHERE j.stage = :stage AND j.id > :after AND j.id <= :upto"
 ).bindparams(sa.bindparam("crossing", expanding=True))
+_JOBS_AFTER: Final = sa.text(
+    "SELECT id FROM jobs WHERE repo = :repo AND work_item = :work_item AND stage = :stage"
+    " AND id > :id ORDER BY id"
+)
 _JOB: Final = sa.text("SELECT * FROM jobs WHERE id = :id")
 #: No job has so small an id: the schema's are of 32 bits in PostgreSQL.
 _BEFORE_ALL: Final = -(2**63)
@@ -448,6 +452,12 @@ class SqlHostStore:
         with self.engine.connect() as connection:
             found = connection.execute(_WENT_TO, values)
             return {row[0]: _went(stage, *row[1:]) for row in found}
+
+    def jobs_after(self, job_id: int, repo: str, work_item: str, stage: str) -> list[int]:
+        """Return the ids of a work item's jobs of one stage that were queued after a job."""
+        values = {"repo": repo, "work_item": work_item, "stage": stage, "id": job_id}
+        with self.engine.connect() as connection:
+            return list(connection.execute(_JOBS_AFTER, values).scalars())
 
     def job(self, job_id: int) -> Job:
         """Return a job; raises LookupError."""
