@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from staging_fsm.core.suites import SuiteEntry
 from staging_fsm.core.times import format_time
 from staging_fsm.effects.files import sha256_of_text
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.faces import audit as auditing
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
 from staging_fsm.faces.cli import main
@@ -397,6 +399,52 @@ def test_artifact_that_a_later_attempt_set_aside_is_found(archive: Archive) -> N
     path.write_text("---\nstaging_status: FAILED\nattempt: 9-f\n---\n")
 
     assert archive.audit().findings == []
+
+
+@pytest.mark.parametrize("spans", [1, 4], ids=["in processes", "alone"])
+def test_log_is_looked_for_in_the_state_folder_in_use(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spans: int
+) -> None:
+    """A log that is not where it was is looked for in the state folder in use, by its run's id."""
+    job_id = jobs(archive)[State.FAILED_CLOSED]
+    folder = shutil.copytree(archive.log(job_id).parents[2], tmp_path / "copied")
+    copies = [folder.joinpath(*path.parts[-3:]) for path in _forget_logs(archive, job_id)]
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_STATE_DIR", str(folder))
+    monkeypatch.setattr(auditing, "SPAN_ROWS", 1)
+    monkeypatch.setattr(auditing, "SPANS_ALONE", spans)
+    sound = archive.call("--verify")
+    copies[0].write_text("all well")
+    altered_there = [archive.call("--verify"), archive.call(str(job_id), "--verify")]
+    copies[0].unlink()
+    copies[0].symlink_to(copies[1])
+    replaced = archive.call("--verify")
+
+    assert sound.output.endswith("0 deviations, 0 files missing\n")
+    for told in altered_there:
+        assert f"deviation: job {job_id} (" in told.output
+        assert f"{copies[0]} was altered" in told.output
+    assert f"{copies[0]} was replaced" in replaced.output
+
+
+def _forget_logs(archive: Archive, job_id: int) -> list[Path]:
+    """Remove the logs of a job; return where they were."""
+    paths = [Path(run["log"]) for run in archive.stored(job_id)["runs"]]
+    for path in paths:
+        path.unlink()
+    return paths
+
+
+def test_log_is_looked_for_nowhere_by_the_name_of_no_run(archive: Archive, tmp_path: Path) -> None:
+    """A name that is no attempt's leads to no file outside of the folder of the runs."""
+    job_id = jobs(archive)[State.ADVANCED]
+    _forget_logs(archive, job_id)
+    folder = tmp_path / "copied" / "outside.1"
+    folder.mkdir(parents=True)
+    (folder / "output.log").write_text("all well")
+    archive.set(job_id, "attempt_id", "1-/../../outside")
+    seen = audit_table(archive.session.rows, archive.session.store, StateDir(tmp_path / "copied"))
+
+    assert (Severity.MISSING, "log") in [(found.severity, found.check) for found in seen.findings]
 
 
 def _forget(archive: Archive, work_item: str) -> tuple[int, Path]:

@@ -32,6 +32,8 @@ from staging_fsm.core.snapshot import Artifact, Run, Snapshot
 from staging_fsm.core.spec import ENDED_BY_GATE, State
 from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
+from staging_fsm.effects.run_folder import RunFolder
+from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.host.contract.gate import STATUS_KEY
 from staging_fsm.host.contract.stages import STAGE_TRANSITIONS
 from staging_fsm.host.database import open_database
@@ -51,7 +53,7 @@ _AHEAD: Final = stages_ahead(STAGE)
 _LIVE: Final = (QUEUED, RUNNING)
 _NOBODY_KNOWS: Final = Went()
 #: The name of an attempt of one of the host's jobs, and how its artifact tells of what made it.
-_OF_RUNNER: Final = re.compile(r"[1-9][0-9]{0,17}-\S+")
+_OF_RUNNER: Final = re.compile(r"[1-9][0-9]{0,17}-[\w-]+", re.ASCII)
 _PRODUCER: Final = "staging_fsm"
 _LOG_LINE: Final = "    log: "
 
@@ -129,26 +131,36 @@ class Audit:
         return [finding for finding in self.findings if finding.severity is severity]
 
 
-def audit_job(rows: SqlRows, store: SqlHostStore | None, job_id: Any) -> Audit:
-    """Audit one job. Raises JobNotFoundError."""
+def audit_job(
+    rows: SqlRows, store: SqlHostStore | None, job_id: Any, state: StateDir | None = None
+) -> Audit:
+    """Audit one job. Raises JobNotFoundError.
+
+    A log that is not where the row says is looked for among the runs of `state`.
+    """
     row = rows.load(job_id)
-    return _audited(rows, store, [row], _went(store, row))
+    return _audited(_Beside(rows, store, state), [row], _went(store, row))
 
 
-def audit_table(rows: SqlRows, store: SqlHostStore) -> Audit:
-    """Audit every row of the table, in bounded memory; a long one on every processor."""
-    seen = Audit()
+def audit_table(rows: SqlRows, store: SqlHostStore, state: StateDir | None = None) -> Audit:
+    """Audit every row of the table, in bounded memory; a long one on every processor.
+
+    Logs are looked for as `audit_job` does.
+    """
+    seen, beside = Audit(), _Beside(rows, store, state)
     spans = rows.spans(SPAN_ROWS)
     for span in itertools.islice(spans, SPANS_ALONE):
-        seen.add(_audited_span(rows, store, *span))
+        seen.add(_audited_span(beside, store, *span))
     # With its password: the other processes open the database themselves.
     url = store.engine.url.render_as_string(hide_password=False)
-    for part in _in_processes(url, spans):
+    for part in _in_processes(url, state, spans):
         seen.add(part)
     return seen
 
 
-def _in_processes(url: str, spans: Iterator[tuple[Any, Any]]) -> Iterator[Audit]:
+def _in_processes(
+    url: str, state: StateDir | None, spans: Iterator[tuple[Any, Any]]
+) -> Iterator[Audit]:
     """Audit what is left of `spans` on every processor, a few spans ahead of what is taken."""
     first = next(spans, None)
     if first is None:
@@ -157,7 +169,7 @@ def _in_processes(url: str, spans: Iterator[tuple[Any, Any]]) -> Iterator[Audit]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         ahead: deque[Future[Audit]] = deque()
         for span in itertools.chain([first], spans):
-            ahead.append(pool.submit(_audited_elsewhere, url, *span))
+            ahead.append(pool.submit(_audited_elsewhere, url, state, *span))
             if len(ahead) > 2 * processes:
                 yield ahead.popleft().result()
         for part in ahead:
@@ -170,12 +182,14 @@ def _opened(url: str) -> tuple[SqlRows, SqlHostStore]:
     return SqlRows(engine), SqlHostStore(engine)
 
 
-def _audited_elsewhere(url: str, after: Any, upto: Any) -> Audit:
-    return _audited_span(*_opened(url), after, upto)
+def _audited_elsewhere(url: str, state: StateDir | None, after: Any, upto: Any) -> Audit:
+    rows, store = _opened(url)
+    return _audited_span(_Beside(rows, store, state), store, after, upto)
 
 
-def _audited_span(rows: SqlRows, store: SqlHostStore, after: Any, upto: Any) -> Audit:
-    return _audited(rows, store, rows.attempts(after, upto), store.went_to(STAGE, after, upto))
+def _audited_span(beside: "_Beside", store: SqlHostStore, after: Any, upto: Any) -> Audit:
+    rows = beside.rows.attempts(after, upto)
+    return _audited(beside, rows, store.went_to(STAGE, after, upto))
 
 
 def _went(store: SqlHostStore | None, row: JobRow) -> Mapping[Any, Went]:
@@ -183,14 +197,12 @@ def _went(store: SqlHostStore | None, row: JobRow) -> Mapping[Any, Went]:
     return {} if store is None else store.went_to(STAGE, row.id - 1, row.id)
 
 
-def _audited(
-    rows: SqlRows, store: SqlHostStore | None, page: Iterable[JobRow], went: Mapping[Any, Went]
-) -> Audit:
-    seen, others = Audit(), _Others(rows, store)
+def _audited(beside: "_Beside", page: Iterable[JobRow], went: Mapping[Any, Went]) -> Audit:
+    seen = Audit()
     for row in page:
-        snapshot, found = examine(row, went.get(row.id, _NOBODY_KNOWS), others)
+        snapshot, found = examine(row, went.get(row.id, _NOBODY_KNOWS), beside)
         if any(finding.severity is Severity.DEVIATION for finding in found):
-            snapshot, found = _looked_at_again(rows, store, row)
+            snapshot, found = _looked_at_again(beside, row)
         seen.rows += 1
         for finding in found:
             seen.findings.append(finding)
@@ -202,24 +214,22 @@ def _audited(
     return seen
 
 
-def _looked_at_again(
-    rows: SqlRows, store: SqlHostStore | None, row: JobRow
-) -> tuple[Snapshot | None, list[Finding]]:
+def _looked_at_again(beside: "_Beside", row: JobRow) -> tuple[Snapshot | None, list[Finding]]:
     """Return what is found in a row now: between two looks an honest one may have moved."""
-    went = _went(store, row)
+    went = _went(beside.store, row)
     try:
-        return examine(rows.load(row.id), went.get(row.id, _NOBODY_KNOWS), _Others(rows, store))
+        return examine(beside.rows.load(row.id), went.get(row.id, _NOBODY_KNOWS), beside)
     except JobNotFoundError:
         return None, []
 
 
 def examine(
-    row: JobRow, went: Went = _NOBODY_KNOWS, others: "_Others | None" = None
+    row: JobRow, went: Went = _NOBODY_KNOWS, beside: "_Beside | None" = None
 ) -> tuple[Snapshot | None, list[Finding]]:
     """Return the attempt in a row, if there is one that can be read, and what is wrong with it.
 
     `went` is where its work item went after this job, as far as that is known,
-    and `others` whoever else may have written an artifact.
+    and `beside` what else there is to look at.
     """
     try:
         snapshot = row.snapshot()
@@ -227,7 +237,7 @@ def examine(
         return None, [_finding(row, _Problem("row_refused", error.problem, CORRECT))]
     if snapshot is None:
         return None, []
-    text, papers = _artifact(row, snapshot, others)
+    text, papers = _artifact(row, snapshot, beside)
     sight = Sight(
         snapshot,
         movements=_movements(snapshot, went),
@@ -237,7 +247,7 @@ def examine(
     problems = [
         *(_Problem(name, words, TO_DO.get(name, RESTORE)) for name, _, words in broken),
         *papers,
-        *(problem for run in snapshot.runs for problem in _log(run)),
+        *(problem for run in snapshot.runs for problem in _log(snapshot, run, beside)),
         *_host_words(row, snapshot, went),
     ]
     return snapshot, [_finding(row, problem) for problem in problems]
@@ -275,14 +285,14 @@ def _movements(snapshot: Snapshot, went: Went) -> tuple[Movement, ...] | None:
 
 
 def _artifact(
-    row: JobRow, snapshot: Snapshot, others: "_Others | None"
+    row: JobRow, snapshot: Snapshot, beside: "_Beside | None"
 ) -> tuple[str | None, list[_Problem]]:
     """Return the artifact's text if it is the one that was written, and what is wrong with it."""
     if snapshot.artifact is None or snapshot.state not in ENDED_BY_GATE:
         return None, []
     raw = read_small(snapshot.artifact.path, ARTIFACT_BYTES_MAX)
     if raw is None or hashlib.sha256(raw).hexdigest() != snapshot.artifact.sha256:
-        raw, problem = _artifact_set_aside(row, snapshot, snapshot.artifact, others)
+        raw, problem = _artifact_set_aside(row, snapshot, snapshot.artifact, beside)
         if raw is None:
             return None, [problem]
     text = raw.decode("utf-8", "replace")
@@ -290,7 +300,7 @@ def _artifact(
 
 
 def _artifact_set_aside(
-    row: JobRow, snapshot: Snapshot, artifact: Artifact, others: "_Others | None"
+    row: JobRow, snapshot: Snapshot, artifact: Artifact, beside: "_Beside | None"
 ) -> tuple[bytes | None, _Problem]:
     """Look for the artifact among those that later attempts set aside, or say what became of it.
 
@@ -312,7 +322,7 @@ def _artifact_set_aside(
     digests = {found for found, _ in papers.values()}
     for candidate, (found, text) in papers.items():
         paper = _Paper(text, found, is_in_place=candidate == path)
-        if _was_ours(row, snapshot, paper, digests, others):
+        if _was_ours(row, snapshot, paper, digests, beside):
             expected = artifact.sha256
             words = f"{candidate} was altered: SHA-256 {expected} was written, {found} is there"
             problem = _Problem("artifact", words, COMPARE)
@@ -340,7 +350,7 @@ def _was_ours(
     snapshot: Snapshot,
     paper: _Paper,
     digests: Collection[str],
-    others: "_Others | None",
+    beside: "_Beside | None",
 ) -> bool:
     """Say whether a paper has to be this attempt's own, altered: nobody else can have written it.
 
@@ -352,7 +362,7 @@ def _was_ours(
         return True
     if said(paper.text, "producer") != _PRODUCER:
         # An agent writes as it likes, into the folder of a job of its own.
-        return paper.is_in_place and not (others is not None and others.has_agent_after(row))
+        return paper.is_in_place and not (beside is not None and beside.has_agent_after(row))
     job_id = whose.partition("-")[0]
     facts = {"job": job_id, "work_item": row.work_item}
     if not _OF_RUNNER.fullmatch(whose) or any(
@@ -360,17 +370,17 @@ def _was_ours(
     ):
         # The runner writes none that contradicts itself.
         return True
-    return others is not None and _is_nobodys(row, whose, paper, digests, others)
+    return beside is not None and _is_nobodys(row, whose, paper, digests, beside)
 
 
 def _is_nobodys(
-    row: JobRow, whose: str, paper: _Paper, digests: Collection[str], others: "_Others"
+    row: JobRow, whose: str, paper: _Paper, digests: Collection[str], beside: "_Beside"
 ) -> bool:
     """Say whether the other attempt that a paper names cannot have written it."""
     job_id = int(whose.partition("-")[0])
-    if others.has_not_come_to(job_id):
+    if beside.has_not_come_to(job_id):
         return True
-    other = others.load(job_id)
+    other = beside.load(job_id)
     if other is None:
         # Its host may have removed it.
         return False
@@ -393,11 +403,21 @@ def _artifact_of(row: JobRow, attempt_id: str) -> str | None:
 
 
 @attrs.frozen
-class _Others:
-    """What the table knows of other attempts. Asked only where an artifact is not at hand."""
+class _Beside:
+    """What lies beside a row: other rows, and the runs of the state folder that is in use.
+
+    Asked only where an artifact or a log is not at hand.
+    """
 
     rows: SqlRows
     store: SqlHostStore | None
+    state: StateDir | None
+
+    def log_of(self, attempt_id: str, number: int) -> Path | None:
+        """Return where the log of a run is in this state folder, or None where it cannot be."""
+        if self.state is None or not _OF_RUNNER.fullmatch(attempt_id):
+            return None
+        return RunFolder(self.state, f"{attempt_id}.{number}").log
 
     def load(self, job_id: int) -> JobRow | None:
         """Return the row of a job, or None where there is none that can be read."""
@@ -440,21 +460,30 @@ def _artifact_words(row: JobRow, snapshot: Snapshot, text: str) -> Iterator[_Pro
         yield _Problem("artifact", words, RESTORE)
 
 
-def _log(run: Run) -> Iterator[_Problem]:
+def _log(snapshot: Snapshot, run: Run, beside: "_Beside | None") -> Iterator[_Problem]:
     """Yield what is wrong with a run's log."""
     if run.log is None or run.log_sha256 is None:
         return
-    found = sha256_of_file(Path(run.log))
+    kept, found = Path(run.log), sha256_of_file(Path(run.log))
     if found == run.log_sha256:
         return
-    if found is not None:
-        words = f"{run.log} was altered: SHA-256 {run.log_sha256} was kept, {found} is there"
+    if found is None and not _may_be_read(kept) and beside is not None:
+        # Of a state folder that was copied or moved the row tells only where it was.
+        elsewhere = beside.log_of(snapshot.attempt_id, run.number)
+        if elsewhere is not None and _may_be_read(elsewhere):
+            kept, found = elsewhere, sha256_of_file(elsewhere)
+    if found is not None and found != run.log_sha256:
+        words = f"{kept} was altered: SHA-256 {run.log_sha256} was kept, {found} is there"
         yield _Problem("log", words, COMPARE)
-    elif os.path.lexists(run.log) and os.access(run.log, os.R_OK):
-        yield _Problem("log", f"{run.log} was replaced by what is no regular file", COMPARE)
-    else:
+    elif found is None and _may_be_read(kept):
+        yield _Problem("log", f"{kept} was replaced by what is no regular file", COMPARE)
+    elif found is None:
         words = f"{run.log} of run {run.number} is gone or may not be read"
         yield _Problem("log", words, KEEP, Severity.MISSING)
+
+
+def _may_be_read(path: Path) -> bool:
+    return os.path.lexists(path) and os.access(path, os.R_OK)
 
 
 def _host_words(row: JobRow, snapshot: Snapshot, went: Went) -> Iterator[_Problem]:

@@ -104,7 +104,8 @@ def _verify(envelope: Path, public_key: Path, db: str | None, job: str | None) -
 
 def _refuse_deviations(session: Session, job: str) -> None:
     """Raise AttestationRefusedError with everything that the audit finds against an attempt."""
-    deviations = audit_job(session.rows, session.store, job).of(Severity.DEVIATION)
+    seen = audit_job(session.rows, session.store, job, session.state)
+    deviations = seen.of(Severity.DEVIATION)
     if deviations:
         found = " ".join(finding.sentence for finding in deviations)
         raise AttestationRefusedError(job, f"it deviates: {found}")

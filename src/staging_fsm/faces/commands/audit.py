@@ -49,9 +49,9 @@ def audit(
     session = open_session(db, create=False, only_to_look=True)
     snapshot = None if job is None else _attempt(session, job)
     seen = (
-        audit_table(session.rows, session.store)
+        audit_table(session.rows, session.store, session.state)
         if job is None
-        else audit_job(session.rows, session.store, job)
+        else audit_job(session.rows, session.store, job, session.state)
     )
     if html is not None:
         report = html_report(seen, session.clock.now(), snapshot).encode()
