@@ -1523,6 +1523,29 @@ def test_demo_goes_three_ways(shell: Shell) -> None:
     assert STORIES[0].end in looked.stdout
 
 
+def test_demo_leaves_the_repository_of_its_caller_alone(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a hook or an alias of git the demo commits into its own repository, and in no other."""
+    place = {
+        "GIT_DIR": str(shell.repository / ".git"),
+        "GIT_WORK_TREE": str(shell.repository),
+        "GIT_INDEX_FILE": str(shell.repository / ".git" / "index"),
+    }
+    before = [git(shell.repository, *ask) for ask in (["log", "--all"], ["status", "--porcelain"])]
+    with monkeypatch.context() as patch:
+        for name, value in place.items():
+            patch.setenv(name, value)
+        ended = shell.call("demo")
+    after = [git(shell.repository, *ask) for ask in (["log", "--all"], ["status", "--porcelain"])]
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert after == before
+    shop = Path(ended.stdout.partition("Database: ")[2].splitlines()[0]).with_name("shop")
+    subjects = git(shop, "log", "--reverse", "--format=%s").splitlines()
+    assert subjects == [f"{story.work_item}: {story.words}" for story in STORIES]
+
+
 def test_every_command_is_listed_once() -> None:
     """The commands that `--help` lists are the modules of `commands`, and each of them loads."""
     modules = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}

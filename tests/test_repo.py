@@ -44,7 +44,6 @@ HOMES = {
         "effects/supervised.py",
         "effects/worktree.py",
         "host/launcher.py",
-        "faces/demo.py",
     },
     "structlog": {"effects/journal.py"},
     "securesystemslib": {"faces/attestation.py"},

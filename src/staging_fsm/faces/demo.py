@@ -7,7 +7,6 @@ because its suite looks for a staging database that is not there.
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import Any, Final
 import attrs
 from rich.console import Console
 
+from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuiteEntry
+from staging_fsm.effects.worktree import run_git
 from staging_fsm.faces.diagrams import Diagram, write_diagrams
 from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.progress import Progress
@@ -104,7 +105,10 @@ STORIES: Final = (
 
 
 def run_demo(console: Console) -> bool:
-    """Run the demo; say whether each work item came to its end. Raises ExtraMissingError."""
+    """Run the demo; say whether each work item came to its end.
+
+    Raises ExtraMissingError, and PreparationError where git makes no repository for it.
+    """
     require_extra("demo")
     folder = Path(tempfile.mkdtemp(prefix="staging-fsm-demo-"))
     session = open_session(f"sqlite:///{folder / 'orchestrator.db'}", _variables(folder))
@@ -176,5 +180,11 @@ def _commit(repository: Path, story: Story) -> None:
 
 
 def _git(folder: Path, *arguments: str) -> None:
-    identity = ("-c", "user.name=Demo", "-c", "user.email=demo@example.org")
-    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True)
+    identity = {"user.name": "Demo", "user.email": "demo@example.org"}
+    found = run_git(folder, *arguments, settings=identity)
+    if found.returncode != 0:
+        message = (
+            f"the repository of the demo cannot be made in {folder}: git {arguments[0]} says:"
+            f" {found.stderr.strip()}. Mend what it names, and ask again"
+        )
+        raise PreparationError(message)
