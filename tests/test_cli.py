@@ -1546,6 +1546,33 @@ def test_demo_leaves_the_repository_of_its_caller_alone(
     assert subjects == [f"{story.work_item}: {story.words}" for story in STORIES]
 
 
+def test_demo_does_not_heed_how_a_person_has_git_set_up(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signatures, hooks, templates, ignored files and line ends of one's own hold no demo up."""
+    template, ignored, home = (tmp_path / name for name in ("template", "ignored", "home"))
+    hooks = template / "hooks"
+    for folder in (home, hooks, template / "info"):
+        folder.mkdir(parents=True)
+    for hook in ("pre-commit", "commit-msg"):
+        (hooks / hook).write_text("#!/bin/sh\nexit 1\n")
+        (hooks / hook).chmod(0o755)
+    for path in (ignored, template / "info" / "exclude"):
+        path.write_text("*.py\n")
+    (home / ".gitconfig").write_text(
+        "[commit]\ngpgSign = true\n[gpg]\nprogram = false\n"
+        f"[init]\ntemplateDir = {template}\n"
+        f"[core]\nhooksPath = {hooks}\nexcludesFile = {ignored}\n"
+        "autocrlf = true\neol = crlf\nsafecrlf = true\n"
+    )
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("GIT_CONFIG_GLOBAL", raising=False)
+    ended = shell.call("demo")
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_every_command_is_listed_once() -> None:
     """The commands that `--help` lists are the modules of `commands`, and each of them loads."""
     modules = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}

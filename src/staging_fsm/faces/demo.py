@@ -70,6 +70,13 @@ def pytest_sessionstart() -> None:
     except OSError as error:
         pytest.exit(f"the staging database is unreachable: {{error}}", {NO_STAGING_EXIT_CODE})
 '''
+#: A file is committed with the line ends that it has, which git could be told to refuse.
+_SETTINGS: Final = {
+    "user.name": "Demo",
+    "user.email": "demo@example.org",
+    "core.autocrlf": "false",
+    "core.safecrlf": "false",
+}
 
 
 @attrs.frozen
@@ -113,7 +120,8 @@ def run_demo(console: Console) -> bool:
     folder = Path(tempfile.mkdtemp(prefix="staging-fsm-demo-"))
     session = open_session(f"sqlite:///{folder / 'orchestrator.db'}", _variables(folder))
     repository = folder / "shop"
-    _git(folder, "init", "--quiet", "--initial-branch=main", str(repository))
+    # A template is for a person's own repositories: its hooks and ignored files are not ours.
+    _git(folder, "init", "--quiet", "--template=", "--initial-branch=main", str(repository))
     repo = session.store.register(repository)
     views = []
     for story in STORIES:
@@ -175,13 +183,13 @@ def _summary(console: Console, folder: Path, views: list[dict[str, Any]]) -> Non
 def _commit(repository: Path, story: Story) -> None:
     for name, text in story.files.items():
         (repository / name).write_text(text, encoding="utf-8")
-    _git(repository, "add", "--", *story.files)
+    # Also what this person has git ignore everywhere.
+    _git(repository, "add", "--force", "--", *story.files)
     _git(repository, "commit", "--quiet", "--message", f"{story.work_item}: {story.words}")
 
 
 def _git(folder: Path, *arguments: str) -> None:
-    identity = {"user.name": "Demo", "user.email": "demo@example.org"}
-    found = run_git(folder, *arguments, settings=identity)
+    found = run_git(folder, *arguments, settings=_SETTINGS)
     if found.returncode != 0:
         message = (
             f"the repository of the demo cannot be made in {folder}: git {arguments[0]} says:"
