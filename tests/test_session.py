@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 import pytest
@@ -24,6 +25,7 @@ from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.processes import ProcessIdentity, this_process
+from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.session import (
     LOOK_AGAIN_SECONDS,
     AttemptDriver,
@@ -35,6 +37,7 @@ from staging_fsm.faces.session import (
     work_item_problem,
 )
 from staging_fsm.host import database, launcher
+from staging_fsm.host.database import open_database
 from staging_fsm.host.store import SqlHostStore
 
 DEAD = attrs.evolve(this_process(), start=this_process().start + 1)
@@ -295,6 +298,40 @@ def test_who_only_looks_waits_for_no_writer(
 
         [[found]] = writer.execute("PRAGMA journal_mode")
     assert found == mode.lower()
+
+
+@pytest.mark.parametrize("name", ["o.db", "a b.db", "100%25#1.db", "why?.db"])
+@pytest.mark.parametrize("as_uri", [False, True], ids=["path", "uri"])
+def test_who_only_looks_makes_no_database_where_one_went_away(
+    tmp_path: Path, name: str, *, as_uri: bool
+) -> None:
+    """A file that is removed under who only looks stays away, whatever it is called."""
+    file = tmp_path / name
+    database = quote(f"file:{file}", safe="/:") if as_uri else str(file)
+    url = sa.URL.create("sqlite", database=database, query={"uri": "true"} if as_uri else {})
+    made = SqlHostStore(open_database(url))
+    made.create_schema()
+    made.engine.dispose()
+    rows = SqlRows(open_database(url, only_to_look=True))
+    assert rows.unfinished() == []
+    file.rename(tmp_path / "away")
+    for _ in range(2):
+        with pytest.raises(sa.exc.OperationalError):
+            rows.unfinished()
+    assert not file.exists()
+    (tmp_path / "away").rename(file)
+
+    assert rows.unfinished() == []
+
+
+def test_looking_at_a_database_in_memory_needs_no_file() -> None:
+    """A database in memory, which is none of files, can be looked at as it could be written."""
+    for address in ("", "/:memory:", "/file::memory:?uri=true"):
+        engine = open_database(f"sqlite://{address}", only_to_look=True)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE seen (what)")
+            assert sa.inspect(connection).has_table("seen")
+        engine.dispose()
 
 
 def test_new_work_item_has_as_many_retries_as_are_set(tmp_path: Path, repository: Path) -> None:

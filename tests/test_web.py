@@ -385,6 +385,24 @@ def test_jobs_that_can_be_read_no_more_are_not_shown_as_they_were(desk: Desk) ->
     assert {answer.json["detail"] for answer in answers} == {said}
 
 
+def test_database_that_goes_away_under_a_server_is_not_made_anew(desk: Desk) -> None:
+    """Where the database is moved away the answer is 503, no file is made, and it may come back."""
+    file, away = desk.folder / "state" / "orchestrator.db", desk.folder / "away"
+    looking = open_session(None, desk.variables, only_to_look=True)
+    source = attrs.evolve(source_of(looking), pulse_seconds=0.0)
+    with serving(create_app(source)) as port:
+        before = ask(port, "/queue").status
+        file.rename(away)
+        answers = [ask(port, path).status for path in ("/queue", "/healthz", "/", "/queue")]
+        is_made = file.exists()
+        away.rename(file)
+        after = ask(port, "/queue").status
+
+    assert not is_made
+    assert set(answers) == {HTTPStatus.SERVICE_UNAVAILABLE}
+    assert before == after == HTTPStatus.OK
+
+
 @pytest.mark.parametrize("table", ["work_items", "repositories"])
 def test_page_without_what_stands_beside_a_job_is_said_to_be(desk: Desk, table: str) -> None:
     """Where work items or repositories cannot be read, a page is a 503 with a sentence, too."""

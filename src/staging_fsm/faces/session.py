@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
 import attrs
 import sqlalchemy as sa
@@ -40,7 +39,7 @@ from staging_fsm.faces.extras import require_extra
 from staging_fsm.faces.output import log_of
 from staging_fsm.faces.views import attempt_view
 from staging_fsm.host.contract.stages import STAGE_AGENTS
-from staging_fsm.host.database import open_database
+from staging_fsm.host.database import file_of, open_database
 from staging_fsm.host.launcher import Host, end_agent_of_dead, staging_intercept
 from staging_fsm.host.settings import HostSettings, load_host_settings
 from staging_fsm.host.store import Job, SqlHostStore, WorkItem
@@ -153,7 +152,7 @@ def _state_folder(variables: Mapping[str, str]) -> StateDir:
 def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -> None:
     """Refuse a database that is none, or lacks tables, which `create` makes before."""
     address = store.engine.url
-    file = _file_of(address)
+    file = file_of(address)
     if address.get_backend_name() == "sqlite" and file in (None, "", ":memory:"):
         problem = (
             f"{address} is a database in memory, which ends with its process: name a file, as in"
@@ -164,6 +163,11 @@ def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -
         message = f"there is no database at {file}"
         raise NoDatabaseError(message)
     with _reaching():
+        if create and only_to_look and file and not Path(file).exists():
+            # Who only looks makes no file, also where that may be made.
+            maker = SqlHostStore(open_database(address))
+            maker.create_schema()
+            maker.engine.dispose()
         if create:
             store.create_schema()
             if not only_to_look:
@@ -174,15 +178,6 @@ def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -
                 raise NoDatabaseError(message)
             message = f"the database {address.database} has no table 'jobs': it is another one"
             raise RefusedError(message)
-
-
-def _file_of(address: sa.URL) -> str | None:
-    """Return the file that an address of SQLite names, as a path or as a URI; else None."""
-    if address.get_backend_name() != "sqlite":
-        return None
-    file = address.database
-    is_uri = file is not None and file.startswith("file:") and "uri" in address.query
-    return unquote(urlsplit(file).path) if file and is_uri else file
 
 
 @contextmanager

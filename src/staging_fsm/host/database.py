@@ -4,10 +4,11 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import attrs
 import sqlalchemy as sa
@@ -43,7 +44,7 @@ SERVER_KEEPALIVE: Final = {
 }
 
 
-def open_database(url: str, *, only_to_look: bool = False) -> Engine:
+def open_database(url: str | sa.URL, *, only_to_look: bool = False) -> Engine:
     """Return an engine for `url`, of SQLite or PostgreSQL (`postgresql://…`, by psycopg 3).
 
     SQLite gets durable commits and patient locks: WAL with `synchronous=FULL`, so a
@@ -52,8 +53,9 @@ def open_database(url: str, *, only_to_look: bool = False) -> Engine:
     that was lost while nobody used it is opened afresh, and one that is cut off without
     a word is given up by both sides, within a minute: whatever it had locked is free then.
 
-    `only_to_look` is for who writes nothing: the file stays in the journal mode that it has,
-    and may be one that this user cannot write, such as an archived copy.
+    `only_to_look` is for who writes nothing: no file is made where there is none, whenever a
+    connection is opened; one that is there stays in the journal mode that it has, and may be
+    one that this user cannot write, such as an archived copy.
     """
     address = sa.make_url(url)
     if address.drivername == "postgresql":
@@ -77,15 +79,27 @@ def open_database(url: str, *, only_to_look: bool = False) -> Engine:
     if engine.dialect.name == "sqlite":
         if not only_to_look:
             sa.event.listen(engine, "connect", _keep_a_log)
+        elif in_a_file:
+            sa.event.listen(engine, "do_connect", _connect_to_what_is_there)
         sa.event.listen(engine, "connect", _prepare_sqlite)
     if in_a_file:
         turns = _Turns()
         sa.event.listen(engine, "before_cursor_execute", turns.await_turn)
         sa.event.listen(engine, "checkin", turns.pass_on)
-        place = _Place(Path(in_a_file).absolute())
+    if (file := file_of(address)) and file != ":memory:":
+        place = _Place(Path(file).absolute())
         sa.event.listen(engine, "connect", place.remember)
         sa.event.listen(engine, "checkout", place.check)
     return engine
+
+
+def file_of(address: sa.URL) -> str | None:
+    """Return the file that an address of SQLite names, as a path or as a URI; else None."""
+    if address.get_backend_name() != "sqlite":
+        return None
+    file = address.database
+    is_uri = file is not None and file.startswith("file:") and "uri" in address.query
+    return unquote(urlsplit(file).path) if file and is_uri else file
 
 
 def shown_address(address: sa.URL) -> str:
@@ -207,6 +221,18 @@ def _connect_read_only(file: Path) -> sqlite3.Connection:
     in_use = any(file.with_name(file.name + end).exists() for end in ("-wal", "-journal"))
     how = "mode=ro" if in_use else "mode=ro&immutable=1"
     return sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False)
+
+
+def _connect_to_what_is_there(
+    dialect: sa.Dialect, _record: Any, arguments: Sequence[Any], options: Mapping[str, Any]
+) -> Any:
+    """Connect to a file that is there: SQLite would make one that is not, or is no more."""
+    file = arguments[0]
+    uri = file if options.get("uri") else Path(file).as_uri()
+    name, _, query = uri.partition("?")
+    # Who says how it is to be opened may mean one in memory, which is no file.
+    how = query if "mode" in parse_qs(query) else f"{query}&mode=rw".lstrip("&")
+    return dialect.connect(f"{name}?{how}", **{**options, "uri": True})
 
 
 def _keep_a_log(connection: Any, _record: Any) -> None:
