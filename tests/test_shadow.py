@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hosts import REPO, HostKit, git
 from staging_fsm.core.config import RunnerConfig
 from staging_fsm.core.errors import JobNotFoundError, StaleSnapshotError
 from staging_fsm.core.invariants import Sight, violations
-from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
+from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.snapshot import fresh_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.suites import SuitesConfig, parse_suites
@@ -72,6 +72,14 @@ class Beside:
         """Queue a staging job, and let the worker launch it."""
         job_id = self.kit.add("deploy-staging", work_item)
         assert Worker(self.host, "worker").run_one(job_id)
+        return job_id
+
+    def begin(self) -> int:
+        """Queue a staging job, and have the launch declined to an agent that is still to end."""
+        job_id = self.kit.add("deploy-staging")
+        self.kit.store.claim_next(self.kit.host.clock.now(), "worker", job_id)
+        assert self.host.staging is not None
+        assert self.host.staging.launch(job_id).reason == IN_SHADOW
         return job_id
 
     def view(self) -> dict[str, Any]:
@@ -333,7 +341,7 @@ def test_cost_of_both_is_told(begin: Begin) -> None:
 def test_log_that_tells_of_no_tokens_is_none(begin: Begin, line: str, tmp_path: Path) -> None:
     """An agent whose last line is anything else costs an unknown number of tokens."""
     beside = begin()
-    job = beside.launch()
+    job = beside.begin()
     log = tmp_path / "agent.log"
     log.write_bytes(line.encode("latin-1"))
     assert beside.host.staging is not None
@@ -353,7 +361,7 @@ class Later(SystemClock):
 def test_runner_looks_at_what_the_agent_saw(begin: Begin) -> None:
     """The runner is on the commit of the launch, whatever the agent or others committed since."""
     beside = begin()
-    job = beside.launch()
+    job = beside.begin()
     wanted = git(beside.kit.repository, "rev-parse", "HEAD")
     later = {"GIT_COMMITTER_DATE": "2098-01-01T00:00:00Z"}
     subprocess.run(
@@ -362,9 +370,8 @@ def test_runner_looks_at_what_the_agent_saw(begin: Begin) -> None:
         cwd=beside.kit.repository, env=os.environ | later, check=True,
     )  # fmt: skip
     beside.shadow.clock = Later()
-    beside.shadow.records.agent_ended(
-        job, beside.kit.repository, Later().now(), opened=True, log=None
-    )
+    assert beside.host.staging is not None
+    beside.host.staging.agent_ended(job, opened=True)
     beside.shadow.run_once()
 
     assert beside.view()["runner"]["revision"] == wanted
@@ -400,7 +407,9 @@ def test_launch_of_a_host_with_another_word_for_the_stage_is_run(
     beside, now = begin(), datetime.now(UTC)
     row = JobRow("7", "shop", "WI-1", "staging", "running", None, None)
     beside.shadow.records.launched(row, beside.kit.repository, now)
-    beside.shadow.records.agent_ended("7", tmp_path, now, opened=True, log=None)
+    beside.shadow.records.agent_ended(
+        row, Place(beside.kit.repository, tmp_path), now, opened=True, log=None
+    )
 
     assert beside.shadow.run_once() == 1
     assert beside.view()["runner"]["state"] == State.ADVANCED
@@ -439,11 +448,9 @@ def test_job_that_the_shadow_never_saw_leaves_no_record(begin: Begin) -> None:
 def test_artifact_that_is_no_file_is_not_waited_for(begin: Begin) -> None:
     """A pipe in the artifact's place does not hold the LLM path up, and is no artifact."""
     beside = begin()
-    job = beside.launch()
-    record = beside.shadow.records.folder(job)
-    (record / "agent.md").unlink()
+    job = beside.begin()
     path = beside.host.folder(beside.kit.store.job(job)) / ARTIFACT_NAME
-    path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)
     assert beside.host.staging is not None
     beside.host.staging.agent_ended(job, opened=False)
@@ -548,16 +555,84 @@ def test_recent_records_are_the_newest(tmp_path: Path) -> None:
 
 
 def test_job_launched_again_has_the_launch_of_the_agent_that_ended(tmp_path: Path) -> None:
-    """A launch whose agent never ended is none to compare with, and one that ended stays."""
-    records = ShadowRecords(tmp_path)
+    """A launch whose agent never ended is none to compare with, and one that ended stays.
+
+    A job that is queued again by hand after that has a second record beside the first.
+    """
+    records, place = ShadowRecords(tmp_path), Place(tmp_path, tmp_path)
     row = JobRow(7, REPO, "WI-1", "deploy-staging", "running", None, None)
-    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3)]
+    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3, 4)]
     for time in times[:2]:
         records.launched(row, tmp_path, time)
-    records.agent_ended(row.id, tmp_path, times[1], opened=True, log=None)
+    records.agent_ended(row, place, times[1], opened=True, log=None)
+    records.agent_ended(row, place, times[2], opened=False, log=None)
     records.launched(row, tmp_path, times[2])
+    records.agent_ended(row, place, times[3], opened=False, log=None)
+    found = [*records.records()]
 
-    assert [record.launch.launched_at[:10] for record in records.records()] == ["2026-01-02"]
+    assert [record.launch.launched_at[:10] for record in found] == ["2026-01-02", "2026-01-03"]
+    assert [record.agent and record.agent.opened for record in found] == [True, False]
+    assert [record.launch.job_id for record in found] == ["7", "7"]
+    assert [record.row.id for record in found] == ["7", "7~2"]
+    assert records.load("7~2") == found[1].row
+
+
+@pytest.mark.parametrize("differs", ["repo", "work_item", "repository"])
+@pytest.mark.parametrize("job", ["7", "", "a/~2"])
+def test_launch_of_another_job_with_the_same_id_has_its_own_record(
+    tmp_path: Path, differs: str, job: str
+) -> None:
+    """The end of an agent is noted of its own launch, though databases share a state folder."""
+    records, now = ShadowRecords(tmp_path), datetime(2026, 1, 1, tzinfo=UTC)
+    row = JobRow(job, REPO, "WI-1", "deploy-staging", "running", None, None)
+    other, repository = row, tmp_path
+    if differs == "repository":
+        repository = tmp_path / "another"
+    else:
+        other = attrs.evolve(row, **{differs: "another"})
+    records.launched(row, tmp_path, now)
+    records.launched(other, repository, now + timedelta(days=1))
+    records.agent_ended(other, Place(repository, tmp_path), now, opened=True, log=None)
+    first, second = records.records()
+
+    assert (first.agent, second.agent and second.agent.opened) == (None, True)
+    assert (second.launch.repo, second.launch.work_item) == (other.repo, other.work_item)
+    assert {records.load(one.row.id).work_item for one in (first, second)} == {
+        row.work_item,
+        other.work_item,
+    }
+
+
+def test_job_whose_id_looks_like_a_further_launch_has_its_own_record(tmp_path: Path) -> None:
+    """Whatever a host's ids look like, no two launches share a record."""
+    records, now = ShadowRecords(tmp_path), datetime(2026, 1, 1, tzinfo=UTC)
+    for job in ("7", "7", "7~2", "7~2", "7"):
+        row = JobRow(job, REPO, "WI-1", "deploy-staging", "running", None, None)
+        records.launched(row, tmp_path, now)
+        records.agent_ended(row, Place(tmp_path, tmp_path), now, opened=True, log=None)
+    found = sorted((record.launch.job_id, record.row.id) for record in records.records())
+
+    assert [job for job, _ in found] == ["7", "7", "7", "7~2", "7~2"]
+    assert len({record for _, record in found}) == len(found)
+
+
+def test_each_launch_of_an_id_is_compared_with_its_own_attempt(begin: Begin) -> None:
+    """A job that has the id of one that was removed is launched, run and told of by itself."""
+    beside = begin(FAILING)
+    first = beside.launch("YES")
+    beside.shadow.run_once()
+    with sqlite3.connect(str(beside.kit.store.engine.url.database)) as database:
+        database.execute("DELETE FROM jobs")
+    second = beside.launch("NO")
+    beside.shadow.run_once()
+    views = shadow_view(beside.shadow.records.records())["launches"]
+
+    assert first == second
+    assert [(view["work_item"], view["comparison"]) for view in views] == [
+        ("YES", Comparison.AGENT_ALONE_PASSED),
+        ("NO", Comparison.AGREED),
+    ]
+    assert {view["job_id"] for view in views} == {str(first)}
 
 
 def test_damaged_record_is_left_out(tmp_path: Path) -> None:
@@ -606,7 +681,9 @@ def test_agent_has_not_ended_until_its_artifact_is_kept(
 
     monkeypatch.setattr("staging_fsm.effects.shadow.write_durably", refuse)
     with pytest.raises(OSError, match="boom"):
-        records.agent_ended(7, tmp_path, datetime(2026, 1, 1, tzinfo=UTC), opened=True, log=None)
+        records.agent_ended(
+            row, Place(tmp_path, tmp_path), datetime(2026, 1, 1, tzinfo=UTC), opened=True, log=None
+        )
 
     assert records.record(7).agent is None
 

@@ -263,9 +263,9 @@ class StagingRunner:
         """Keep for the shadow how a launch of the LLM agent ended. Never raises."""
         try:
             if self.shadow is not None and self.shadow.is_noted(job_id):
-                place = self.engine.place(self.engine.rows.load(job_id))
-                now = self.engine.clock.now()
-                self.shadow.agent_ended(job_id, place.artifact_dir, now, opened=opened, log=log)
+                row = self.engine.rows.load(job_id)
+                place, now = self.engine.place(row), self.engine.clock.now()
+                self.shadow.agent_ended(row, place, now, opened=opened, log=log)
         except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
             log_error("an agent's end was not noted", job=str(job_id), error=in_words(error))
 

@@ -6,8 +6,9 @@
     attempt.<n>.json    the runner's own attempt, one file for each version
     15-staging-log.md   the runner's own artifact
 
-Each file has one writer and is written once, or replaced as a whole. To the
-engine the records are job rows; the host's rows are neither read nor written.
+A folder is called after its job, and one of a further launch after its number, too.
+Each file has one writer and is written once, or replaced as a whole. To the engine
+the records are job rows; the host's rows are neither read nor written.
 """
 
 import contextlib
@@ -19,13 +20,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import attrs
 import msgspec
 
 from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
-from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, BrokenMetadata, JobRow
+from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, BrokenMetadata, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot, load_snapshot
 from staging_fsm.core.spec import State
 from staging_fsm.core.times import format_time, parse_time
@@ -43,6 +44,8 @@ from staging_fsm.effects.files import (
 #: What is kept of an agent's artifact, and read of the end of its log.
 ARTIFACT_BYTES_MAX: Final = 1024 * 1024
 LOG_TAIL_BYTES: Final = 64 * 1024
+#: What stands between a job's id and the number of a launch after its first.
+_NUMBERED: Final = "~"
 #: The status of a record whose attempt is terminal.
 ENDED: Final = "done"
 
@@ -58,6 +61,11 @@ class Launch:
     repository: str
     launched_at: str
 
+    def is_again(self, other: "Launch") -> bool:
+        """Say whether `other` is of the same job, and not of one that has its id elsewhere."""
+        mine, theirs = ((it.job_id, it.repo, it.work_item, it.repository) for it in (self, other))
+        return mine == theirs
+
 
 @attrs.frozen
 class AgentEnd:
@@ -71,7 +79,10 @@ class AgentEnd:
 
 @attrs.frozen
 class Record:
-    """What is known of one launch. `row` is the runner's own attempt, as a job row."""
+    """What is known of one launch. `row` is the runner's own attempt, as a job row.
+
+    The row's id is the record's, which is the job's for its first launch alone.
+    """
 
     folder: Path
     launch: Launch
@@ -98,41 +109,72 @@ class ShadowRecords:
         """Keep records below `root`, which is made when the first one is written."""
         self.root = root / "launches"
 
-    def folder(self, job_id: Any) -> Path:
-        """Return the folder of a job's record, whatever the host's ids look like."""
-        return self.root / (quote(str(job_id), safe="").replace(".", "%2E") or "%")
+    def folder(self, record_id: Any) -> Path:
+        """Return the folder of a record, whatever the host's ids look like."""
+        return self.root / (quote(str(record_id), safe="").replace(".", "%2E") or "%")
 
     def launched(self, row: JobRow, repository: Path, now: datetime) -> None:
         """Note that `row` went to the LLM agent.
 
         A job that is launched again before its agent has ended is noted anew: its worker or
-        its agent died, and whoever ends was launched on what is checked out now. Afterwards
-        the note stays as it is.
+        its agent died, and whoever ends was launched on what is checked out now. Any other
+        launch has a record of its own, also one of a job with the same id: where databases
+        share a state folder, or give an id that was free again, it is another job.
         """
-        folder = self.folder(row.id)
-        folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         launch = Launch(
             str(row.id), row.repo, row.work_item, row.stage, str(repository), format_time(now)
         )
+        note = msgspec.json.encode(launch)
+        folder = self._under_way(launch)
         # Not synced: a launch must not wait for a disk, and a lost note costs a comparison.
-        note = write_whole if not (folder / "agent.json").exists() else create_whole
-        note(folder / "launch.json", msgspec.json.encode(launch))
+        if folder is not None:
+            write_whole(folder / "launch.json", note)
+            return
+        number = max(self._numbered(launch.job_id), default=1)
+        while not _begin(self.folder(_record_id(launch.job_id, number)), note):
+            number += 1
 
     def is_noted(self, job_id: Any) -> bool:
-        """Say whether a job was launched in shadow mode."""
-        return (self.folder(job_id) / "launch.json").exists()
+        """Say whether a job with this id was launched in shadow mode."""
+        return bool(self._numbered(job_id))
 
     def agent_ended(
-        self, job_id: Any, artifact_dir: Path, now: datetime, *, opened: bool, log: Path | None
+        self, row: JobRow, place: Place, now: datetime, *, opened: bool, log: Path | None
     ) -> None:
-        """Keep how the agent's launch ended: the artifact it left, and its gate's answer."""
-        folder = self.folder(job_id)
-        text = _read_regular(artifact_in(artifact_dir), ARTIFACT_BYTES_MAX)
+        """Keep how the agent's launch ended: the artifact it left, and its gate's answer.
+
+        Does nothing where no launch of `row` is noted whose agent has not ended.
+        """
+        launch = Launch(str(row.id), row.repo, row.work_item, row.stage, str(place.repository), "")
+        folder = self._under_way(launch)
+        if folder is None:
+            return
+        text = _read_regular(artifact_in(place.artifact_dir), ARTIFACT_BYTES_MAX)
         if text is not None:
             write_durably(folder / "agent.md", text)
         tokens = _tokens(read_tail(log, LOG_TAIL_BYTES) if log else b"")
         end = AgentEnd(format_time(now), opened, *tokens)
-        write_durably(folder / "agent.json", msgspec.json.encode(end))
+        create_durably(folder / "agent.json", msgspec.json.encode(end))
+
+    def _under_way(self, launch: Launch) -> Path | None:
+        """Return the last record of such a launch whose agent has not ended, if there is one."""
+        for _, folder in sorted(self._numbered(launch.job_id).items(), reverse=True):
+            with contextlib.suppress(OSError, ValueError):
+                if not _has_ended(folder) and _noted(folder).is_again(launch):
+                    return folder
+        return None
+
+    def _numbered(self, job_id: Any) -> dict[int, Path]:
+        """Return what there is of a job's records by their numbers, and of whose ids look so."""
+        first, further = (self.folder(f"{job_id}{end}").name for end in ("", _NUMBERED))
+        found = {}
+        for folder in self.root.iterdir() if self.root.is_dir() else ():
+            number = folder.name.removeprefix(further)
+            if folder.name == first:
+                found[1] = folder
+            elif number != folder.name and number.isdecimal():
+                found[int(number)] = folder
+        return found
 
     def records(self) -> Iterator[Record]:
         """Yield every record in order of launch; one that cannot be read is left out."""
@@ -156,12 +198,12 @@ class ShadowRecords:
                 if row.document is None or row.status == ENDED:
                     shutil.rmtree(folder)
 
-    def record(self, job_id: Any) -> Record:
-        """Return the record of a job; raises JobNotFoundError."""
+    def record(self, record_id: Any) -> Record:
+        """Return a record, by the id of its row; raises JobNotFoundError."""
         try:
-            return _record(self.folder(job_id))
+            return _record(self.folder(record_id))
         except (OSError, ValueError) as error:
-            message = f"job {job_id} has no record in the shadow: {error}"
+            message = f"job {record_id} has no record in the shadow: {error}"
             raise JobNotFoundError(message) from error
 
     def load(self, job_id: Any) -> JobRow:
@@ -208,8 +250,27 @@ class ShadowRecords:
         return [row for row in rows if repo in (None, row.repo)]
 
 
+def _record_id(job_id: str, number: int) -> str:
+    return job_id if number == 1 else f"{job_id}{_NUMBERED}{number}"
+
+
+def _begin(folder: Path, note: bytes) -> bool:
+    """Begin a record with the note of its launch; False where there is one already."""
+    folder.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    return not _has_ended(folder) and create_whole(folder / "launch.json", note)
+
+
+def _has_ended(folder: Path) -> bool:
+    """Say whether an agent has ended, or an attempt was begun, which is never done before."""
+    return (folder / "agent.json").exists() or _attempt_file(folder, 1).exists()
+
+
+def _noted(folder: Path) -> Launch:
+    return msgspec.json.decode((folder / "launch.json").read_bytes(), type=Launch)
+
+
 def _record(folder: Path) -> Record:
-    launch = msgspec.json.decode((folder / "launch.json").read_bytes(), type=Launch)
+    launch = _noted(folder)
     agent = None
     with contextlib.suppress(FileNotFoundError):
         agent = msgspec.json.decode((folder / "agent.json").read_bytes(), type=AgentEnd)
@@ -249,7 +310,7 @@ def _row(folder: Path, launch: Launch) -> JobRow:
     if snapshot is not None and snapshot.state is not State.DEFERRED:
         status = ENDED if snapshot.is_terminal else RUNNING
     return JobRow(
-        launch.job_id,
+        unquote(folder.name.removesuffix("%")),
         launch.repo,
         launch.work_item,
         # Only launches of our stage are noted, and here it has our own name.
