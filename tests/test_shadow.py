@@ -378,6 +378,41 @@ def test_runner_looks_at_what_the_agent_saw(begin: Begin) -> None:
     assert git(beside.kit.repository, "rev-parse", "HEAD") != wanted
 
 
+@pytest.mark.parametrize("how", ["at the same time", "long before", "amended"])
+def test_commit_of_the_agent_is_not_what_it_was_launched_on(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The runner is on the commit of the launch, whatever date the agent's own commits bear."""
+    beside = begin()
+    job = beside.begin()
+    wanted = git(beside.kit.repository, "rev-parse", "HEAD")
+    launched_at = beside.view()["launched_at"]
+    dates = {"at the same time": launched_at, "long before": "2020-01-01T00:00:00Z"}
+    monkeypatch.setenv("GIT_COMMITTER_DATE", dates.get(how, launched_at))
+    amend = ["--amend"] if how == "amended" else []
+    words = ["--quiet", "--allow-empty", "--message", "Repaired."]
+    git(beside.kit.repository, "commit", *amend, *words)
+    assert beside.host.staging is not None
+    beside.host.staging.agent_ended(job, opened=True)
+    beside.shadow.run_once()
+
+    assert beside.view()["runner"]["revision"] == wanted
+    assert git(beside.kit.repository, "rev-parse", "HEAD") != wanted
+
+
+def test_record_that_does_not_say_its_commit_goes_by_its_time(begin: Begin) -> None:
+    """A launch that an earlier version noted is run on what was checked out at its time."""
+    beside = begin()
+    job = beside.launch()
+    path = beside.shadow.records.folder(job) / "launch.json"
+    note = json.loads(path.read_text())
+    wanted = note.pop("revision")
+    path.write_text(json.dumps(note))
+    beside.shadow.run_once()
+
+    assert beside.view()["runner"]["revision"] == wanted
+
+
 def test_suite_that_needs_the_checkout_is_not_run_beside_the_agent(begin: Begin) -> None:
     """A suite that runs in place would be in the agent's way: it is not run, and that is told."""
     beside = begin(f'{PASSING}\nworkspace = "in-place"')

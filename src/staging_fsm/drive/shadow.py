@@ -9,9 +9,9 @@ only reads. There is no way from here to a host's row, work item or artifact.
 
 import secrets
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -27,7 +27,7 @@ from staging_fsm.drive.planning import read_suites
 from staging_fsm.drive.rulings import Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.journal import log_error
-from staging_fsm.effects.shadow import Record, ShadowRecords
+from staging_fsm.effects.shadow import Launch, Record, ShadowRecords
 from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.effects.worktree import revision_at
 from staging_fsm.host.contract.gate import check_staging_status
@@ -86,8 +86,8 @@ class Shadow:
         """Make every attempt that is due, one after the other; return how many were driven on."""
         if not self.is_on():
             return 0
-        # What an earlier process of the shadow left behind, first.
-        taken_up = len(self._intercept(self.clock.now()).recover())
+        # What an earlier process of the shadow left behind, first: it is bound already.
+        taken_up = len(self._intercept().recover())
         driven = taken_up + sum(self._attempt(record) for record in self.records.records())
         self.records.prune(load_config(self.variables).run_retention_days)
         return driven
@@ -97,10 +97,10 @@ class Shadow:
         is_due = row.not_before is None or row.not_before <= now
         if record.agent is None or row.status != QUEUED or not is_due or not self.is_on():
             return False
-        launched_at = parse_time(record.launch.launched_at)
-        return self._intercept(launched_at).launch(row.id).ruling is Ruling.TAKEN
+        bind = partial(_bound_beside, record.launch)
+        return self._intercept(bind=bind).launch(row.id).ruling is Ruling.TAKEN
 
-    def _intercept(self, launched_at: datetime) -> StagingIntercept:
+    def _intercept(self, **replaced: Any) -> StagingIntercept:
         """Return an intercept over the shadow's own world, and nothing else."""
         records, folder = self.records, StateDir(state_dir(self.variables)).shadow
 
@@ -111,9 +111,6 @@ class Shadow:
         def gate(row: JobRow, tx: object) -> bool:
             del tx  # it moves nothing
             return check_staging_status(records.folder(row.id))
-
-        def bind(repository: Path, suite: SuitePlan) -> str:
-            return _bound_at(repository, suite, launched_at)
 
         own = {
             variable_name("shadow"): "0",
@@ -126,18 +123,21 @@ class Shadow:
             {**self.variables, **own},
             clock=self.clock,
             suites=self.suites,
-            bind=bind,
             # Where a log line tells of an attempt, it must not be taken for one in earnest.
             new_id=lambda: f"shadow-{secrets.token_hex(6)}",
             shadow=None,
+            **replaced,
         )
         intercept.runner.engine.alerts = _Nobody()
         return intercept
 
 
-def _bound_at(repository: Path, suite: SuitePlan, launched_at: datetime) -> str:
+def _bound_beside(launch: Launch, repository: Path, suite: SuitePlan) -> str:
     """Return the commit the agent was launched on; raises RunRefusedError without a worktree."""
-    revision = revision_at(repository, launched_at)
+    # By its time alone for want of a note: a commit may be dated as its author likes.
+    revision = revision_at(repository, parse_time(launch.launched_at))
+    if revision != UNVERSIONED and launch.revision is not None:
+        revision = launch.revision
     if suite.workspace is Workspace.IN_PLACE or revision == UNVERSIONED:
         message = (
             f"a run in {repository} itself would be in the agent's way:"

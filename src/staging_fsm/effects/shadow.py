@@ -25,7 +25,12 @@ from urllib.parse import quote, unquote
 import attrs
 import msgspec
 
-from staging_fsm.core.errors import JobNotFoundError, SnapshotRefusedError, StaleSnapshotError
+from staging_fsm.core.errors import (
+    JobNotFoundError,
+    PreparationError,
+    SnapshotRefusedError,
+    StaleSnapshotError,
+)
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, BrokenMetadata, JobRow, Place
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot, load_snapshot
 from staging_fsm.core.spec import State
@@ -40,6 +45,7 @@ from staging_fsm.effects.files import (
     write_durably,
     write_whole,
 )
+from staging_fsm.effects.worktree import head_revision
 
 #: What is kept of an agent's artifact, and read of the end of its log.
 ARTIFACT_BYTES_MAX: Final = 1024 * 1024
@@ -60,6 +66,8 @@ class Launch:
     stage: str
     repository: str
     launched_at: str
+    #: What was checked out; None where git did not say, and in records that have none.
+    revision: str | None = None
 
     def is_again(self, other: "Launch") -> bool:
         """Say whether `other` is of the same job, and not of one that has its id elsewhere."""
@@ -114,15 +122,24 @@ class ShadowRecords:
         return self.root / (quote(str(record_id), safe="").replace(".", "%2E") or "%")
 
     def launched(self, row: JobRow, repository: Path, now: datetime) -> None:
-        """Note that `row` went to the LLM agent.
+        """Note that `row` went to the LLM agent, which has not begun, and what it will see.
 
         A job that is launched again before its agent has ended is noted anew: its worker or
         its agent died, and whoever ends was launched on what is checked out now. Any other
         launch has a record of its own, also one of a job with the same id: where databases
         share a state folder, or give an id that was free again, it is another job.
         """
+        revision = None
+        with contextlib.suppress(PreparationError, OSError):
+            revision = head_revision(repository)
         launch = Launch(
-            str(row.id), row.repo, row.work_item, row.stage, str(repository), format_time(now)
+            job_id=str(row.id),
+            repo=row.repo,
+            work_item=row.work_item,
+            stage=row.stage,
+            repository=str(repository),
+            launched_at=format_time(now),
+            revision=revision,
         )
         note = msgspec.json.encode(launch)
         folder = self._under_way(launch)
