@@ -689,6 +689,27 @@ def test_damaged_record_is_left_out(tmp_path: Path) -> None:
     assert "no JSON" in views[0]["problem"]
 
 
+def test_damaged_attempt_is_told_as_one(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that cannot be read is waited for no more: the report says so, and counts it."""
+    beside = begin()
+    for work_item in ("WI-1", "WI-2"):
+        job = beside.launch(work_item)
+    beside.shadow.run_once()
+    for path in beside.shadow.records.folder(job).glob("attempt.*.json"):
+        path.write_text("{")
+    view = shadow_view(beside.shadow.records.records())
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_STATE_DIR", str(tmp_path / "state"))
+    told = CliRunner().invoke(main, ["shadow-report"])
+
+    assert (view["counts"]["agreed"], view["counts"]["damaged"]) == (1, 1)
+    assert (view["launches_with_tokens"], view["launches"][1]["runner"]) == (1, None)
+    assert told.exit_code == 0, told.output
+    assert "WI-2 in shop: damaged. the record is no JSON" in told.output
+    assert "0 waiting, 1 damaged" in told.output
+
+
 @pytest.mark.parametrize("job", [".", "..", "", "a/b", "../../etc", "%2E", "7"])
 def test_record_stays_among_the_records(tmp_path: Path, job: str) -> None:
     """Whatever a host's ids look like, each has a folder of its own, directly among the others."""

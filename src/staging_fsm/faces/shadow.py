@@ -27,11 +27,14 @@ class Comparison(StrEnum):
     NO_VERDICT = "no verdict"
     #: The runner had a reason not to run: the record says which.
     NOT_RUN = "not run"
+    #: What the runner noted of its attempt cannot be read: nothing more will come of it.
+    DAMAGED = "damaged"
     #: The agent or the runner is still to come.
     WAITING = "waiting"
 
 
 DISAGREED = (Comparison.AGENT_ALONE_PASSED, Comparison.RUNNER_ALONE_PASSED)
+_UNKNOWN = (Comparison.DAMAGED, Comparison.WAITING)
 _OPENED = {State.ADVANCED: True, State.ROLLED_BACK: False}
 _WITHOUT = {
     State.FAILED_CLOSED: Comparison.NO_VERDICT,
@@ -54,7 +57,7 @@ def compare(record: Record, snapshot: Snapshot | None) -> Comparison:
 def shadow_view(records: Iterable[Record]) -> dict[str, Any]:
     """Return the evidence for throwing the switch, as `shadow-report --json` prints it."""
     launches = [_launch_view(record) for record in records]
-    compared = [launch for launch in launches if launch["comparison"] != Comparison.WAITING]
+    compared = [launch for launch in launches if launch["comparison"] not in _UNKNOWN]
     counts = Counter(launch["comparison"] for launch in launches)
     told = [launch["agent"] for launch in compared if launch["agent"]["output_tokens"] is not None]
     return {
@@ -83,7 +86,7 @@ def _launch_view(record: Record) -> dict[str, Any]:
         "repo": launch.repo,
         "work_item": launch.work_item,
         "launched_at": launch.launched_at,
-        "comparison": str(compare(record, snapshot)),
+        "comparison": str(Comparison.DAMAGED if problem else compare(record, snapshot)),
         "agent": _agent_view(record),
         "runner": _runner_view(record, snapshot),
         "problem": problem,

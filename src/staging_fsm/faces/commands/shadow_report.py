@@ -34,6 +34,9 @@ def shadow_report(*, as_json: bool) -> None:
     for launch in view["launches"]:
         if launch["comparison"] in DISAGREED:
             _print_disagreement(console, launch)
+        elif launch["comparison"] == Comparison.DAMAGED:
+            title = f"{launch['work_item']} in {launch['repo']}: damaged. {launch['problem']}."
+            console.print(Text(f"\n{visible(title)}"), soft_wrap=True)
     for line in _summary(view):
         console.print(line, soft_wrap=True)
 
@@ -78,10 +81,10 @@ def _summary(view: dict[str, Any]) -> Iterator[str]:
             f"{view['input_tokens']:,} tokens in and {view['output_tokens']:,} out,"
             f" as {view['launches_with_tokens']} launches tell"
         )
-    rest = ", ".join(
-        f"{counts[kind]} {kind}"
-        for kind in (Comparison.NO_VERDICT, Comparison.NOT_RUN, Comparison.WAITING)
-    )
+    others = [Comparison.NO_VERDICT, Comparison.NOT_RUN, Comparison.WAITING]
+    if counts[Comparison.DAMAGED]:
+        others.append(Comparison.DAMAGED)
+    rest = ", ".join(f"{counts[kind]} {kind}" for kind in others)
     yield ""
     yield (
         f"{compared} compared: {counts[Comparison.AGREED]} agreed, {disagreed} disagreed;"
