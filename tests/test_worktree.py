@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,72 @@ def test_machine_without_git_binds_no_repository(
     assert head_revision(tmp_path / "folder") == UNVERSIONED
     with pytest.raises(PreparationError, match="no git on the PATH"):
         bind_revision(site.repository, IN_PLACE)
+
+
+def test_machine_without_git_binds_no_part_of_a_repository(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where git is not installed nobody knows what a repository has of a folder in it."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    with pytest.raises(PreparationError, match=r"is in the git repository .*: install it"):
+        bind_revision(site.repository / "docs", IN_PLACE)
+
+
+def break_off_the_index(repository: Path) -> None:
+    """Leave of the index what a full disk would."""
+    index = repository / ".git" / "index"
+    index.write_bytes(index.read_bytes()[:20])
+
+
+def lose_the_repository(repository: Path) -> None:
+    """Leave a work tree of a repository that is not there."""
+    shutil.rmtree(repository / ".git")
+    (repository / ".git").write_text(f"gitdir: {repository}/lost.git/worktrees/shop\n")
+
+
+def give_away(repository: Path) -> None:
+    """Make the repository another user's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a folder away")
+    for path in (repository, repository / ".git"):
+        os.chown(path, 65534, 65534)
+
+
+@pytest.mark.parametrize("damage", [break_off_the_index, lose_the_repository, give_away])
+@pytest.mark.parametrize("name", ["docs", "build"])
+def test_part_of_a_repository_that_does_not_answer_is_not_unversioned(
+    site: Site, name: str, damage: Callable[[Path], None]
+) -> None:
+    """Where git does not say what it has of a folder, nobody runs it as one without a commit."""
+    (site.repository / "build").mkdir()
+    damage(site.repository)
+
+    with pytest.raises(PreparationError, match=r"is in the git repository .* cannot be read: \w"):
+        bind_revision(site.repository / name, IN_PLACE)
+
+
+def test_part_of_a_repository_without_an_index_is_not_unversioned(site: Site) -> None:
+    """What the commit has of a folder is there, though git's list of files is lost."""
+    (site.repository / ".git" / "index").unlink()
+
+    with pytest.raises(PreparationError, match="is a part of the git repository"):
+        bind_revision(site.repository / "docs", IN_PLACE)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("name", ["docs", "build"])
+def test_folder_of_a_repository_is_one_on_another_file_system_too(site: Site, name: str) -> None:
+    """A folder on which something is mounted is judged like any other of its repository."""
+    folder = site.repository / name
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder], check=True)
+
+    if name == "build":
+        assert bind_revision(folder, IN_PLACE) == UNVERSIONED
+        return
+    with pytest.raises(PreparationError, match="is a part of the git repository"):
+        bind_revision(folder, IN_PLACE)
 
 
 def test_repository_whose_files_are_elsewhere_is_refused(site: Site, tmp_path: Path) -> None:

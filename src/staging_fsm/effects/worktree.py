@@ -45,6 +45,8 @@ _UNATTENDED: Final = {
     "GIT_TERMINAL_PROMPT": "0",
     # A commit is what its digest says, not what somebody has put in its place.
     "GIT_NO_REPLACE_OBJECTS": "1",
+    # A folder on which something is mounted belongs to the repository above it all the same.
+    "GIT_DISCOVERY_ACROSS_FILESYSTEM": "1",
     "LC_ALL": "C",
 }
 #: The work items' folders are where artifacts are written: they are not under test.
@@ -148,8 +150,8 @@ def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
 def is_versioned(repository: Path) -> bool:
     """Say whether `repository` is the top of a git work tree; if not, it is in none.
 
-    Raises PreparationError where there is a `.git`, but no git or none that answers, no
-    commit, or another folder that git takes for the top: who meant to bind a run to a
+    Raises PreparationError where there is a `.git`, in it or above it, but no git or none that
+    answers, no commit, or another folder that git takes for the top: who meant to bind a run to a
     commit gets none that is bound to nothing.
     """
     if not os.path.lexists(repository / ".git"):
@@ -201,8 +203,8 @@ def _refuse_part_of_repository(folder: Path) -> None:
     """Raise PreparationError for a folder of a git work tree, which is on a commit all the same.
 
     One that git has nothing of, such as a build folder, is on none, unless that is so of all
-    that the repository has. A bare repository and what lies in one is refused, too: its
-    commits are there, their files are not.
+    that the repository has; where git does not say, nobody knows. A bare repository and what
+    lies in one is refused, too: its commits are there, their files are not.
     """
     if _is_bare(folder):
         message = f"{folder} is a bare git repository, without files to run: name a work tree of it"
@@ -229,22 +231,42 @@ def _is_bare(folder: Path) -> bool:
 
 def _refuse_part_of_work_tree(folder: Path, top: Path) -> None:
     if shutil.which("git") is None:
-        return
-    listed = run_git(folder, "ls-files", "-z", "--", ".")
-    if listed.returncode != 0:
-        return
-    if listed.stdout:
+        message = (
+            f"{folder} is in the git repository {top}, and there is no git on the PATH: install it"
+        )
+        raise PreparationError(message)
+    listed = _answer_in(folder, top, "ls-files", "-z", "--", ".")
+    if not listed:
+        if run_git(folder, "rev-parse", "--verify", "--quiet", "HEAD").returncode != 0:
+            message = (
+                f"{folder} is a part of the git repository {top}, which is on no commit:"
+                " commit there what is to be run"
+            )
+            raise PreparationError(message)
+        # An index that is gone lists nothing either, and the commit has the files all the same.
+        listed = _answer_in(folder, top, "ls-tree", "-z", "HEAD")
+    if listed:
         message = (
             f"{folder} is a part of the git repository {top}: name that one, and have"
             " the suite change into the folder"
         )
         raise PreparationError(message)
-    if run_git(folder, "rev-parse", "--verify", "--quiet", "HEAD").returncode != 0:
+
+
+def _answer_in(folder: Path, top: Path, *arguments: str) -> str:
+    """Return what git prints in a folder of the work tree `top`.
+
+    Raises PreparationError where it does not answer: of what cannot be read nobody knows
+    that there is nothing.
+    """
+    found = run_git(folder, *arguments)
+    if found.returncode != 0:
         message = (
-            f"{folder} is a part of the git repository {top}, which is on no commit:"
-            " commit there what is to be run"
+            f"{folder} is in the git repository {top}, and what that has of it cannot be read:"
+            f" {found.stderr.strip()}"
         )
         raise PreparationError(message)
+    return found.stdout
 
 
 def head_revision(repository: Path) -> str:
