@@ -1235,7 +1235,11 @@ def test_doctor_names_what_is_missing(shell: Shell) -> None:
         ("empty", "warning", "the database PATH is empty: look whether its address is right"),
         ("another's", "failed", "the database PATH has no table 'jobs': it is another one"),
         ("older", "failed", "the database PATH is of another version, or another's"),
-        ("unwritable", "failed", "the database cannot be reached: attempt to write a readonly"),
+        (
+            "unwritable",
+            "failed",
+            "the database PATH cannot be reached: attempt to write a readonly",
+        ),
         ("ours", "ok", "sqlite:///PATH"),
     ],
 )
@@ -1480,7 +1484,8 @@ def test_file_that_is_no_database_is_a_sentence(shell: Shell, tmp_path: Path) ->
     ended = shell.call("queue", "--db", f"sqlite:///{tmp_path}/letter")
 
     assert ended.returncode == ExitCode.DECLINED
-    assert ended.stderr == ("staging-fsm: the database cannot be reached: file is not a database\n")
+    words = f"the database {tmp_path}/letter cannot be reached: file is not a database"
+    assert ended.stderr == f"staging-fsm: {words}\n"
 
 
 def test_worker_runs_the_finalizer_after_a_pass(shell: Shell) -> None:
@@ -1505,8 +1510,13 @@ def test_worker_says_what_it_could_not_launch(shell: Shell) -> None:
         assert "1 more could not be launched: the next worker tries them again" in ended.stderr
 
 
-def test_demo_goes_three_ways(shell: Shell) -> None:
+def test_demo_goes_three_ways(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The demo ends its three ways, each with its artifact, and what it says to type works."""
+    temporary = tmp_path / "100%2F"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     ended = shell.call("demo")
 
     assert ended.returncode == 0, ended.stdout + ended.stderr

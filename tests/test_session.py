@@ -269,6 +269,20 @@ def test_address_of_the_option_goes_before_that_of_the_environment(tmp_path: Pat
     assert str(open_session(None, told).store.engine.url) == said
 
 
+@pytest.mark.parametrize("name", ["team%2Fshop", "100%", "what?one", "a#b", "a b", "é", "a:b@c"])
+def test_database_lies_in_the_state_folder_whatever_that_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    """The embedded database is in its own state folder, and no other folder has it too."""
+    root = tmp_path / name
+    opened = open_session(None, variables(str(root)))
+
+    assert [*tmp_path.rglob("*.db")] == [root / "orchestrator.db"]
+    assert [*tmp_path.iterdir()] == [root]
+    again = open_session(None, variables(str(root)), create=False, only_to_look=True)
+    assert again.store.engine.url == opened.store.engine.url
+
+
 def test_database_that_is_to_be_read_has_to_be_there(tmp_path: Path) -> None:
     """Whoever named it, an address of nothing is refused where something is to be seen."""
     url = f"sqlite:///{tmp_path}/mistyped.db"

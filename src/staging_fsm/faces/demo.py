@@ -25,6 +25,7 @@ from staging_fsm.faces.progress import Progress
 from staging_fsm.faces.session import (
     AttemptDriver,
     Session,
+    address_of,
     one_suite,
     open_session,
     staging_job,
@@ -118,7 +119,7 @@ def run_demo(console: Console) -> bool:
     """
     require_extra("demo")
     folder = Path(tempfile.mkdtemp(prefix="staging-fsm-demo-"))
-    session = open_session(f"sqlite:///{folder / 'orchestrator.db'}", _variables(folder))
+    session = open_session(address_of(folder / "orchestrator.db"), _variables(folder))
     repository = folder / "shop"
     # A template is for a person's own repositories: its hooks and ignored files are not ours.
     _git(folder, "init", "--quiet", "--template=", "--initial-branch=main", str(repository))
@@ -175,7 +176,7 @@ def _summary(console: Console, folder: Path, views: list[dict[str, Any]]) -> Non
     installed = Path(sys.executable).with_name("staging-fsm")
     command = "staging-fsm" if shutil.which("staging-fsm") else installed
     console.print(
-        f"Look again: {command} show 1 --db sqlite:///{folder / 'orchestrator.db'}",
+        f"Look again: {command} show 1 --db {address_of(folder / 'orchestrator.db')}",
         soft_wrap=True,
     )
 

@@ -77,7 +77,7 @@ class Session:
 
         Raises RefusedError where a table or a column is missing, or nothing can be written.
         """
-        with _reaching():
+        with _reaching(self.store.engine.url):
             self.store.check_schema()
             self.store.check_writable()
 
@@ -100,8 +100,14 @@ class Session:
         return None if item is None else item.stage
 
 
+def address_of(file: Path) -> sa.URL:
+    """Return the address of a database that is a file, whatever the file is called."""
+    # As a text with % or ? in it, it would be read as that of another file.
+    return sa.URL.create("sqlite", database=str(file))
+
+
 def open_session(
-    db_url: str | None,
+    db_url: str | sa.URL | None,
     variables: Mapping[str, str] | None = None,
     *,
     create: bool = True,
@@ -120,7 +126,7 @@ def open_session(
     refuse_unknown_home(variables)
     state = _state_folder(variables)
     settings = load_host_settings(variables)
-    url = db_url or settings.db_url or f"sqlite:///{state.database}"
+    url = db_url or settings.db_url or address_of(state.database)
     store = SqlHostStore(_database(url, only_to_look=only_to_look))
     _look_for_tables(store, create=create, only_to_look=only_to_look)
     return Session(
@@ -162,7 +168,7 @@ def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -
     if not create and file and not Path(file).exists():
         message = f"there is no database at {file}"
         raise NoDatabaseError(message)
-    with _reaching():
+    with _reaching(address):
         if create and only_to_look and file and not Path(file).exists():
             # Who only looks makes no file, also where that may be made.
             maker = SqlHostStore(open_database(address))
@@ -181,17 +187,19 @@ def _look_for_tables(store: SqlHostStore, *, create: bool, only_to_look: bool) -
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def _reaching(address: sa.URL) -> Iterator[None]:
     """Turn what a database answers that cannot be used into RefusedError."""
     try:
         yield
     except sa.exc.DatabaseError as error:
-        message = f"the database cannot be reached: {str(error.orig).strip()}"
+        file = file_of(address)
+        named = f"the database {file}" if file else "the database"
+        message = f"{named} cannot be reached: {str(error.orig).strip()}"
         raise RefusedError(message) from error
 
 
-def _database(url: str, *, only_to_look: bool) -> Engine:
-    if url.startswith("postgresql"):
+def _database(url: str | sa.URL, *, only_to_look: bool) -> Engine:
+    if str(url).startswith("postgresql"):
         require_extra("postgres")
     try:
         return open_database(url, only_to_look=only_to_look)
