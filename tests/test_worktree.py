@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from staging_fsm.core.outcome import RunFacts, Supervision
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunOrder
 from staging_fsm.effects import worktree
+from staging_fsm.effects.processes import start_ticks
 from staging_fsm.effects.run_folder import RunFolder
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
@@ -732,22 +734,94 @@ def test_folder_that_an_order_names_is_not_removed(site: Site, tmp_path: Path) -
     assert not os.path.lexists(site.checkout)
 
 
+@pytest.mark.parametrize(
+    ("interruption", "met"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (SystemExit(), SystemExit),
+        (subprocess.TimeoutExpired("git", 300), PreparationError),
+    ],
+)
 def test_git_of_a_worker_that_is_interrupted_is_ended(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: BaseException,
+    met: type[BaseException],
 ) -> None:
-    """Whoever interrupts a worker while git works leaves no git behind."""
+    """Whoever interrupts a worker while git works leaves neither git nor a program of its."""
     children: list[subprocess.Popen[bytes]] = []
+    pid = tmp_path / "pid"
 
     def interrupted(child: subprocess.Popen[bytes], **_: object) -> None:
         children.append(child)
-        raise KeyboardInterrupt
+        await_that(pid.exists)
+        raise interruption
 
     monkeypatch.setattr(worktree._Child, "communicate", interrupted)
-    slow = ("-c", "alias.slow=!exec sleep 600", "slow")
-    with pytest.raises(KeyboardInterrupt):
-        run_git(site.repository, *slow)
+    script = f"echo $$ > {pid}.new; mv {pid}.new {pid}; sleep 600"
+    with pytest.raises(met):
+        run_git(site.repository, "-c", f"alias.slow=!{script}", "slow")
 
-    assert children[0].returncode == -signal.SIGKILL
+    await_that(lambda: start_ticks(int(pid.read_text())) is None)
+    await_that(lambda: children[0].poll() == -signal.SIGKILL)
+
+
+def slow_filter(site: Site, pid: Path) -> str:
+    """Commit a file whose filter never ends and writes its number to `pid`; return the commit."""
+    script = f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600"
+    git(site.repository, "config", "filter.slow.smudge", script)
+    return commit(site.repository, ".gitattributes", "*.py filter=slow\n")
+
+
+def test_git_of_a_lost_run_is_ended(site: Site, tmp_path: Path) -> None:
+    """Where a worker was killed in a checkout, whoever takes the run up ends git and its filter."""
+    pid = tmp_path / "pid"
+    revision = slow_filter(site, pid)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from staging_fsm.core.plan import SuitePlan\n"
+        "from staging_fsm.core.ports import RunOrder\n"
+        "from staging_fsm.effects.state_dir import StateDir\n"
+        "from staging_fsm.effects.suite import LocalSuites\n"
+        "state, repository, run, revision = sys.argv[1:]\n"
+        "order = RunOrder(run, Path(repository), revision, SuitePlan(('true',)))\n"
+        "LocalSuites(StateDir(Path(state))).start(order)\n"
+    )
+    told = [str(site.state.root), str(site.repository), RUN, revision]
+    with subprocess.Popen([sys.executable, "-c", code, *told]) as worker:
+        await_that(pid.exists)
+        worker.kill()
+    site.suites.reap(RUN)
+
+    assert start_ticks(int(pid.read_text())) is None
+    assert not site.checkout.exists()
+
+
+def test_checkout_of_a_run_that_was_cancelled_is_not_tried_again(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout whose git was killed ends there: nobody was in its way."""
+    pid, asked = tmp_path / "pid", []
+    revision = slow_filter(site, pid)
+
+    def count(*arguments: Any, **how: Any) -> "subprocess.CompletedProcess[str]":
+        asked.extend(["add"] * ("add" in arguments))
+        return run_git(*arguments, **how)
+
+    def cancelled() -> None:
+        await_that(pid.exists)
+        site.suites.reap(RUN)
+
+    monkeypatch.setattr(worktree, "run_git", count)
+    with ThreadPoolExecutor() as threads:
+        cancelling = threads.submit(cancelled)
+        with pytest.raises(PreparationError, match="cannot be checked out"):
+            site.start("true", revision)
+        cancelling.result()
+
+    assert asked == ["add"]
+    assert start_ticks(int(pid.read_text())) is None
 
 
 def test_further_checkout_is_of_the_whole_commit(
@@ -1145,15 +1219,11 @@ def test_git_that_hangs_is_given_up(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkout whose filter hangs is a preparation error, though the filter holds the output."""
-    filter_pid = tmp_path / "pid"
-    script = f"echo $$ > {filter_pid}; exec sleep 600"
-    git(site.repository, "config", "filter.slow.smudge", script)
-    revision = commit(site.repository, ".gitattributes", "*.py filter=slow\n")
+    revision = slow_filter(site, tmp_path / "pid")
     monkeypatch.setattr(worktree, "GIT_TIMEOUT_SECONDS", 1.0)
 
-    with pytest.raises(PreparationError, match="git could not be run"):
+    with pytest.raises(PreparationError, match=r"the checkout of \w+ took longer than 1 s: a filt"):
         site.start("true", revision)
-    os.kill(int(filter_pid.read_text()), signal.SIGKILL)
 
 
 def test_git_that_closes_its_output_and_does_not_end_is_given_up(
@@ -1166,7 +1236,7 @@ def test_git_that_closes_its_output_and_does_not_end_is_given_up(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(worktree, "GIT_TIMEOUT_SECONDS", 0.1)
 
-    with pytest.raises(PreparationError, match="timed out"):
+    with pytest.raises(PreparationError, match=r"git took longer than 0\.1 s in .*, and was ended"):
         tracked_changes(tmp_path, filtered=True)
 
 

@@ -123,7 +123,7 @@ class LocalSuites:
             message = f"{tree} is not as it was bound: {how} {order.revision}"
             raise PreparationError(message)
         if not in_place:
-            worktree.add_worktree(order.repository, order.revision, tree)
+            worktree.add_worktree(order.repository, order.revision, tree, order.run_id)
             written = attrs.evolve(
                 written,
                 # Attributes that the committed files contradict make even a fresh checkout differ.

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -19,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from staging_fsm.core.errors import PreparationError, RunRefusedError
-from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
+from staging_fsm.core.plan import RUN_VARIABLE, UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.effects.files import read_tail
 from staging_fsm.effects.folders import is_all_ours, remove_folder
 from staging_fsm.effects.processes import status_at_end
@@ -82,6 +83,8 @@ _PATHS_AT_ONCE: Final = 500
 _HEAD_ENTRIES_MAX: Final = 1000
 #: How often, and after what pause, a checkout is tried again that git could not make.
 _FURTHER_TRIES, _TRY_SECONDS = 3, 0.1
+#: Git's own exit codes end here; beyond are those of a program of its that a signal ended.
+_EXIT_CODE_OF_GIT_MAX: Final = 128
 NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -90,12 +93,14 @@ def run_git(
     *arguments: str,
     settings: Mapping[str, str] = NO_SETTINGS,
     alone: bool = False,
+    run_id: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run git in `folder`, whatever it answers; `settings` go over those of the repository.
 
-    `alone` it reaches no remote. What it prints is as it printed it: the name of a file may
-    hold any byte. Raises PreparationError if it cannot be run, or if nobody can tell how it
-    ended.
+    `alone` it reaches no remote. Of a run, `run_id`, whoever sweeps that finds it, and what it
+    has started. What it prints is as it printed it: the name of a file may hold any byte.
+    Raises PreparationError if it cannot be run, or if nobody can tell how it ended: a
+    GitTooSlowError if it was ended past its limit, with what it has started.
     """
     environment = {
         name: value
@@ -103,15 +108,22 @@ def run_git(
         if not name.startswith(_NOT_PASSED_ON) or name in _CREDENTIALS
     }
     command = ["git", *_QUIET, "-C", str(folder), *arguments]
+    mark = {} if run_id is None else {RUN_VARIABLE: run_id}
+    own = _UNATTENDED | _as_variables(settings) | (_ALONE if alone else {}) | mark
     try:
         with _Child(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment | _UNATTENDED | _as_variables(settings) | (_ALONE if alone else {}),
+            env=environment | own,
+            # Its filters are to end with it. No terminal's Ctrl-C reaches them there: we do.
+            start_new_session=True,
         ) as child:
             out, err = child.communicate(timeout=GIT_TIMEOUT_SECONDS)
+    except (TimeoutError, subprocess.TimeoutExpired) as error:
+        message = f"git took longer than {GIT_TIMEOUT_SECONDS:g} s in {folder}, and was ended"
+        raise GitTooSlowError(message) from error
     except (OSError, subprocess.SubprocessError) as error:
         message = f"git could not be run in {folder}: {error}"
         raise PreparationError(message) from error
@@ -119,17 +131,31 @@ def run_git(
     return subprocess.CompletedProcess(command, child.returncode, os.fsdecode(out), said)
 
 
+class GitTooSlowError(PreparationError):
+    """Git took longer than it may."""
+
+
 class _Child(subprocess.Popen[bytes]):
     """A process whose end is known, or an error: to Popen one that others reaped exited with 0.
 
-    Whoever is interrupted, at whatever moment, kills it and does not wait for it.
+    It leads a session. Whoever is interrupted, at whatever moment, kills it with all that
+    is in its group, and does not wait for it.
     """
 
     def __exit__(self, *error: Any) -> None:
         """Wait for the end; kill first where an exception is under way."""
         if error[0] is not None:
+            self._kill_group()
             self.kill()
         super().__exit__(*error)
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError, ChildProcessError):
+            if self.returncode is None:
+                # One that others reaped may have left its number to a stranger's group.
+                with contextlib.suppress(TimeoutError):
+                    status_at_end(self.pid, 0.0)
+                os.killpg(self.pid, signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit status; raises as `status_at_end`."""
@@ -475,25 +501,38 @@ def bind_revision(repository: Path, suite: SuitePlan) -> str:
     return revision
 
 
-def add_worktree(repository: Path, revision: str, target: Path) -> None:
-    """Check all of `revision` out into the new folder `target`, detached.
+def add_worktree(repository: Path, revision: str, target: Path, run_id: str | None = None) -> None:
+    """Check all of `revision` out into the new folder `target`, detached; for a run, if any.
 
     Raises PreparationError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"core.sparseCheckout": "false"}
-    add = ("worktree", "add", "--detach", "--force", str(target), revision)
-    found = run_git(repository, *add, settings=whole)
+    found = _add(repository, revision, target, run_id)
     for _ in range(_FURTHER_TRIES):
-        if found.returncode == 0:
-            return
+        # One that was killed had nobody in its way: its run was cancelled, or is lost.
+        if found.returncode == 0 or not 0 < found.returncode <= _EXIT_CODE_OF_GIT_MAX:
+            break
         # Git reads its notes of every checkout, also one that another process is just making.
         time.sleep(_TRY_SECONDS)
         remove_worktree(repository, target)
-        found = run_git(repository, *add, settings=whole)
+        found = _add(repository, revision, target, run_id)
     if found.returncode != 0:
         message = f"revision {revision} cannot be checked out: {found.stderr.strip()[-500:]}"
         raise PreparationError(message)
+
+
+def _add(
+    repository: Path, revision: str, target: Path, run_id: str | None
+) -> subprocess.CompletedProcess[str]:
+    add = ("worktree", "add", "--detach", "--force", str(target), revision)
+    try:
+        return run_git(repository, *add, settings={"core.sparseCheckout": "false"}, run_id=run_id)
+    except GitTooSlowError as error:
+        message = (
+            f"the checkout of {revision} took longer than {GIT_TIMEOUT_SECONDS:g} s: a filter"
+            " such as Git LFS, or a slow disk"
+        )
+        raise PreparationError(message) from error
 
 
 def remove_worktree(repository: Path, target: Path) -> None:
