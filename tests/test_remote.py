@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from hosts import git
 from staging_fsm.core.errors import PreparationError, StagingError
 from staging_fsm.effects.remote import PUSH_TRIES, Mirror
+from staging_fsm.effects.worktree import run_git
 
 BRANCH = "WI-1"
 PAPERS = {"docs/work-items/WI-1/15-staging-log.md": b"---\nstaging_status: SUCCESS\n---\n"}
@@ -125,6 +127,105 @@ def test_operator_says_how_a_remote_is_reached(
     mirror = Mirror.below(tmp_path / "mirrors", "shop", f"ssh://nowhere.invalid{site.remote}")
 
     assert mirror.head(BRANCH) == site.remote_head()
+
+
+def test_operator_may_say_that_a_remote_is_elsewhere(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting in variables that leads to the remote is heeded, though others are left out."""
+    address = "https://nowhere.invalid/shop.git"
+    told = [("core.hooksPath", "/dev"), (f"url.file://{site.remote}.insteadOf", address)]
+    monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(told)))
+    for number, (key, value) in enumerate(told):
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", key)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", value)
+    mirror = Mirror.below(tmp_path / "mirrors", "shop", address)
+
+    assert mirror.head(BRANCH) == site.remote_head()
+
+
+def gits_variables(folder: Path, **how: Any) -> dict[str, str]:
+    """Return what git has in its environment."""
+    said = run_git(folder, "-c", "alias.variables=!env -0", "variables", **how).stdout
+    return dict(line.split("=", 1) for line in said.split("\0") if line)
+
+
+@pytest.mark.parametrize(
+    ("variable", "passes"),
+    [
+        *((f"GIT_SSL_{name}", True) for name in ("CAINFO", "CAPATH", "CERT", "KEY")),
+        ("GIT_SSL_NO_VERIFY", False),
+        *((f"GIT_{name}", True) for name in ("PROXY_COMMAND", "PROXY_SSL_CAINFO", "ASKPASS")),
+        *((f"GIT_{name}", True) for name in ("HTTP_LOW_SPEED_TIME", "HTTP_USER_AGENT")),
+        *((f"GIT_{name}", True) for name in ("SSH_VARIANT", "LFS_SKIP_SMUDGE")),
+        *((f"GIT_{name}", False) for name in ("CONFIG_GLOBAL", "CONFIG_SYSTEM", "NAMESPACE")),
+        *(
+            (f"GIT_{name}", False)
+            for name in ("OBJECT_DIRECTORY", "ATTR_SOURCE", "LITERAL_PATHSPECS")
+        ),
+        ("HTTPS_PROXY", True),
+        ("ORCH_GIT_SSL_CAINFO", False),
+    ],
+)
+def test_variables_that_say_how_a_remote_is_reached_come_to_git(
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, variable: str, passes: bool
+) -> None:
+    """The operator's certificates, proxies and the like come to git; what changes a tree does not.
+
+    Nor does the one that has whoever answers pass for the remote.
+    """
+    monkeypatch.setenv(variable, "/what the operator says")
+
+    assert (variable in gits_variables(site.clone)) == passes
+
+
+@pytest.mark.parametrize(
+    ("key", "passes"),
+    [
+        ("http.extraHeader", True),
+        ("http.https://git.example/.sslCAInfo", True),
+        ("HTTP.proxy", True),
+        ("credential.helper", True),
+        ("credential.https://git.example.username", True),
+        ("url.https://a/.pushInsteadOf", True),
+        ("core.sshCommand", True),
+        ("http.sslVerify", False),
+        ("http.https://git.example/.SSLVERIFY", False),
+        ("safe.directory", False),
+        ("core.autocrlf", False),
+        ("core.attributesFile", False),
+        ("filter.http.smudge", False),
+        ("include.path", False),
+        ("includeIf.gitdir:http.path", False),
+        ("protocol.allow", False),
+    ],
+)
+def test_settings_in_variables_are_of_the_way_to_a_remote_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, key: str, passes: bool
+) -> None:
+    """Of settings in variables those reach git that are of the way to a remote, ours after them."""
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", key)
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "theirs")
+    found = gits_variables(site.clone, settings={"filter.x.clean": ""})
+    pairs = [
+        (found[f"GIT_CONFIG_KEY_{number}"], found[f"GIT_CONFIG_VALUE_{number}"])
+        for number in range(int(found["GIT_CONFIG_COUNT"]))
+    ]
+
+    assert pairs == [(key, "theirs")] * passes + [("filter.x.clean", "")]
+
+
+@pytest.mark.parametrize("count", ["", "-1", "many", "2", "9" * 30])
+def test_settings_in_variables_that_are_broken_off_stop_no_git(
+    site: Site, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    """Where the settings in variables are not those that are counted, git answers all the same."""
+    monkeypatch.setenv("GIT_CONFIG_COUNT", count)
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.proxy")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "")
+
+    assert run_git(site.clone, "rev-parse", "HEAD").returncode == 0
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ transport to a remote, and none of a submodule either.
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -40,7 +41,17 @@ _QUIET: Final = (
 #: How a remote may be reached is the operator's to say; everything else of git's is ours, and
 #: what is the orchestrator's own is nothing to a repository's filters.
 _NOT_PASSED_ON: Final = ("GIT_", "ORCH_")
-_CREDENTIALS: Final = frozenset({"GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS"})
+_REACHING: Final = frozenset(
+    {"GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT", "GIT_ASKPASS", "GIT_LFS_SKIP_SMUDGE"}
+)
+_REACHING_BEGIN: Final = ("GIT_SSL_", "GIT_HTTP_", "GIT_PROXY_")
+#: Whoever may be anybody is no remote: not by a variable, and not by a setting in one.
+_UNVERIFIED: Final = ("GIT_SSL_NO_VERIFY", "sslverify")
+#: What may be set in variables.
+_REACHING_SETTINGS: Final = re.compile(
+    r"(http|credential)\..+|url\..+\.(push)?insteadof|core\.sshcommand",
+    re.IGNORECASE | re.DOTALL,
+)
 _UNATTENDED: Final = {
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_TERMINAL_PROMPT": "0",
@@ -102,21 +113,16 @@ def run_git(
     Raises PreparationError if it cannot be run, or if nobody can tell how it ended: a
     GitTooSlowError if it was ended past its limit, with what it has started.
     """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(_NOT_PASSED_ON) or name in _CREDENTIALS
-    }
     command = ["git", *_QUIET, "-C", str(folder), *arguments]
     mark = {} if run_id is None else {RUN_VARIABLE: run_id}
-    own = _UNATTENDED | _as_variables(settings) | (_ALONE if alone else {}) | mark
+    own = _UNATTENDED | (_ALONE if alone else {}) | mark
     try:
         with _Child(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment | own,
+            env=_variables(settings) | own,
             # Its filters are to end with it. No terminal's Ctrl-C reaches them there: we do.
             start_new_session=True,
         ) as child:
@@ -165,12 +171,38 @@ class _Child(subprocess.Popen[bytes]):
         return super().wait(timeout)
 
 
-def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
+def _variables(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a git: the worker's that are for it, and settings, ours last."""
+    passed = {name: value for name, value in os.environ.items() if _is_passed_on(name)}
     # Not by -c: the name of a filter may hold an equals sign.
-    variables = {"GIT_CONFIG_COUNT": str(len(settings))} if settings else {}
-    for number, (key, value) in enumerate(settings.items()):
-        variables |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return variables
+    pairs = [*_operators_settings(), *settings.items()]
+    if pairs:
+        passed["GIT_CONFIG_COUNT"] = str(len(pairs))
+    for number, (key, value) in enumerate(pairs):
+        passed |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return passed
+
+
+def _is_passed_on(name: str) -> bool:
+    reaches = name in _REACHING or name.startswith(_REACHING_BEGIN)
+    return not name.startswith(_NOT_PASSED_ON) or (reaches and name not in _UNVERIFIED)
+
+
+def _operators_settings() -> Iterator[tuple[str, str]]:
+    """Yield the settings in variables that say how a remote is reached, and no others.
+
+    See https://git-scm.com/docs/git-config#Documentation/git-config.txt-GITCONFIGCOUNT.
+    """
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
+    for number in range(int(count) if count.isdecimal() else 0):
+        key = os.environ.get(f"GIT_CONFIG_KEY_{number}")
+        value = os.environ.get(f"GIT_CONFIG_VALUE_{number}")
+        if key is None or value is None:
+            # Git itself would refuse to do anything.
+            return
+        verified = key.rpartition(".")[2].lower() not in _UNVERIFIED
+        if verified and _REACHING_SETTINGS.fullmatch(key):
+            yield key, value
 
 
 def is_versioned(repository: Path) -> bool:
