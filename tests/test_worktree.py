@@ -642,6 +642,59 @@ def test_sparse_checkout_is_a_tree_like_any_other(site: Site) -> None:
     assert not site.run("true", workspace=Workspace.IN_PLACE).tree_changed
 
 
+@pytest.mark.parametrize(
+    ("kept", "workspace", "told"),
+    [
+        ("docs", Workspace.IN_PLACE, "1 tracked file of the commit is not in the tree (sparse"),
+        ("other", Workspace.IN_PLACE, "2 tracked files of the commit are not in the tree (sparse"),
+        ("other", Workspace.WORKTREE, None),
+    ],
+)
+def test_run_on_a_part_of_the_commit_says_so(
+    site: Site, kept: str, workspace: Workspace, told: str | None
+) -> None:
+    """A run in place says how many files a sparse checkout has left out; a worktree has all."""
+    git(site.repository, "sparse-checkout", "set", "--no-cone", f"/{kept}/")
+    left_out = git(site.repository, "ls-files", "-t").splitlines()
+    assert "S shop.py" in left_out
+    site.start("true", workspace=workspace)
+    report = site.suites.await_report(RUN)
+
+    assert not report.facts.tree_changed
+    assert report.detail == (told and f"{told} checkout)")
+
+
+@pytest.mark.parametrize("workspace", Workspace)
+@pytest.mark.parametrize("others", [0, 1])
+def test_run_without_its_submodules_says_so(
+    site: Site, submodule: Path, workspace: Workspace, others: int
+) -> None:
+    """A run whose submodules are not checked out, as in every worktree, says how many are not."""
+    head = git(submodule, "rev-parse", "HEAD")
+    for number in range(others):
+        more = f"160000,{head},more-{number}"
+        git(site.repository, "update-index", "--add", "--cacheinfo", more)
+    git(site.repository, "commit", "--quiet", "--allow-empty", "-m", "More.")
+    git(site.repository, "checkout", "--quiet", "--", ".")
+    site.start("true", workspace=workspace)
+    report = site.suites.await_report(RUN)
+
+    assert not report.facts.tree_changed
+    assert report.detail == ("2 submodules are empty" if others else "1 submodule is empty")
+
+
+@pytest.mark.parametrize("deed", ["git clone --quiet {} parts", "mkdir -p parts; touch parts/own"])
+def test_run_whose_suite_brings_its_submodules_says_nothing(
+    site: Site, submodule: Path, deed: str
+) -> None:
+    """A submodule that the suite itself has filled is not called empty."""
+    site.start(deed.format(submodule))
+    report = site.suites.await_report(RUN)
+
+    assert not report.facts.tree_changed
+    assert report.detail is None
+
+
 def test_work_items_are_left_out_where_the_host_keeps_them_and_nowhere_else(site: Site) -> None:
     """A tracked file below another folder of that name is part of what is tested."""
     nested = site.repository / "services" / "a" / "docs" / "work-items"

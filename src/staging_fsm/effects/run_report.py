@@ -54,13 +54,14 @@ def report_of(
     # Only the file that the supervisor wrote: to read another could take for ever.
     sha256 = sha256_of_file(log) if _log_identity(log) == result["log_file"] else None
     evidence, doubt = _evidence(order, result)
+    tree = _seen_of_tree(folder, order)
     facts = RunFacts(
         exit_code=_optional_int(result["exit_code"]),
         signal=_optional_int(result["signal"]),
         spawn_error=SpawnError(result["spawn_error"]) if result["spawn_error"] else None,
         stopped_by=Stop(result["stopped_by"]) if result["stopped_by"] else None,
         out_of_memory=result["out_of_memory"] == "1",
-        tree_changed=_tree_changed(folder, order),
+        tree_changed=tree["tree_changed"] == "1",
         log_complete=result["log_complete"] == "1" and sha256 is not None,
         processes_left=int(result["processes_left"]),
         supervision=Supervision.SOUND,
@@ -69,7 +70,7 @@ def report_of(
     return RunReport(
         facts,
         duration_seconds=float(result["duration_seconds"]),
-        detail=_detail(order, result, shown(doubt) if doubt else None),
+        detail=_detail(order, result, tree, shown(doubt) if doubt else None),
         log=str(log) if sha256 else None,
         log_sha256=sha256,
         log_bytes=int(result["log_bytes"]),
@@ -85,15 +86,21 @@ def _log_identity(path: Path) -> str | None:
     return f"{found.st_ino}:{found.st_size}"
 
 
-def _tree_changed(folder: RunFolder, order: Order) -> bool:
-    """Say whether the tree moved, as it was first seen: of a checkout nothing is left later."""
-    seen = (folder.sealed("tree") or {}).get("tree_changed")
-    if seen is None:
-        seen = str(int(tree_moved(order)))
+def _seen_of_tree(folder: RunFolder, order: Order) -> dict[str, str]:
+    """Return what there is to say of the tree, as first seen: of a checkout nothing is left later.
+
+    That is whether it moved, and how much of the commit was not in it.
+    """
+    seen = folder.sealed("tree") or {}
+    if "tree_changed" not in seen:
+        state = _as_bound(order)
+        seen = {"tree_changed": str(int(state is None))}
+        if state is not None:
+            seen |= {"left_out": str(state.left_out), "empty": str(state.empty)}
         # On a full disk the run is at worst tried again.
         with contextlib.suppress(OSError):
-            folder.seal("tree", tree_changed=seen)
-    return seen == "1"
+            folder.seal("tree", **seen)
+    return seen
 
 
 def tree_moved(order: Order) -> bool:
@@ -101,21 +108,27 @@ def tree_moved(order: Order) -> bool:
 
     One that cannot be looked at is.
     """
+    return _as_bound(order) is None
+
+
+def _as_bound(order: Order) -> worktree.TreeState | None:
+    """Return the state of a tree that is the one that the run was bound to, else None."""
     if order.revision == UNVERSIONED:
-        return False
+        return worktree.TreeState()
     tree = Path(order.tree)
     try:
         moved = worktree.head_revision(tree) != order.revision
         if not moved and order.last_of_head is not None:
             # It may have been elsewhere while the suite ran, and be back.
             moved = worktree.has_left(tree, order.revision, order.last_of_head)
+        if moved:
+            return None
         whole = order.workspace == Workspace.WORKTREE
-        return moved or (
-            worktree.tracked_changes(tree, filtered=False, whole=whole) != order.changes
-        )
+        state = worktree.tree_state(tree, filtered=False, whole=whole)
     except PreparationError:
         # A tree that cannot be looked at any more is not the one that was checked out.
-        return True
+        return None
+    return state if state.changes == order.changes else None
 
 
 def _evidence(order: Order, result: dict[str, str]) -> tuple[Evidence, str | None]:
@@ -183,18 +196,33 @@ def _window(order: Order, result: dict[str, str]) -> RunWindow:
     return RunWindow(begin, end, now.astimezone().tzinfo or UTC)
 
 
-def _detail(order: Order, result: dict[str, str], doubt: str | None) -> str | None:
+def _detail(
+    order: Order, result: dict[str, str], tree: dict[str, str], doubt: str | None
+) -> str | None:
     if result["spawn_detail"]:
         return result["spawn_detail"]
     told = [doubt] if doubt else []
     if order.changes and order.workspace == Workspace.IN_PLACE:
         told.append(_UNCOMMITTED)
+    told += _not_in_tree(int(tree.get("left_out", 0)), int(tree.get("empty", 0)))
     if result["out_of_memory"] == "1" and result["exit_code"] != "0":
         # A runner of tests that outlives its workers reports each that was killed as a failure.
         told.append(_OUT_OF_MEMORY)
     if result["survivors"] != "0":
         told.append(f"{result['survivors']} processes outlived the suite and were killed")
     return "; ".join(told) or None
+
+
+def _not_in_tree(left_out: int, empty: int) -> list[str]:
+    """Return in words what of the commit the suite did not find."""
+    told = []
+    if left_out:
+        files = "1 tracked file" if left_out == 1 else f"{left_out} tracked files"
+        be = "is" if left_out == 1 else "are"
+        told.append(f"{files} of the commit {be} not in the tree (sparse checkout)")
+    if empty:
+        told.append("1 submodule is empty" if empty == 1 else f"{empty} submodules are empty")
+    return told
 
 
 def _optional_int(text: str) -> int | None:

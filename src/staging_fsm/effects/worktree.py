@@ -20,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import attrs
+
 from staging_fsm.core.errors import PreparationError, RunRefusedError
 from staging_fsm.core.plan import RUN_VARIABLE, UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.effects.files import read_tail
@@ -393,15 +395,37 @@ def is_dirty(tree: Path) -> bool:
     return bool(tracked_changes(tree, filtered=True, options=without_modes))
 
 
+@attrs.frozen
+class TreeState:
+    """How a tree differs from its commit, and what of the commit is not in it."""
+
+    #: A digest; empty for a clean tree.
+    changes: str = ""
+    #: Tracked files that a sparse checkout leaves out.
+    left_out: int = 0
+    #: Submodules that are not checked out.
+    empty: int = 0
+
+
 def tracked_changes(
     tree: Path, *, filtered: bool, whole: bool = False, options: tuple[str, ...] = ()
 ) -> str:
     """Return a digest of how tracked files differ from the commit; empty for a clean tree.
 
+    The arguments are those of `tree_state`.
+    """
+    return tree_state(tree, filtered=filtered, whole=whole, options=options).changes
+
+
+def tree_state(
+    tree: Path, *, filtered: bool, whole: bool = False, options: tuple[str, ...] = ()
+) -> TreeState:
+    """Return how tracked files differ from the commit, and how many are not there.
+
     `filtered` is whether the repository's own filters have a say in it. They are
     programs: once a suite has run, whose filters they are nobody knows. `whole` is
     whether every file was checked out: then one that is not there was removed. `options`
-    are git's, and go over ours.
+    are git's, and go over ours. Raises PreparationError where git does not answer.
     """
     settings = NO_SETTINGS if filtered else _without_filters(tree)
     found = run_git(tree, *options, *_TRACKED_CHANGES, settings=settings, alone=not filtered)
@@ -419,13 +443,26 @@ def tracked_changes(
             hidden.append(path)
     there = [path for path in hidden if whole or os.path.lexists(tree / path)]
     changes = found.stdout + _hidden_changes(tree, there, settings)
+    left_out, empty = len(hidden) - len(there), 0
     for path, is_hidden in submodules:
         if is_hidden:
             changes += _moved_submodule(tree, path)
         # One that is not checked out has no git of its own.
         if os.path.lexists(tree / path / ".git"):
-            changes += tracked_changes(tree / path, filtered=filtered, options=options)
-    return hashlib.sha256(os.fsencode(changes)).hexdigest() if changes else ""
+            below = tree_state(tree / path, filtered=filtered, options=options)
+            changes += below.changes
+            left_out, empty = left_out + below.left_out, empty + below.empty
+        else:
+            empty += not _holds_anything(tree / path)
+    digest = hashlib.sha256(os.fsencode(changes)).hexdigest() if changes else ""
+    return TreeState(digest, left_out, empty)
+
+
+def _holds_anything(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def _without_filters(tree: Path) -> dict[str, str]:
