@@ -624,7 +624,8 @@ def test_launch_of_another_job_with_the_same_id_has_its_own_record(
     if differs == "repository":
         repository = tmp_path / "another"
     else:
-        other = attrs.evolve(row, **{differs: "another"})
+        changed: dict[str, Any] = {differs: "another"}
+        other = attrs.evolve(row, **changed)
     records.launched(row, tmp_path, now)
     records.launched(other, repository, now + timedelta(days=1))
     records.agent_ended(other, Place(repository, tmp_path), now, opened=True, log=None)

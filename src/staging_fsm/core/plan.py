@@ -278,12 +278,12 @@ def environment_of(
     return environment
 
 
-def temporary_folder(variables: Mapping[str, str]) -> Path:
+def temporary_folder(variables: Mapping[str, str]) -> str:
     """Return where a suite of a worker with `variables` makes its temporary files.
 
     The variable for it is one of those that every suite gets, and without it there is POSIX's.
     """
-    return Path(variables.get("TMPDIR") or "/tmp")  # noqa: S108  # nothing is made there, only looked at
+    return variables.get("TMPDIR") or "/tmp"  # noqa: S108  # nothing is made there, only looked at
 
 
 @attrs.frozen

@@ -98,7 +98,7 @@ def machine_findings(
     yield _temporary_finding(temporary_folder(variables))
 
 
-def _temporary_finding(folder: Path) -> Check:
+def _temporary_finding(folder: str) -> Check:
     """Return whether there is room where suites keep what they need for a while.
 
     One without room fails tests that are right. Without such a folder many programs take
@@ -106,11 +106,11 @@ def _temporary_finding(folder: Path) -> Check:
     """
     name = "temporary folder"
     # A Path's own look raises where a folder above may not be searched, or a name is too long.
-    is_folder = folder.is_absolute() and os.path.isdir(folder)  # noqa: PTH112  # see above
+    is_folder = os.path.isabs(folder) and os.path.isdir(folder)  # noqa: PTH112, PTH117  # see above
     if not (is_folder and os.access(folder, os.W_OK | os.X_OK)):
         words = f"{folder} is no folder that can be written: a suite may take another, or fail"
         return Check(name, Health.WARNING, words)
-    return attrs.evolve(disk_finding(folder, FREE_BYTES_MIN), name=name)
+    return disk_finding(folder, FREE_BYTES_MIN, name)
 
 
 def _state_finding(state: StateDir, besides: tuple[str, ...]) -> Check:
@@ -133,20 +133,20 @@ def _state_finding(state: StateDir, besides: tuple[str, ...]) -> Check:
     return Check("state folder", Health.OK, str(state.root))
 
 
-def disk_finding(folder: Path, free_bytes_min: int) -> Check:
+def disk_finding(folder: Path | str, free_bytes_min: int, name: str = "disk") -> Check:
     """Return whether there are blocks and inodes left where `folder` is."""
     try:
         found = os.statvfs(folder)
     except OSError as error:
-        return Check("disk", Health.FAILED, f"{folder} cannot be looked at: {error}")
+        return Check(name, Health.FAILED, f"{folder} cannot be looked at: {error}")
     free = found.f_bavail * found.f_frsize
     words = f"{free // 2**20} MiB and {found.f_favail} inodes free at {folder}"
     # A file system without a table of inodes, such as btrfs, has a number of 0.
     few_inodes = found.f_files > 0 and found.f_favail < FREE_INODES_MIN
     if free < free_bytes_min or few_inodes:
         needed = f"at least {free_bytes_min // 2**20} MiB and {FREE_INODES_MIN} inodes are needed"
-        return Check("disk", Health.FAILED, f"{words}, and {needed}")
-    return Check("disk", Health.OK, words)
+        return Check(name, Health.FAILED, f"{words}, and {needed}")
+    return Check(name, Health.OK, words)
 
 
 def folder_finding(name: str, folder: Path, access: int) -> Check:
