@@ -324,3 +324,26 @@ def test_secret_of_a_command_is_not_shown() -> None:
     words = command_finding("shop", command, {"PATH": "/bin", "API_KEY": "swordfish"}).words
 
     assert words == "shop: sh --token=*** ***"
+
+
+@pytest.mark.parametrize(
+    ("left", "is_told"),
+    [(None, True), ("tree", True), ("closed", True), ("result", False), ("order", False)],
+)
+def test_checkout_that_outlived_its_run_is_a_warning(
+    tmp_path: Path, left: str | None, *, is_told: bool
+) -> None:
+    """`doctor` tells of checkouts that nobody will remove, and of none that still is somebody's."""
+    state = StateDir(tmp_path / "state")
+    state.worktree("7-a.1").mkdir(parents=True)
+    if left is not None:
+        state.run("7-a.1").mkdir(parents=True)
+        (state.run("7-a.1") / left).touch()
+    told = {"ORCH_STAGING_RUNNER_STATE_DIR": str(state.root)}
+    found = [check for check in examine(told, state, str) if check.name == "checkouts"]
+
+    assert [check.health for check in found] == [Health.WARNING] * is_told
+    assert all(
+        f"1 of runs that have ended could not be removed, the first is {state.root}/" in check.words
+        for check in found
+    )

@@ -1235,6 +1235,31 @@ def test_removal_needs_no_right_that_the_suite_took(tmp_path: Path) -> None:
     assert not checkout.exists()
 
 
+def test_checkout_that_could_not_be_removed_is_told_of(site: Site, tmp_path: Path) -> None:
+    """Where another user's files keep a checkout there, the log says so and says where."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may leave another user's files")
+    (site.checkout / "build").mkdir(parents=True)
+    (site.checkout / "build" / "out.o").touch()
+    before = as_nobody(tmp_path, site.state.root, site.checkout.parent, site.checkout)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from staging_fsm.effects.state_dir import StateDir\n"
+        "from staging_fsm.effects.suite import LocalSuites\n"
+        "LocalSuites(StateDir(Path(sys.argv[1]))).reap(sys.argv[2])\n"
+    )
+    ended = subprocess.run(
+        [*before, sys.executable, "-c", code, str(site.state.root), RUN],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert "a checkout could not be removed" in ended.stderr
+    assert f"path={site.checkout}\n" in ended.stderr
+    assert site.state.checkouts_of_ended() == [site.checkout]
+
+
 def test_revision_that_does_not_exist_cannot_be_prepared(site: Site) -> None:
     """A run on a commit that is not there is a preparation error and leaves nothing behind."""
     before = site.checkouts()

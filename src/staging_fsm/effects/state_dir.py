@@ -58,6 +58,19 @@ class StateDir:
         except FileNotFoundError:
             return []
 
+    def checkouts_of_ended(self) -> list[Path]:
+        """Return the private checkouts that are still there, though nobody will come for them."""
+        try:
+            found = sorted(self.worktree("").iterdir())
+        except OSError:
+            return []
+        # Both are the last that is written of a run before its checkout is removed.
+        return [path for path in found if self._has_ended(self.run(path.name))]
+
+    def _has_ended(self, run: Path) -> bool:
+        is_over = any(os.path.lexists(run / name) for name in ("tree", "closed"))
+        return is_over or not os.path.lexists(run)
+
     def is_unchanged_since(self, run_id: str, moment: float) -> bool:
         """Say whether the folder of a run is there, and as it was before `moment`, of the epoch."""
         try:

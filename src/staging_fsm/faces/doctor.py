@@ -64,6 +64,13 @@ def _machine(variables: Mapping[str, str], state: StateDir) -> Iterator[Check]:
         yield from (Check("state folder", Health.FAILED, problem) for problem in error.problems)
         return
     yield from machine_findings(state, variables, _log_max_bytes(variables), state.of_fleet)
+    left = state.checkouts_of_ended()
+    if left:
+        words = (
+            f"{len(left)} of runs that have ended could not be removed, the first is {left[0]}:"
+            " what is in it is another user's, or mounted there; remove it as whoever may"
+        )
+        yield Check("checkouts", Health.WARNING, words)
 
 
 def _alerts(variables: Mapping[str, str], state: StateDir) -> Iterator[Check]:
