@@ -920,14 +920,16 @@ def test_person_is_told_of_a_machine_that_stays_unfit(
     assert "MiB" in alert["text"]
 
 
-@pytest.mark.parametrize("part", ["mirrors", "checkouts"])
+@pytest.mark.parametrize(
+    ("part", "elsewhere"), [("mirrors", "/gone"), ("mirrors", "/proc"), ("checkouts", "/gone")]
+)
 def test_machine_whose_folders_cannot_be_used_waits_and_is_told_of(
-    fleet: FleetStand, part: str
+    fleet: FleetStand, part: str, elsewhere: str
 ) -> None:
     """Where no mirror or no checkout can be made each look is counted, and a person told why."""
     job = fleet.submit("shop", "WI-1")
     there = fleet.seen_from("one")
-    (there.state.root / part).symlink_to("/gone")
+    (there.state.root / part).symlink_to(elsewhere)
     for tries in range(REMOTE_BACKOFF.runs_max):
         assert fleet.take_delivery() == tries
         Delivery(there, job, "shop", tries).run()
