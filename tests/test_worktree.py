@@ -820,6 +820,26 @@ def test_git_of_a_worker_that_is_interrupted_is_ended(
     await_that(lambda: children[0].poll() == -signal.SIGKILL)
 
 
+def test_git_of_a_worker_that_is_interrupted_at_its_start_is_ended(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever interrupts a worker that is just starting a git leaves none behind either."""
+    pid = tmp_path / "pid"
+    start = vars(subprocess.Popen)["_execute_child"]
+
+    def interrupted(*arguments: Any) -> None:
+        start(*arguments)
+        await_that(pid.exists)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", interrupted)
+    script = f"echo $$ > {pid}.new; mv {pid}.new {pid}; sleep 600"
+    with pytest.raises(KeyboardInterrupt):
+        run_git(site.repository, "-c", f"alias.slow=!{script}", "slow")
+
+    await_that(lambda: start_ticks(int(pid.read_text())) is None)
+
+
 def slow_filter(site: Site, pid: Path) -> str:
     """Commit a file whose filter never ends and writes its number to `pid`; return the commit."""
     script = f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600"

@@ -150,6 +150,19 @@ class _Child(subprocess.Popen[bytes]):
     is in its group, and does not wait for it.
     """
 
+    def __init__(self, *words: Any, **how: Any) -> None:
+        """Start it; whoever is interrupted meanwhile, and knows of it by then, kills it."""
+        try:
+            super().__init__(*words, **how)
+        except OSError:
+            raise
+        except BaseException:
+            if getattr(self, "pid", None) is not None:
+                self._kill_group()
+                with contextlib.suppress(ChildProcessError):
+                    self.wait()
+            raise
+
     def __exit__(self, *error: Any) -> None:
         """Wait for the end; kill first where an exception is under way."""
         if error[0] is not None:
