@@ -602,7 +602,7 @@ def test_queue_tells_people_what_has_to_be_done(shell: Shell) -> None:
 
     assert (empty.returncode, empty.stdout) == (0, "no unfinished attempt\n")
     assert "no worker has claimed it" in stuck.stdout
-    assert "The configuration is invalid, so every job is declined" in stuck.stdout
+    assert "The configuration is invalid, so the runner begins no job" in stuck.stdout
 
 
 def test_show_and_queue_speak_json(shell: Shell) -> None:

@@ -40,7 +40,7 @@ def queue(db: str | None, *, as_json: bool) -> None:
 
 def _summary_lines(block: StagingRunnerBlock) -> Iterator[str]:
     for problem in block["problems"]:
-        yield f"The configuration is invalid, so every job is declined: {problem}"
+        yield f"The configuration is invalid, so the runner begins no job: {problem}"
     if number := block["failed_closed_last_day"]:
         at_least = "" if block["last_day_is_whole"] else "at least "
         yield f"{at_least}{number} failed closed in the last day"
