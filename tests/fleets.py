@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 import sqlalchemy as sa
 
+from forkserver import staging_fsm_of_fork
 from hosts import git
 from networks import Link
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow
@@ -178,14 +179,10 @@ class FleetStand:
 
     def call(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command where no worker is."""
-        return subprocess.run(
-            [sys.executable, "-m", "staging_fsm.faces", *arguments],
-            env=self.environment(self.machine("desk")),
-            capture_output=True,
-            text=True,
-            check=check,
-            timeout=PATIENCE_SECONDS,
-        )
+        ended = staging_fsm_of_fork(arguments, self.environment(self.machine("desk")))
+        if check:
+            ended.check_returncode()
+        return ended
 
     def remote(self, repo: str) -> Path:
         """Return the bare remote of a repository, made with its first use."""

@@ -17,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from forkserver import staging_fsm_of_fork
 from hosts import git
 from staging_fsm.core.spec import State
 from staging_fsm.effects.processes import ProcessIdentity, this_process
@@ -52,14 +53,7 @@ class Shell:
 
     def call(self, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
-        return subprocess.run(
-            self.command(*arguments),
-            env=self.environment(**settings),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+        return staging_fsm_of_fork(arguments, self.environment(**settings))
 
     def run(self, *arguments: str, **settings: str) -> tuple[int, dict[str, Any]]:
         """Run `run --json` on the repository; return exit code and object."""

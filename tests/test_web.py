@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import staging_fsm
+from forkserver import staging_fsm_of_fork
 from served import GONE, PLAN, Shelf, ask, attempt, serving
 from staging_fsm.core.config import TOKEN_CHARACTERS_MIN, variable_name
 from staging_fsm.core.jobs import JobRow
@@ -68,13 +69,7 @@ class Desk:
     def run(self, work_item: str, *suite: str, options: tuple[str, ...] = ()) -> int:
         """Run a suite to the end of its attempt; return the exit code."""
         arguments = ("run", "--repo", str(self.repository), "--work-item", work_item, *options)
-        return subprocess.run(
-            self.command(*arguments, "--", *suite),
-            env=self.variables,
-            check=False,
-            timeout=60,
-            capture_output=True,
-        ).returncode
+        return staging_fsm_of_fork([*arguments, "--", *suite], self.variables).returncode
 
     def session(self) -> Session:
         """Return the orchestrator itself."""
