@@ -615,12 +615,15 @@ def test_damaged_rows_of_a_repository_are_counted(shelf: Shelf) -> None:
     assert "30 d" in page.text
 
 
-@pytest.mark.parametrize("what", ["stuck", "refused", "invalid"])
+@pytest.mark.parametrize("what", ["stuck", "no agent", "refused", "invalid"])
 def test_page_says_what_needs_a_person(shelf: Shelf, what: str) -> None:
     """Each thing that a person has to see to stands by itself where people look first."""
     source = shelf.source()
     if what == "stuck":
         shelf.put(attempt(State.RUNNING, worker=GONE))
+    elif what == "no agent":
+        source.has_agent = False
+        shelf.put(attempt(State.LLM_FALLBACK), status="queued")
     elif what == "refused":
         shelf.put("17")
     else:
@@ -630,7 +633,12 @@ def test_page_says_what_needs_a_person(shelf: Shelf, what: str) -> None:
         page = ask(port, "/").text
     needs = page.partition('<section class="needs"')[2].partition("</section>")[0]
 
-    words_ = {"stuck": "worker is gone", "refused": "its row is refused", "invalid": "soon"}
+    words_ = {
+        "stuck": "worker is gone",
+        "no agent": "no LLM agent is configured",
+        "refused": "its row is refused",
+        "invalid": "soon",
+    }
     assert words_[what] in needs
 
 

@@ -683,6 +683,29 @@ def test_run_without_its_submodules_says_so(
     assert report.detail == ("2 submodules are empty" if others else "1 submodule is empty")
 
 
+def test_run_without_the_submodules_of_a_submodule_says_so(
+    site: Site, submodule: Path, tmp_path: Path
+) -> None:
+    """What a submodule that is checked out lacks itself is told of like the tree's own."""
+    inner = tmp_path / "inner"
+    git(tmp_path, "init", "--quiet", str(inner))
+    commit(inner, "screw.py", "SIZE = 0\n")
+    head = git(inner, "rev-parse", "HEAD")
+    git(submodule, "update-index", "--add", "--cacheinfo", f"160000,{head},inner")
+    git(submodule, "commit", "--quiet", "-m", "A submodule of its own.")
+    commit_of_both = f"160000,{git(submodule, 'rev-parse', 'HEAD')},parts"
+    git(site.repository, "update-index", "--cacheinfo", commit_of_both)
+    git(site.repository, "commit", "--quiet", "-m", "Newer parts.")
+    git(site.repository, "clone", "--quiet", str(submodule), "parts")
+    parts = site.repository / "parts"
+    git(parts, "sparse-checkout", "set", "--no-cone", "/inner/")
+    site.start("true", workspace=Workspace.IN_PLACE)
+
+    told = site.suites.await_report(RUN).detail or ""
+    assert "1 submodule is empty" in told
+    assert "1 tracked file of the commit is not in the tree (sparse checkout)" in told
+
+
 @pytest.mark.parametrize("deed", ["git clone --quiet {} parts", "mkdir -p parts; touch parts/own"])
 def test_run_whose_suite_brings_its_submodules_says_nothing(
     site: Site, submodule: Path, deed: str
