@@ -639,6 +639,53 @@ def test_launch_of_another_job_with_the_same_id_has_its_own_record(
     }
 
 
+@pytest.mark.parametrize("before", ["elsewhere", "same place", "nothing"])
+def test_agent_ends_wherever_its_repository_is_by_then(tmp_path: Path, before: str) -> None:
+    """The end of an agent is noted though its gate removed or moved the folder it worked in.
+
+    Of several launches under way it is the last: any earlier one was ended by its worker's death.
+    """
+    records, now = ShadowRecords(tmp_path), datetime(2026, 1, 1, tzinfo=UTC)
+    row = JobRow("7", REPO, "WI-1", "deploy-staging", "running", None, None)
+    if before != "nothing":
+        records.launched(row, tmp_path / before, now)
+    records.launched(row, tmp_path / "same place", now + timedelta(days=1))
+    records.agent_ended(row, Place(tmp_path / "merged", tmp_path), now, opened=True, log=None)
+    *waiting, ended = records.records()
+
+    assert ended.agent is not None
+    assert ended.launch.launched_at.startswith("2026-01-02")
+    assert [record.agent for record in waiting] == ([None] if before == "elsewhere" else [])
+
+
+def test_agent_that_ended_where_it_was_launched_is_told_from_its_like(tmp_path: Path) -> None:
+    """Of launches with the same names, in two databases, the one in the same folder has ended."""
+    records, now = ShadowRecords(tmp_path), datetime(2026, 1, 1, tzinfo=UTC)
+    row = JobRow("7", REPO, "WI-1", "deploy-staging", "running", None, None)
+    records.launched(row, tmp_path / "first", now)
+    records.launched(row, tmp_path / "second", now + timedelta(days=1))
+    records.agent_ended(row, Place(tmp_path / "first", tmp_path), now, opened=True, log=None)
+    first, second = records.records()
+
+    assert (first.agent is not None, second.agent is not None) == (True, False)
+
+
+def test_end_of_an_agent_that_no_launch_fits_is_logged(
+    begin: Begin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A launch that waits on because its job has other names by now is told of in the log."""
+    beside = begin()
+    job, staging = beside.begin(), beside.host.staging
+    with sqlite3.connect(str(beside.kit.store.engine.url.database)) as database:
+        database.execute("UPDATE jobs SET work_item = 'WI-9'")
+    assert staging is not None
+    staging.agent_ended(job, opened=True)
+
+    assert beside.view()["agent"] is None
+    assert caplog.messages[-1].startswith('event="an agent\'s end was not noted"')
+    assert "no launch of WI-9 in shop is noted, but WI-1 in shop" in caplog.messages[-1]
+
+
 def test_job_whose_id_looks_like_a_further_launch_has_its_own_record(tmp_path: Path) -> None:
     """Whatever a host's ids look like, no two launches share a record."""
     records, now = ShadowRecords(tmp_path), datetime(2026, 1, 1, tzinfo=UTC)

@@ -69,10 +69,14 @@ class Launch:
     #: What was checked out; None where git did not say, and in records that have none.
     revision: str | None = None
 
-    def is_again(self, other: "Launch") -> bool:
-        """Say whether `other` is of the same job, and not of one that has its id elsewhere."""
-        mine, theirs = ((it.job_id, it.repo, it.work_item, it.repository) for it in (self, other))
-        return mine == theirs
+    def is_again(self, row: JobRow, repository: Path) -> bool:
+        """Say whether a launch of `row` is of the same job, and not of one elsewhere."""
+        return self.is_of(row) and self.repository == str(repository)
+
+    def is_of(self, row: JobRow) -> bool:
+        """Say whether it may be a launch of `row`, wherever its repository is by now."""
+        mine = (self.job_id, self.repo, self.work_item)
+        return mine == (str(row.id), row.repo, row.work_item)
 
 
 @attrs.frozen
@@ -142,11 +146,11 @@ class ShadowRecords:
             revision=revision,
         )
         note = msgspec.json.encode(launch)
-        folder = self._under_way(launch)
         # Not synced: a launch must not wait for a disk, and a lost note costs a comparison.
-        if folder is not None:
-            write_whole(folder / "launch.json", note)
-            return
+        for folder, noted in self._under_way(row):
+            if noted.is_again(row, repository):
+                write_whole(folder / "launch.json", note)
+                return
         number = max(self._numbered(launch.job_id), default=1)
         while not _begin(self.folder(_record_id(launch.job_id, number)), note):
             number += 1
@@ -160,12 +164,27 @@ class ShadowRecords:
     ) -> None:
         """Keep how the agent's launch ended: the artifact it left, and its gate's answer.
 
-        Does nothing where no launch of `row` is noted whose agent has not ended.
+        Of several launches under way it is the last one in the same repository, or else the
+        last: its gate may have removed the checkout it was launched in. Does nothing where
+        none with the id of `row` is noted whose agent has not ended; raises
+        JobNotFoundError where there are such, and none is of `row`.
         """
-        launch = Launch(str(row.id), row.repo, row.work_item, row.stage, str(place.repository), "")
-        folder = self._under_way(launch)
-        if folder is None:
+        under_way = self._under_way(row)
+        if not under_way:
             return
+        # The sort is stable: the last launch stays the first one of each kind.
+        theirs = sorted(
+            (it for it in under_way if it[1].is_of(row)),
+            key=lambda it: not it[1].is_again(row, place.repository),
+        )
+        if not theirs:
+            told = ", ".join(f"{it.work_item} in {it.repo}" for _, it in under_way)
+            message = (
+                f"of job {row.id} no launch of {row.work_item} in {row.repo} is noted, but"
+                f" {told}, which waits on: a job keeps its names until its agent has ended"
+            )
+            raise JobNotFoundError(message)
+        folder = theirs[0][0]
         text = _read_regular(artifact_in(place.artifact_dir), ARTIFACT_BYTES_MAX)
         if text is not None:
             write_durably(folder / "agent.md", text)
@@ -173,13 +192,14 @@ class ShadowRecords:
         end = AgentEnd(format_time(now), opened, *tokens)
         create_durably(folder / "agent.json", msgspec.json.encode(end))
 
-    def _under_way(self, launch: Launch) -> Path | None:
-        """Return the last record of such a launch whose agent has not ended, if there is one."""
-        for _, folder in sorted(self._numbered(launch.job_id).items(), reverse=True):
+    def _under_way(self, row: JobRow) -> list[tuple[Path, Launch]]:
+        """Return the records with a job's id whose agent has not ended, the last one first."""
+        found = []
+        for _, folder in sorted(self._numbered(row.id).items(), reverse=True):
             with contextlib.suppress(OSError, ValueError):
-                if not _has_ended(folder) and _noted(folder).is_again(launch):
-                    return folder
-        return None
+                if not _has_ended(folder) and (noted := _noted(folder)).job_id == str(row.id):
+                    found.append((folder, noted))
+        return found
 
     def _numbered(self, job_id: Any) -> dict[int, Path]:
         """Return what there is of a job's records by their numbers, and of whose ids look so."""
