@@ -90,8 +90,12 @@ class Beside:
 
 
 @pytest.fixture
-def begin(make_host: Maker, tmp_path: Path) -> Callable[..., Beside]:
+def begin(
+    make_host: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Beside]:
     """Return a maker of hosts in shadow mode; keywords are settings of the runner."""
+    # However busy the machine is, a launch gets its note of what is checked out.
+    monkeypatch.setattr("staging_fsm.drive.runner.GLIMPSE_SECONDS", DEADLINE_SECONDS)
 
     def make(suite: str = PASSING, **settings: object) -> Beside:
         kit = make_host(agent=AGENT)
@@ -411,6 +415,54 @@ def test_record_that_does_not_say_its_commit_goes_by_its_time(begin: Begin) -> N
     beside.shadow.run_once()
 
     assert beside.view()["runner"]["revision"] == wanted
+
+
+def as_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a script in the place of git, with the real one behind it."""
+    real = shutil.which("git")
+    path = tmp_path / "bin" / "git"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\n{script}\nexec {real} "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_git_that_does_not_answer_does_not_hold_the_agent_up(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent's launch waits a moment for git; after that its commit is found by its time."""
+    beside = begin()
+    os.mkfifo(tmp_path / "never")
+    with monkeypatch.context() as slow:
+        as_git(tmp_path, slow, f"cat {shlex.quote(str(tmp_path / 'never'))}")
+        slow.setattr("staging_fsm.drive.runner.GLIMPSE_SECONDS", 0.1)
+        job = beside.begin()
+    note = json.loads((beside.shadow.records.folder(job) / "launch.json").read_text())
+    assert beside.host.staging is not None
+    beside.host.staging.agent_ended(job, opened=True)
+    beside.shadow.run_once()
+
+    assert note["revision"] is None
+    assert beside.view()["runner"]["revision"] == git(beside.kit.repository, "rev-parse", "HEAD")
+
+
+def test_wait_for_git_is_none_of_the_time_of_the_agent(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent is launched once the note of it is taken: what that took is not the agent's."""
+    beside = begin()
+    asked = tmp_path / "asked"
+    as_git(tmp_path, monkeypatch, f": > {shlex.quote(str(asked))}")
+
+    class Since(SystemClock):
+        def now(self) -> datetime:
+            return datetime(2026, 1, 2 if asked.exists() else 1, tzinfo=UTC)
+
+    assert beside.host.staging is not None
+    beside.host.staging.runner.engine.clock = Since()
+    beside.begin()
+
+    assert beside.view()["launched_at"].startswith("2026-01-02")
 
 
 def test_suite_that_needs_the_checkout_is_not_run_beside_the_agent(begin: Begin) -> None:

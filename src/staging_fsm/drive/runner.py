@@ -52,13 +52,15 @@ from staging_fsm.effects.state_dir import StateDir, state_dir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.telemetry import traced
 from staging_fsm.effects.worker_lock import WorkerLock
-from staging_fsm.effects.worktree import bind_revision
+from staging_fsm.effects.worktree import bind_revision, glimpsed_revision
 
 if TYPE_CHECKING:
     from staging_fsm.drive.intercept import Replaced
 
 _ID_CHARACTERS_MAX: Final = 64
 IN_SHADOW: Final = "shadow mode: the LLM agent is the producer, the runner only records"
+#: How long the launch of an agent may wait for the note of what is checked out.
+GLIMPSE_SECONDS: Final = 2.0
 #: What a person is alerted to, and what a run is counted as, where it could not be started.
 _ALERTS: Final[Mapping[type[Exception], AlertKind]] = {
     ConfigInvalidError: AlertKind.CONFIGURATION_INVALID,
@@ -253,8 +255,10 @@ class StagingRunner:
         """Decline at once, and note for the shadow that the agent was launched."""
         try:
             if self.shadow is not None and load_config(self.variables).in_scope(row.repo):
-                place, now = self.engine.place(row), self.engine.clock.now()
-                self.shadow.launched(row, place.repository, now)
+                repository = self.engine.place(row).repository
+                revision = glimpsed_revision(repository, GLIMPSE_SECONDS)
+                # After git: what that takes is none of the agent's time.
+                self.shadow.launched(row, repository, self.engine.clock.now(), revision)
         except Exception as error:  # noqa: BLE001  # the LLM path must not notice its shadow
             log_error("a launch was not noted", job=str(row.id), error=in_words(error))
         return Decision(Ruling.DECLINED, IN_SHADOW)

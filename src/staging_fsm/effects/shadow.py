@@ -27,7 +27,6 @@ import msgspec
 
 from staging_fsm.core.errors import (
     JobNotFoundError,
-    PreparationError,
     SnapshotRefusedError,
     StaleSnapshotError,
 )
@@ -45,7 +44,6 @@ from staging_fsm.effects.files import (
     write_durably,
     write_whole,
 )
-from staging_fsm.effects.worktree import head_revision
 
 #: What is kept of an agent's artifact, and read of the end of its log.
 ARTIFACT_BYTES_MAX: Final = 1024 * 1024
@@ -125,17 +123,16 @@ class ShadowRecords:
         """Return the folder of a record, whatever the host's ids look like."""
         return self.root / (quote(str(record_id), safe="").replace(".", "%2E") or "%")
 
-    def launched(self, row: JobRow, repository: Path, now: datetime) -> None:
-        """Note that `row` went to the LLM agent, which has not begun, and what it will see.
+    def launched(
+        self, row: JobRow, repository: Path, now: datetime, revision: str | None = None
+    ) -> None:
+        """Note that `row` goes to the LLM agent, which has not begun, and the commit it will see.
 
         A job that is launched again before its agent has ended is noted anew: its worker or
         its agent died, and whoever ends was launched on what is checked out now. Any other
         launch has a record of its own, also one of a job with the same id: where databases
         share a state folder, or give an id that was free again, it is another job.
         """
-        revision = None
-        with contextlib.suppress(PreparationError, OSError):
-            revision = head_revision(repository)
         launch = Launch(
             job_id=str(row.id),
             repo=row.repo,

@@ -107,17 +107,20 @@ def run_git(
     settings: Mapping[str, str] = NO_SETTINGS,
     alone: bool = False,
     run_id: str | None = None,
+    seconds: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run git in `folder`, whatever it answers; `settings` go over those of the repository.
 
     `alone` it reaches no remote. Of a run, `run_id`, whoever sweeps that finds it, and what it
     has started. What it prints is as it printed it: the name of a file may hold any byte.
+    `seconds` is its limit where it has one of its own.
     Raises PreparationError if it cannot be run, or if nobody can tell how it ended: a
     GitTooSlowError if it was ended past its limit, with what it has started.
     """
     command = ["git", *_QUIET, "-C", str(folder), *arguments]
     mark = {} if run_id is None else {RUN_VARIABLE: run_id}
     own = _UNATTENDED | (_ALONE if alone else {}) | mark
+    limit = GIT_TIMEOUT_SECONDS if seconds is None else seconds
     try:
         with _Child(
             command,
@@ -128,9 +131,9 @@ def run_git(
             # Its filters are to end with it. No terminal's Ctrl-C reaches them there: we do.
             start_new_session=True,
         ) as child:
-            out, err = child.communicate(timeout=GIT_TIMEOUT_SECONDS)
+            out, err = child.communicate(timeout=limit)
     except (TimeoutError, subprocess.TimeoutExpired) as error:
-        message = f"git took longer than {GIT_TIMEOUT_SECONDS:g} s in {folder}, and was ended"
+        message = f"git took longer than {limit:g} s in {folder}, and was ended"
         raise GitTooSlowError(message) from error
     except (OSError, subprocess.SubprocessError) as error:
         message = f"git could not be run in {folder}: {error}"
@@ -347,6 +350,21 @@ def head_revision(repository: Path) -> str:
     if not is_versioned(repository):
         return UNVERSIONED
     return run_git(repository, "rev-parse", "HEAD").stdout.strip()
+
+
+def glimpsed_revision(repository: Path, seconds: float) -> str | None:
+    """Return the checked-out commit by one question to git, for whoever cannot wait for more.
+
+    None where git does not say within `seconds`. A folder without a `.git` is
+    "unversioned": whether it lies in a repository is not looked at.
+    """
+    if not os.path.lexists(repository / ".git"):
+        return UNVERSIONED
+    try:
+        found = run_git(repository, "rev-parse", "--verify", "HEAD", seconds=seconds)
+    except PreparationError:
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def revision_at(repository: Path, moment: datetime) -> str:
