@@ -1214,6 +1214,16 @@ def test_machine_without_a_job_yet_has_an_empty_queue(shell: Shell) -> None:
     assert (recovered.returncode, recovered.stdout) == (0, "nothing to recover\n")
 
 
+def test_queue_says_that_shadow_mode_is_on(shell: Shell) -> None:
+    """Whoever looks at the queue in shadow mode is told that the runner is not the producer."""
+    asked = shell.call("queue", ENABLED="1", SHADOW="1")
+
+    assert asked.stdout == (
+        "shadow mode: the LLM agent is the producer, the runner only records\n"
+        "no unfinished attempt\n"
+    )
+
+
 def test_doctor_names_what_is_missing(shell: Shell) -> None:
     """`doctor` exits 1 and says in words what is wrong with the configuration."""
     ended = shell.call("doctor", ENABLED="1", REPOS="shop", TIMEOUT_SECONDS="soon")

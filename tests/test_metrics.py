@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from served import WAYS, Shelf, ask, attempt, serving
 from sources import ROOT
+from staging_fsm.core.config import variable_name
 from staging_fsm.core.outcome import REASONS, Reason, Verdict
 from staging_fsm.core.snapshot import Snapshot, dump_snapshot
 from staging_fsm.core.spec import TERMINAL, State
@@ -131,6 +132,18 @@ def test_gauges_say_what_a_person_has_to_do(shelf: Shelf) -> None:
     assert value(samples, "refused_rows") == 1
     assert late <= value(samples, "queue_age_seconds") < late + 60
     assert value(samples, "enabled") == 0
+
+
+@pytest.mark.parametrize("shadow", [1, 0])
+def test_shadow_mode_is_a_gauge(shelf: Shelf, shadow: int) -> None:
+    """That the runner only records stands beside that it is on: whoever looks at both knows who."""
+    source = shelf.source()
+    said = {variable_name("enabled"): "1", variable_name("shadow"): str(shadow)}
+    source.variables = {**source.variables, **said}
+    with serving(create_app(source)) as port:
+        samples = scrape(port)
+
+    assert (value(samples, "enabled"), value(samples, "shadow")) == (1, shadow)
 
 
 def test_age_of_an_empty_queue_is_nothing(shelf: Shelf) -> None:

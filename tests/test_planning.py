@@ -146,6 +146,35 @@ def test_doctor_warns_of_an_exit_code_that_hides_what_happened(
     assert [f" {program} may exit" in words for words in warned] == [True] * (program is not None)
 
 
+@pytest.mark.parametrize("enabled", ["1", "0"])
+@pytest.mark.parametrize("shadow", ["1", "0"])
+@pytest.mark.parametrize("agent", ["agent", ""])
+def test_doctor_says_who_is_the_producer(
+    tmp_path: Path, shadow: str, agent: str, enabled: str
+) -> None:
+    """`doctor` warns of shadow mode: the runner only records, some suites are not even run in it.
+
+    Without an agent a worker of ours has nobody to launch; a host may have agents of its own.
+    """
+    (tmp_path / "suites.toml").write_text(DEFAULT + SHOP + 'workspace = "in-place"\n')
+    said = {"enabled": enabled, "repos": "*", "shadow": shadow}
+    said["suites_file"] = str(tmp_path / "suites.toml")
+    variables = {variable_name(name): value for name, value in said.items()}
+    variables["ORCH_AGENT_COMMAND"] = agent
+    checks = [*examine(variables, StateDir(tmp_path / "state"), lambda: "a database")]
+    warned = [
+        (check.name, check.words.partition(":")[0])
+        for check in checks
+        if check.health is Health.WARNING
+        if check.name in {"configuration", "agent", "suite"}
+    ]
+
+    off = [("configuration", "the runner is switched off")] * (enabled == "0")
+    mode = [("configuration", "shadow mode")] * (shadow == "1" and enabled == "1")
+    nobody = [("agent", "ORCH_AGENT_COMMAND is not set")] * (bool(mode) and not agent)
+    assert warned == [*off, *mode, *nobody, *[("suite", "shop")] * bool(mode)]
+
+
 @pytest.mark.parametrize("repos", ["shop;inn", "shop inn"])
 def test_doctor_warns_of_names_that_are_not_separated(tmp_path: Path, repos: str) -> None:
     """`doctor` tells of a name in the scope that looks like two, which a host may still have."""

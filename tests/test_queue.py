@@ -328,6 +328,14 @@ def test_configuration_is_said() -> None:
     assert variable_name("timeout_seconds") in block_of(variables=wrong)["problems"][0]
 
 
+@pytest.mark.parametrize(("enabled", "shadow"), [("1", "1"), ("1", "0"), ("0", "1")])
+def test_shadow_mode_is_said(enabled: str, shadow: str) -> None:
+    """Who is the producer is shown: in shadow mode the LLM agent is, unless the runner is off."""
+    said = {variable_name("enabled"): enabled, variable_name("shadow"): shadow}
+
+    assert block_of(variables=said)["shadow"] == (enabled == shadow == "1")
+
+
 @settings(max_examples=40)
 @given(attempts=st.lists(attempts() | words, max_size=3), names=words, status=words)
 def test_any_row_makes_a_block_of_plain_json(

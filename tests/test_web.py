@@ -642,6 +642,21 @@ def test_page_says_what_needs_a_person(shelf: Shelf, what: str) -> None:
     assert words_[what] in needs
 
 
+@pytest.mark.parametrize("shadow", ["1", "0"])
+def test_page_says_who_is_the_producer(shelf: Shelf, shadow: str) -> None:
+    """In shadow mode the page does not call the runner on: the LLM agent is the producer."""
+    source = shelf.source()
+    said = {"enabled": "1", "shadow": shadow, "repos": "*"}
+    source.variables = {**source.variables, **{variable_name(k): v for k, v in said.items()}}
+    with serving(create_app(source)) as port:
+        page = ask(port, "/").text
+    tile = page.partition("<dt>Runner</dt>")[2].partition("</div>")[0]
+
+    assert ("<dd>shadow</dd>" in tile, "<dd>on</dd>" in tile) == (shadow == "1", shadow == "0")
+    assert ("the LLM agent is the producer" in tile) == (shadow == "1")
+    assert "all repositories" in tile
+
+
 @pytest.mark.parametrize("way", ["nul", "not registered"])
 def test_artifact_that_lies_nowhere_is_said_to(shelf: Shelf, way: str) -> None:
     """A path that can be none, or a repository that nobody knows, is a word on the page."""

@@ -24,6 +24,7 @@ from staging_fsm.core.errors import (
 from staging_fsm.core.plan import Workspace, hiding_program
 from staging_fsm.core.suites import SuiteEntry, SuitesConfig
 from staging_fsm.drive.planning import read_suites, suite_of
+from staging_fsm.drive.runner import IN_SHADOW
 from staging_fsm.effects.alerts import Outbox, is_known_address
 from staging_fsm.effects.preflight import Check, Health, command_finding, machine_findings
 from staging_fsm.effects.state_dir import StateDir, refuse_unknown_home
@@ -35,6 +36,7 @@ from staging_fsm.faces.settings import problems
 from staging_fsm.faces.trouble import trouble
 from staging_fsm.fleet.settings import PREFIX as FLEET_PREFIX
 from staging_fsm.fleet.settings import WORKTREES_ONLY, FleetSettings, load_fleet_settings
+from staging_fsm.host.settings import load_host_settings
 
 #: What the suite of all repositories without one of their own is called.
 DEFAULT: Final = "[default]"
@@ -173,6 +175,8 @@ def _configuration(variables: Mapping[str, str]) -> Iterator[Check]:
         yield Check("configuration", Health.WARNING, "the runner is switched off")
     elif not config.repos:
         yield Check("configuration", Health.WARNING, "no repository is in scope")
+    elif config.shadow:
+        yield from _in_shadow(config, variables)
     else:
         yield Check("configuration", Health.OK, f"on for {', '.join(sorted(config.repos))}")
     for name in sorted(name for name in config.repos if _LOOKS_LIKE_TWO.search(name)):
@@ -180,6 +184,19 @@ def _configuration(variables: Mapping[str, str]) -> Iterator[Check]:
         words = f"{name!r} is taken for one name: names of repositories are separated by commas"
         yield Check("configuration", Health.WARNING, words)
     yield from _suites(config, suites, variables)
+
+
+def _in_shadow(config: RunnerConfig, variables: Mapping[str, str]) -> Iterator[Check]:
+    """Yield what whoever takes the runner for the producer has to know."""
+    words = f"{IN_SHADOW}; in scope: {', '.join(sorted(config.repos))}"
+    yield Check("configuration", Health.WARNING, words)
+    if not load_host_settings(variables).has_agent:
+        # A host with a `launch_job` of its own has agents of its own.
+        words = (
+            "ORCH_AGENT_COMMAND is not set: in shadow mode `staging-fsm worker` has nobody to"
+            " launch, and each staging job stays claimed"
+        )
+        yield Check("agent", Health.WARNING, words)
 
 
 def _suites(
@@ -195,6 +212,7 @@ def _suites(
         elif entry is not None:
             yield command_finding(name, entry.command, variables)
             yield from _hiding(name, entry, config)
+            yield from _in_the_agents_way(name, entry, config)
     if everywhere and not configured:
         words = "no suite is configured: every repository is in scope, and would be declined"
         yield Check("suite", Health.FAILED, words)
@@ -216,6 +234,20 @@ def _hiding(name: str, entry: SuiteEntry, config: RunnerConfig) -> Iterator[Chec
         words = (
             f"{name}: no report is asked for, and {program} may exit as if tests had failed where"
             " none ran, so that what this machine lacks is charged to the code: name a report"
+        )
+        yield Check("suite", Health.WARNING, words)
+
+
+def _in_the_agents_way(name: str, entry: SuiteEntry, config: RunnerConfig) -> Iterator[Check]:
+    """Yield a warning of a suite that in shadow mode is not run beside the agent."""
+    if (
+        config.enabled
+        and config.shadow
+        and suite_of(name, entry, config).workspace is Workspace.IN_PLACE
+    ):
+        words = (
+            f"{name}: it runs in place, where it would be in the agent's way, so in shadow mode it"
+            " is not run and nothing is compared: use the worktree workspace"
         )
         yield Check("suite", Health.WARNING, words)
 

@@ -99,6 +99,8 @@ class StagingRunnerBlock(TypedDict):
 
     as_of: str
     enabled: bool
+    #: It is, and only records: the LLM agent is the producer.
+    shadow: bool
     #: Repositories in scope; `*` stands for all.
     scope: list[str]
     #: What is wrong with the configuration; the runner declines every job until it is right.
@@ -155,6 +157,7 @@ def staging_runner_block(
     return {
         "as_of": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "enabled": config is not None and config.enabled,
+        "shadow": config is not None and config.enabled and config.shadow,
         "scope": [] if config is None else sorted(map(plain, config.repos)),
         "problems": list(map(plain, problems)),
         "refused": read.refused[:LISTED_MAX],

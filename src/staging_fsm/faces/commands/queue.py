@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from staging_fsm.drive.runner import IN_SHADOW
 from staging_fsm.faces.console import LookingConsole
 from staging_fsm.faces.options import db_option, json_option
 from staging_fsm.faces.queue import (
@@ -41,6 +42,8 @@ def queue(db: str | None, *, as_json: bool) -> None:
 def _summary_lines(block: StagingRunnerBlock) -> Iterator[str]:
     for problem in block["problems"]:
         yield f"The configuration is invalid, so the runner begins no job: {problem}"
+    if block["shadow"]:
+        yield IN_SHADOW
     if number := block["failed_closed_last_day"]:
         at_least = "" if block["last_day_is_whole"] else "at least "
         yield f"{at_least}{number} failed closed in the last day"

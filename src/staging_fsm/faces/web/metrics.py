@@ -74,6 +74,9 @@ class _Instruments:
             Gauge, "queue_age_seconds", "How long the oldest waiting attempt has waited."
         )
         self.enabled = made(Gauge, "enabled", "Whether the runner is switched on where this runs.")
+        self.shadow = made(
+            Gauge, "shadow", "Whether it only records, and the LLM agent is the producer."
+        )
         for outcome in sorted(TERMINAL):
             self.attempt_seconds.labels(outcome)
             for reason in _reasons_of(outcome):
@@ -93,6 +96,7 @@ class _Instruments:
         waiting = block["oldest_waiting"]
         self.queue_age.set(waiting["seconds"] if waiting else 0)
         self.enabled.set(block["enabled"])
+        self.shadow.set(block["shadow"])
 
     def count_move(self, snapshot: Snapshot, move: Move) -> None:
         """Count what a move stands for."""
