@@ -339,6 +339,29 @@ def test_cost_of_both_is_told(begin: Begin) -> None:
     assert view["runner_seconds"] > 0
 
 
+def test_cost_of_a_launch_that_the_runner_did_not_run_is_not_held_against_the_agent(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds and tokens are added up where both ran, also to no verdict, and nowhere else."""
+    beside = begin(BROKEN)
+    beside.launch("WI-1")
+    beside.shadow.run_once()
+    alone = shadow_view(beside.shadow.records.records())
+    (beside.kit.repository / ".git").rename(tmp_path / "elsewhere")
+    beside.launch("WI-2")
+    beside.shadow.run_once()
+    view = shadow_view(beside.shadow.records.records())
+    monkeypatch.setenv("ORCH_STAGING_RUNNER_STATE_DIR", str(tmp_path / "state"))
+    told = CliRunner().invoke(main, ["shadow-report"]).output
+
+    assert [view["counts"][kind] for kind in (Comparison.NO_VERDICT, Comparison.NOT_RUN)] == [1, 1]
+    assert alone["agent_seconds"] > 0
+    costs = ("agent_seconds", "runner_seconds", "launches_with_tokens", "output_tokens")
+    assert [view[cost] for cost in costs] == [alone[cost] for cost in costs]
+    assert "where both ran, the agent took" in told
+    assert "34 out, as 1 launches tell" in told
+
+
 @pytest.mark.parametrize(
     "line", ["", "done", "[]", "{}", '{"usage": 3}', '{"usage": {"output_tokens": "many"}}', "\xff"]
 )

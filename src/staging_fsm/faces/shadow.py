@@ -34,7 +34,8 @@ class Comparison(StrEnum):
 
 
 DISAGREED = (Comparison.AGENT_ALONE_PASSED, Comparison.RUNNER_ALONE_PASSED)
-_UNKNOWN = (Comparison.DAMAGED, Comparison.WAITING)
+#: Where the runner ran, too, also to no verdict: only there are the costs comparable.
+BOTH_RAN = (Comparison.AGREED, *DISAGREED, Comparison.NO_VERDICT)
 _OPENED = {State.ADVANCED: True, State.ROLLED_BACK: False}
 _WITHOUT = {
     State.FAILED_CLOSED: Comparison.NO_VERDICT,
@@ -55,15 +56,18 @@ def compare(record: Record, snapshot: Snapshot | None) -> Comparison:
 
 
 def shadow_view(records: Iterable[Record]) -> dict[str, Any]:
-    """Return the evidence for throwing the switch, as `shadow-report --json` prints it."""
+    """Return the evidence for throwing the switch, as `shadow-report --json` prints it.
+
+    Seconds and tokens are of the launches that both ran.
+    """
     launches = [_launch_view(record) for record in records]
-    compared = [launch for launch in launches if launch["comparison"] not in _UNKNOWN]
+    both = [launch for launch in launches if launch["comparison"] in BOTH_RAN]
     counts = Counter(launch["comparison"] for launch in launches)
-    told = [launch["agent"] for launch in compared if launch["agent"]["output_tokens"] is not None]
+    told = [launch["agent"] for launch in both if launch["agent"]["output_tokens"] is not None]
     return {
         "counts": {str(kind): counts[kind] for kind in Comparison},
-        "agent_seconds": _total(launch["agent"]["seconds"] for launch in compared),
-        "runner_seconds": _total(launch["runner"]["seconds"] for launch in compared),
+        "agent_seconds": _total(launch["agent"]["seconds"] for launch in both),
+        "runner_seconds": _total(launch["runner"]["seconds"] for launch in both),
         "launches_with_tokens": len(told),
         "input_tokens": sum(agent["input_tokens"] or 0 for agent in told),
         "output_tokens": sum(agent["output_tokens"] for agent in told),

@@ -91,6 +91,6 @@ def _summary(view: dict[str, Any]) -> Iterator[str]:
         f" besides, {rest}"
     )
     yield (
-        f"the agent took {view['agent_seconds']:.1f} s and {tokens};"
+        f"where both ran, the agent took {view['agent_seconds']:.1f} s and {tokens};"
         f" the runner took {view['runner_seconds']:.1f} s and none"
     )
