@@ -123,6 +123,13 @@ def test_command_without_a_secret_is_shown_as_it_is(command: tuple[str, ...]) ->
     assert Masker.of({}, (), command).mask_words(command) == command
 
 
+def test_command_of_half_a_character_is_shown() -> None:
+    """What a row holds may be no text that a command could have: it is shown, and masked."""
+    command = ("t", "a\ud800", "--token=\udfffhunter22", "\udfffhunter22")
+
+    assert Masker.of({}, (), command).mask_words(command) == ("t", "a\\ud800", "--token=***", "***")
+
+
 @pytest.mark.parametrize(
     "form",
     [

@@ -657,6 +657,18 @@ def test_page_says_who_is_the_producer(shelf: Shelf, shadow: str) -> None:
     assert "all repositories" in tile
 
 
+def test_command_that_is_no_text_has_its_page(shelf: Shelf) -> None:
+    """A row may hold half a character in a command: its attempt is shown all the same."""
+    document = dump_snapshot(attempt(State.RUNNING))
+    assert '"make"' in document
+    job = shelf.put(document.replace('"make"', '"make\\ud800"'))
+    with serving(create_app(shelf.source())) as port:
+        page = ask(port, f"/attempts/{job}")
+
+    assert page.status == HTTPStatus.OK
+    assert "make\\ud800" in page.text
+
+
 @pytest.mark.parametrize("way", ["nul", "not registered"])
 def test_artifact_that_lies_nowhere_is_said_to(shelf: Shelf, way: str) -> None:
     """A path that can be none, or a repository that nobody knows, is a word on the page."""

@@ -39,6 +39,8 @@ _SECRET_OPTION: Final = re.compile(
 _OPTION: Final = re.compile(r"-{0,2}([A-Za-z_][\w.-]*)(?:=(.*)|(:)(?:\s+(.*))?)?", re.DOTALL)
 #: What stands between the name of a header and its secret.
 _SCHEMES: Final = frozenset({"basic", "bearer", "token"})
+#: Half a character, which JSON can name and no bytes can hold; the other halves stand for bytes.
+_HALF: Final = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 #: What a shell takes for a word, in a script that is an argument.
 _SHELL_WORD: Final = re.compile(r"[^\s'\"`;|&()<>]+")
 
@@ -99,7 +101,7 @@ class Masker:
 
     def mask_words(self, command: Sequence[str]) -> tuple[str, ...]:
         """Return the words of a command without the secrets in them."""
-        masked = (self.mask_whole(word.encode("utf-8", "surrogateescape")) for word in command)
+        masked = (self.mask_whole(_as_bytes(word)) for word in command)
         return tuple(word.decode("utf-8", "surrogateescape") for word in masked)
 
     def unfinished(self, output: bytes) -> int:
@@ -175,8 +177,14 @@ def _named_secrets(words: Sequence[str]) -> Iterator[str]:
                 yield rest.strip()
 
 
+def _as_bytes(text: str) -> bytes:
+    """Return the bytes of a text, which may come out of a row: half a character as its number."""
+    written = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    return written.encode("utf-8", "surrogateescape")
+
+
 def _forms(secret: str) -> Iterator[bytes]:
-    raw = secret.encode("utf-8", "surrogateescape")
+    raw = _as_bytes(secret)
     yield raw
     yield json.dumps(secret)[1:-1].encode()
     yield quote(raw, safe="").encode()
