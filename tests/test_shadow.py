@@ -1046,6 +1046,18 @@ def test_folder_without_git_is_not_run_in_beside_the_agent(begin: Begin) -> None
     assert beside.view()["comparison"] == Comparison.NOT_RUN
 
 
+def test_repository_that_is_gone_since_is_said_to_be(begin: Begin, tmp_path: Path) -> None:
+    """Where the folder of the launch is gone nothing is run, and the report says why."""
+    beside = begin()
+    beside.launch()
+    beside.kit.repository.rename(tmp_path / "elsewhere")
+    beside.shadow.run_once()
+    view = beside.view()
+
+    assert view["comparison"] == Comparison.NOT_RUN
+    assert f"{beside.kit.repository} is gone since" in view["runner"]["reason"]
+
+
 def test_shadow_with_a_broken_configuration_says_so(
     begin: Begin, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -134,6 +134,12 @@ class Shadow:
 
 def _bound_beside(launch: Launch, repository: Path, suite: SuitePlan) -> str:
     """Return the commit the agent was launched on; raises RunRefusedError without a worktree."""
+    if not repository.is_dir():
+        message = (
+            f"{repository} is gone since the agent was launched there, or was moved: its commit"
+            " cannot be checked out"
+        )
+        raise RunRefusedError(message)
     # By its time alone for want of a note: a commit may be dated as its author likes.
     revision = revision_at(repository, parse_time(launch.launched_at))
     if revision != UNVERSIONED and launch.revision is not None:
