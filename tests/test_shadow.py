@@ -595,6 +595,22 @@ def test_runs_of_a_shadow_that_died_are_taken_up(begin: Begin, tmp_path: Path) -
     assert beside.view()["runner"]["runs"] == 1
 
 
+def test_of_two_shadows_each_counts_what_it_made(begin: Begin) -> None:
+    """An attempt that another shadow made meanwhile is told of by that one alone."""
+    beside = begin()
+    beside.launch()
+    suites, other = beside.shadow.suites, []
+
+    def be_late(config: RunnerConfig) -> SuitesConfig:
+        other.append(Shadow(beside.variables, suites=suites).run_once())
+        return suites(config)
+
+    beside.shadow.suites = be_late
+
+    assert (beside.shadow.run_once(), other) == (0, [1])
+    assert beside.view()["runner"]["state"] == State.ADVANCED
+
+
 def test_of_two_shadows_one_writes(tmp_path: Path) -> None:
     """A version of an attempt is written once: whoever comes second finds out."""
     records = ShadowRecords(tmp_path)

@@ -20,6 +20,7 @@ from staging_fsm.core.errors import ConfigInvalidError, RunRefusedError
 from staging_fsm.core.jobs import QUEUED, JobRow, Place
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import AlertKind, Clock
+from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.suites import SuitesConfig
 from staging_fsm.core.times import parse_time
 from staging_fsm.drive.intercept import StagingIntercept
@@ -83,7 +84,7 @@ class Shadow:
             self.clock.wait(PAUSE_SECONDS)
 
     def run_once(self) -> int:
-        """Make every attempt that is due, one after the other; return how many were driven on."""
+        """Make every attempt that is due, one after the other; return how many it drove on."""
         if not self.is_on():
             return 0
         # What an earlier process of the shadow left behind, first: it is bound already.
@@ -97,8 +98,10 @@ class Shadow:
         is_due = row.not_before is None or row.not_before <= now
         if record.agent is None or row.status != QUEUED or not is_due or not self.is_on():
             return False
-        bind = partial(_bound_beside, record.launch)
-        return self._intercept(bind=bind).launch(row.id).ruling is Ruling.TAKEN
+        bind, moves = partial(_bound_beside, record.launch), list[Snapshot]()
+        beside = self._intercept(bind=bind, watch=lambda _row, attempt: moves.append(attempt))
+        # It is taken, too, where another shadow was first: then nothing was moved from here.
+        return beside.launch(row.id).ruling is Ruling.TAKEN and bool(moves)
 
     def _intercept(self, **replaced: Any) -> StagingIntercept:
         """Return an intercept over the shadow's own world, and nothing else."""
