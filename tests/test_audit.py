@@ -217,6 +217,96 @@ def test_two_jobs_that_were_queued_at_once_are_sound(
     assert archive.deviations() == []
 
 
+#: What a host may remove of what came after an attempt that did not pass, :id, whose work item
+#: then passed in another.
+GONE = {
+    "the job that passed": (
+        "DELETE FROM jobs WHERE id = (SELECT MAX(id) FROM jobs WHERE stage = 'deploy-staging')"
+    ),
+    "all that came later": "DELETE FROM jobs WHERE work_item = 'WI-2' AND id > :id",
+}
+
+
+@pytest.mark.parametrize("statement", GONE.values(), ids=GONE)
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["failed", "cancelled"])
+def test_work_item_whose_later_jobs_are_gone_is_unclear(
+    archive: Archive, tmp_path: Path, statement: str, *, is_cancelled: bool
+) -> None:
+    """A work item that may have passed in a job that is gone is told as unclear, with what to do.
+
+    Nobody is told to stop what may be sound, and nobody that it is.
+    """
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    if is_cancelled:
+        job_id = staging_job(archive.session, REPO, "WI-2")
+        archive.session.staging(suites=one_suite(SuiteEntry(("true",)))).cancel(job_id)
+    archive.stage(staging_job(archive.session, REPO, "WI-2"), "true")
+    sound = archive.deviations()
+    archive.sql_of_many(statement.replace(":id", str(job_id)))
+    # Of another work item, and in SQLite with a number that was another's.
+    archive.queue("WI-1", "review", "done")
+    seen = archive.audit()
+    told = {(found.job_id, found.severity, found.check) for found in seen.findings}
+    page = tmp_path / "report.html"
+    ended = archive.call("--verify", "--html", str(page))
+
+    assert sound == []
+    assert (job_id, Severity.UNCLEAR, "no_silent_advance") in told
+    assert seen.counts[Severity.DEVIATION] == 0
+    assert ended.exit_code == 0
+    assert f", {seen.counts[Severity.UNCLEAR]} unclear\n" in ended.output
+    assert "its later jobs that moved it are gone, or it was moved by hand" in ended.output
+    assert ">UNCLEAR<" in page.read_text()
+
+
+#: What somebody may do to WI-2 by hand that no removed job can have done.
+BY_HAND = {
+    "a job for which no number is free": (
+        "UPDATE work_items SET stage = 'deploy', updated_at = '9' WHERE id = 'WI-2'",
+        "UPDATE jobs SET status = 'cancelled' WHERE stage = 'development' AND work_item = 'WI-2'",
+        (
+            "INSERT INTO jobs SELECT id + 1, repo, 'WI-2', 'deploy', '', 'done', NULL, NULL, '{}',"
+            " '8', '8' FROM jobs WHERE id = (SELECT MAX(id) FROM jobs)"
+        ),
+    ),
+    "a job of which its work item does not tell": (
+        "UPDATE jobs SET status = 'cancelled' WHERE stage = 'development' AND work_item = 'WI-2'",
+        (
+            "INSERT INTO jobs SELECT 99, repo, 'WI-2', 'deploy', agent, 'done', NULL, NULL, '{}',"
+            " '9', '9' FROM jobs WHERE id = (SELECT MAX(id) FROM jobs)"
+        ),
+    ),
+    "its next job, with another removed behind it": (
+        "UPDATE work_items SET stage = 'deploy', updated_at = '9' WHERE id = 'WI-2'",
+        (
+            "UPDATE jobs SET stage = 'deploy', id = 99"
+            " WHERE stage = 'development' AND work_item = 'WI-2'"
+        ),
+    ),
+    "a work item whose last job waits": (
+        "UPDATE work_items SET stage = 'deploy', updated_at = '9' WHERE id = 'WI-2'",
+    ),
+    "a work item that has not moved since": (
+        "UPDATE work_items SET stage = 'deploy' WHERE id = 'WI-2'",
+        "DELETE FROM jobs WHERE stage = 'development' AND work_item = 'WI-2'",
+    ),
+}
+
+
+@pytest.mark.parametrize("statements", BY_HAND.values(), ids=BY_HAND)
+def test_work_item_that_no_job_can_have_moved_deviates(
+    archive: Archive, statements: tuple[str, ...]
+) -> None:
+    """Where no job can be gone, a work item that is further on than its attempt deviates."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    for statement in statements:
+        archive.sql_of_many(statement)
+    told = _told(archive, job_id)
+
+    assert (Severity.DEVIATION, "no_silent_advance") in told
+    assert (Severity.UNCLEAR, "no_silent_advance") not in told
+
+
 def test_deploy_job_that_was_queued_again_is_sound(archive: Archive) -> None:
     """What passed may be deployed though a later staging of the work item was cancelled."""
     deploy = jobs(archive)[State.ADVANCED] + 1
@@ -586,6 +676,8 @@ def test_audit_says_the_same_on_both_databases(archive: Archive, postgres_url: s
     job_id = jobs(archive)[State.ADVANCED]
     archive.sql("UPDATE work_items SET stage = 'development' WHERE id = 'WI-1'")
     archive.sql("DELETE FROM jobs WHERE work_item = 'WI-1' AND id > ?", job_id)
+    archive.sql("UPDATE work_items SET stage = 'done', updated_at = '9' WHERE id = 'WI-2'")
+    archive.sql("DELETE FROM jobs WHERE work_item = 'WI-2' AND stage = 'development'")
     archive.set(job_id, "runs[0].detail", "all well")
     moved = open_session(postgres_url, {})
     move_rows(archive.session.store.engine, moved.store.engine)
@@ -594,6 +686,7 @@ def test_audit_says_the_same_on_both_databases(archive: Archive, postgres_url: s
     moved.store.engine.dispose()
 
     assert seen == archive.audit()
+    assert seen.counts[Severity.UNCLEAR] == 1
     checks = {finding.check for finding in seen.of(Severity.DEVIATION)}
     assert {"trail_is_unbroken", "work_item"} <= checks
 

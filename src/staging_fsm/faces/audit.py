@@ -6,7 +6,9 @@ where its work item went. What deviates is read once more before it is told: a r
 that moved between two looks is no deviation.
 
 A file that is gone is told as missing, not as a deviation: logs are deleted in the
-course of things, and nothing can be said of what is not there.
+course of things, and nothing can be said of what is not there. Jobs that are gone may
+be all that would tell a work item that passed from one that was moved by hand: that is
+told as unclear.
 """
 
 import functools
@@ -63,6 +65,10 @@ KEEP: Final = "Restore the file from a backup, or note who deleted it and why"
 CORRECT: Final = "Restore the row from a backup: until then nobody will touch it"
 COMPARE: Final = "Compare the file with a backup, and ask who wrote to its folder"
 ASK_HOST: Final = "Ask who moved the job or its work item by hand"
+FIND_THE_JOB: Final = (
+    "Look in a backup or the log of transitions for a job that passed after this one,"
+    " and where there is none stop what was deployed on it, and run the suite again"
+)
 TO_DO: Final = {"no_silent_advance": STOP}
 
 
@@ -74,6 +80,8 @@ class Severity(StrEnum):
     DEVIATION = "deviation"
     #: A file is gone, so nothing can be said of it.
     MISSING = "missing"
+    #: Jobs are gone, or somebody went by them: what is left does not tell which.
+    UNCLEAR = "unclear"
 
 
 @attrs.frozen
@@ -238,14 +246,17 @@ def examine(
     if snapshot is None:
         return None, []
     text, papers = _artifact(row, snapshot, beside)
+    movements = _movements(snapshot, went)
+    unclear = [] if movements is None else list(_jobs_gone(row, snapshot, movements, beside))
     sight = Sight(
         snapshot,
-        movements=_movements(snapshot, went),
+        movements=None if unclear else movements,
         written=None if text is None else (text,),
     )
     broken = [line.partition(": ") for line in violations(sight)]
     problems = [
         *(_Problem(name, words, TO_DO.get(name, RESTORE)) for name, _, words in broken),
+        *unclear,
         *papers,
         *(problem for run in snapshot.runs for problem in _log(snapshot, run, beside)),
         *_host_words(row, snapshot, went),
@@ -282,6 +293,23 @@ def _movements(snapshot: Snapshot, went: Went) -> tuple[Movement, ...] | None:
     if went.stage is None:
         return None
     return (Movement.BACK,) if snapshot.state in ENDED_BY_GATE else ()
+
+
+def _jobs_gone(
+    row: JobRow,
+    snapshot: Snapshot,
+    movements: Collection[Movement],
+    beside: "_Beside | None",
+) -> Iterator[_Problem]:
+    """Yield that a work item moved forwards, where jobs that are gone may have moved it."""
+    if Movement.FORWARD not in movements or snapshot.state is State.ADVANCED:
+        return
+    if beside is not None and beside.may_lack_jobs_after(row):
+        words = (
+            f"the work item moved forwards, and the attempt is {snapshot.state}:"
+            " its later jobs that moved it are gone, or it was moved by hand"
+        )
+        yield _Problem("no_silent_advance", words, FIND_THE_JOB, Severity.UNCLEAR)
 
 
 def _artifact(
@@ -406,7 +434,7 @@ def _artifact_of(row: JobRow, attempt_id: str) -> str | None:
 class _Beside:
     """What lies beside a row: other rows, and the runs of the state folder that is in use.
 
-    Asked only where an artifact or a log is not at hand.
+    Asked only where an artifact, a log or a later job is not at hand.
     """
 
     rows: SqlRows
@@ -429,6 +457,10 @@ class _Beside:
     def has_not_come_to(self, job_id: int) -> bool:
         """Say whether no job has had so great a number yet."""
         return all(job_id > newest.id for newest in self.rows.recent(1))
+
+    def may_lack_jobs_after(self, row: JobRow) -> bool:
+        """Say whether the jobs that moved a work item on after a job may have been removed."""
+        return self.store is not None and self.store.may_lack_jobs_after(row.id, STAGE)
 
     def has_agent_after(self, row: JobRow) -> bool:
         """Say whether an agent may have staged the work item after a job."""

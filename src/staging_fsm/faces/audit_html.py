@@ -52,6 +52,7 @@ def html_report(seen: Audit, now: datetime, snapshot: Snapshot | None = None) ->
         "<h1>Audit of staging attempts</h1>",
         *_summary(seen, now),
         *_findings("Deviations", seen, Severity.DEVIATION),
+        *_findings("Unclear", seen, Severity.UNCLEAR),
         *_findings("Missing files", seen, Severity.MISSING),
         *([] if snapshot is None else _trail(snapshot)),
         "<h2>What was walked</h2><figure>" + svg(drawn) + "</figure>",
@@ -66,13 +67,13 @@ def html_report(seen: Audit, now: datetime, snapshot: Snapshot | None = None) ->
 
 
 def _summary(seen: Audit, now: datetime) -> Iterable[str]:
-    deviations, missing = (seen.counts[severity] for severity in Severity)
-    word = "DEVIATIONS" if deviations else "SOUND"
-    kind = "deviates" if deviations else "sound"
+    deviations, missing, unclear = (seen.counts[severity] for severity in Severity)
+    word = "DEVIATIONS" if deviations else "UNCLEAR" if unclear else "SOUND"
+    kind = "deviates" if deviations or unclear else "sound"
     yield f'<p><span class="word {kind}">{word}</span> as of {format_time(now)}</p>'
     yield (
         f"<p>{seen.attempts} attempts in {seen.rows} rows of the table: {deviations} deviations,"
-        f" {missing} files missing.</p>"
+        f" {missing} files missing{f', {unclear} unclear' if unclear else ''}.</p>"
     )
     yield _table(("state", "attempts"), sorted(seen.states.items()))
 

@@ -122,6 +122,23 @@ _JOBS_AFTER: Final = sa.text(
     "SELECT id FROM jobs WHERE repo = :repo AND work_item = :work_item AND stage = :stage"
     " AND id > :id ORDER BY id"
 )
+#: A job beyond `stage` with none of `stage` before it, x, was queued by hand, or what is gone
+#: had a number between that of x and that of the last job before it, y: while x is there, no
+#: number below its own is given again. Without x no number tells: those of the last rows are
+#: given again. Whoever moved the work item on told so in its own row at that moment.
+_MAY_BE_GONE: Final = sa.text(
+    "SELECT CASE WHEN x.id IS NULL"  # noqa: S608  # texts of ours
+    " THEN l.status NOT IN ('queued', 'running') AND w.updated_at > l.updated_at"
+    " ELSE NOT (y.id = j.id AND x.created_at = j.updated_at) AND w.updated_at >= x.created_at"
+    " AND EXISTS (SELECT 1 FROM jobs b WHERE b.id >= y.id AND b.id < x.id"
+    "  AND NOT EXISTS (SELECT 1 FROM jobs c WHERE c.id = b.id + 1)) END"
+    " FROM jobs j JOIN work_items w ON w.repo = j.repo AND w.id = j.work_item"
+    f" LEFT JOIN jobs x ON x.id = (SELECT MIN(o.id) FROM jobs o WHERE {_OF_ITEM} AND o.id > j.id"
+    "   AND o.stage IN :ahead)"
+    f" LEFT JOIN jobs y ON y.id = (SELECT MAX(o.id) FROM jobs o WHERE {_OF_ITEM} AND o.id < x.id)"
+    f" LEFT JOIN jobs l ON l.id = (SELECT MAX(o.id) FROM jobs o WHERE {_OF_ITEM})"
+    " WHERE j.id = :id"
+).bindparams(sa.bindparam("ahead", expanding=True))
 _JOB: Final = sa.text("SELECT * FROM jobs WHERE id = :id")
 #: No job has so small an id: the schema's are of 32 bits in PostgreSQL.
 _BEFORE_ALL: Final = -(2**63)
@@ -452,6 +469,16 @@ class SqlHostStore:
         with self.engine.connect() as connection:
             found = connection.execute(_WENT_TO, values)
             return {row[0]: _went(stage, *row[1:]) for row in found}
+
+    def may_lack_jobs_after(self, job_id: int, stage: str) -> bool:
+        """Say whether its host may have removed the jobs that moved a work item beyond `stage`.
+
+        Of one that is beyond it, by what `went_to` says of that job of `stage`. Where none of
+        them can be gone, it was moved by hand.
+        """
+        values = {"id": job_id, "ahead": stages_ahead(stage)}
+        with self.engine.connect() as connection:
+            return bool(connection.execute(_MAY_BE_GONE, values).scalar_one_or_none())
 
     def jobs_after(self, job_id: int, repo: str, work_item: str, stage: str) -> list[int]:
         """Return the ids of a work item's jobs of one stage that were queued after a job."""

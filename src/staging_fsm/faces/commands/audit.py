@@ -44,7 +44,7 @@ def audit(
 
     Every stored attempt is replayed through the table and every invariant; links,
     artifacts, logs, the job and its work item must agree with it. A file that is
-    gone is told, and is no deviation.
+    gone is told, and is no deviation; nor is what jobs that are gone leave unclear.
     """
     session = open_session(db, create=False, only_to_look=True)
     snapshot = None if job is None else _attempt(session, job)
@@ -123,8 +123,10 @@ def _print_findings(seen: Audit) -> None:
             click.echo(visible(f"{severity}: {finding.sentence}").replace("\n", " "))
         if more := seen.counts[severity] - len(found):
             click.echo(f"{severity}: {more} more of the kind")
+    unclear = seen.counts[Severity.UNCLEAR]
     click.echo(
         f"{seen.attempts} attempts in {seen.rows} rows:"
         f" {seen.counts[Severity.DEVIATION]} deviations,"
         f" {seen.counts[Severity.MISSING]} files missing"
+        f"{f', {unclear} unclear' if unclear else ''}"
     )
