@@ -1,6 +1,7 @@
 """The audit: whatever was altered by hand, in a row, a history, an artifact or a log, is told."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -372,6 +373,11 @@ def _become_a_link(path: Path) -> None:
     path.symlink_to("/etc/hostname")
 
 
+def _become_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 FILES: dict[str, tuple[str, State, Callable[[Path], object], str]] = {
     "an artifact that says SUCCESS": (
         "artifact",
@@ -438,6 +444,18 @@ FILES: dict[str, tuple[str, State, Callable[[Path], object], str]] = {
             attempt="150-0123456789ab",
         ),
         "was altered",
+    ),
+    "a pipe in an artifact's place": (
+        "artifact",
+        State.ROLLED_BACK,
+        _become_a_pipe,
+        "was replaced by what is no regular file",
+    ),
+    "an artifact that is a link": (
+        "artifact",
+        State.ROLLED_BACK,
+        _become_a_link,
+        "was replaced by what is no regular file",
     ),
     "an altered log": ("log", State.ADVANCED, _swap("out", "all well"), "was altered"),
     "an altered log of an earlier run": (
@@ -597,6 +615,33 @@ def test_artifact_of_a_job_of_another_work_item_is_told(archive: Archive) -> Non
     _forge(archive.artifact(job_id), attempt=name, job=str(other), log="output.log")
 
     assert _told(archive, job_id) == [(Severity.DEVIATION, "artifact")]
+
+
+def test_artifact_under_the_name_of_an_attempt_that_wrote_none_is_told(archive: Archive) -> None:
+    """An attempt that is in the table and was cancelled has written no artifact."""
+    earlier = staging_job(archive.session, REPO, "WI-4")
+    archive.session.staging(suites=one_suite(SuiteEntry(("true",)))).cancel(earlier)
+    job_id = staging_job(archive.session, REPO, "WI-4")
+    archive.stage(job_id, "exit 7")
+    name = archive.stored(earlier)["attempt_id"]
+    _forge(archive.artifact(job_id), attempt=name, job=str(earlier), log="output.log")
+
+    assert _told(archive, job_id) == [(Severity.DEVIATION, "artifact")]
+
+
+def test_what_is_in_an_artifacts_place_is_told(archive: Archive) -> None:
+    """Where another attempt's artifact is in the place of one that is missing, that is said."""
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    later, path = _forget(archive, "WI-2")
+    [told] = [found for found in archive.audit().findings if found.job_id == job_id]
+    path.unlink()
+    path.mkdir()
+    [replaced] = [found for found in archive.audit().findings if found.job_id == job_id]
+    path.rmdir()
+
+    whose = f"what names attempt {archive.stored(later)['attempt_id']}"
+    assert told.problem == f"{path} is not what was written: {whose} is in its place"
+    assert replaced.problem == f"{path} is not what was written: something else is in its place"
 
 
 def test_artifact_of_an_agent_is_no_altered_one(archive: Archive) -> None:

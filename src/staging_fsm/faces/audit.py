@@ -31,7 +31,7 @@ from staging_fsm.core.errors import JobNotFoundError, RefusedError, SnapshotRefu
 from staging_fsm.core.invariants import Movement, Sight, violations
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
 from staging_fsm.core.snapshot import Artifact, Run, Snapshot
-from staging_fsm.core.spec import ENDED_BY_GATE, State
+from staging_fsm.core.spec import ENDED_BY_GATE, GATE_EVENTS, TRANSITIONS, State
 from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.run_folder import RunFolder
@@ -54,6 +54,8 @@ _FORWARD: Final = STAGE_TRANSITIONS[STAGE, "success"]
 _AHEAD: Final = stages_ahead(STAGE)
 _LIVE: Final = (QUEUED, RUNNING)
 _NOBODY_KNOWS: Final = Went()
+#: Where an artifact may be written that is not stored yet.
+_HANDING_OVER: Final = frozenset(row.source for row in TRANSITIONS if row.event in GATE_EVENTS)
 #: The name of an attempt of one of the host's jobs, and how its artifact tells of what made it.
 _OF_RUNNER: Final = re.compile(r"[1-9][0-9]{0,17}-[\w-]+", re.ASCII)
 _PRODUCER: Final = "staging_fsm"
@@ -335,9 +337,6 @@ def _artifact_set_aside(
     Returns its bytes, or None with the problem.
     """
     path = Path(artifact.path)
-    problem = _Problem(
-        "artifact", f"{path} is gone: nothing can be said of it", KEEP, Severity.MISSING
-    )
     papers: dict[Path, tuple[str, str]] = {}
     for candidate in sorted(path.parent.glob(f"{path.stem}*{path.suffix}")):
         found = sha256_of_file(candidate)
@@ -345,8 +344,9 @@ def _artifact_set_aside(
             continue
         raw = read_small(candidate, ARTIFACT_BYTES_MAX) or b""
         if found == artifact.sha256:
-            return raw, problem
+            return raw, _missing(f"{path} is set aside")
         papers[candidate] = (found, raw.decode("utf-8", "replace"))
+    problem = _not_there(row, path, papers.get(path, (None, ""))[1], beside)
     digests = {found for found, _ in papers.values()}
     for candidate, (found, text) in papers.items():
         paper = _Paper(text, found, is_in_place=candidate == path)
@@ -355,6 +355,28 @@ def _artifact_set_aside(
             words = f"{candidate} was altered: SHA-256 {expected} was written, {found} is there"
             problem = _Problem("artifact", words, COMPARE)
     return None, problem
+
+
+def _not_there(row: JobRow, path: Path, text: str, beside: "_Beside | None") -> _Problem:
+    """Say what is where an artifact was, which is not there: another paper's `text`, or none."""
+    if not os.path.lexists(path):
+        return _missing(f"{path} is gone: nothing can be said of it")
+    if not _may_be_read(path):
+        return _missing(f"{path} may not be read: nothing can be said of it")
+    if not _is_regular(path) and not (beside is not None and beside.is_staged_after(row)):
+        words = f"{path} was replaced by what is no regular file"
+        return _Problem("artifact", words, COMPARE)
+    whose = said(text, "attempt") or ""
+    what = f"what names attempt {whose}" if _OF_RUNNER.fullmatch(whose) else "something else"
+    return _missing(f"{path} is not what was written: {what} is in its place")
+
+
+def _missing(words: str) -> _Problem:
+    return _Problem("artifact", words, KEEP, Severity.MISSING)
+
+
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 @attrs.frozen
@@ -414,20 +436,21 @@ def _is_nobodys(
         return False
     if (other.work_item, other.stage) != (row.work_item, STAGE):
         return True
-    of_other = _artifact_of(other, whose)
+    known = _attempt_in(other)
+    if known is None or known.attempt_id != whose:
+        return False
+    if known.artifact is None:
+        return known.state not in _HANDING_OVER
     # Where that attempt's own paper is missing as well it is that one which was altered.
-    return of_other != paper.sha256 and of_other in digests
+    return known.artifact.sha256 != paper.sha256 and known.artifact.sha256 in digests
 
 
-def _artifact_of(row: JobRow, attempt_id: str) -> str | None:
-    """Return the digest of the artifact of an attempt, if it is in a row and has written one."""
+def _attempt_in(row: JobRow) -> Snapshot | None:
+    """Return the attempt in a row, if there is one that can be read."""
     try:
-        snapshot = row.snapshot()
+        return row.snapshot()
     except SnapshotRefusedError:
         return None
-    if snapshot is None or snapshot.attempt_id != attempt_id or snapshot.artifact is None:
-        return None
-    return snapshot.artifact.sha256
 
 
 @attrs.frozen
@@ -464,10 +487,16 @@ class _Beside:
 
     def has_agent_after(self, row: JobRow) -> bool:
         """Say whether an agent may have staged the work item after a job."""
-        if self.store is None:
-            return False
-        later = self.store.jobs_after(row.id, row.repo, row.work_item, STAGE)
-        return any(map(_is_of_agent, filter(None, map(self.load, later))))
+        return any(map(_is_of_agent, self._staged_after(row)))
+
+    def is_staged_after(self, row: JobRow) -> bool:
+        """Say whether anybody may have written an artifact of the work item after a job."""
+        return any(map(_may_have_written, self._staged_after(row)))
+
+    def _staged_after(self, row: JobRow) -> Iterator[JobRow]:
+        if self.store is not None:
+            later = self.store.jobs_after(row.id, row.repo, row.work_item, STAGE)
+            yield from filter(None, map(self.load, later))
 
 
 def _is_of_agent(row: JobRow) -> bool:
@@ -478,6 +507,12 @@ def _is_of_agent(row: JobRow) -> bool:
     # Of one that waits for its launch nobody has written anything.
     has_none = snapshot is None and row.status != QUEUED
     return has_none or (snapshot is not None and snapshot.state is State.LLM_FALLBACK)
+
+
+def _may_have_written(row: JobRow) -> bool:
+    snapshot = _attempt_in(row)
+    has_written = snapshot is not None and snapshot.artifact is not None
+    return has_written or _is_of_agent(row)
 
 
 def _artifact_words(row: JobRow, snapshot: Snapshot, text: str) -> Iterator[_Problem]:
