@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from archive import SUITES, Archive, jobs
-from hosts import REPO
+from archive import SUITES, Archive, jobs, variables
+from hosts import REPO, git
 from staging_fsm.core.jobs import QUEUED, STAGE, JobRow
 from staging_fsm.core.snapshot import Artifact
 from staging_fsm.core.spec import State
@@ -368,6 +369,18 @@ def _forge(path: Path, **facts: str) -> None:
     path.write_text(text)
 
 
+def _make_anew(path: Path, name: str = "150-0123456789ab", kept: str = "nothing") -> None:
+    """Have an artifact say SUCCESS of another attempt and its run, but for one thing of it."""
+    facts = {"attempt": name, "job": name.partition("-")[0]}
+    if kept != "log":
+        facts["log"] = "output.log"
+    if kept != "end":
+        facts["ended_at"] = "2020-01-01T00:00:00.000000Z"
+    _forge(path, **facts)
+    if kept != "start":
+        path.write_text(re.sub(r"(?m)^\| 1 \| 20", "| 1 | 19", path.read_text()))
+
+
 def _become_a_link(path: Path) -> None:
     path.unlink()
     path.symlink_to("/etc/hostname")
@@ -430,6 +443,15 @@ FILES: dict[str, tuple[str, State, Callable[[Path], object], str]] = {
         lambda path: _forge(path, attempt="150-0123456789ab", job="150", log="output.log"),
         "was altered",
     ),
+    **{
+        f"an artifact that is made anew but for the {kept} of its run": (
+            "artifact",
+            State.ROLLED_BACK,
+            partial(_make_anew, kept=kept),
+            "was altered",
+        )
+        for kept in ("start", "end", "log")
+    },
     "an artifact of a job with more digits than any": (
         "artifact",
         State.ROLLED_BACK,
@@ -601,7 +623,7 @@ def test_artifact_under_the_name_of_another_attempt_is_told(archive: Archive) ->
     archive.stage(later, "true")
     other = archive.stored(later)["attempt_id"]
     [kept] = path.parent.glob("*.before-*")
-    _forge(kept, attempt=other, job=str(later), log="output.log")
+    _make_anew(kept, other)
 
     assert _told(archive, job_id) == [(Severity.DEVIATION, "artifact")]
     assert _told(archive, later) == []
@@ -612,9 +634,37 @@ def test_artifact_of_a_job_of_another_work_item_is_told(archive: Archive) -> Non
     job_id = jobs(archive)[State.ROLLED_BACK]
     other = jobs(archive)[State.ADVANCED]
     name = archive.stored(other)["attempt_id"]
-    _forge(archive.artifact(job_id), attempt=name, job=str(other), log="output.log")
+    _make_anew(archive.artifact(job_id), name)
 
     assert _told(archive, job_id) == [(Severity.DEVIATION, "artifact")]
+
+
+@pytest.mark.parametrize("number", ["of another work item", "of its own", "of none"])
+def test_artifact_of_another_table_is_no_altered_one(
+    archive: Archive, tmp_path: Path, number: str
+) -> None:
+    """What somebody with a database of his own staged and committed is named where it lies.
+
+    Its job has a number of its own, whatever job has that one here.
+    """
+    job_id = jobs(archive)[State.ROLLED_BACK]
+    clone, theirs = tmp_path / "clone", f"sqlite:///{tmp_path}/theirs.db"
+    git(tmp_path, "clone", "--quiet", str(archive.session.store.repository_path(REPO)), str(clone))
+    desk = Archive(tmp_path / "theirs.db", open_session(theirs, variables(tmp_path)))
+    desk.session.store.add_repository(REPO, clone)
+    before = {"of another work item": 0, "of its own": job_id - 1, "of none": 50}
+    for other in range(before[number]):
+        staging_job(desk.session, REPO, f"WI-9{other}")
+    staged = staging_job(desk.session, REPO, "WI-2")
+    desk.stage(staged, "echo mended")
+    shutil.copy(desk.artifact(staged), archive.artifact(job_id))
+    name = desk.stored(staged)["attempt_id"]
+    desk.session.store.engine.dispose()
+    [finding] = archive.audit().findings
+
+    assert (finding.job_id, finding.severity) == (job_id, Severity.MISSING)
+    assert f"what names attempt {name}, which this table does not know," in finding.problem
+    assert finding.to_do.startswith("Ask in which table that attempt is")
 
 
 def test_artifact_under_the_name_of_an_attempt_that_wrote_none_is_told(archive: Archive) -> None:
@@ -624,7 +674,7 @@ def test_artifact_under_the_name_of_an_attempt_that_wrote_none_is_told(archive: 
     job_id = staging_job(archive.session, REPO, "WI-4")
     archive.stage(job_id, "exit 7")
     name = archive.stored(earlier)["attempt_id"]
-    _forge(archive.artifact(job_id), attempt=name, job=str(earlier), log="output.log")
+    _make_anew(archive.artifact(job_id), name)
 
     assert _told(archive, job_id) == [(Severity.DEVIATION, "artifact")]
 

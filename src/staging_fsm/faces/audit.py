@@ -32,6 +32,7 @@ from staging_fsm.core.invariants import Movement, Sight, violations
 from staging_fsm.core.jobs import QUEUED, RUNNING, STAGE, JobRow
 from staging_fsm.core.snapshot import Artifact, Run, Snapshot
 from staging_fsm.core.spec import ENDED_BY_GATE, GATE_EVENTS, TRANSITIONS, State
+from staging_fsm.core.visible import visible_line
 from staging_fsm.effects.files import read_small, sha256_of_file
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.effects.run_folder import RunFolder
@@ -59,13 +60,16 @@ _HANDING_OVER: Final = frozenset(row.source for row in TRANSITIONS if row.event 
 #: The name of an attempt of one of the host's jobs, and how its artifact tells of what made it.
 _OF_RUNNER: Final = re.compile(r"[1-9][0-9]{0,17}-[\w-]+", re.ASCII)
 _PRODUCER: Final = "staging_fsm"
-_LOG_LINE: Final = "    log: "
+#: How lines of an artifact begin that tell of one run and no other, wherever it was staged.
+_OF_RUN: Final = ("    log: ", "    ended_at: ")
+_RUN_CELL: Final = "| "
 
 RESTORE: Final = "Compare the row with a backup, the log of transitions and links noted elsewhere"
 STOP: Final = "Stop what was deployed on it, and run the suite again"
 KEEP: Final = "Restore the file from a backup, or note who deleted it and why"
 CORRECT: Final = "Restore the row from a backup: until then nobody will touch it"
 COMPARE: Final = "Compare the file with a backup, and ask who wrote to its folder"
+ASK_OTHERS: Final = "Ask in which table that attempt is, and restore the file from a backup"
 ASK_HOST: Final = "Ask who moved the job or its work item by hand"
 FIND_THE_JOB: Final = (
     "Look in a backup or the log of transitions for a job that passed after this one,"
@@ -366,13 +370,16 @@ def _not_there(row: JobRow, path: Path, text: str, beside: "_Beside | None") -> 
     if not _is_regular(path) and not (beside is not None and beside.is_staged_after(row)):
         words = f"{path} was replaced by what is no regular file"
         return _Problem("artifact", words, COMPARE)
-    whose = said(text, "attempt") or ""
-    what = f"what names attempt {whose}" if _OF_RUNNER.fullmatch(whose) else "something else"
-    return _missing(f"{path} is not what was written: {what} is in its place")
+    whose, what, to_do = said(text, "attempt") or "", "something else", KEEP
+    if _OF_RUNNER.fullmatch(whose):
+        what = f"what names attempt {whose}"
+        if beside is not None and beside.holder_of(whose) is None:
+            what, to_do = f"{what}, which this table does not know,", ASK_OTHERS
+    return _missing(f"{path} is not what was written: {what} is in its place", to_do)
 
 
-def _missing(words: str) -> _Problem:
-    return _Problem("artifact", words, KEEP, Severity.MISSING)
+def _missing(words: str, to_do: str = KEEP) -> _Problem:
+    return _Problem("artifact", words, to_do, Severity.MISSING)
 
 
 def _is_regular(path: Path) -> bool:
@@ -388,11 +395,15 @@ class _Paper:
     #: Whether it is where the gate looks, and was not set aside.
     is_in_place: bool
 
-    @property
-    def log_line(self) -> str | None:
-        """Return the line that tells of the log: the first, what the suite printed comes after."""
-        lines = (line for line in self.text.split("\n") if line.startswith(_LOG_LINE))
-        return next(lines, None)
+    def tells_of(self, run: Run) -> bool:
+        """Say whether it tells of a run's log or moments, which are those of no other run."""
+        lines = self.text.split("\n")
+        facts = {"log": run.log, "ended_at": run.ended_at}
+        own = {f"    {written(key, value)}" for key, value in facts.items() if value is not None}
+        # The first that begins so: what the suite printed comes after.
+        told = {next((line for line in lines if line.startswith(key)), None) for key in _OF_RUN}
+        row = f"{_RUN_CELL}{run.number} | {visible_line(run.started_at)} |"
+        return bool(own & told) or any(line.startswith(row) for line in lines)
 
 
 def _was_ours(
@@ -407,8 +418,7 @@ def _was_ours(
     `digests` are those of all the papers there are.
     """
     whose = said(paper.text, "attempt") or ""
-    logs = {f"    {written('log', run.log)}" for run in snapshot.runs if run.log is not None}
-    if whose == snapshot.attempt_id or paper.log_line in logs:
+    if whose == snapshot.attempt_id or any(map(paper.tells_of, snapshot.runs)):
         return True
     if said(paper.text, "producer") != _PRODUCER:
         # An agent writes as it likes, into the folder of a job of its own.
@@ -427,18 +437,13 @@ def _is_nobodys(
     row: JobRow, whose: str, paper: _Paper, digests: Collection[str], beside: "_Beside"
 ) -> bool:
     """Say whether the other attempt that a paper names cannot have written it."""
-    job_id = int(whose.partition("-")[0])
-    if beside.has_not_come_to(job_id):
-        return True
-    other = beside.load(job_id)
-    if other is None:
-        # Its host may have removed it.
+    other = beside.holder_of(whose)
+    known = None if other is None else _attempt_in(other)
+    if other is None or known is None:
+        # Its host may have removed it, or it is of another table, which has numbers of its own.
         return False
     if (other.work_item, other.stage) != (row.work_item, STAGE):
         return True
-    known = _attempt_in(other)
-    if known is None or known.attempt_id != whose:
-        return False
     if known.artifact is None:
         return known.state not in _HANDING_OVER
     # Where that attempt's own paper is missing as well it is that one which was altered.
@@ -477,9 +482,11 @@ class _Beside:
         except (JobNotFoundError, RefusedError):
             return None
 
-    def has_not_come_to(self, job_id: int) -> bool:
-        """Say whether no job has had so great a number yet."""
-        return all(job_id > newest.id for newest in self.rows.recent(1))
+    def holder_of(self, attempt_id: str) -> JobRow | None:
+        """Return the row that holds an attempt with a runner's name, or None where none does."""
+        row = self.load(int(attempt_id.partition("-")[0]))
+        known = None if row is None else _attempt_in(row)
+        return row if known is not None and known.attempt_id == attempt_id else None
 
     def may_lack_jobs_after(self, row: JobRow) -> bool:
         """Say whether the jobs that moved a work item on after a job may have been removed."""
