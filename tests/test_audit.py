@@ -309,6 +309,17 @@ def test_work_item_that_no_job_can_have_moved_deviates(
     assert (Severity.UNCLEAR, "no_silent_advance") not in told
 
 
+def test_work_item_without_an_attempt_is_not_looked_at(archive: Archive) -> None:
+    """Of a work item that the runner never staged nothing is said, wherever it stands."""
+    archive.sql_of_many(
+        "INSERT INTO work_items SELECT repo, 'WI-9', 'deploy', 2, NULL, created_at, updated_at"
+        " FROM work_items WHERE id = 'WI-1'"
+    )
+    archive.queue("WI-9", "deploy", "queued")
+
+    assert archive.audit().findings == []
+
+
 def test_deploy_job_that_was_queued_again_is_sound(archive: Archive) -> None:
     """What passed may be deployed though a later staging of the work item was cancelled."""
     deploy = jobs(archive)[State.ADVANCED] + 1
