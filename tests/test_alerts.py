@@ -340,6 +340,16 @@ SAME: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, st
         (7, "no JSON", None),
         (7, "no JSON", None),
     ),
+    "an attempt gone from its row that two workers meet": (
+        AlertKind.ROW_REFUSED,
+        (7, "attempt 7-0a1 is gone", "7-0a1"),
+        (7, "attempt 7-0a1 is gone", "7-0a1"),
+    ),
+    "a machine that is full, and fuller, and that attempts meet": (
+        AlertKind.MACHINE_UNFIT,
+        (7, "disk: 30 MiB free at /srv", "7-a"),
+        (8, "disk: 9 MiB free at /srv", "8-a"),
+    ),
     "a machine that is full, and fuller, and that jobs meet": (
         AlertKind.MACHINE_UNFIT,
         (7, "disk: 30 MiB and 1023 inodes free at /srv", None),
@@ -361,6 +371,16 @@ OTHER: dict[str, tuple[AlertKind, tuple[Any, str, str | None], tuple[Any, str, s
         AlertKind.FAILED_CLOSED,
         (7, "in run 2", "7-a"),
         (7, "in run 2", "7-b"),
+    ),
+    "two attempts of one job that are gone from its row": (
+        AlertKind.ROW_REFUSED,
+        (7, "attempt 7-0a1 is gone", "7-0a1"),
+        (7, "attempt 7-0b2 is gone", "7-0b2"),
+    ),
+    "two problems of the row of one attempt": (
+        AlertKind.ROW_REFUSED,
+        (7, "the attempt is gone", "7-a"),
+        (7, "the attempt has ended", "7-a"),
     ),
     "two problems of a configuration": (
         AlertKind.CONFIGURATION_INVALID,

@@ -1280,6 +1280,18 @@ def test_attempt_that_is_taken_out_of_its_row_is_told_of(
     assert (desk.staging.recover(), desk.raw_row()) == ([], before)
 
 
+def test_each_attempt_that_is_taken_out_of_its_row_is_told_of(desk: Desk) -> None:
+    """A job that was queued again, as an alert asked for, and loses its next attempt is told of."""
+    for _ in range(2):
+        desk.claim()
+        take_out(desk, "running")
+        desk.launch()
+        desk.staging.recover()
+        desk.write("status", "queued")
+
+    assert desk.alerts() == [AlertKind.ROW_REFUSED] * 2
+
+
 def test_attempt_that_is_taken_out_while_recovery_drives_it_is_told_of(desk: Desk) -> None:
     """Recovery tells of an attempt that is written over in its hands, as a launch does."""
     under_worker(desk, str(attrs.evolve(this_process(), start=1)))

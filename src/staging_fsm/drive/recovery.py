@@ -117,7 +117,8 @@ def tell_if_lost(runner: "StagingRunner", error: StaleSnapshotError) -> None:
             " key staging_runner, or removed it, while a run was under way. If nobody has the job"
             " in work by now, queue it again"
         )
-        runner.engine.alert(AlertKind.ROW_REFUSED, row.id, text)
+        # Queued again as it says, the job may lose the next one too: that is another alert.
+        runner.engine.alert(AlertKind.ROW_REFUSED, row.id, text, error.attempt_id)
 
 
 def _recover(runner: "StagingRunner", row: JobRow) -> bool:

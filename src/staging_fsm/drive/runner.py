@@ -178,8 +178,11 @@ class StagingRunner:
             return self._next_launch(row, snapshot)
         if snapshot.state in ENDED_BY_GATE and row.status in (QUEUED, RUNNING):
             # Its gate ended the job along with it; nothing here will end it once more.
-            words = f"the job is {row.status} again, and its attempt has ended: {snapshot.state}"
-            self.engine.alert(AlertKind.ROW_REFUSED, row.id, f"{words}; queue another job")
+            words = (
+                f"the job is {row.status} again, and its attempt has ended: {snapshot.state};"
+                " queue another job"
+            )
+            self.engine.alert(AlertKind.ROW_REFUSED, row.id, words, snapshot.attempt_id)
         return self._take_up(row, snapshot)
 
     def _hold_or_decline(self, row: JobRow, error: SnapshotRefusedError) -> Decision:

@@ -44,7 +44,7 @@ FAREWELL_SECONDS: Final = 5.0
 #: More alerts than that are counted in a message, not quoted.
 QUOTED_MAX: Final = 20
 
-#: What is told of once for each attempt; the rest once for what it says.
+#: What is told of once for each attempt, whatever it says; the rest once for what it says.
 _OF_AN_ATTEMPT: Final = frozenset(
     {AlertKind.FAILED_CLOSED, AlertKind.GATE_CONTRADICTED_VERDICT, AlertKind.INTERNAL_ERROR}
 )
@@ -283,7 +283,9 @@ def _key(kind: AlertKind, job_id: object, text: str, attempt_id: str | None) -> 
     Words in which a digit stands are none of it, or a problem that is worded anew at each
     look would be told at each. Those of a configuration are: they only change if it does,
     and are of no job that could tell two repositories apart. So are a machine's folders.
+    Whose attempt is told of is said by `attempt_id`, not by the words.
     """
+    about: tuple[str, ...]
     lasting = text
     if kind is not AlertKind.CONFIGURATION_INVALID:
         words = text.split(" ")
@@ -293,10 +295,12 @@ def _key(kind: AlertKind, job_id: object, text: str, attempt_id: str | None) -> 
         )
     if kind in _OF_A_MACHINE:
         about = (kind, lasting)
-    elif kind in _OF_AN_ATTEMPT and attempt_id is not None:
+    elif attempt_id is None:
+        about = (kind, f"{job_id}: {lasting}")
+    elif kind in _OF_AN_ATTEMPT:
         about = (kind, attempt_id)
     else:
-        about = (kind, f"{job_id}: {lasting}")
+        about = (kind, attempt_id, lasting)
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
