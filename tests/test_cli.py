@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from forkserver import staging_fsm_of_fork
 from hosts import git
+from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.spec import State
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.faces import commands
@@ -29,6 +30,7 @@ from staging_fsm.faces.session import AttemptDriver, open_session, staging_job
 from staging_fsm.faces.settings import every_setting
 from staging_fsm.host.contract.gate import check_staging_status
 from stand import bound_by_modes
+from webhooks import webhooks
 
 PYTHON = sys.executable
 PASSING = "def test_it():\n    assert True\n"
@@ -1558,6 +1560,19 @@ def test_demo_leaves_the_repository_of_its_caller_alone(
     shop = Path(ended.stdout.partition("Database: ")[2].splitlines()[0]).with_name("shop")
     subjects = git(shop, "log", "--reverse", "--format=%s").splitlines()
     assert subjects == [f"{story.work_item}: {story.words}" for story in STORIES]
+
+
+def test_demo_heeds_no_setting_of_a_person(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's failure alerts none of one's people, and no setting of one's own holds it up."""
+    monkeypatch.setenv("ORCH_MONITOR_PROBES", "none")
+    with webhooks() as make:
+        webhook = make()
+        ended = shell.call("demo", ALERT_URLS=webhook.url, TIMEOUT="a misspelt setting")
+
+    assert (ended.returncode, webhook.messages) == (0, []), ended.stdout + ended.stderr
+    folder = Path(ended.stdout.partition("Database: ")[2].splitlines()[0]).parent
+    told = (folder / "state" / "alerts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in told] == [AlertKind.FAILED_CLOSED]
 
 
 def test_demo_does_not_heed_how_a_person_has_git_set_up(

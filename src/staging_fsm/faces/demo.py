@@ -134,8 +134,9 @@ def run_demo(console: Console) -> bool:
 
 
 def _variables(folder: Path) -> dict[str, str]:
+    """Return the demo's own settings: a person's are of other jobs, and say who is alerted."""
     return switched_on(
-        dict(os.environ),
+        {name: value for name, value in os.environ.items() if not name.startswith("ORCH_")},
         state_dir=folder / "state",
         timeout_seconds=60,
         infra_retries=1,
