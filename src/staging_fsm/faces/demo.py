@@ -6,6 +6,7 @@ because its suite looks for a staging database that is not there.
 """
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -175,11 +176,9 @@ def _summary(console: Console, folder: Path, views: list[dict[str, Any]]) -> Non
     console.print(f"\nDatabase: {folder / 'orchestrator.db'}", soft_wrap=True)
     console.print(f"Diagrams: {folder / 'diagrams'}", soft_wrap=True)
     installed = Path(sys.executable).with_name("staging-fsm")
-    command = "staging-fsm" if shutil.which("staging-fsm") else installed
-    console.print(
-        f"Look again: {command} show 1 --db {address_of(folder / 'orchestrator.db')}",
-        soft_wrap=True,
-    )
+    command = "staging-fsm" if shutil.which("staging-fsm") else str(installed)
+    words = (command, "show", "1", "--db", str(address_of(folder / "orchestrator.db")))
+    console.print(f"Look again: {shlex.join(words)}", soft_wrap=True)
 
 
 def _commit(repository: Path, story: Story) -> None:
