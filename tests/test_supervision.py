@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import SpawnError, Stop, Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder
+from staging_fsm.effects.go_flags import fresh_go_flags
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.supervisor import sweep as sweeping
@@ -132,7 +134,7 @@ def test_suite_sees_three_descriptors_and_no_input(stand: Stand) -> None:
 
 
 def test_suite_environment_is_declared(stand: Stand) -> None:
-    """A suite gets the base variables, those its plan names and its own three, and no other."""
+    """A suite gets the base variables, those its plan names and the runner's own, and no other."""
     kept = ("DATABASE_PASSWORD", "SSH_AUTH_SOCK", "DOCKER_HOST", "XDG_RUNTIME_DIR", "PYTHONPATH")
     offered = {**dict.fromkeys(kept, "/worker"), **stand.variables}
     offered |= {"HOME": "/nowhere", "NAMED": "yes"}
@@ -150,7 +152,67 @@ def test_suite_environment_is_declared(stand: Stand) -> None:
         "CI": "true",
         "STAGING_REPORT_DIR": str(stand.state.reports(RUN)),
         "STAGING_ATTEMPT": RUN,
+        "GOFLAGS": "-count=1",
     }
+
+
+def test_suite_has_its_go_tests_run(stand: Stand) -> None:
+    """No `go test` of a suite answers from its cache; what the machine tells `go` else holds."""
+    settings = stand.root / "settings"
+    settings.write_text("GOFLAGS=-mod=mod\n")
+    offered = {**stand.variables, "GOENV": str(settings)}
+    plan = SuitePlan(("/bin/sh", "-c", "echo $GOFLAGS"), environment=("GOENV",))
+    suites = LocalSuites(stand.state, offered)
+    suites.start(RunOrder(RUN, stand.root, UNVERSIONED, plan))
+    suites.await_report(RUN)
+
+    assert stand.log() == b"-count=1 -mod=mod\n"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there settings lie elsewhere")
+@pytest.mark.parametrize(
+    ("given", "settings", "expected"),
+    [
+        ({}, None, "-count=1"),
+        ({}, "", "-count=1"),
+        ({"GOFLAGS": "-trimpath -tags=a"}, None, "-count=1 -trimpath -tags=a"),
+        ({"GOFLAGS": "-count=3"}, None, "-count=1 -count=3"),
+        ({}, "GOPROXY=off\nGOFLAGS=-mod=mod -tags=a=b\n", "-count=1 -mod=mod -tags=a=b"),
+        ({"GOFLAGS": ""}, "GOFLAGS=-mod=mod", "-count=1 -mod=mod"),
+        ({"GOFLAGS": "-v"}, "GOFLAGS=-mod=mod", "-count=1 -v"),
+        ({}, "GOFLAGS=-v\nGOFLAGS=-x\n", "-count=1 -x"),
+        ({}, "#GOFLAGS=-v\n GOFLAGS=-v\nGOFLAGS", "-count=1"),
+        ({}, "GOFLAGS=-v\0", "-count=1"),
+        ({"GOENV": "off"}, "GOFLAGS=-v", "-count=1"),
+        ({"GOENV": "env"}, "GOFLAGS=-v", "-count=1"),
+    ],
+)
+def test_options_of_a_suite_for_go_are_kept(
+    tmp_path: Path, given: dict[str, str], settings: str | None, expected: str
+) -> None:
+    """Options in the variable, or those of `go env -w`, stand behind ours, where they win."""
+    home = tmp_path / ".config" / "go" / "env"
+    home.parent.mkdir(parents=True)
+    if settings is not None:
+        elsewhere = tmp_path / "dotfile"
+        elsewhere.write_text(settings)
+        home.symlink_to(elsewhere)
+
+    with pytest.MonkeyPatch.context() as patch:
+        # A folder that is not absolute is none: `go` itself runs elsewhere.
+        patch.chdir(home.parent)
+        at_home = fresh_go_flags({"HOME": str(tmp_path), **given})
+        elsewhere_set = fresh_go_flags({"XDG_CONFIG_HOME": str(tmp_path / ".config"), **given})
+
+    assert (at_home, elsewhere_set) == (expected, expected)
+    assert fresh_go_flags({}) == "-count=1"
+
+
+def test_settings_for_go_that_are_no_file_are_none(tmp_path: Path) -> None:
+    """A pipe or a folder in the place of the settings of `go` keeps no run waiting."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ".", "absent"):
+        assert fresh_go_flags({"GOENV": str(tmp_path / name)}) == "-count=1"
 
 
 def test_suite_below_another_run_is_of_its_own(stand: Stand) -> None:

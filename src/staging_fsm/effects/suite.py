@@ -27,6 +27,7 @@ from staging_fsm.core.plan import (
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import worker_lock, worktree
 from staging_fsm.effects.files import DIRECTORY_MODE
+from staging_fsm.effects.go_flags import GO_FLAGS, fresh_go_flags
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.processes import (
     ProcessIdentity,
@@ -137,6 +138,7 @@ class LocalSuites:
                 raise PreparationError(message)
             self._output.keep_command(order.run_id, suite)
             environment = environment_of(suite, self._variables, order.run_id, folder.reports)
+            environment[GO_FLAGS] = fresh_go_flags(environment)
             locks = (lock, *others, *(self._worker.descriptors if self._worker else ()))
             start_supervisor(folder, suite, tree, report, environment, locks, self._inherited)
         self._ordered[order.run_id] = written
