@@ -652,6 +652,15 @@ OTHERS = [f"ok[{number}]" for number in range(9)]
         (of_pytest('tests="1" failures="1"', "a", "a <failure/>"), Counts(1, 1, 0, 0)),
         (of_pytest('tests="1" errors="1"', "a", "a <error/>"), Counts(1, 0, 1, 0)),
         (of_pytest('tests="10" skipped="1"', "a", "a <skipped/>", *OTHERS), Counts(10, 0, 0, 1)),
+        # The same where what pytest claims hides it: a skipped round is claimed, and subtests are.
+        (of_pytest('tests="16" skipped="1"', "a", "a <skipped/>", *OTHERS), Counts(10, 0, 0, 1)),
+        (of_pytest('tests="3"', "a", "a", "a <skipped/>"), Counts(1, 0, 0, 1)),
+        (of_pytest('tests="9"', "a <skipped/>", "a <skipped/>", "b"), Counts(2, 0, 0, 1)),
+        (of_pytest('tests="9"', "a", "a <skipped/>", "a <skipped/>", "b"), Counts(2, 0, 0, 1)),
+        (of_pytest('tests="9"', "a <skipped/>", "a", "b"), Counts(2, 0, 0, 1)),
+        # One that failed was executed, and hides no other.
+        (of_pytest('tests="1"', "a <failure/>", "a <skipped/>", "b"), Counts(2, 1, 0, 0)),
+        (of_pytest('tests="1"', "a <error/>", "a <skipped/>", "b", "c"), Counts(3, 0, 1, 1)),
         # Failed at first, whatever comes then.
         (of_pytest('tests="1"', "a <failure/>", "a"), Counts(1, 1, 0, 0)),
         # Failed at last, though nothing claims it.
@@ -679,10 +688,20 @@ def test_tests_of_one_name_in_two_reports_of_pytest_are_two() -> None:
 
 
 def test_many_tests_of_pytest_are_told_apart() -> None:
-    """Of tens of thousands of tests of different names each counts."""
+    """Of tens of thousands of tests of different names each counts, run or skipped when rerun."""
     names = [f"test_it[{number}]" for number in range(30_000)]
 
     assert read(of_pytest(f'tests="{len(names)}"', *names, *names)).executed == len(names)
+    skipped = [f"{name} <skipped/>" for name in names]
+    assert read(of_pytest('tests="90000"', *names, *skipped)) == Counts(30_000, 0, 0, 30_000)
+
+
+def test_no_more_tests_are_skipped_than_there_are() -> None:
+    """What broke down and is listed again as skipped is no test that was not executed."""
+    again = '<testcase classname="pytest" name="internal"><skipped/></testcase>'
+    text = f'<testsuite name="pytest" errors="2">{BROKEN}{again}</testsuite>'
+
+    assert read(text) == Counts(0, 0, 1, 0)
 
 
 FLAKY = '<testcase name="a" classname="A"><flakyFailure message="x"/></testcase>'

@@ -48,6 +48,8 @@ _BROKEN: Final = "broken"
 #: What pytest calls its suite, and what holds it: of one that is named otherwise the latter.
 _OF_PYTEST: Final = frozenset({"pytest", "pytest tests"})
 _AGAIN: Final = "again"
+#: Said of a test of pytest that failed or was skipped, beside what names it.
+_TOLD: Final = "told"
 #: What Surefire writes in a test case that it ran more than once. What a suite claims then may
 #: be of the last round alone
 #: (https://maven.apache.org/surefire/maven-surefire-plugin/examples/rerun-failing-tests.html).
@@ -240,6 +242,8 @@ class _Tally:
     broken: bool = False
     suites: int = 0
     seen: _Seen = attrs.field(factory=_Seen)
+    #: What names the test case that was begun last, within a suite of pytest.
+    case: tuple[str, ...] = ()
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
 
@@ -288,8 +292,8 @@ class _Tally:
     def _is_again(self, attributes: dict[str, str]) -> bool:
         """Say whether pytest lists a test again: each time that it was run and was to be rerun."""
         suite = self.open_suites[-1]
-        names = (attributes.get("classname", ""), attributes["name"])
-        return suite.of_pytest and self.seen.add(str(suite.number), *names)
+        self.case = (str(suite.number), attributes.get("classname", ""), attributes["name"])
+        return suite.of_pytest and self.seen.add(*self.case)
 
     def end(self, _tag: str) -> None:
         name, inside = self.open_elements.pop()
@@ -317,14 +321,19 @@ class _Tally:
             inside.remove("failure")
             suite.forgiven += 1
         failed = bool(inside & {"failure", "error"})
-        if _AGAIN in inside or (_BROKEN in inside and not failed):
+        if _BROKEN in inside and not failed:
             # It is no further test.
             return
         not_run = "skipped" in inside and not failed
-        self.tests += 1
-        self.skipped += not_run
-        suite.listed += 1
-        suite.telling += not_run or failed
+        is_new = _AGAIN not in inside
+        self.tests += is_new
+        suite.listed += is_new
+        tells = not_run or (failed and is_new)
+        if tells and suite.of_pytest:
+            # What is listed again may be skipped then, and that was one test all the same.
+            tells = not self.seen.add(_TOLD, *self.case)
+        self.skipped += not_run and tells
+        suite.telling += tells
 
     def _end_suite(self, suite: _OpenSuite) -> None:
         self.skipped += suite.listed_only()
@@ -376,7 +385,9 @@ class _Tally:
             # Whatever the exit code says, nobody knows what else would have been seen.
             message = "it tells of an internal error of pytest itself, and of no failure"
             raise ValueError(message)
-        return Counts(self.tests, failures, errors, self.skipped, self.dated)
+        # One that is listed again, and was no test at first, may be skipped.
+        skipped = min(self.skipped, self.tests)
+        return Counts(self.tests, failures, errors, skipped, self.dated)
 
 
 def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
