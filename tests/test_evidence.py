@@ -625,6 +625,85 @@ def test_report_of_node_itself_shows_what_was_broken_off(tmp_path: Path) -> None
     assert (beside.returncode, read(beside.stdout)) == (0, Counts(3, 0, 0, 2))
 
 
+def of_ginkgo(*cases: tuple[str, str], tests: int, left_out: int = 0) -> str:
+    """Return a report as Ginkgo writes it, of cases given as name and status."""
+    told = {"skipped": "<skipped/>", "pending": "<skipped/>", "failed": "<failure/>"}
+    listed = "".join(
+        f'<testcase name="{name}" classname="S" status="{status}">{told.get(status, "")}</testcase>'
+        for name, status in cases
+    )
+    return (
+        f'<testsuites tests="{tests}" disabled="{left_out}"><testsuite name="S" tests="{tests}"'
+        f' disabled="0" skipped="{left_out}">{listed}</testsuite></testsuites>'
+    )
+
+
+BEFORE, AFTER = ("[BeforeSuite]", "passed"), ("[AfterSuite]", "passed")
+IT = ("[It] api answers", "passed")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # As Ginkgo 2 writes it where staging is not reachable: it ran 0 of 3 specs.
+        (
+            of_ginkgo(
+                BEFORE,
+                ("[It] api a", "skipped"),
+                ("[It] api b", "skipped"),
+                ("[It] api c", "pending"),
+                AFTER,
+                tests=5,
+                left_out=3,
+            ),
+            Counts(3, 0, 0, 3),
+        ),
+        (of_ginkgo(BEFORE, IT, AFTER, tests=3), Counts(1, 0, 0, 0)),
+        (of_ginkgo(BEFORE, AFTER, tests=2), Counts(0, 0, 0, 0)),
+        # What it claims is of its tests, without these.
+        (of_ginkgo(BEFORE, IT, IT, AFTER, tests=4, left_out=1), Counts(2, 0, 0, 1)),
+        (of_ginkgo(BEFORE, IT, IT, AFTER, tests=3), Counts(2, 0, 0, 1)),
+        # One that failed has failed, and one that was skipped was not executed.
+        (of_ginkgo(("[BeforeSuite]", "failed"), tests=1), Counts(1, 1, 0, 0)),
+        (of_ginkgo(("[BeforeSuite]", "skipped"), IT, tests=2, left_out=1), Counts(2, 0, 0, 1)),
+    ],
+)
+def test_what_ginkgo_does_around_its_tests_is_no_test(text: str, expected: Counts) -> None:
+    """A setup or a cleanup of a whole suite that passed is no test that was executed."""
+    assert read(text) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "[SynchronizedBeforeSuite]",
+        "[SynchronizedAfterSuite]",
+        "[ReportBeforeSuite]",
+        "[ReportAfterSuite] writes a summary",
+        "[DeferCleanup (Suite)]",
+        "[BeforeSuite] [slow]",
+    ],
+)
+def test_every_node_of_a_whole_suite_is_known(name: str) -> None:
+    """What Ginkgo does once for a suite is known by its name, whatever follows it."""
+    assert read(of_ginkgo((name, "passed"), IT, tests=2)) == Counts(1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        '<testcase name="[BeforeSuite]"/>',
+        '<testcase name="[BeforeSuite]s" status="passed"/>',
+        '<testcase name="a [BeforeSuite]" status="passed"/>',
+        '<testcase name="[BeforeEach]" status="passed"/>',
+        '<testcase name="BeforeSuite" status="passed"/>',
+    ],
+)
+def test_test_that_is_called_after_a_setup_was_executed(case: str) -> None:
+    """A test whose name only looks like a setup of Ginkgo's is one."""
+    assert read(f'<testsuite tests="1">{case}</testsuite>') == Counts(1, 0, 0, 0)
+
+
 def of_pytest(claims: str, *cases: str, name: str = "pytest", root: str = "pytest tests") -> str:
     """Return a report as pytest writes it, of cases given as name and what is in them."""
     listed = (case.partition(" ") for case in cases)

@@ -39,6 +39,12 @@ _TODO: Final = "todo"
 #: What Node's test runner calls every test of its own, and what it takes for a test file.
 _NODE_CLASS: Final = "test"
 _NODE_FILE: Final = re.compile(r".*\.[cm]?[jt]sx?", re.DOTALL)
+#: What Ginkgo writes, as a passed case, of what it does before and after all tests
+#: (https://onsi.github.io/ginkgo/#suite-setup-and-cleanup-beforesuite-and-aftersuite).
+_SUITE_NODE: Final = re.compile(
+    r"\[((Synchronized|Report)?(Before|After)Suite|DeferCleanup \(Suite\))\]( .*)?", re.DOTALL
+)
+_NO_TEST: Final = "no test"
 #: What pytest writes where it broke down itself, in the middle of a run or at its end, and
 #: exits 3 (https://docs.pytest.org/en/stable/reference/exit-codes.html).
 _BREAKDOWN: Final = {"classname": "pytest", "name": "internal"}
@@ -192,6 +198,8 @@ class _OpenSuite:
     errors: int
     #: How many of the errors are no test's, but of a runner that broke down.
     broken: int = 0
+    #: How many of the tests are none, but what was done before and after them.
+    around: int = 0
     #: Those of its own that failed and were yet to be done, a suite of nothing worse included.
     forgiven: int = 0
     number: int = 0
@@ -211,7 +219,7 @@ class _OpenSuite:
     @property
     def ran(self) -> int:
         """Return how many tests it ran by what it claims."""
-        return max(0, (self.tests or 0) - self.left_out - self.broken)
+        return max(0, (self.tests or 0) - self.left_out - self.broken - self.around)
 
     def listed_only(self) -> int:
         """Return how many tests are listed that did not run, by what the suite claims.
@@ -274,7 +282,12 @@ class _Tally:
         if name == "testcase":
             not_run = _is_not_run(attributes) or _is_file_of_node(attributes, parent)
             may_break = _BREAKDOWN.items() <= attributes.items()
-            told = {"skipped": not_run, _MAY_BREAK: may_break, _AGAIN: self._is_again(attributes)}
+            told = {
+                "skipped": not_run,
+                _MAY_BREAK: may_break,
+                _AGAIN: self._is_again(attributes),
+                _NO_TEST: _is_suite_node(attributes),
+            }
             return {word for word, holds in told.items() if holds}
         if name == "skipped" and attributes.get("type") == _TODO:
             return {_TODO}
@@ -321,6 +334,9 @@ class _Tally:
             inside.remove("failure")
             suite.forgiven += 1
         failed = bool(inside & {"failure", "error"})
+        if _NO_TEST in inside and not failed and "skipped" not in inside:
+            suite.around += 1
+            return
         if _BROKEN in inside and not failed:
             # It is no further test.
             return
@@ -345,6 +361,7 @@ class _Tally:
         self.claimed_failures = max(self.claimed_failures, failures)
         if self.open_suites:
             self.open_suites[-1].broken += suite.broken
+            self.open_suites[-1].around += suite.around
             # To the one that holds it, a suite in which one failed has failed, once.
             self.open_suites[-1].forgiven += suite.failures > 0 and failures == 0
 
@@ -437,6 +454,12 @@ def _is_file_of_node(attributes: dict[str, str], parent: str) -> bool:
         return file.endswith("/" + re.sub(r"^(\.\.?/)+", "", name))
     # Without `file` only the looks of a name tell it from a test's own.
     return not re.search(r"\s", name)
+
+
+def _is_suite_node(attributes: dict[str, str]) -> bool:
+    """Say whether a test case is what Ginkgo writes of a setup or a cleanup that passed."""
+    is_node = _SUITE_NODE.fullmatch(attributes.get("name", ""))
+    return attributes.get("status") == "passed" and is_node is not None
 
 
 def _local_name(tag: str) -> str:
