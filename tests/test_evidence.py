@@ -555,6 +555,40 @@ def test_cases_of_a_suite_that_has_none_did_not_run(text: str, skipped: int) -> 
     assert read(text) == Counts(2, 0, 0, skipped)
 
 
+RAN = '<testcase name="a" classname="a.cpp" status="run"/>'
+FAILED_RAN, SKIPPED_RAN = (
+    RAN.replace("/>", f"><{it}/></testcase>") for it in ("failure", "skipped")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # As doctest 2.4.9 writes it of two test cases that check by throwing.
+        (f'<testsuite tests="0" doctest_version="2.4.9">{RAN * 2}</testsuite>', Counts(2, 0, 0, 0)),
+        # As Catch2 does, of which two have one assertion and one has only printed something.
+        (f'<testsuite tests="2" hostname="tbd">{RAN * 3}</testsuite>', Counts(3, 0, 0, 0)),
+        (f'<testsuite tests="40">{RAN * 2}</testsuite>', Counts(2, 0, 0, 0)),
+        (
+            f'<testsuite tests="1" failures="1">{RAN}{FAILED_RAN}</testsuite>',
+            Counts(2, 1, 0, 0),
+        ),
+        # Only what says so was run, and what is claimed as left out was left out.
+        (f'<testsuite tests="0">{RAN}{CASE}</testsuite>', Counts(2, 0, 0, 1)),
+        (f'<testsuite tests="0" skipped="1">{RAN * 2}</testsuite>', Counts(2, 0, 0, 1)),
+        (f'<testsuite tests="2" disabled="2">{RAN * 2}</testsuite>', Counts(2, 0, 0, 2)),
+        (f'<testsuite tests="1" skipped="1">{RAN}{SKIPPED_RAN}</testsuite>', Counts(2, 0, 0, 1)),
+        (
+            f'<testsuites tests="2" skipped="2"><testsuite>{RAN * 2}</testsuite></testsuites>',
+            Counts(2, 0, 0, 2),
+        ),
+    ],
+)
+def test_case_that_says_that_it_ran_did(text: str, expected: Counts) -> None:
+    """Where a suite claims how many assertions it made as tests, its test cases still count."""
+    assert read(text) == expected
+
+
 @pytest.mark.parametrize(
     "words",
     [

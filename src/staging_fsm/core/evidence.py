@@ -33,6 +33,9 @@ _NOT_RUN: Final = {
     "status": frozenset({"notrun", "not_run", "disabled", "skipped", "ignored"}),
     "result": frozenset({"suppressed", "skipped"}),
 }
+#: What GoogleTest, doctest and Catch2 write of a test case that they ran. The latter two claim
+#: how many assertions were made as `tests`, which may be fewer than their test cases.
+_RAN: Final = "run"
 #: What Node's test runner writes in a <skipped> of a test that is yet to be made to pass: it
 #: may fail, and the run passes (https://nodejs.org/api/test.html).
 _TODO: Final = "todo"
@@ -207,6 +210,8 @@ class _OpenSuite:
     #: Whether any of its own was run more than once, by what it says itself.
     reruns: bool = False
     listed: int = 0
+    #: Those of the listed that ran by what they say themselves.
+    said_run: int = 0
     #: Those of the listed that did not run, or failed, by what they say themselves.
     telling: int = 0
 
@@ -218,8 +223,10 @@ class _OpenSuite:
 
     @property
     def ran(self) -> int:
-        """Return how many tests it ran by what it claims."""
-        return max(0, (self.tests or 0) - self.left_out - self.broken - self.around)
+        """Return how many tests it ran by what it claims, or what more of its own say."""
+        return max(
+            0, max(self.tests or 0, self.said_run) - self.left_out - self.broken - self.around
+        )
 
     def listed_only(self) -> int:
         """Return how many tests are listed that did not run, by what the suite claims.
@@ -287,6 +294,7 @@ class _Tally:
                 _MAY_BREAK: may_break,
                 _AGAIN: self._is_again(attributes),
                 _NO_TEST: _is_suite_node(attributes),
+                _RAN: attributes.get("status") == _RAN,
             }
             return {word for word, holds in told.items() if holds}
         if name == "skipped" and attributes.get("type") == _TODO:
@@ -344,6 +352,7 @@ class _Tally:
         is_new = _AGAIN not in inside
         self.tests += is_new
         suite.listed += is_new
+        suite.said_run += is_new and _RAN in inside
         tells = not_run or (failed and is_new)
         if tells and suite.of_pytest:
             # What is listed again may be skipped then, and that was one test all the same.
