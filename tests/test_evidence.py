@@ -24,6 +24,7 @@ from staging_fsm.core.evidence import (
     EvidenceState,
     RunWindow,
     read_junit,
+    read_noted,
 )
 
 #: The load of the machine must not decide.
@@ -791,6 +792,29 @@ OTHERS = [f"ok[{number}]" for number in range(9)]
 def test_test_that_pytest_lists_again_is_one(text: str, expected: Counts) -> None:
     """A test that pytest ran several times counts once, and its reruns are no skipped tests."""
     assert read(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        # As pytest 9 writes it of one test with 20 subtests, of which one is skipped.
+        (of_pytest('tests="21" skipped="1"', "a <skipped/>"), 20),
+        (of_pytest('tests="21" skipped="1"', "a <skipped/>", name="mine"), 20),
+        (of_pytest('tests="23" skipped="2"', "a <skipped/>", "b <skipped/>"), 21),
+        (of_pytest('tests="1" skipped="1"', "a <skipped/>"), None),
+        (of_pytest('tests="1" skipped="1"', *OTHERS), None),
+        (of_pytest('tests="22" skipped="1"', "a <skipped/>", "b"), None),
+        (of_pytest('tests="21" skipped="1"'), None),
+        (of_pytest('tests="22" skipped="1" failures="1"', "a <skipped/>"), None),
+        (f'<testsuite name="mine" tests="9" skipped="1">{SKIPPED}</testsuite>', None),
+    ],
+)
+def test_subtests_that_a_skipped_one_hides_are_told_of(text: str, passed: int | None) -> None:
+    """If pytest claims passed tests and lists skipped ones alone, it is said what that may be."""
+    _, note = read_noted(io.BytesIO(text.encode()))
+
+    assert (note is not None) is (passed is not None)
+    assert note is None or f"pytest claims that {passed} passed" in note
 
 
 def test_tests_of_one_name_in_two_reports_of_pytest_are_two() -> None:

@@ -598,6 +598,16 @@ def test_clock_that_is_set_back_during_a_run_makes_no_report_of_it_old(
     assert stand.collect().facts.evidence.state is EvidenceState.READ
 
 
+def test_run_says_that_a_skipped_subtest_may_hide_what_passed(stand: Stand) -> None:
+    """If every test is skipped and pytest claims passed ones, the detail says what that may be."""
+    case = "<testcase name='a'><skipped/></testcase>"
+    report = f"<testsuite name='pytest' tests='21' skipped='1'>{case}</testsuite>"
+    script = f'echo "{report}" > $STAGING_REPORT_DIR/junit.xml'
+    stand.start("/bin/sh", "-c", script, report="junit.xml")
+
+    assert "subtests maybe" in (stand.collect().detail or "")
+
+
 def test_clock_that_is_set_back_after_a_run_makes_no_report_of_it_new(stand: Stand) -> None:
     """A report of a run that ended by a clock that stood ahead is of its run, and of then."""
     ahead = datetime.now(UTC) + timedelta(days=1)

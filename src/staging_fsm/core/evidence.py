@@ -59,6 +59,10 @@ _OF_PYTEST: Final = frozenset({"pytest", "pytest tests"})
 _AGAIN: Final = "again"
 #: Said of a test of pytest that failed or was skipped, beside what names it.
 _TOLD: Final = "told"
+_SUBTESTS: Final = (
+    "every test is listed as skipped, and pytest claims that {passed} passed, subtests maybe:"
+    " one that is skipped marks its whole test as skipped"
+)
 #: What Surefire writes in a test case that it ran more than once. What a suite claims then may
 #: be of the last round alone
 #: (https://maven.apache.org/surefire/maven-surefire-plugin/examples/rerun-failing-tests.html).
@@ -159,6 +163,14 @@ def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
     report of at most REPORT_MAX_BYTES, and ReportStaleError if a suite in it says
     that it ran outside `window`: a build cache gives old reports a new file time.
     """
+    return read_noted(stream, window)[0]
+
+
+def read_noted(stream: BinaryIO, window: RunWindow | None = None) -> tuple[Counts, str | None]:
+    """Return what `read_junit` does, and in words what may explain it, if anything.
+
+    Raises as `read_junit`.
+    """
     try:
         return _count(stream, window)
     except (SyntaxError, ValueError, LookupError) as error:
@@ -250,6 +262,8 @@ class _Tally:
     skipped: int = 0
     claimed_failures: int = 0
     claimed_errors: int = 0
+    #: By what suites of pytest claim.
+    claimed_passed: int = 0
     #: The elements that are open, each with the telling children it had so far.
     open_elements: list[tuple[str, set[str]]] = attrs.field(factory=list)
     open_suites: list[_OpenSuite] = attrs.field(factory=list)
@@ -368,6 +382,7 @@ class _Tally:
         self.claimed_errors = max(self.claimed_errors, suite.errors - suite.broken)
         failures = max(0, suite.failures - suite.forgiven)
         self.claimed_failures = max(self.claimed_failures, failures)
+        self.claimed_passed += suite.ran if suite.of_pytest else 0
         if self.open_suites:
             self.open_suites[-1].broken += suite.broken
             self.open_suites[-1].around += suite.around
@@ -415,8 +430,17 @@ class _Tally:
         skipped = min(self.skipped, self.tests)
         return Counts(self.tests, failures, errors, skipped, self.dated)
 
+    def note(self, counts: Counts) -> str | None:
+        """Say why nothing may have been executed by a report in which pytest claims passed tests.
 
-def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
+        None in any other.
+        """
+        nothing = counts.tests > 0 and counts.executed + counts.failures + counts.errors == 0
+        passed = self.claimed_passed
+        return _SUBTESTS.format(passed=passed) if nothing and passed else None
+
+
+def _count(stream: BinaryIO, window: RunWindow | None) -> tuple[Counts, str | None]:
     from defusedxml.common import DTDForbidden  # noqa: PLC0415  # only where a report is read
     from defusedxml.ElementTree import XMLParser  # noqa: PLC0415  # likewise
 
@@ -438,7 +462,8 @@ def _count(stream: BinaryIO, window: RunWindow | None) -> Counts:
             message = f"a tag or comment in it is larger than {REPORT_MAX_TAG_BYTES} bytes"
             raise ValueError(message)
     parser.close()
-    return tally.counts()
+    counts = tally.counts()
+    return counts, tally.note(counts)
 
 
 def _is_not_run(attributes: dict[str, str]) -> bool:

@@ -13,7 +13,7 @@ from staging_fsm.core.evidence import (
     Evidence,
     EvidenceState,
     RunWindow,
-    read_junit,
+    read_noted,
 )
 from staging_fsm.core.outcome import RunFacts, SpawnError, Stop, Supervision
 from staging_fsm.core.plan import UNVERSIONED, Workspace
@@ -134,7 +134,8 @@ def _as_bound(order: Order) -> worktree.TreeState | None:
 def _evidence(order: Order, result: dict[str, str]) -> tuple[Evidence, str | None]:
     """Return what the report shows, if it is the one that was there when the suite had ended.
 
-    With it comes what is wrong with one that is there, in words that may be the suite's own.
+    With it comes what is wrong with one that is there, in words that may be the suite's own,
+    or why it counts nothing.
     """
     if order.report is None:
         return NO_EVIDENCE_REQUIRED, None
@@ -149,7 +150,7 @@ def _evidence(order: Order, result: dict[str, str]) -> tuple[Evidence, str | Non
     with file:
         try:
             window = _window(order, result)
-            counts = read_junit(file, window)
+            counts, note = read_noted(file, window)
             written = os.fstat(file.fileno()).st_mtime
         except (OSError, ReportStaleError, ReportUnreadableError) as error:
             is_stale = isinstance(error, ReportStaleError)
@@ -157,7 +158,7 @@ def _evidence(order: Order, result: dict[str, str]) -> tuple[Evidence, str | Non
                 error
             )
     if counts.dated or window.holds_file_time(written):
-        return Evidence(EvidenceState.READ, counts), None
+        return Evidence(EvidenceState.READ, counts), note
     doubt = f"the file of the report was last written outside of this run, which was {window}"
     return Evidence(EvidenceState.STALE), doubt
 
