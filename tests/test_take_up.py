@@ -30,7 +30,7 @@ from desk import (
 )
 from forked import answer_of_fork
 from hosts import git
-from staging_fsm.core.errors import ConfigInvalidError, StaleSnapshotError
+from staging_fsm.core.errors import ConfigInvalidError, SnapshotRefusedError, StaleSnapshotError
 from staging_fsm.core.evidence import EvidenceState
 from staging_fsm.core.jobs import JobRow, Place
 from staging_fsm.core.outcome import Reason
@@ -1278,6 +1278,60 @@ def test_attempt_that_is_taken_out_of_its_row_is_told_of(
     assert decision.ruling is Ruling.TAKEN
     assert desk.alerts() == [AlertKind.ROW_REFUSED] * told
     assert (desk.staging.recover(), desk.raw_row()) == ([], before)
+
+
+def test_alert_of_an_attempt_that_is_gone_says_which_and_what_to_do(desk: Desk) -> None:
+    """Whoever is told of an attempt that was written over learns its name, and what to do."""
+    desk.engine.alerts = heard = Heard()
+    begun: list[str] = []
+    desk.claim()
+    take_out(desk, "running")
+    write = desk.engine.watch
+
+    def note(row: JobRow, snapshot: Snapshot) -> None:
+        begun.append(snapshot.attempt_id)
+        write(row, snapshot)
+
+    desk.engine.watch = note
+    desk.launch()
+    ((kind, job_id, text, attempt_id),) = heard.alerts
+
+    assert (kind, job_id, attempt_id) == (AlertKind.ROW_REFUSED, desk.job_id, begun[0])
+    assert text.startswith(f"attempt {attempt_id} is gone from the job's metadata: ")
+    assert text.endswith("If nobody has the job in work by now, queue it again")
+
+
+def test_row_that_cannot_be_looked_at_after_a_move_is_in_the_log(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a move missed its row, and the row cannot be read since, the log says of which job."""
+    desk.claim()
+
+    def write(_row: JobRow, _snapshot: Snapshot) -> None:
+        desk.write_metadata('{"theirs": 1}')
+        desk.use_rows(Failing(desk.engine.rows, "load", OSError("boom")))
+
+    desk.engine.watch = write
+    desk.launch()
+
+    said = f'event="the row could not be read" job={desk.job_id} error="OSError: boom"'
+    assert said in caplog.messages
+
+
+@pytest.mark.parametrize("broken", ["row", "store"])
+def test_recovery_tells_its_caller_what_was_left(desk: Desk, broken: str) -> None:
+    """Whoever has attempts recovered learns which of them could not be taken up, and why."""
+    under_worker(desk, str(attrs.evolve(this_process(), start=1)))
+    if broken == "row":
+        desk.write_metadata('{"staging_runner": 17}')
+    else:
+        desk.use_rows(Failing(desk.engine.rows, "load", OSError("boom")))
+    left: list[tuple[Any, Exception]] = []
+    desk.staging.recover(lambda job_id, error: left.append((job_id, error)))
+    ((job_id, error),) = left
+
+    assert job_id == desk.job_id
+    assert isinstance(error, SnapshotRefusedError if broken == "row" else OSError)
 
 
 def test_each_attempt_that_is_taken_out_of_its_row_is_told_of(desk: Desk) -> None:
