@@ -19,12 +19,12 @@ from staging_fsm.core.errors import PreparationError
 from staging_fsm.core.outcome import SpawnError, Stop, Supervision, Verdict
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan, Workspace
 from staging_fsm.core.ports import RunCondition, RunOrder
-from staging_fsm.effects.go_flags import fresh_go_flags
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.supervisor import sweep as sweeping
 from staging_fsm.effects.supervisor.result import RESULT_BYTES
 from staging_fsm.effects.supervisor.suite import Suite
+from staging_fsm.effects.uncached_go import uncached_go
 from stand import (
     ATTEMPT,
     PATIENCE_SECONDS,
@@ -152,45 +152,47 @@ def test_suite_environment_is_declared(stand: Stand) -> None:
         "CI": "true",
         "STAGING_REPORT_DIR": str(stand.state.reports(RUN)),
         "STAGING_ATTEMPT": RUN,
-        "GOFLAGS": "-count=1",
+        "GOENV": str(RunFolder(stand.state, RUN).go_settings),
     }
 
 
 def test_suite_has_its_go_tests_run(stand: Stand) -> None:
     """No `go test` of a suite answers from its cache; what the machine tells `go` else holds."""
     settings = stand.root / "settings"
-    settings.write_text("GOFLAGS=-mod=mod\n")
+    settings.write_text("GOFLAGS=-mod=mod\nGOPROXY=off\n")
     offered = {**stand.variables, "GOENV": str(settings)}
-    plan = SuitePlan(("/bin/sh", "-c", "echo $GOFLAGS"), environment=("GOENV",))
+    plan = SuitePlan(("/bin/sh", "-c", 'cat "$GOENV"'), environment=("GOENV",))
     suites = LocalSuites(stand.state, offered)
     suites.start(RunOrder(RUN, stand.root, UNVERSIONED, plan))
     suites.await_report(RUN)
 
-    assert stand.log() == b"-count=1 -mod=mod\n"
+    assert stand.log() == b"GOPROXY=off\nGOFLAGS=-count=1 -mod=mod\n"
+    assert settings.read_text() == "GOFLAGS=-mod=mod\nGOPROXY=off\n"
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there settings lie elsewhere")
 @pytest.mark.parametrize(
     ("given", "settings", "expected"),
     [
-        ({}, None, "-count=1"),
-        ({}, "", "-count=1"),
-        ({"GOFLAGS": "-trimpath -tags=a"}, None, "-count=1 -trimpath -tags=a"),
-        ({"GOFLAGS": "-count=3"}, None, "-count=1 -count=3"),
-        ({}, "GOPROXY=off\nGOFLAGS=-mod=mod -tags=a=b\n", "-count=1 -mod=mod -tags=a=b"),
-        ({"GOFLAGS": ""}, "GOFLAGS=-mod=mod", "-count=1 -mod=mod"),
-        ({"GOFLAGS": "-v"}, "GOFLAGS=-mod=mod", "-count=1 -v"),
-        ({}, "GOFLAGS=-v\nGOFLAGS=-x\n", "-count=1 -x"),
-        ({}, "#GOFLAGS=-v\n GOFLAGS=-v\nGOFLAGS", "-count=1"),
-        ({}, "GOFLAGS=-v\0", "-count=1"),
-        ({"GOENV": "off"}, "GOFLAGS=-v", "-count=1"),
-        ({"GOENV": "env"}, "GOFLAGS=-v", "-count=1"),
+        ({}, None, "GOFLAGS=-count=1\n"),
+        ({}, "", "GOFLAGS=-count=1\n"),
+        (
+            {},
+            "GOPROXY=off\nGOFLAGS=-mod=mod -tags=a=b\n",
+            "GOPROXY=off\nGOFLAGS=-count=1 -mod=mod -tags=a=b\n",
+        ),
+        ({"GOFLAGS": ""}, "GOFLAGS=-mod=mod", "GOFLAGS=-count=1 -mod=mod\n"),
+        ({}, "GOFLAGS=-v\nGOFLAGS=-x\n", "GOFLAGS=-count=1 -x\n"),
+        ({}, "#GOFLAGS=-v\nGOFLAGS", "#GOFLAGS=-v\nGOFLAGS=-count=1\n"),
+        ({}, "GOFLAGS=-v\0", "GOFLAGS=-count=1\n"),
+        ({"GOENV": "off"}, "GOPROXY=off", "GOFLAGS=-count=1\n"),
+        ({"GOENV": "env"}, "GOPROXY=off", "GOFLAGS=-count=1\n"),
     ],
 )
-def test_options_of_a_suite_for_go_are_kept(
+def test_options_of_a_user_for_go_are_kept(
     tmp_path: Path, given: dict[str, str], settings: str | None, expected: str
 ) -> None:
-    """Options in the variable, or those of `go env -w`, stand behind ours, where they win."""
+    """What `go env -w` has set is set in a suite, too, its options behind ours, where they win."""
     home = tmp_path / ".config" / "go" / "env"
     home.parent.mkdir(parents=True)
     if settings is not None:
@@ -198,21 +200,37 @@ def test_options_of_a_suite_for_go_are_kept(
         elsewhere.write_text(settings)
         home.symlink_to(elsewhere)
 
+    own = tmp_path / "own"
     with pytest.MonkeyPatch.context() as patch:
         # A folder that is not absolute is none: `go` itself runs elsewhere.
         patch.chdir(home.parent)
-        at_home = fresh_go_flags({"HOME": str(tmp_path), **given})
-        elsewhere_set = fresh_go_flags({"XDG_CONFIG_HOME": str(tmp_path / ".config"), **given})
+        for where in ({"HOME": str(tmp_path)}, {"XDG_CONFIG_HOME": str(tmp_path / ".config")}):
+            assert uncached_go({**where, **given}, own) == {"GOENV": str(own)}
+            assert own.read_text() == expected
 
-    assert (at_home, elsewhere_set) == (expected, expected)
-    assert fresh_go_flags({}) == "-count=1"
+
+@pytest.mark.parametrize("given", ["-trimpath -tags=a", "-count=3"])
+def test_options_of_a_suite_for_go_stand_behind_ours(tmp_path: Path, given: str) -> None:
+    """Where a suite is given GOFLAGS, `go` reads no file for them: ours are put before its own."""
+    assert uncached_go({"GOFLAGS": given}, tmp_path / "own") == {"GOFLAGS": f"-count=1 {given}"}
+
+
+def test_suite_is_given_no_options_for_go(stand: Stand) -> None:
+    """A suite without GOFLAGS finds none, so that its makefile's own default holds."""
+    suites = LocalSuites(stand.state, stand.variables)
+    plan = SuitePlan(("/bin/sh", "-c", "echo ${GOFLAGS-none}"))
+    suites.start(RunOrder(RUN, stand.root, UNVERSIONED, plan))
+    suites.await_report(RUN)
+
+    assert stand.log() == b"none\n"
 
 
 def test_settings_for_go_that_are_no_file_are_none(tmp_path: Path) -> None:
     """A pipe or a folder in the place of the settings of `go` keeps no run waiting."""
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", ".", "absent"):
-        assert fresh_go_flags({"GOENV": str(tmp_path / name)}) == "-count=1"
+        uncached_go({"GOENV": str(tmp_path / name)}, tmp_path / "own")
+        assert (tmp_path / "own").read_text() == "GOFLAGS=-count=1\n"
 
 
 def test_suite_below_another_run_is_of_its_own(stand: Stand) -> None:

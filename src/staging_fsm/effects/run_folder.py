@@ -5,6 +5,7 @@ judge a run stands here before it starts, and what the supervisor saw of it when
 
     order            sealed; what was ordered, by whom, and how things looked before
     command          the argument vector, its words separated by NUL
+    go.env           what `go` has for its settings in the suite
     lock             held by the supervisor for as long as it lives
     closed           written by a recovery that found no supervisor: none may start now
     shim, leader     who supervisor and suite are
@@ -108,6 +109,11 @@ class RunFolder:
     def log(self) -> Path:
         """Return where the output of the suite is."""
         return self.path / "output.log"
+
+    @property
+    def go_settings(self) -> Path:
+        """Return what `go` has for its settings in the suite."""
+        return self.path / "go.env"
 
     @property
     def shim_errors(self) -> Path:

@@ -27,7 +27,6 @@ from staging_fsm.core.plan import (
 from staging_fsm.core.ports import RunCondition, RunOrder, RunReport
 from staging_fsm.effects import worker_lock, worktree
 from staging_fsm.effects.files import DIRECTORY_MODE
-from staging_fsm.effects.go_flags import GO_FLAGS, fresh_go_flags
 from staging_fsm.effects.journal import log_error
 from staging_fsm.effects.processes import (
     ProcessIdentity,
@@ -50,6 +49,7 @@ from staging_fsm.effects.supervised import (
 )
 from staging_fsm.effects.supervisor.result import mark_of
 from staging_fsm.effects.supervisor.system import IS_LINUX
+from staging_fsm.effects.uncached_go import uncached_go
 
 #: How long after a look at all run folders the next one comes at the earliest.
 PRUNE_SECONDS: Final = 600.0
@@ -138,7 +138,7 @@ class LocalSuites:
                 raise PreparationError(message)
             self._output.keep_command(order.run_id, suite)
             environment = environment_of(suite, self._variables, order.run_id, folder.reports)
-            environment[GO_FLAGS] = fresh_go_flags(environment)
+            environment |= uncached_go(environment, folder.go_settings)
             locks = (lock, *others, *(self._worker.descriptors if self._worker else ()))
             start_supervisor(folder, suite, tree, report, environment, locks, self._inherited)
         self._ordered[order.run_id] = written
