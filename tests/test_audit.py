@@ -236,7 +236,7 @@ def test_work_item_whose_later_jobs_are_gone_is_unclear(
 ) -> None:
     """A work item that may have passed in a job that is gone is told as unclear, with what to do.
 
-    Nobody is told to stop what may be sound, and nobody that it is.
+    Nobody is told to stop what may be sound, and nobody that it is: a watched exit code is its own.
     """
     job_id = jobs(archive)[State.ROLLED_BACK]
     if is_cancelled:
@@ -255,7 +255,8 @@ def test_work_item_whose_later_jobs_are_gone_is_unclear(
     assert sound == []
     assert (job_id, Severity.UNCLEAR, "no_silent_advance") in told
     assert seen.counts[Severity.DEVIATION] == 0
-    assert ended.exit_code == 0
+    assert ended.exit_code == 3
+    assert archive.call().exit_code == 0
     assert f", {seen.counts[Severity.UNCLEAR]} unclear\n" in ended.output
     assert "its later jobs that moved it are gone, or it was moved by hand" in ended.output
     assert ">UNCLEAR<" in page.read_text()
@@ -307,6 +308,7 @@ def test_work_item_that_no_job_can_have_moved_deviates(
 
     assert (Severity.DEVIATION, "no_silent_advance") in told
     assert (Severity.UNCLEAR, "no_silent_advance") not in told
+    assert archive.call("--verify").exit_code == 1
 
 
 def test_work_item_without_an_attempt_is_not_looked_at(archive: Archive) -> None:

@@ -2,8 +2,8 @@
 
 A row is judged from what is stored and from what lies beside it: the chain of
 links, the artifact and the logs by their digests, the host's word for the job, and
-where its work item went. What deviates is read once more before it is told: a row
-that moved between two looks is no deviation.
+where its work item went. What deviates, or may, is read once more before it is told: a
+row that moved between two looks is no deviation.
 
 A file that is gone is told as missing, not as a deviation: logs are deleted in the
 course of things, and nothing can be said of what is not there. Jobs that are gone may
@@ -215,7 +215,7 @@ def _audited(beside: "_Beside", page: Iterable[JobRow], went: Mapping[Any, Went]
     seen = Audit()
     for row in page:
         snapshot, found = examine(row, went.get(row.id, _NOBODY_KNOWS), beside)
-        if any(finding.severity is Severity.DEVIATION for finding in found):
+        if any(finding.severity is not Severity.MISSING for finding in found):
             snapshot, found = _looked_at_again(beside, row)
         seen.rows += 1
         for finding in found:

@@ -24,11 +24,13 @@ from staging_fsm.faces.session import Session, open_session, stored_attempt
 from staging_fsm.faces.views import trail_view
 
 LINK_CHARACTERS: Final = 12
+#: By the worst that was found; files that are missing are part of the course of things.
+EXIT_CODES: Final = {Severity.DEVIATION: 1, Severity.UNCLEAR: 3}
 
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--verify", is_flag=True, help="Exit 1 if anything deviates.")
+@click.option("--verify", is_flag=True, help="Exit 1 if anything deviates, 3 if it may.")
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -44,7 +46,7 @@ def audit(
 
     Every stored attempt is replayed through the table and every invariant; links,
     artifacts, logs, the job and its work item must agree with it. A file that is
-    gone is told, and is no deviation; nor is what jobs that are gone leave unclear.
+    gone is told, and is no deviation. What jobs that are gone leave unclear may be one.
     """
     session = open_session(db, create=False, only_to_look=True)
     snapshot = None if job is None else _attempt(session, job)
@@ -66,7 +68,8 @@ def audit(
             _print_trail(console, seen, snapshot)
         if judged:
             _print_findings(seen)
-    sys.exit(1 if judged and seen.counts[Severity.DEVIATION] else 0)
+    found = [code for severity, code in EXIT_CODES.items() if judged and seen.counts[severity]]
+    sys.exit(next(iter(found), 0))
 
 
 def _attempt(session: Session, job: str) -> Snapshot | None:
