@@ -6,6 +6,7 @@ The signature is verified by plain `cryptography`, the statement by in-toto's ow
 import base64
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -434,6 +435,25 @@ def test_key_on_a_volume_that_is_not_there_is_kept(tmp_path: Path) -> None:
 
     assert ended.exit_code == ExitCode.DECLINED
     assert link.is_symlink()
+
+
+def test_log_of_a_copied_state_folder_is_looked_at(
+    attest: Attest, archive: Archive, tmp_path: Path
+) -> None:
+    """Where the state folder was copied, a log that is altered in the copy is not attested."""
+    job_id = jobs(archive)[State.ADVANCED]
+    log = archive.log(job_id)
+    folder = shutil.copytree(log.parents[2], tmp_path / "copied")
+    log.unlink()
+    copy = folder.joinpath(*log.parts[-3:])
+    in_use = {"ORCH_STAGING_RUNNER_STATE_DIR": str(folder)}
+    sound = attest(job_id, **in_use)
+    copy.write_text("all well")
+    altered = attest(job_id, **in_use)
+
+    assert sound.exit_code == 0, sound.output
+    assert altered.exit_code == ExitCode.DECLINED
+    assert f"{copy} was altered" in altered.stderr
 
 
 def test_verdict_is_attested_after_its_runs_were_removed(attest: Attest, archive: Archive) -> None:
