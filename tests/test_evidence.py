@@ -179,12 +179,12 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         Counts(1, 0, 0, 0),
     ),
     "claims no test was seen for": (
-        '<testsuite tests="500" skipped="3"/>',
+        '<testsuite tests="500" failures="0"/>',
         Counts(0, 0, 0, 0),
     ),
     "claims of more": (
         f'<testsuite tests="9" failures="2" errors="3" skipped="4">{CASE}</testsuite>',
-        Counts(1, 2, 3, 0),
+        Counts(5, 2, 3, 4),
     ),
     "claims of less": (
         (f'<testsuite failures="0" errors="0">{FAILED}{ERRED}</testsuite>'),
@@ -228,7 +228,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
     ),
     "claims of more, and those that are not listed skipped": (
         f'<testsuite tests="5" skipped="3">{CASE * 2}</testsuite>',
-        Counts(2, 0, 0, 0),
+        Counts(5, 0, 0, 3),
     ),
     "claims of skipped ones in suites within suites": (
         (
@@ -300,7 +300,7 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
     ),
     "claims of the whole report of what it does not list": (
         f'<testsuites tests="9" skipped="7"><testsuite>{CASE}{FAILED}</testsuite></testsuites>',
-        Counts(2, 1, 0, 0),
+        Counts(9, 1, 0, 7),
     ),
     "claims in other digits": (
         f'<testsuite tests="\u0663" skipped="\u0663">{CASE * 3}</testsuite>',
@@ -524,6 +524,59 @@ def test_stamp_that_cannot_be_read_is_told_from_none(stamp: str, other: str) -> 
 def test_case_that_says_that_it_did_not_run_did_not(words: str) -> None:
     """A test that GoogleTest, CTest or another runner lists without running it is not executed."""
     assert read(f'<testsuite><testcase name="a" {words}/></testsuite>').executed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # As mocha-junit-reporter writes it by default, of six tests of which one passed.
+        (
+            (
+                '<testsuites tests="6" failures="0" skipped="5"><testsuite tests="0"/>'
+                f'<testsuite tests="2"/><testsuite tests="4">{CASE}</testsuite></testsuites>'
+            ),
+            Counts(6, 0, 0, 5),
+        ),
+        (
+            '<testsuites tests="3" skipped="3"><testsuite tests="3"/></testsuites>',
+            Counts(3, 0, 0, 3),
+        ),
+        # No more than there are by what is claimed.
+        (f'<testsuite tests="3" skipped="5">{CASE * 2}</testsuite>', Counts(3, 0, 0, 3)),
+        (f'<testsuite tests="2" skipped="2">{CASE}{SKIPPED}</testsuite>', Counts(2, 0, 0, 2)),
+        (f'<testsuite skipped="5">{CASE}</testsuite>', Counts(1, 0, 0, 0)),
+        (f'<testsuite tests="5" skipped="1" disabled="2">{CASE}</testsuite>', Counts(4, 0, 0, 3)),
+    ],
+)
+def test_skipped_tests_that_are_only_claimed_count(text: str, expected: Counts) -> None:
+    """What a suite claims to have skipped and does not list is skipped, as far as it has tests."""
+    assert read(text) == expected
+
+
+def test_skipped_tests_that_are_claimed_on_every_level_count_once() -> None:
+    """What a suite claims to have skipped is in the claim of the one that holds it."""
+    inner = f'<testsuite tests="4" skipped="2">{CASE}{SKIPPED}</testsuite>'
+    around = f'<testsuite tests="8" skipped="4">{inner * 2}</testsuite>'
+
+    assert read(f'<testsuites tests="8" skipped="4">{around}</testsuites>') == Counts(6, 0, 0, 4)
+    text = f'<testsuites tests="9" skipped="5">{around}</testsuites>'
+    assert read(text) == Counts(7, 0, 0, 5)
+
+
+@pytest.mark.parametrize("around", ["{}", "<testsuite>{}</testsuite>"])
+def test_skipped_subtests_are_no_tests_of_what_holds_their_suite(around: str) -> None:
+    """Where reports were put into one, what pytest claims beyond its tests is still left out."""
+    suite = f'<testsuite name="pytest" tests="21" skipped="4">{SKIPPED}{RAN}</testsuite>'
+    text = f'<testsuites tests="21" skipped="4">{around.format(suite)}</testsuites>'
+
+    assert read(text) == Counts(2, 0, 0, 1)
+
+
+def test_skipped_tests_that_are_only_claimed_hide_no_claim_of_the_whole() -> None:
+    """What the whole report claims is held against the tests that are listed."""
+    text = f'<testsuite tests="9" skipped="5">{CASE * 3}</testsuite>'
+
+    assert read(f'<testsuites tests="3" skipped="3">{text}</testsuites>') == Counts(8, 0, 0, 8)
 
 
 NONE = f'<testsuite tests="0">{CASE}</testsuite>'
@@ -772,6 +825,7 @@ OTHERS = [f"ok[{number}]" for number in range(9)]
         (of_pytest('tests="9"', "a <skipped/>", "a <skipped/>", "b"), Counts(2, 0, 0, 1)),
         (of_pytest('tests="9"', "a", "a <skipped/>", "a <skipped/>", "b"), Counts(2, 0, 0, 1)),
         (of_pytest('tests="9"', "a <skipped/>", "a", "b"), Counts(2, 0, 0, 1)),
+        (of_pytest('tests="9" skipped="4"', "a <skipped/>", "a", "b"), Counts(2, 0, 0, 1)),
         # One that failed was executed, and hides no other.
         (of_pytest('tests="1"', "a <failure/>", "a <skipped/>", "b"), Counts(2, 1, 0, 0)),
         (of_pytest('tests="1"', "a <error/>", "a <skipped/>", "b", "c"), Counts(3, 0, 1, 1)),

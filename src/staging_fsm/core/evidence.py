@@ -156,9 +156,10 @@ def read_junit(stream: BinaryIO, window: RunWindow | None = None) -> Counts:
     """Return the counts of the JUnit XML report in `stream`.
 
     Test cases are counted one by one; the totals that a suite claims in its
-    attributes only ever add failures and errors, never tests. Memory stays flat
-    whatever the report holds: nothing is kept but one tag, the different names, and a
-    table of one size for the test cases that pytest may list again.
+    attributes only ever add failures, errors, and tests that were skipped, never one
+    that was executed. Memory stays flat whatever the report holds: nothing is kept but
+    one tag, the different names, and a table of one size for the test cases that pytest
+    may list again.
     Raises ReportUnreadableError for anything that is not a complete, harmless
     report of at most REPORT_MAX_BYTES, and ReportStaleError if a suite in it says
     that it ran outside `window`: a build cache gives old reports a new file time.
@@ -219,6 +220,8 @@ class _OpenSuite:
     forgiven: int = 0
     number: int = 0
     of_pytest: bool = False
+    #: Whether any suite within it is.
+    holds_pytest: bool = False
     #: Whether any of its own was run more than once, by what it says itself.
     reruns: bool = False
     listed: int = 0
@@ -226,6 +229,8 @@ class _OpenSuite:
     said_run: int = 0
     #: Those of the listed that did not run, or failed, by what they say themselves.
     telling: int = 0
+    #: How many tests, and how many skipped ones, the report had told of when it was opened.
+    told_before: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, attributes: dict[str, str]) -> "_OpenSuite":
@@ -250,6 +255,18 @@ class _OpenSuite:
             return 0
         return max(0, self.listed - self.telling - self.ran)
 
+    def unlisted(self, told: tuple[int, int]) -> int:
+        """Return how many tests it claims to have left out and nothing within it tells of.
+
+        `told` is as `told_before`, at its end. mocha-junit-reporter lists no pending test
+        unless it is asked to. pytest lists whatever it skips; what it claims beyond that are
+        subtests, and rounds of one test.
+        """
+        if self.tests is None or self.of_pytest or self.holds_pytest:
+            return 0
+        tests, skipped = (now - then for now, then in zip(told, self.told_before, strict=True))
+        return max(0, min(self.left_out - skipped, self.tests - tests))
+
 
 @attrs.define
 class _Tally:
@@ -260,6 +277,8 @@ class _Tally:
     failures: int = 0
     errors: int = 0
     skipped: int = 0
+    #: Skipped tests that no test case tells of.
+    unlisted: int = 0
     claimed_failures: int = 0
     claimed_errors: int = 0
     #: By what suites of pytest claim.
@@ -320,9 +339,13 @@ class _Tally:
         suite = _OpenSuite.of(attributes)
         self.suites += 1
         suite.number = self.suites
+        suite.told_before = self._told()
         within = bool(self.open_suites) and self.open_suites[-1].of_pytest
         suite.of_pytest = within or attributes.get("name") in _OF_PYTEST
         self.open_suites.append(suite)
+
+    def _told(self) -> tuple[int, int]:
+        return self.tests + self.unlisted, self.skipped + self.unlisted
 
     def _is_again(self, attributes: dict[str, str]) -> bool:
         """Say whether pytest lists a test again: each time that it was run and was to be rerun."""
@@ -379,6 +402,7 @@ class _Tally:
         if not self.open_suites and suite.tests is not None and suite.tests >= self.tests:
             # What is said of the whole report no suite in it need say.
             self.skipped = max(self.skipped, self.tests - suite.ran)
+        self.unlisted += suite.unlisted(self._told())
         self.claimed_errors = max(self.claimed_errors, suite.errors - suite.broken)
         failures = max(0, suite.failures - suite.forgiven)
         self.claimed_failures = max(self.claimed_failures, failures)
@@ -386,6 +410,7 @@ class _Tally:
         if self.open_suites:
             self.open_suites[-1].broken += suite.broken
             self.open_suites[-1].around += suite.around
+            self.open_suites[-1].holds_pytest |= suite.of_pytest or suite.holds_pytest
             # To the one that holds it, a suite in which one failed has failed, once.
             self.open_suites[-1].forgiven += suite.failures > 0 and failures == 0
 
@@ -427,8 +452,8 @@ class _Tally:
             message = "it tells of an internal error of pytest itself, and of no failure"
             raise ValueError(message)
         # One that is listed again, and was no test at first, may be skipped.
-        skipped = min(self.skipped, self.tests)
-        return Counts(self.tests, failures, errors, skipped, self.dated)
+        skipped = min(self.skipped, self.tests) + self.unlisted
+        return Counts(self.tests + self.unlisted, failures, errors, skipped, self.dated)
 
     def note(self, counts: Counts) -> str | None:
         """Say why nothing may have been executed by a report in which pytest claims passed tests.
