@@ -792,6 +792,42 @@ def test_test_that_is_called_after_a_setup_was_executed(case: str) -> None:
     assert read(f'<testsuite tests="1">{case}</testsuite>') == Counts(1, 0, 0, 0)
 
 
+#: As PHPUnit 9 writes it of a class without a test.
+NO_TEST = (
+    '<testcase name="Warning" assertions="0"><warning type="PHPUnit\\Framework\\Warning">Warning\n'
+    'No tests found in class "EmptyTest".</warning></testcase>'
+)
+OF_ITS_CLASS = r'''name="Warning" class="PHPUnit\Framework\WarningTestCase"'''
+
+
+@pytest.mark.parametrize("words", ['name="Warning"', OF_ITS_CLASS])
+def test_class_of_phpunit_without_a_test_is_none(words: str) -> None:
+    """What PHPUnit lists as a warning in the place of a class's tests was not executed."""
+    case = NO_TEST.replace('name="Warning"', words)
+    suite = f'<testsuite name="EmptyTest" tests="1" warnings="1">{case}</testsuite>'
+
+    assert read(f"<testsuites>{suite}</testsuites>") == Counts(1, 0, 0, 1)
+    text = f'<testsuite tests="2">{suite}<testsuite tests="1">{CASE}</testsuite></testsuite>'
+    assert read(text) == Counts(2, 0, 0, 1)
+    failed = case.replace("</testcase>", "<failure/></testcase>")
+    assert read(f"<testsuite>{failed}</testsuite>") == Counts(1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        NO_TEST.replace('name="Warning"', 'name="testIt" class="EmptyTest"'),
+        NO_TEST.replace('name="Warning"', 'name="Warning" class="EmptyTest"'),
+        NO_TEST.replace('name="Warning"', 'name="Warning" classname="EmptyTest"'),
+        '<testcase name="Warning"/>',
+        '<testcase name="Warning"><system-out><warning/></system-out></testcase>',
+    ],
+)
+def test_test_of_phpunit_with_a_warning_was_executed(case: str) -> None:
+    """A test with a warning, and one that is only called after it, ran."""
+    assert read(f'<testsuite tests="1">{case}<warning/></testsuite>') == Counts(1, 0, 0, 0)
+
+
 def of_pytest(claims: str, *cases: str, name: str = "pytest", root: str = "pytest tests") -> str:
     """Return a report as pytest writes it, of cases given as name and what is in them."""
     listed = (case.partition(" ") for case in cases)

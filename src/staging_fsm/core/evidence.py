@@ -63,6 +63,11 @@ _SUBTESTS: Final = (
     "every test is listed as skipped, and pytest claims that {passed} passed, subtests maybe:"
     " one that is skipped marks its whole test as skipped"
 )
+#: What PHPUnit 9 writes, beside a <warning>, in the place of the tests of a class that has none.
+_PLACEHOLDER: Final = "Warning"
+_PLACEHOLDER_CLASSES: Final = frozenset(
+    {None, r"PHPUnit\Framework\WarningTestCase", "PHPUnit.Framework.WarningTestCase"}
+)
 #: What Surefire writes in a test case that it ran more than once. What a suite claims then may
 #: be of the last round alone
 #: (https://maven.apache.org/surefire/maven-surefire-plugin/examples/rerun-failing-tests.html).
@@ -328,6 +333,7 @@ class _Tally:
                 _AGAIN: self._is_again(attributes),
                 _NO_TEST: _is_suite_node(attributes),
                 _RAN: attributes.get("status") == _RAN,
+                _PLACEHOLDER: _is_placeholder(attributes),
             }
             return {word for word, holds in told.items() if holds}
         if name == "skipped" and attributes.get("type") == _TODO:
@@ -365,6 +371,8 @@ class _Tally:
             self._end_suite(self.open_suites.pop())
         if name in _RERUNS and self.open_elements[-1][0] == "testcase":
             self.open_suites[-1].reruns = True
+        if name == "warning" and _PLACEHOLDER in self.open_elements[-1][1]:
+            self.open_elements[-1][1].add("skipped")
         if _BROKEN in inside and name == "error":
             self.broken = True
             self.open_suites[-1].broken += 1
@@ -519,6 +527,12 @@ def _is_suite_node(attributes: dict[str, str]) -> bool:
     """Say whether a test case is what Ginkgo writes of a setup or a cleanup that passed."""
     is_node = _SUITE_NODE.fullmatch(attributes.get("name", ""))
     return attributes.get("status") == "passed" and is_node is not None
+
+
+def _is_placeholder(attributes: dict[str, str]) -> bool:
+    """Say whether a test case may be what PHPUnit writes of a class without a test."""
+    classes = {attributes.get("class"), attributes.get("classname")}
+    return attributes.get("name") == _PLACEHOLDER and classes <= _PLACEHOLDER_CLASSES
 
 
 def _local_name(tag: str) -> str:
