@@ -828,6 +828,57 @@ def test_test_of_phpunit_with_a_warning_was_executed(case: str) -> None:
     assert read(f'<testsuite tests="1">{case}<warning/></testsuite>') == Counts(1, 0, 0, 0)
 
 
+def of_phpunit(claims: str, *errors: str, text: str = "T::testA\nThis test printed") -> str:
+    """Return a report as PHPUnit 9 writes it, of one test with errors of these types."""
+    inside = "".join(f'<error type="PHPUnit\\Framework\\{it}">{text}</error>' for it in errors)
+    case = f'<testcase name="testA" class="T" assertions="0">{inside}</testcase>'
+    suite = f'<testsuite name="T" tests="2" {claims}>{CASE}{case}</testsuite>'
+    return f'<testsuites><testsuite tests="2" {claims}>{suite}</testsuite></testsuites>'
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RiskyTestError",
+        "OutputError",
+        "CoveredCodeNotExecutedException",
+        "MissingCoversAnnotationException",
+        "UnintentionallyCoveredCodeError",
+    ],
+)
+def test_risky_test_of_phpunit_is_no_failure(error: str) -> None:
+    """What PHPUnit calls risky was executed and did not fail, whatever its suites claim of it."""
+    assert read(of_phpunit('errors="1"', error)) == Counts(2, 0, 0, 0)
+    assert read(of_phpunit('errors="2"', error, error)) == Counts(2, 0, 0, 0)
+    assert read(of_phpunit("", error)) == Counts(2, 0, 0, 0)
+
+
+RISKY = of_phpunit('errors="1"', "RiskyTestError")
+LONG = "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        (of_phpunit('errors="2"', "RiskyTestError"), 1),
+        (of_phpunit('errors="2"', "RiskyTestError", "Error"), 1),
+        (of_phpunit('errors="1"', "Error"), 1),
+        (of_phpunit('errors="1"', "RiskyTestErrors"), 1),
+        (RISKY.replace(CASE, ERRED), 1),
+        (RISKY.replace(CASE, '<error type="PHPUnit\\Framework\\RiskyTestError"/>'), 1),
+        (f'<testsuites errors="3">{RISKY}</testsuites>', 2),
+        # It was ended before it came to its end.
+        (of_phpunit("", "RiskyTestError", text="T::testA\nExecution aborted after 1 second"), 1),
+        (of_phpunit("", "RiskyTestError", text="Execution &#97;borted &#97;fter 1 second"), 1),
+        (of_phpunit("", "RiskyTestError", text=f"{LONG}Execution aborted after 1 {LONG}"), 1),
+        (of_phpunit("", "RiskyTestError", text="aborted after 1 second, Execution "), 0),
+    ],
+)
+def test_error_beside_a_risky_test_of_phpunit_is_seen(text: str, errors: int) -> None:
+    """What is no risky test's, and one that was aborted for its time, is an error as ever."""
+    assert read(text).errors == errors
+
+
 def of_pytest(claims: str, *cases: str, name: str = "pytest", root: str = "pytest tests") -> str:
     """Return a report as pytest writes it, of cases given as name and what is in them."""
     listed = (case.partition(" ") for case in cases)

@@ -68,6 +68,21 @@ _PLACEHOLDER: Final = "Warning"
 _PLACEHOLDER_CLASSES: Final = frozenset(
     {None, r"PHPUnit\Framework\WarningTestCase", "PHPUnit.Framework.WarningTestCase"}
 )
+#: What PHPUnit 9 writes as an <error> of a test that did not fail and is no good test: it exits
+#: 0, unless failOnRisky is set (https://docs.phpunit.de/en/9.6/risky-tests.html).
+_RISKY: Final = frozenset(
+    rf"PHPUnit\Framework\{name}"
+    for name in (
+        "RiskyTestError",
+        "OutputError",
+        "CoveredCodeNotExecutedException",
+        "MissingCoversAnnotationException",
+        "UnintentionallyCoveredCodeError",
+    )
+)
+_NO_ERROR: Final = "no error"
+#: What it says in one of these of a test that it did not let run to its end.
+_TIMED_OUT: Final = "Execution aborted after "
 #: What Surefire writes in a test case that it ran more than once. What a suite claims then may
 #: be of the last round alone
 #: (https://maven.apache.org/surefire/maven-surefire-plugin/examples/rerun-failing-tests.html).
@@ -221,6 +236,8 @@ class _OpenSuite:
     broken: int = 0
     #: How many of the tests are none, but what was done before and after them.
     around: int = 0
+    #: How many of the errors are none, but what PHPUnit calls risky.
+    risky: int = 0
     #: Those of its own that failed and were yet to be done, a suite of nothing worse included.
     forgiven: int = 0
     number: int = 0
@@ -297,6 +314,8 @@ class _Tally:
     seen: _Seen = attrs.field(factory=_Seen)
     #: What names the test case that was begun last, within a suite of pytest.
     case: tuple[str, ...] = ()
+    #: The end of what was said so far in what may be no error.
+    said: str = ""
     names: set[str] = attrs.field(factory=set)
     names_left: int = REPORT_MAX_NAME_CHARACTERS
 
@@ -338,6 +357,9 @@ class _Tally:
             return {word for word, holds in told.items() if holds}
         if name == "skipped" and attributes.get("type") == _TODO:
             return {_TODO}
+        if name == "error" and parent == "testcase" and attributes.get("type") in _RISKY:
+            self.said = ""
+            return {_NO_ERROR}
         is_breakdown = name == "error" and attributes.get("message") == _BREAKDOWN_MESSAGE
         return {_BROKEN} if is_breakdown and _MAY_BREAK in inside else set()
 
@@ -359,6 +381,15 @@ class _Tally:
         self.case = (str(suite.number), attributes.get("classname", ""), attributes["name"])
         return suite.of_pytest and self.seen.add(*self.case)
 
+    def data(self, text: str) -> None:
+        inside = self.open_elements[-1][1]
+        if _NO_ERROR in inside:
+            # The parser hands it over in pieces.
+            said = self.said + text
+            self.said = said[1 - len(_TIMED_OUT) :]
+            if _TIMED_OUT in said:
+                inside.remove(_NO_ERROR)
+
     def end(self, _tag: str) -> None:
         name, inside = self.open_elements.pop()
         if name == "testcase":
@@ -377,6 +408,8 @@ class _Tally:
             self.broken = True
             self.open_suites[-1].broken += 1
             self.open_elements[-1][1].add(_BROKEN)
+        elif _NO_ERROR in inside:
+            self.open_suites[-1].risky += 1
         elif self.open_elements and name in _TELLING:
             self.open_elements[-1][1].update({name}, inside & {_TODO} if name == "skipped" else ())
 
@@ -411,7 +444,7 @@ class _Tally:
             # What is said of the whole report no suite in it need say.
             self.skipped = max(self.skipped, self.tests - suite.ran)
         self.unlisted += suite.unlisted(self._told())
-        self.claimed_errors = max(self.claimed_errors, suite.errors - suite.broken)
+        self.claimed_errors = max(self.claimed_errors, suite.errors - suite.broken - suite.risky)
         failures = max(0, suite.failures - suite.forgiven)
         self.claimed_failures = max(self.claimed_failures, failures)
         self.claimed_passed += suite.ran if suite.of_pytest else 0
@@ -419,6 +452,7 @@ class _Tally:
             self.open_suites[-1].broken += suite.broken
             self.open_suites[-1].around += suite.around
             self.open_suites[-1].holds_pytest |= suite.of_pytest or suite.holds_pytest
+            self.open_suites[-1].risky += suite.risky
             # To the one that holds it, a suite in which one failed has failed, once.
             self.open_suites[-1].forgiven += suite.failures > 0 and failures == 0
 
