@@ -609,6 +609,26 @@ def test_cases_of_a_suite_that_has_none_did_not_run(text: str, skipped: int) -> 
     assert read(text) == Counts(2, 0, 0, skipped)
 
 
+@pytest.mark.parametrize(
+    ("claims", "cases", "expected"),
+    [
+        ('tests="20" skipped="3"', CASE * 20 + SKIPPED * 3, Counts(23, 0, 0, 3)),
+        ('tests="3" skipped="3"', CASE * 3 + SKIPPED * 3, Counts(6, 0, 0, 3)),
+        ('tests="0" skipped="3"', SKIPPED * 3, Counts(3, 0, 0, 3)),
+        ('tests="2" skipped="1" failures="1"', CASE + SKIPPED + FAILED, Counts(3, 1, 0, 1)),
+        ('tests="1" skipped="1"', CASE * 2 + SKIPPED, Counts(3, 0, 0, 2)),
+    ],
+)
+def test_skipped_tests_of_testcafe_are_beside_its_others(
+    claims: str, cases: str, expected: Counts
+) -> None:
+    """What TestCafe skipped is not among what it claims to have run, and is subtracted once."""
+    suite = f'<testsuite name="TestCafe Tests: Chrome 130 / Linux" {claims}>{cases}</testsuite>'
+
+    assert read(suite) == expected
+    assert read(f"<testsuites>{suite}</testsuites>") == expected
+
+
 RAN = '<testcase name="a" classname="a.cpp" status="run"/>'
 FAILED_RAN, SKIPPED_RAN = (
     RAN.replace("/>", f"><{it}/></testcase>") for it in ("failure", "skipped")

@@ -87,6 +87,9 @@ _TIMED_OUT: Final = "Execution aborted after "
 #: be of the last round alone
 #: (https://maven.apache.org/surefire/maven-surefire-plugin/examples/rerun-failing-tests.html).
 _RERUNS: Final = frozenset({"flakyFailure", "flakyError", "rerunFailure", "rerunError"})
+#: What the suite of TestCafe's xunit reporter is called. It claims its skipped tests beside the
+#: others, not among them, and lists them all.
+_OF_TESTCAFE: Final = "TestCafe Tests: "
 #: A claim of more digits is no number of tests.
 _CLAIM_MAX_DIGITS: Final = 18
 _BLOCK_BYTES: Final = 64 * 1024
@@ -229,6 +232,7 @@ class _OpenSuite:
 
     #: None where it does not say how many tests it ran, or tried to.
     tests: int | None
+    #: How many of these it left out.
     left_out: int
     failures: int
     errors: int
@@ -258,7 +262,9 @@ class _OpenSuite:
     def of(cls, attributes: dict[str, str]) -> "_OpenSuite":
         tests, *left_out = (_number(attributes, name) for name in ("tests", "skipped", "disabled"))
         failures, errors = (_claimed(attributes, name) for name in ("failures", "errors"))
-        return cls(tests, sum(number or 0 for number in left_out), failures, errors)
+        beside = attributes.get("name", "").startswith(_OF_TESTCAFE)
+        of_tests = 0 if beside else sum(number or 0 for number in left_out)
+        return cls(tests, of_tests, failures, errors)
 
     @property
     def ran(self) -> int:
