@@ -663,6 +663,32 @@ def test_case_that_says_that_it_ran_did(text: str, expected: Counts) -> None:
     assert read(text) == expected
 
 
+def of_boost(passed: int, skipped: int, asserting: str = "3") -> str:
+    """Return a report as Boost.Test writes it, whose suite claims as tests what passed."""
+    ran = f'<testcase assertions="{asserting}" classname="shop" name="a" time="0.1"/>'
+    left_out = '<testcase assertions="0" classname="shop" name="b" time="0"><skipped/></testcase>'
+    claims = f'tests="{passed}" skipped="{skipped}" errors="0" failures="0" id="0" name="shop"'
+    return f"<testsuite {claims}>{ran * passed}{left_out * skipped}</testsuite>"
+
+
+@pytest.mark.parametrize(("passed", "skipped"), [(10, 3), (3, 3), (8, 40), (0, 2)])
+def test_case_that_made_assertions_ran(passed: int, skipped: int) -> None:
+    """Of Boost.Test what was left out counts once, though its suite claims it beside the tests."""
+    assert read(of_boost(passed, skipped)) == Counts(passed + skipped, 0, 0, skipped)
+
+
+def test_case_without_an_assertion_does_not_say_that_it_ran() -> None:
+    """A test case that is said to have made no assertion counts as far as its suite claims it."""
+    assert read(of_boost(3, 2, asserting="0")) == Counts(5, 0, 0, 4)
+
+
+def test_assertions_that_were_left_out_are_no_tests() -> None:
+    """Catch2 claims assertions, also those it skipped: only what is listed counts as a test."""
+    suite = f'<testsuite tests="200" skipped="10">{RAN * 19}{SKIPPED_RAN}</testsuite>'
+
+    assert read(suite) == Counts(20, 0, 0, 1)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -892,6 +918,9 @@ LONG = "x" * 200_000
         (of_phpunit("", "RiskyTestError", text="Execution &#97;borted &#97;fter 1 second"), 1),
         (of_phpunit("", "RiskyTestError", text=f"{LONG}Execution aborted after 1 {LONG}"), 1),
         (of_phpunit("", "RiskyTestError", text="aborted after 1 second, Execution "), 0),
+        # As a tool may write it that merges reports.
+        (RISKY.replace('Error">', 'Error" message="Execution aborted after 1 second">'), 1),
+        (of_phpunit("", "RiskyTestError", text="<pre>Execution aborted after 1 second</pre>"), 1),
     ],
 )
 def test_error_beside_a_risky_test_of_phpunit_is_seen(text: str, errors: int) -> None:

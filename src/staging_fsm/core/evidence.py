@@ -33,9 +33,11 @@ _NOT_RUN: Final = {
     "status": frozenset({"notrun", "not_run", "disabled", "skipped", "ignored"}),
     "result": frozenset({"suppressed", "skipped"}),
 }
-#: What GoogleTest, doctest and Catch2 write of a test case that they ran. The latter two claim
-#: how many assertions were made as `tests`, which may be fewer than their test cases.
+#: What GoogleTest, doctest and Catch2 write of a test case that they ran, as its status. The
+#: latter two claim how many assertions were made as `tests`, which may be fewer than their test
+#: cases; Boost.Test, which writes how many were made of each, claims those that passed alone.
 _RAN: Final = "run"
+_ASSERTIONS: Final = "assertions"
 #: What Node's test runner writes in a <skipped> of a test that is yet to be made to pass: it
 #: may fail, and the run passes (https://nodejs.org/api/test.html).
 _TODO: Final = "todo"
@@ -251,8 +253,9 @@ class _OpenSuite:
     #: Whether any of its own was run more than once, by what it says itself.
     reruns: bool = False
     listed: int = 0
-    #: Those of the listed that ran by what they say themselves.
+    #: Those of the listed that ran and passed, and that did not run, by what they say themselves.
     said_run: int = 0
+    said_skipped: int = 0
     #: Those of the listed that did not run, or failed, by what they say themselves.
     telling: int = 0
     #: How many tests, and how many skipped ones, the report had told of when it was opened.
@@ -269,9 +272,9 @@ class _OpenSuite:
     @property
     def ran(self) -> int:
         """Return how many tests it ran by what it claims, or what more of its own say."""
-        return max(
-            0, max(self.tests or 0, self.said_run) - self.left_out - self.broken - self.around
-        )
+        claimed = (self.tests or 0) - self.left_out
+        said = self.said_run - max(0, self.left_out - self.said_skipped)
+        return max(0, max(claimed, said) - self.broken - self.around)
 
     def listed_only(self) -> int:
         """Return how many tests are listed that did not run, by what the suite claims.
@@ -288,9 +291,9 @@ class _OpenSuite:
 
         `told` is as `told_before`, at its end. mocha-junit-reporter lists no pending test
         unless it is asked to. pytest lists whatever it skips; what it claims beyond that are
-        subtests, and rounds of one test.
+        subtests, and rounds of one test. What Catch2 claims are assertions.
         """
-        if self.tests is None or self.of_pytest or self.holds_pytest:
+        if self.tests is None or self.of_pytest or self.holds_pytest or self.said_run:
             return 0
         tests, skipped = (now - then for now, then in zip(told, self.told_before, strict=True))
         return max(0, min(self.left_out - skipped, self.tests - tests))
@@ -357,7 +360,7 @@ class _Tally:
                 _MAY_BREAK: may_break,
                 _AGAIN: self._is_again(attributes),
                 _NO_TEST: _is_suite_node(attributes),
-                _RAN: attributes.get("status") == _RAN,
+                _RAN: attributes.get("status") == _RAN or _number(attributes, _ASSERTIONS),
                 _PLACEHOLDER: _is_placeholder(attributes),
             }
             return {word for word, holds in told.items() if holds}
@@ -365,7 +368,9 @@ class _Tally:
             return {_TODO}
         if name == "error" and parent == "testcase" and attributes.get("type") in _RISKY:
             self.said = ""
-            return {_NO_ERROR}
+            return set() if _TIMED_OUT in attributes.get("message", "") else {_NO_ERROR}
+        # PHPUnit writes no element into one: what has some was written by others.
+        inside.discard(_NO_ERROR)
         is_breakdown = name == "error" and attributes.get("message") == _BREAKDOWN_MESSAGE
         return {_BROKEN} if is_breakdown and _MAY_BREAK in inside else set()
 
@@ -436,12 +441,13 @@ class _Tally:
         is_new = _AGAIN not in inside
         self.tests += is_new
         suite.listed += is_new
-        suite.said_run += is_new and _RAN in inside
+        suite.said_run += is_new and _RAN in inside and not (not_run or failed)
         tells = not_run or (failed and is_new)
         if tells and suite.of_pytest:
             # What is listed again may be skipped then, and that was one test all the same.
             tells = not self.seen.add(_TOLD, *self.case)
         self.skipped += not_run and tells
+        suite.said_skipped += not_run and tells
         suite.telling += tells
 
     def _end_suite(self, suite: _OpenSuite) -> None:
