@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import procrastinate
 import pytest
@@ -22,7 +22,11 @@ from fleets import (
     with_agent,
 )
 from hosts import git
-from staging_fsm.core.errors import TransitionRefusedError, UnansweredError
+from staging_fsm.core.errors import (
+    StaleSnapshotError,
+    TransitionRefusedError,
+    UnansweredError,
+)
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
@@ -120,8 +124,16 @@ def test_adopted_run_is_cancelled_like_any_other(fleet: FleetStand) -> None:
     assert fleet.ledger("end") == []
 
 
-def test_cancellation_is_asked_of_the_successor_too(fleet: FleetStand) -> None:
+def test_cancellation_is_asked_of_the_successor_too(
+    fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a worker dies that was asked to stop an attempt, the one that adopts it is asked."""
+
+    def overtaken(*looked: Any) -> NoReturn:
+        # While its job is queued for the successor, whoever asks may end it himself.
+        raise StaleSnapshotError(looked[2].id, "", None)
+
+    monkeypatch.setattr(requests, "_cancel_here", overtaken)
     job = fleet.submit("shop", "WI-1", hold=True)
     one = fleet.machine("one")
     one.start()
