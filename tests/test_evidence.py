@@ -652,6 +652,9 @@ FAILED_RAN, SKIPPED_RAN = (
         (f'<testsuite tests="0" skipped="1">{RAN * 2}</testsuite>', Counts(2, 0, 0, 1)),
         (f'<testsuite tests="2" disabled="2">{RAN * 2}</testsuite>', Counts(2, 0, 0, 2)),
         (f'<testsuite tests="1" skipped="1">{RAN}{SKIPPED_RAN}</testsuite>', Counts(2, 0, 0, 1)),
+        # One that was skipped, or failed, makes no other one run.
+        (f'<testsuite tests="1">{RAN}{SKIPPED_RAN}{CASE}</testsuite>', Counts(3, 0, 0, 2)),
+        (f'<testsuite tests="1">{RAN}{FAILED_RAN}{CASE}</testsuite>', Counts(3, 1, 0, 1)),
         (
             f'<testsuites tests="2" skipped="2"><testsuite>{RAN * 2}</testsuite></testsuites>',
             Counts(2, 0, 0, 2),
