@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from staging_fsm.core.errors import ReportStaleError, ReportUnreadableError
 from staging_fsm.core.evidence import (
+    _BLOCK_BYTES,
     NO_EVIDENCE_REQUIRED,
     REPORT_MAX_BYTES,
     REPORT_MAX_DEPTH,
@@ -929,6 +930,16 @@ LONG = "x" * 200_000
 def test_error_beside_a_risky_test_of_phpunit_is_seen(text: str, errors: int) -> None:
     """What is no risky test's, and one that was aborted for its time, is an error as ever."""
     assert read(text).errors == errors
+
+
+def test_abortion_is_heard_wherever_a_report_is_cut() -> None:
+    """A test of PHPUnit that was aborted is an error, though its report is read in pieces."""
+    said = "Execution aborted after 1 second"
+    before = of_phpunit("", "RiskyTestError", text=said).index(said)
+
+    for cut in range(len(said)):
+        text = "x" * (_BLOCK_BYTES - before - cut) + said
+        assert read(of_phpunit("", "RiskyTestError", text=text)).errors == 1, cut
 
 
 def of_pytest(claims: str, *cases: str, name: str = "pytest", root: str = "pytest tests") -> str:

@@ -17,6 +17,7 @@ from staging_fsm.core.errors import TransitionRefusedError
 from staging_fsm.core.machine import MACHINE, _Position, allowed_events, step
 from staging_fsm.core.snapshot import Move, replay
 from staging_fsm.core.spec import (
+    ENDED_BY_GATE,
     GATE_EVENTS,
     INITIAL,
     INTERRUPTIONS,
@@ -416,6 +417,11 @@ def test_what_was_refused_stays_refused(state: State) -> None:
 def test_terminal_is_forever(state: State) -> None:
     """Nothing leaves a terminal state."""
     assert successors(TRANSITIONS)[state] == set()
+
+
+def test_gate_ends_whatever_nobody_cancelled_and_no_agent_was_given() -> None:
+    """Each end of an attempt is its gate's, but for a cancellation and a launch of the agent."""
+    assert TERMINAL - {State.CANCELLED, State.LLM_FALLBACK} == ENDED_BY_GATE
 
 
 @pytest.mark.parametrize("state", [*sorted(HANDED_OVER), *sorted(TERMINAL)])
