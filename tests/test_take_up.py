@@ -647,12 +647,13 @@ def test_job_in_hand_is_not_even_read(desk: Desk) -> None:
     assert decision.ruling is Ruling.TAKEN
 
 
-def test_nothing_is_removed_while_a_row_is_refused(desk: Desk) -> None:
+@pytest.mark.parametrize("metadata", ['{"staging_runner": {"format": 1}}', '{"staging_runner": '])
+def test_nothing_is_removed_while_a_row_is_refused(desk: Desk, metadata: str) -> None:
     """While a row cannot be read, nobody knows what it needs, and nothing is removed."""
     removed: list[object] = []
     desk.staging.runner.prune = lambda _days, unfinished: removed.append(unfinished())
     desk.claim()
-    desk.write_metadata('{"staging_runner": {"format": 1}}')
+    desk.write_metadata(metadata)
     desk.staging.recover()
 
     assert removed == []

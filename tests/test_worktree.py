@@ -464,6 +464,21 @@ def test_filter_of_a_suite_hides_nothing_and_is_not_run(
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("setting", ["diff.a.textconv", "diff.a.command", "diff.external"])
+def test_program_of_a_suite_that_shows_a_difference_hides_none(site: Site, setting: str) -> None:
+    """What a suite sets up to show differences is not run by the worker's git, and hides none."""
+    ran = site.repository.parent / "ran"
+    suite = (
+        f"git config {setting} 'touch {ran}; true'\n"
+        "mkdir -p $(git rev-parse --git-common-dir)/info\n"
+        "echo 'shop.py diff=a' > $(git rev-parse --git-common-dir)/info/attributes\n"
+        "echo >> shop.py"
+    )
+
+    assert site.run(suite).tree_changed
+    assert not ran.exists()
+
+
 @pytest.fixture
 def submodule(site: Site, tmp_path: Path) -> Path:
     """Return the repository that the folder `parts` of the site's is a submodule of."""
