@@ -545,6 +545,21 @@ def test_forked_worker_has_nothing_in_hand(desk: Desk) -> None:
     assert answer == "True"
 
 
+def test_held_job_is_queued_once_its_row_can_be_read_again(desk: Desk) -> None:
+    """A deferred job that was held for its row waits until that is corrected, and is queued."""
+    desk.defer()
+    metadata = desk.raw_row()["metadata"]
+    desk.write_metadata('{"staging_runner": {"format": 1}}')
+    held = desk.launch().ruling
+    desk.staging.recover()
+    desk.write_metadata(metadata)
+    before = desk.raw_row()["status"]
+    desk.staging.recover()
+
+    assert (held, before) == (Ruling.HELD, "running")
+    assert desk.raw_row()["status"] == "queued"
+
+
 def test_forked_worker_owes_no_job_that_its_parent_has_to_give_back(desk: Desk) -> None:
     """A process that was just forked gives back no job for its parent, which does so itself."""
     desk.defer()
