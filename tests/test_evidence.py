@@ -418,6 +418,7 @@ def test_report_is_refused(name: str) -> None:
     ("text", "problem"),
     [
         ("<html/>", "its root is <html>"),
+        ("<!DOCTYPE testsuite><testsuite/>", "it has a document type"),
         ('<testsuite failures="-1"/>', "failures='-1' is negative"),
     ],
 )
