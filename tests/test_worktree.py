@@ -1487,6 +1487,20 @@ def test_tree_without_a_log_of_its_commits_is_run_on_in_place(site: Site) -> Non
     assert not site.run("git checkout --quiet -b same", workspace=Workspace.IN_PLACE).tree_changed
 
 
+@pytest.mark.parametrize(
+    ("deed", "left"),
+    [
+        ("git checkout --quiet HEAD~1; git checkout --quiet -", True),
+        ("git checkout --quiet -b same", False),
+    ],
+)
+def test_tree_whose_log_was_empty_is_looked_for_in_it(site: Site, deed: str, *, left: bool) -> None:
+    """Git's log of HEAD tells of a run in place also where nothing stood in it at the start."""
+    git(site.repository, "reflog", "expire", "--expire=all", "--all")
+
+    assert site.run(deed, workspace=Workspace.IN_PLACE).tree_changed == left
+
+
 def test_program_that_looks_at_signatures_is_not_run(site: Site) -> None:
     """Git that looks where a tree has been asks no program whether its commits are signed."""
     ran, raw = site.repository.parent / "ran", site.repository.parent / "raw"
