@@ -36,6 +36,7 @@ from staging_fsm.effects.processes import (
     wait_for_end,
 )
 from staging_fsm.effects.supervisor import limits
+from stand import await_that
 
 MARK = "STAGING_TEST_MARK"
 PATIENCE_SECONDS = 60.0
@@ -427,6 +428,33 @@ def test_marked_processes_are_killed_and_no_others(system: str, bystanders: Byst
     assert [process.wait(PATIENCE_SECONDS) for process in marked] == [-signal.SIGKILL] * 3
     assert kill_marked(MARK, "run.1") == 0
     assert all(answers(process) for process in others)
+
+
+@pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
+def test_nobody_goes_on_without_another_that_was_killed(
+    bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process whose child is killed before it learns nothing of that: it was stopped before."""
+    went_on, script = tmp_path / "went on", 'sleep 600 & echo $!; wait; touch "$0"; sleep 600'
+    parent = bystanders.start("sh", "-c", script, str(went_on), **{MARK: "run.1"})
+    identity = identity_of(parent)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    send = signal.pidfd_send_signal
+
+    def slowly(descriptor: int, number: int) -> None:
+        send(descriptor, number)
+        if number == signal.SIGKILL:
+            await_that(
+                lambda: is_stopped(identity) or not is_alive(identity) or went_on.exists(),
+            )
+
+    monkeypatch.setattr(psutil, "pids", lambda: [child, parent.pid])
+    monkeypatch.setattr(signal, "pidfd_send_signal", slowly)
+    kill_marked(MARK, "run.1")
+
+    assert parent.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+    assert not went_on.exists()
 
 
 def test_caller_that_carries_the_mark_itself_survives(monkeypatch: pytest.MonkeyPatch) -> None:

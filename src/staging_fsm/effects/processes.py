@@ -281,7 +281,9 @@ def kill_marked(variable: str, value: str, leader: ProcessIdentity | None = None
     """Send KILL to every process that carries `variable=value`; return how many were alive.
 
     A session is swept too, if its `leader` still is, at least as a zombie: only
-    then its number cannot have been given to another session.
+    then its number cannot have been given to another session. Where there is /proc all
+    are stopped before the first is killed: none sees another's end and goes on, as git
+    does without a filter that died.
     """
     import psutil
 
@@ -289,8 +291,11 @@ def kill_marked(variable: str, value: str, leader: ProcessIdentity | None = None
         marked = (found for found in psutil.process_iter() if _carries(found, variable, value))
         return sum(_kill(process) for process in marked)
     mark = f"{variable}={value}".encode()
-    others = set(psutil.pids()) - {os.getpid()}
-    return sum(_kill_if(pid, mark, leader) for pid in others)
+    others = [pid for pid in psutil.pids() if pid != os.getpid()]
+    found = [pid for pid in others if _signal_if(pid, signal.SIGSTOP, mark, leader)]
+    for pid in found:
+        _signal_if(pid, signal.SIGKILL, mark, leader)
+    return len(found)
 
 
 def repeat_kill(kill: Callable[[], int]) -> int:
@@ -301,12 +306,12 @@ def repeat_kill(kill: Callable[[], int]) -> int:
     return left
 
 
-def _kill_if(pid: int, mark: bytes, leader: ProcessIdentity | None) -> bool:
+def _signal_if(pid: int, number: int, mark: bytes, leader: ProcessIdentity | None) -> bool:
     with _held(pid) as descriptor:
         if descriptor is None or not (_is_marked(pid, mark) or _is_led_by(pid, leader)):
             return False
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            signal.pidfd_send_signal(descriptor, number)
     return True
 
 
