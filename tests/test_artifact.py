@@ -349,7 +349,10 @@ def test_artifact_is_the_golden_artifact(
 
 @pytest.mark.parametrize("reason", Reason)
 def test_fault_is_none_code_or_infrastructure(reason: Reason) -> None:
-    """A pass is nobody's fault, a failed suite the code's, all else the infrastructure's."""
+    """A pass is nobody's fault, a failed suite the code's, all else the infrastructure's.
+
+    The gate has no say in it: of a pass that was rolled back the artifact had been altered.
+    """
     faults = {
         Verdict.PASSED: "none",
         Verdict.FAILED: "code",
@@ -358,6 +361,7 @@ def test_fault_is_none_code_or_infrastructure(reason: Reason) -> None:
     snapshot = judged(attrs.evolve(PASSED, reason=reason))
 
     assert fault(snapshot) == faults[REASONS[reason].verdict]
+    assert fault(attrs.evolve(snapshot, state=State.ROLLED_BACK)) == fault(snapshot)
 
 
 @pytest.mark.parametrize(
@@ -388,6 +392,15 @@ def test_exhausted_attempt_says_infrastructure(runs: tuple[Run, ...]) -> None:
 
     assert (words_ in render(snapshot, log(snapshot))) is exhausted
     assert (front_matter(snapshot, log(snapshot))["fault"] == "infrastructure") is exhausted
+
+
+def test_tests_that_an_earlier_run_counted_are_none_of_the_last_one() -> None:
+    """What is known of the last run holds no counts where it left no report, as an earlier did."""
+    counted = attrs.evolve(KILLED, evidence=EvidenceState.READ, counts=Counts(9, 0, 0, 1))
+    snapshot = judged(counted, LOST)
+
+    assert "executed" in facts(judged(counted), log(snapshot))
+    assert "executed" not in facts(snapshot, log(snapshot))
 
 
 def test_artifact_is_of_the_run_that_its_front_matter_names() -> None:

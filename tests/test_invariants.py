@@ -147,6 +147,10 @@ BREACHES: dict[str, tuple[str, Sight]] = {
         "no_silent_advance",
         Sight(FAILED_CLOSED, movements=(Movement.BACK, Movement.FORWARD)),
     ),
+    "the work item moved forwards, but the attempt is VERDICT_PASSED": (
+        "no_silent_advance",
+        Sight(attempt("T01 T03", PASSED), movements=(Movement.FORWARD,)),
+    ),
     "the work item moved forwards, but the attempt is FAILED": (
         "no_silent_advance",
         Sight(FAILED_CLOSED, movements=(Movement.FORWARD, Movement.BACK)),
