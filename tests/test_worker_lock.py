@@ -186,6 +186,24 @@ def test_lock_that_is_a_link_says_nothing(tmp_path: Path) -> None:
     assert worker_is_alive(str(elsewhere), state) is None
 
 
+def test_worker_has_not_ended_the_moment_its_lock_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks as soon as a worker's lock has its name finds it held."""
+    state, link, seen = StateDir(tmp_path), os.link, []
+
+    def link_and_look(source: Path, path: Path) -> None:
+        link(source, path)
+        seen.append(has_ended(state, this_process()))
+
+    monkeypatch.setattr(os, "link", link_and_look)
+    lock = WorkerLock(state)
+    lock.take()
+
+    assert lock.descriptors
+    assert seen == [False]
+
+
 def test_parts_of_one_process_hold_one_lock(tmp_path: Path) -> None:
     """Two intercepts of one process keep it alive together: it has not ended with the first."""
     state = StateDir(tmp_path)
