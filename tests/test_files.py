@@ -21,6 +21,7 @@ from staging_fsm.effects.files import (
     create_durably,
     create_whole,
     locked,
+    named_on_machine,
     open_regular,
     read_small,
     read_tail,
@@ -526,6 +527,18 @@ def test_tail_is_no_longer_than_asked_for_while_the_file_grows(
     monkeypatch.setattr(files, "open_regular", lambda path: Growing(io.FileIO(path)))
 
     assert read_tail(log, 4) == b"6789"
+
+
+def test_name_is_nobodys_where_no_descriptor_is_left_to_hold_it() -> None:
+    """Whoever has no descriptor left for a name of this machine is told so, and has it not."""
+    with named_on_machine("staging-fsm-test") as held:
+        assert held is not None
+    with (
+        no_descriptors_left(),
+        pytest.raises(OSError, match="Too many open files"),
+        named_on_machine("staging-fsm-test"),
+    ):
+        pass
 
 
 def test_doubles_that_cannot_all_be_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
