@@ -1935,6 +1935,19 @@ def test_gate_that_closes_its_connection_is_told_of(
     assert rows.load("j-1").snapshot() == attempt(2)
 
 
+def test_gate_that_commits_what_its_connection_writes_first_is_told_of(
+    make_foreign: Callable[[str], Foreign],
+) -> None:
+    """A connection that has written nothing yet shows what a gate has committed like any other."""
+    foreign = make_foreign(SQLITE)
+    rows = foreign.create()
+    rows.save("j-1", attempt(1))
+    foreign.engine.dispose()
+
+    with pytest.raises(GateEndedTransactionError, match="ended the transaction that it was lent"):
+        contradict(rows, leave_with)
+
+
 def test_gate_may_use_savepoints(foreign: Foreign) -> None:
     """A gate that writes within a savepoint has ended nothing, whatever the driver makes of it."""
     rows = foreign.create()
