@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from hosts import DEADLINE_SECONDS, HostKit, Maker, NoWaiting, ends_of_children_unseen, git, worker
 from staging_fsm.core.artifact import written
-from staging_fsm.core.spec import Event
+from staging_fsm.core.spec import Event, State
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.host import launcher
 from staging_fsm.host.contract.gate import ARTIFACT_NAME
@@ -62,16 +62,27 @@ def test_what_staging_passed_is_deployed_whatever_is_checked_out(
     assert kit.item().stage == "post-deploy"
 
 
-def test_what_staging_refused_is_not_deployed(make_host: Maker) -> None:
+@pytest.mark.parametrize(
+    ("moves", "state"),
+    [
+        (TURNED_DOWN, State.ROLLED_BACK),
+        ([(Event.CANCEL_REQUESTED, {})], State.CANCELLED),
+        (OPENED[:1], State.VERDICT_PASSED),
+        ([], State.RUNNING),
+    ],
+)
+def test_what_staging_did_not_pass_is_not_deployed(
+    make_host: Maker, moves: list[Any], state: State
+) -> None:
     """A job that deploys goes back to development where the staging before it did not pass."""
     kit = make_host()
-    staged(kit, kit.add("deploy-staging"), *TURNED_DOWN)
+    staged(kit, kit.add("deploy-staging"), *moves)
     job_id = kit.further("deploy")
     worker(kit).run_one()
 
     assert git(kit.repository, "tag", "--list") == ""
     assert kit.item().stage == "development"
-    assert "is ROLLED_BACK, and only what has ADVANCED" in kit.store.job(job_id).metadata
+    assert f"is {state}, and only what has ADVANCED" in kit.store.job(job_id).metadata
 
 
 def test_staging_of_what_is_deployed_is_the_one_before_it(make_host: Maker) -> None:

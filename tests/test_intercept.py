@@ -1128,6 +1128,28 @@ def test_claim_that_is_committed_after_its_connection_was_lost_has_one_producer(
     assert desk.state() is State.DEFERRED
 
 
+class LandsBeforeTheTrace(LandsLate):
+    """Rows whose second write is answered with an error too, after the first was committed."""
+
+    def _save(self, *arguments: Any) -> None:
+        late, self._late = getattr(self, "_late", None), arguments
+        if late is not None:
+            self._whole.save(*late)
+        raise self._error
+
+
+def test_claim_that_is_seen_where_no_trace_could_be_left_has_one_producer(desk: Desk) -> None:
+    """No agent is started where neither write was answered and a run stands in the row by then."""
+    desk.claim()
+    rows = desk.engine.rows
+    desk.use_rows(LandsBeforeTheTrace(rows, "save", OSError("the connection was lost")))
+    decision = desk.launch()
+    desk.use_rows(rows)
+
+    assert decision.ruling is Ruling.HELD
+    assert desk.state() is State.RUNNING
+
+
 @pytest.mark.parametrize("answer", [None, 1, "refused", object()], ids=lambda it: type(it).__name__)
 def test_gate_that_answers_neither_yes_nor_no_ends_nothing(desk: Desk, answer: object) -> None:
     """An answer that is no bool is an error of the host's, and opens and refuses nothing."""
