@@ -45,6 +45,8 @@ from staging_fsm.drive.recovery import SILENCE_SECONDS, put_back
 from staging_fsm.drive.rulings import Decision, Ruling
 from staging_fsm.effects.clock import SystemClock
 from staging_fsm.effects.processes import ProcessIdentity, identify, this_process
+from staging_fsm.effects.state_dir import StateDir
+from staging_fsm.effects.worker_lock import has_ended
 from staging_fsm.host.launcher import Host, launch_job, staging_intercept
 from staging_fsm.host.store import Job, SqlHostStore
 from staging_fsm.host.worker import Worker
@@ -585,7 +587,10 @@ def test_forked_worker_owes_no_job_that_its_parent_has_to_give_back(desk: Desk) 
 
 @pytest.mark.parametrize("use", ["launch", "cancel"])
 def test_forked_worker_has_its_own_name(desk: Desk, use: str) -> None:
-    """After a fork an intercept drives under the name of who uses it, and waits for nobody."""
+    """After a fork an intercept drives under the name of who uses it, and waits for nobody.
+
+    That is a worker of whom other containers know when it has ended, too.
+    """
     told, tell = os.pipe()
     engine = desk.engine
     desk.break_part("rows.load", OSError("boom"))
@@ -607,6 +612,7 @@ def test_forked_worker_has_its_own_name(desk: Desk, use: str) -> None:
     os.waitpid(pid, 0)
 
     assert ProcessIdentity.parse(name).pid == pid
+    assert has_ended(StateDir(desk.folder / "state"), ProcessIdentity.parse(name))
     assert ProcessIdentity.parse(desk.engine.worker).pid == os.getpid()
 
 
