@@ -99,6 +99,19 @@ def test_staging_of_what_is_deployed_is_the_one_before_it(make_host: Maker) -> N
     assert git(kit.repository, "rev-parse", "deployed/WI-1") == head
 
 
+def test_newest_staging_before_a_deployment_is_the_one_that_counts(make_host: Maker) -> None:
+    """What is deployed is what staging passed last, whatever it passed or refused before."""
+    kit = make_host()
+    staged(kit, kit.add("deploy-staging"), *OPENED)
+    staged(kit, kit.further("deploy-staging"), *TURNED_DOWN)
+    git(kit.repository, "commit", "--quiet", "--allow-empty", "--message", "Mended")
+    head = staged(kit, kit.further("deploy-staging"), *OPENED)
+    kit.further("deploy")
+    worker(kit).run_one()
+
+    assert git(kit.repository, "rev-parse", "deployed/WI-1") == head
+
+
 def test_what_was_passed_without_a_revision_is_deployed_without_one(make_host: Maker) -> None:
     """No commit is made out to be deployed where the suite was run on none."""
     kit = make_host()

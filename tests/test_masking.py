@@ -227,9 +227,10 @@ def test_password_in_an_address_is_a_secret_whatever_its_variable() -> None:
 
 def test_named_variables_are_secret_and_others_are_not() -> None:
     """What a suite is given by name is a secret; any other variable is one by its own name."""
-    masker = Masker.of({"STAGE_URL": "https://stage.example", "EDITOR": "emacs-nox"}, ["STAGE_URL"])
+    variables = {"STAGE_URL": "https://stage.example", "EDITOR": "emacs-nox", "TOKEN": "hunter22"}
+    masker = Masker.of(variables, ["STAGE_URL"])
 
-    assert masker.mask(b"https://stage.example emacs-nox") == b"*** emacs-nox"
+    assert masker.mask(b"https://stage.example emacs-nox hunter22") == b"*** emacs-nox ***"
 
 
 def test_short_values_are_left_alone() -> None:
