@@ -224,7 +224,10 @@ def test_lost_claim_says_whose_and_which(version: int | None, expected: str) -> 
 
 
 def test_row_has_an_attempt_or_none_or_a_refusal() -> None:
-    """A row without our key has no attempt; one whose metadata cannot be read is refused."""
+    """A row without our key has no attempt; one whose metadata cannot be read is refused.
+
+    There may be an attempt in it, unless whoever could not read it knows better.
+    """
     row = JobRow(7, "shop", "WI-1", "deploy-staging", "running", None, None)
     broken = attrs.evolve(row, document=BrokenMetadata("the metadata is no JSON"))
 
@@ -232,6 +235,10 @@ def test_row_has_an_attempt_or_none_or_a_refusal() -> None:
     assert attrs.evolve(row, document=document(RUNNING)).snapshot() == RUNNING
     with pytest.raises(SnapshotRefusedError, match="refused: the metadata is no JSON; nothing"):
         broken.snapshot()
+    assert row.is_without_attempt
+    assert not broken.is_without_attempt
+    other = attrs.evolve(row, document=BrokenMetadata("no JSON", may_be_ours=False))
+    assert other.is_without_attempt
 
 
 @pytest.mark.parametrize(
