@@ -38,7 +38,8 @@ from staging_fsm.effects.processes import (
 from staging_fsm.effects.supervisor import limits
 from stand import await_that
 
-MARK = "STAGING_TEST_MARK"
+#: Its own in each process of the tests, of which several may run on a machine.
+MARK = f"STAGING_TEST_MARK_{os.getpid()}"
 PATIENCE_SECONDS = 60.0
 
 
