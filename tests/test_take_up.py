@@ -562,6 +562,23 @@ def test_held_job_is_queued_once_its_row_can_be_read_again(desk: Desk) -> None:
     assert desk.raw_row()["status"] == "queued"
 
 
+@pytest.mark.parametrize("part", ["rows.load", "rows.save"])
+def test_job_that_was_held_while_its_store_was_away_is_queued_by_recovery(
+    desk: Desk, part: str
+) -> None:
+    """A deferred job that was held for want of its store is queued again once there is one."""
+    desk.defer()
+    rows = desk.engine.rows
+    desk.break_part(part, OSError("boom"))
+    held = desk.launch('{"staging_runner": {}}').ruling
+    desk.use_rows(rows)
+    before = desk.raw_row()["status"]
+    desk.staging.recover()
+
+    assert (held, before) == (Ruling.HELD, "running")
+    assert desk.raw_row()["status"] == "queued"
+
+
 def test_forked_worker_owes_no_job_that_its_parent_has_to_give_back(desk: Desk) -> None:
     """A process that was just forked gives back no job for its parent, which does so itself."""
     desk.defer()
