@@ -21,6 +21,7 @@ from staging_fsm.drive.cancelling import (
     CANCEL_PAUSE_SECONDS,
     CANCEL_TRIES,
     cancel,
+    cancel_at,
     cancel_in_the_end,
     is_beyond,
 )
@@ -84,6 +85,16 @@ def test_only_staging_jobs_can_be_cancelled(desk: Desk, stage: str) -> None:
         desk.staging.cancel(desk.job_id)
 
     assert desk.raw_row() == before
+
+
+def test_attempt_that_moved_since_it_was_looked_at_is_not_cancelled(desk: Desk) -> None:
+    """A cancellation is of the attempt as it was looked at, and never of what it has become."""
+    looked = desk.row()
+    under_worker(desk, "elsewhere:boot:1/4711/1")
+
+    with pytest.raises(StaleSnapshotError):
+        cancel_at(desk.staging.runner, looked, None)
+    assert desk.state() is State.RUNNING
 
 
 def test_job_in_work_without_an_attempt_is_not_cancelled(desk: Desk) -> None:
