@@ -1111,23 +1111,6 @@ class LandsLate(Failing):
         self._whole.save(*arguments)
 
 
-def test_claim_that_is_committed_after_its_connection_was_lost_has_one_producer(
-    desk: Desk,
-) -> None:
-    """Where a first claim may still be committed no agent is started beside it."""
-    desk.claim()
-    rows = desk.engine.rows
-    desk.use_rows(LandsLate(rows, "save", OSError("the connection was lost")))
-    decision = desk.launch()
-    desk.use_rows(rows)
-
-    assert decision.ruling is Ruling.HELD
-    assert desk.state() is State.RUNNING
-    assert desk.alerts() == [AlertKind.INTERNAL_ERROR]
-    desk.staging.recover()
-    assert desk.state() is State.DEFERRED
-
-
 class LandsBeforeTheTrace(LandsLate):
     """Rows whose second write is answered with an error too, after the first was committed."""
 
@@ -1138,16 +1121,22 @@ class LandsBeforeTheTrace(LandsLate):
         raise self._error
 
 
-def test_claim_that_is_seen_where_no_trace_could_be_left_has_one_producer(desk: Desk) -> None:
-    """No agent is started where neither write was answered and a run stands in the row by then."""
+@pytest.mark.parametrize("kind", [LandsLate, LandsBeforeTheTrace])
+def test_claim_that_is_committed_after_its_connection_was_lost_has_one_producer(
+    desk: Desk, kind: type[LandsLate]
+) -> None:
+    """Where a first claim may still be committed, or is by now, no agent is started beside it."""
     desk.claim()
     rows = desk.engine.rows
-    desk.use_rows(LandsBeforeTheTrace(rows, "save", OSError("the connection was lost")))
+    desk.use_rows(kind(rows, "save", OSError("the connection was lost")))
     decision = desk.launch()
     desk.use_rows(rows)
 
     assert decision.ruling is Ruling.HELD
     assert desk.state() is State.RUNNING
+    assert desk.alerts() == [AlertKind.INTERNAL_ERROR]
+    desk.staging.recover()
+    assert desk.state() is State.DEFERRED
 
 
 @pytest.mark.parametrize("answer", [None, 1, "refused", object()], ids=lambda it: type(it).__name__)
