@@ -495,6 +495,33 @@ def test_session_of_a_leader_that_can_still_be_seen_is_swept(tmp_path: Path) -> 
     os.close(output)
 
 
+@pytest.mark.skipif(not processes._HAS_PIDFD, reason="there are no descriptors of processes")
+def test_session_is_swept_whole_however_soon_its_leader_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a session whose leader is reaped as soon as it is killed, no member stays behind."""
+    leader = subprocess.Popen(["sh", "-c", LEADER], stdout=subprocess.PIPE, start_new_session=True)
+    assert leader.stdout is not None
+    assert leader.stdout.read(1) == b"\n"
+    identity, pid, send = identity_of(leader), leader.pid, signal.pidfd_send_signal
+
+    def and_reap(descriptor: int, number: int) -> None:
+        send(descriptor, number)
+        of_leader = f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{descriptor}").read_text()
+        if number == signal.SIGKILL and of_leader:
+            leader.wait(PATIENCE_SECONDS)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "pidfd_send_signal", and_reap)
+        assert kill_marked(MARK, "run.1", identity) == 2  # the leader and its member
+
+    poll = select.poll()
+    poll.register(leader.stdout, select.POLLIN)
+    assert poll.poll(PATIENCE_SECONDS * 1000)
+    assert leader.stdout.read(1) == b""
+    leader.stdout.close()
+
+
 def test_session_that_was_given_the_number_of_a_leader_meanwhile_survives(
     bystanders: Bystanders, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,7 +293,8 @@ def kill_marked(variable: str, value: str, leader: ProcessIdentity | None = None
     mark = f"{variable}={value}".encode()
     others = [pid for pid in psutil.pids() if pid != os.getpid()]
     found = [pid for pid in others if _signal_if(pid, signal.SIGSTOP, mark, leader)]
-    for pid in found:
+    # The leader last: by it the others of its session are known again.
+    for pid in sorted(found, key=lambda pid: leader is not None and pid == leader.pid):
         _signal_if(pid, signal.SIGKILL, mark, leader)
     return len(found)
 
