@@ -531,12 +531,14 @@ def test_tail_is_no_longer_than_asked_for_while_the_file_grows(
 
 def test_name_is_nobodys_where_no_descriptor_is_left_to_hold_it() -> None:
     """Whoever has no descriptor left for a name of this machine is told so, and has it not."""
-    with named_on_machine("staging-fsm-test") as held:
+    # No other run of the tests has this one.
+    name = f"staging-fsm-test-{os.getpid()}"
+    with named_on_machine(name) as held:
         assert held is not None
     with (
         no_descriptors_left(),
         pytest.raises(OSError, match="Too many open files"),
-        named_on_machine("staging-fsm-test"),
+        named_on_machine(name),
     ):
         pass
 

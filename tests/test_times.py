@@ -40,11 +40,13 @@ def test_moment_of_any_zone_is_written_in_utc() -> None:
 
 def test_moment_is_read_in_utc_wherever_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """A moment that was written is read in UTC, in whatever zone the reader is."""
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "Asia/Kathmandu")
-        time.tzset()
-        found = parse_time(format_time(NOON))
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
     time.tzset()
+    try:
+        found = parse_time(format_time(NOON))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
     assert found.isoformat() == "2030-01-31T12:00:00.123456+00:00"
 
