@@ -182,7 +182,7 @@ def test_budget_at_its_bounds_is_taken(retries: int) -> None:
         *(
             ({name: value}, f"{name} must be a number of at least 0, not {value!r}")
             for name in ("backoff_seconds", "backoff_max_seconds")
-            for value in (-0.1, math.nan, math.inf)
+            for value in (-0.1, math.nan, math.inf, 10**400)
         ),
     ],
 )
@@ -225,14 +225,14 @@ def test_budget_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: s
         *(
             ({name: value}, f"{name} must be a number above 0, not {value!r}")
             for name in ("timeout_seconds", "log_max_bytes")
-            for value in (0, -1, math.nan, math.inf)
+            for value in (0, -1, math.nan, math.inf, 10**400)
         ),
         *(
             (
                 {"kill_grace_seconds": value},
                 f"kill_grace_seconds must be a number of at least 0, not {value!r}",
             )
-            for value in (-0.1, math.nan, math.inf)
+            for value in (-0.1, math.nan, math.inf, 10**400)
         ),
         *(
             ({name: -1}, f"{name} must be a number of at least 0, not -1")

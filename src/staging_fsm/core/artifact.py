@@ -151,9 +151,10 @@ def line_of(text: str, key: str) -> str | None:
     None if there is none, or more than one, or no front matter.
     """
     head, end, _ = f"{text}\n".partition("\n---\n")
-    first, *lines = head.split("\n")
-    found = [line for line in lines if line.startswith(f"{key}:")]
-    return found[0] if end and first == "---" and len(found) == 1 else None
+    begun = f"\n{key}:"
+    if not end or not head.startswith("---\n") or head.count(begun) != 1:
+        return None
+    return begun[1:] + head.partition(begun)[2].partition("\n")[0]
 
 
 def said(text: str, key: str) -> str | None:

@@ -6,8 +6,8 @@ change of configuration nor a crash changes the judge between two runs.
 
 import hashlib
 import itertools
-import math
 import shlex
+import sys
 from collections.abc import Mapping
 from enum import StrEnum, unique
 from pathlib import Path
@@ -26,6 +26,8 @@ REPORT_DIR_PLACEHOLDER: Final = "{report_dir}"
 RUN_VARIABLE: Final = "STAGING_ATTEMPT"
 WITHOUT_REPORT: Final = "min_tests and max_skipped_ratio need a report: name one, or take a preset"
 EXIT_CODE_MAX: Final = 255
+#: What is above it is infinite, or will be where it is a fraction.
+_FINITE_MAX: Final = sys.float_info.max
 
 
 @unique
@@ -125,13 +127,13 @@ def _is_assignment(word: str) -> bool:
 
 
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value <= _FINITE_MAX:
         message = f"{attribute.name} must be a number above 0, not {value!r}"
         raise ValueError(message)
 
 
 def _not_negative(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value <= _FINITE_MAX:
         message = f"{attribute.name} must be a number of at least 0, not {value!r}"
         raise ValueError(message)
 

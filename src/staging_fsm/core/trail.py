@@ -36,6 +36,7 @@ from staging_fsm.core.spec import GATE_EVENTS, ROW_BY_ID, RUN_ENDS, Event, Trans
 NO_LINK: Final = ""
 
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_FAST_ENCODER: Final = msgspec.json.Encoder(order="sorted")
 #: Where the numbers with a fraction are that a link may cover.
 _FRACTIONS: Final[Mapping[type, Callable[[Any], Any]]] = {
     kind: attrgetter(*fractions_of(kind)) for kind in (Plan, Run)
@@ -80,7 +81,7 @@ def _canonical(payload: Mapping[str, Any], parts: Iterable[object]) -> bytes:
     """
     if all(map(_is_plainly_written, parts)):
         try:
-            text = msgspec.json.encode(payload, order="sorted")
+            text = _FAST_ENCODER.encode(payload)
         except UnicodeEncodeError:  # half a character
             return _ENCODER.encode(as_json(payload)).encode()
         if text.isascii() and _DELETE not in text:
@@ -92,8 +93,11 @@ def _is_plainly_written(part: object) -> bool:
     """Say whether no number of a part is so small, so large or so odd that it has an exponent."""
     where = _FRACTIONS.get(type(part))
     found = () if where is None else where(part)
-    numbers = found if type(found) is tuple else (found,)
-    return all(not number or _LEAST <= abs(number) < _MOST for number in numbers)
+    # A loop: `all` takes twice as long, and a whole table is asked.
+    for number in found if type(found) is tuple else (found,):
+        if number and not _LEAST <= abs(number) < _MOST:
+            return False
+    return True
 
 
 def links(snapshot: Snapshot) -> Iterator[str]:

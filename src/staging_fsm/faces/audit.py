@@ -18,7 +18,7 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from enum import StrEnum, unique
 from multiprocessing import get_context
 from pathlib import Path
@@ -163,31 +163,37 @@ def audit_table(rows: SqlRows, store: SqlHostStore, state: StateDir | None = Non
     """
     seen, beside = Audit(), _Beside(rows, store, state)
     spans = rows.spans(SPAN_ROWS)
-    for span in itertools.islice(spans, SPANS_ALONE):
-        seen.add(_audited_span(beside, store, *span))
+    alone = [*itertools.islice(spans, SPANS_ALONE)]
+    here = (_audited_span(beside, store, *span) for span in alone)
     # With its password: the other processes open the database themselves.
     url = store.engine.url.render_as_string(hide_password=False)
-    for part in _in_processes(url, state, spans):
+    for part in _in_processes(url, state, spans, here):
         seen.add(part)
     return seen
 
 
 def _in_processes(
-    url: str, state: StateDir | None, spans: Iterator[tuple[Any, Any]]
+    url: str, state: StateDir | None, spans: Iterator[tuple[Any, Any]], here: Iterator[Audit]
 ) -> Iterator[Audit]:
-    """Audit what is left of `spans` on every processor, a few spans ahead of what is taken."""
+    """Yield `here`, and `spans` audited on every processor, a few ahead of what is taken.
+
+    What is audited here is so while the other processes start.
+    """
     first = next(spans, None)
     if first is None:
+        yield from here
         return
     processes = os.cpu_count() or 1
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        ahead: deque[Future[Audit]] = deque()
-        for span in itertools.chain([first], spans):
-            ahead.append(pool.submit(_audited_elsewhere, url, state, *span))
-            if len(ahead) > 2 * processes:
-                yield ahead.popleft().result()
-        for part in ahead:
-            yield part.result()
+        asked = (
+            pool.submit(_audited_elsewhere, url, state, *span)
+            for span in itertools.chain([first], spans)
+        )
+        ahead = deque(itertools.islice(asked, 2 * processes))
+        yield from here
+        while ahead:
+            ahead.extend(itertools.islice(asked, 1))
+            yield ahead.popleft().result()
 
 
 @functools.cache
