@@ -78,6 +78,28 @@ def test_parent_that_ignores_signals_does_not_turn_a_failure_into_success(stand:
     assert shown[:3] == [Supervision.SOUND, 3, None]
 
 
+#: A supervisor whose suite was reaped by somebody else before its own first look.
+ROBBED = """
+opened = main.Watch.open_output
+def open_late(watch):
+    opened(watch)
+    main.os.waitpid(watch.suite.pid, 0)
+main.Watch.open_output = open_late
+"""
+
+
+def test_suite_whose_status_was_taken_away_has_not_passed(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a suite ended that somebody else has reaped is unknown, and unknown is not zero."""
+    patch_supervisor(monkeypatch, f"exec({ROBBED!r});")
+    facts = stand.facts("true")
+
+    assert (facts.supervision, facts.stopped_by) == (Supervision.SOUND, None)
+    assert (facts.exit_code, facts.signal) == (None, None)
+    assert verdict(facts) is Verdict.NOT_EXECUTED
+
+
 def test_suite_gets_default_signals_whatever_the_worker_ignores(stand: Stand) -> None:
     """Nothing that a worker's parent ignored or blocked is ignored or blocked in the suite."""
     worker(stand, "careless", "grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
