@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -199,13 +200,18 @@ def test_run_begins_by_the_hosts_own_clock(desk: Desk) -> None:
     }
 
 
-def test_recovery_goes_on_behind_a_job_in_hand(desk: Desk) -> None:
-    """What a process works on itself keeps it from no other attempt that nobody works on."""
+@pytest.mark.parametrize("items", [("WI-1", "WI-2", "WI-3"), ("WI-1",) * 3], ids=["three", "one"])
+def test_recovery_goes_on_behind_a_job_in_hand(desk: Desk, items: tuple[str, ...]) -> None:
+    """What a process works on itself keeps it from no other attempt that nobody works on.
+
+    Nor does any attempt from another one at the same work item.
+    """
     dead = str(attrs.evolve(this_process(), start=1))
-    abandoned = []
-    for item in ("WI-1", "WI-2", "WI-3"):
-        if item != "WI-1":
-            desk.job_id = desk.kit.add("deploy-staging", item)
+    abandoned: list[int] = []
+    for item in items:
+        if abandoned:
+            add = desk.kit.further if item == "WI-1" else partial(desk.kit.add, work_item=item)
+            desk.job_id = add("deploy-staging")
         desk.claim()
         desk.engine.worker = dead
         stop_after(desk, 1)
