@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import answer_of_fork
 from hosts import no_descriptors_left
 from staging_fsm.effects import files
 from staging_fsm.effects.files import (
@@ -541,6 +542,18 @@ def test_name_is_nobodys_where_no_descriptor_is_left_to_hold_it() -> None:
         named_on_machine(name),
     ):
         pass
+
+
+def test_double_takes_the_place_of_no_standard_file() -> None:
+    """Where input, output and errors are closed, what is opened has 0, and no double 1 or 2."""
+
+    def double() -> list[object]:
+        os.closerange(0, 3)
+        first = os.open(os.devnull, os.O_RDONLY)
+        with files.above_standard([first] * 3) as doubles:
+            return [first, *(number > 2 for number in doubles)]
+
+    assert answer_of_fork(double) == "[0, True, True, True]"
 
 
 def test_doubles_that_cannot_all_be_made_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
