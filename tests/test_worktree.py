@@ -518,11 +518,11 @@ def test_submodule_that_moved_is_a_change(
 
 
 @pytest.mark.parametrize("marks", UNSEEN, ids="-".join)
-@pytest.mark.parametrize("kind", ["commit", "link", "file"])
+@pytest.mark.parametrize("kind", ["commit", "change", "link", "file"])
 def test_submodule_that_git_was_told_not_to_see_is_compared(
     site: Site, submodule: Path, marks: list[str], kind: str
 ) -> None:
-    """A submodule that git does not compare any more has to be on its commit all the same."""
+    """A submodule that git does not compare any more has to be as it was committed all the same."""
     parts = site.repository / "parts"
     for mark in marks:
         git(site.repository, "update-index", mark, "parts")
@@ -531,6 +531,8 @@ def test_submodule_that_git_was_told_not_to_see_is_compared(
     unseen.append(tracked_changes(site.repository, filtered=True))
     if kind == "commit":
         commit(parts, "part.py", "SIZE = 2\n")
+    elif kind == "change":
+        (parts / "part.py").write_text("SIZE = 2\n")
     else:
         moved = parts.rename(site.repository.parent / "moved")
         parts.symlink_to(moved) if kind == "link" else parts.touch()
@@ -684,13 +686,18 @@ def test_run_on_a_part_of_the_commit_says_so(
 def test_run_without_its_submodules_says_so(
     site: Site, submodule: Path, workspace: Workspace, others: int
 ) -> None:
-    """A run whose submodules are not checked out, as in every worktree, says how many are not."""
+    """A run whose submodules are not checked out, as in every worktree, says how many are not.
+
+    Also of those in place that git was told not to look at.
+    """
     head = git(submodule, "rev-parse", "HEAD")
     for number in range(others):
         more = f"160000,{head},more-{number}"
         git(site.repository, "update-index", "--add", "--cacheinfo", more)
     git(site.repository, "commit", "--quiet", "--allow-empty", "-m", "More.")
     git(site.repository, "checkout", "--quiet", "--", ".")
+    for number in range(others):
+        git(site.repository, "update-index", "--assume-unchanged", f"more-{number}")
     site.start("true", workspace=workspace)
     report = site.suites.await_report(RUN)
 
@@ -1485,6 +1492,20 @@ def test_tree_without_a_log_of_its_commits_is_run_on_in_place(site: Site) -> Non
     shutil.rmtree(site.repository / ".git" / "logs")
 
     assert not site.run("git checkout --quiet -b same", workspace=Workspace.IN_PLACE).tree_changed
+
+
+def test_tree_that_came_back_as_it_had_come_before_was_elsewhere(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What git notes of a suite in the words of before the run is told apart by its moment."""
+    there_and_back = ("checkout --quiet HEAD~1", "checkout --quiet -")
+    with monkeypatch.context() as earlier:
+        earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00Z")
+        for words in there_and_back:
+            git(site.repository, *words.split())
+    suite = "; ".join(f"git {words}" for words in there_and_back)
+
+    assert site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
 
 
 @pytest.mark.parametrize(
