@@ -674,6 +674,28 @@ def test_order_of_what_a_supervisor_does_is_the_promise(
     ]
 
 
+#: A supervisor whose suite ends in the middle of its second look, at an orphan of the suite's.
+OVERTAKEN = """
+look, looks = main.Suite.look, []
+def see(suite):
+    look(suite)
+    looks.append(suite)
+    if len(looks) == 2:
+        open(main.os.environ["RELEASE"], "w").close()
+        main.os.waitid(main.os.P_PID, suite.pid, main.os.WEXITED | main.os.WNOWAIT)
+main.Suite.look = see
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an orphan is another's")
+def test_end_in_the_middle_of_a_look_is_seen(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite that ends while its supervisor looks after an orphan has ended, and in its time."""
+    patch_supervisor(monkeypatch, f"exec({OVERTAKEN!r});")
+    facts = stand.facts("/bin/sh", "-c", "(true &); : < $RELEASE; exit 3")
+
+    assert (facts.stopped_by, facts.exit_code) == (None, 3)
+
+
 # Nobody is left.
 
 
