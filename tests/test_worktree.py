@@ -1494,18 +1494,36 @@ def test_tree_without_a_log_of_its_commits_is_run_on_in_place(site: Site) -> Non
     assert not site.run("git checkout --quiet -b same", workspace=Workspace.IN_PLACE).tree_changed
 
 
+@pytest.mark.parametrize("moment", ["2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"])
 def test_tree_that_came_back_as_it_had_come_before_was_elsewhere(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """What git notes of a suite in the words of before the run is told apart by its moment."""
+    """What git notes of a suite in the words of before the run is told apart from that.
+
+    By its moment, or where that is the same second, by there being one more of it.
+    """
     there_and_back = ("checkout --quiet HEAD~1", "checkout --quiet -")
     with monkeypatch.context() as earlier:
         earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00Z")
         for words in there_and_back:
             git(site.repository, *words.split())
     suite = "; ".join(f"git {words}" for words in there_and_back)
+    dated = f"export GIT_COMMITTER_DATE={moment}; {suite}"
 
-    assert site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
+    assert site.run(dated, workspace=Workspace.IN_PLACE).tree_changed
+
+
+def test_tree_that_had_come_and_gone_before_is_run_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That somebody left a commit and came back within one second before a run is not its fault."""
+    with monkeypatch.context() as earlier:
+        earlier.setenv("GIT_COMMITTER_DATE", "2026-01-01T00:00:00Z")
+        for words in ("checkout --quiet HEAD~1", "checkout --quiet -") * 2:
+            git(site.repository, *words.split())
+
+    suite = "git reset --quiet --hard"
+    assert not site.run(suite, workspace=Workspace.IN_PLACE).tree_changed
 
 
 @pytest.mark.parametrize(

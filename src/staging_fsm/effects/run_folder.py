@@ -81,7 +81,7 @@ class Order:
     report_before: str
     #: Names of variables that the suite was given.
     environment: tuple[str, ...]
-    #: The newest entry of the log of HEAD, as `worktree.last_of_head` says it; None without git.
+    #: The newest entry of the log of HEAD, as `worktree.last_of_head` marks it; None without git.
     last_of_head: str | None = None
     #: Where the report has to be, without links, or below what; None where there is none.
     report_within: str | None = None

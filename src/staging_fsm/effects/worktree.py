@@ -92,7 +92,7 @@ _SHA256_DIGITS: Final = 64
 #: What a remote is reached by, where none may be: a partial clone would fetch what it lacks.
 _ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
-#: So many entries that a suite makes in the log of HEAD without moving it are looked through.
+#: So many entries of the log of HEAD are looked through for what a suite made in it.
 _HEAD_ENTRIES_MAX: Final = 1000
 #: How often, and after what pause, a checkout is tried again that git could not make.
 _FURTHER_TRIES, _TRY_SECONDS = 3, 0.1
@@ -382,21 +382,22 @@ def revision_at(repository: Path, moment: datetime) -> str:
 
 
 def last_of_head(tree: Path) -> str:
-    """Return the newest entry of git's log of HEAD; empty where git keeps none.
+    """Return a mark of the newest entry of git's log of HEAD; empty where git keeps none.
 
     Raises PreparationError where git does not answer.
     """
-    return next(iter(_log_of_head(tree, 1)), "")
+    return _mark_of_newest(_log_of_head(tree))
 
 
 def has_left(tree: Path, revision: str, last: str) -> bool:
-    """Say whether HEAD was on another commit than `revision` since `last` was its newest entry.
+    """Say whether HEAD was on another commit than `revision` since `last` marked its newest entry.
 
     Git writes an entry also where nothing moves, for a reset to where it is. Raises as
     `last_of_head` does.
     """
-    for entry in _log_of_head(tree, _HEAD_ENTRIES_MAX):
-        if entry == last:
+    entries = _log_of_head(tree)
+    for place, entry in enumerate(entries):
+        if _mark_of_newest(entries[place:]) == last:
             return False
         if not entry.startswith(revision):
             return True
@@ -404,10 +405,19 @@ def has_left(tree: Path, revision: str, last: str) -> bool:
     return last != ""
 
 
-def _log_of_head(tree: Path, count: int) -> list[str]:
+def _mark_of_newest(entries: list[str]) -> str:
+    """Return the first of some entries, and the number of entries like it.
+
+    Git's moments are whole seconds: who comes to a commit, leaves it and comes back by the
+    same words within one makes two entries that are the same.
+    """
+    return f"{entries.count(entries[0])} {entries[0]}" if entries else ""
+
+
+def _log_of_head(tree: Path) -> list[str]:
     """Return the newest entries of the log of HEAD, the last one first."""
     # Of a signature git would ask a program, which the repository names.
-    ask = ("log", "--walk-reflogs", "--no-show-signature", f"--max-count={count}")
+    ask = ("log", "--walk-reflogs", "--no-show-signature", f"--max-count={_HEAD_ENTRIES_MAX}")
     found = run_git(tree, *ask, "--date=raw", "--format=%H %gd %gs", "HEAD", "--", alone=True)
     if found.returncode != 0:
         message = f"the log of HEAD in {tree} cannot be read: {found.stderr.strip()}"
