@@ -27,7 +27,8 @@ from staging_fsm.faces import audit as auditing
 from staging_fsm.faces.audit import Audit, Finding, Severity, audit_job, audit_table
 from staging_fsm.faces.cli import main
 from staging_fsm.faces.exits import ExitCode
-from staging_fsm.faces.session import one_suite, open_session, staging_job
+from staging_fsm.faces.session import AttemptDriver, one_suite, open_session, staging_job
+from staging_fsm.host.contract.gate import ARTIFACT_NAME
 from staging_fsm.host.move import move_rows
 from staging_fsm.host.store import Went
 from trails import ATTEMPTS, altered, at, document, leaves
@@ -139,6 +140,11 @@ ROW: dict[str, tuple[State, str, str]] = {
         State.ROLLED_BACK,
         "UPDATE work_items SET stage = 'review' WHERE id = 'WI-2' AND :id",
         "its work item is at review, and its last job, which has not ended, at development",
+    ),
+    "a job in work at another stage than its work item": (
+        State.ADVANCED,
+        "UPDATE jobs SET status = 'running', stage = 'review' WHERE stage = 'deploy' AND :id",
+        "its work item is at deploy, and its last job, which has not ended, at review",
     ),
     "a work item moved back after a pass": (
         State.ADVANCED,
@@ -753,6 +759,28 @@ def test_artifact_with_another_word_than_the_gate_is_told(
     assert told == {"trail_is_unbroken", "artifact", *broken}
 
 
+def test_pass_that_its_gate_refused_is_sound(archive: Archive) -> None:
+    """A gate may refuse what passed: the artifact says SUCCESS all the same, and rightly so."""
+    job_id = staging_job(archive.session, REPO, "WI-4")
+    staging = archive.session.staging(suites=one_suite(SuiteEntry(("true",))))
+    gate, engine = staging.runner.engine.gate, staging.runner.engine
+
+    def ask(row: JobRow, tx: Any) -> bool:
+        """Ask the gate while the artifact is out of its sight."""
+        artifact = engine.place(row).artifact_dir / ARTIFACT_NAME
+        away = artifact.rename(artifact.with_name("away"))
+        opened = gate(row, tx)
+        away.rename(artifact)
+        return opened
+
+    engine.gate = ask
+    AttemptDriver(archive.session, staging, job_id).drive()
+
+    assert [move["id"] for move in archive.stored(job_id)["history"]] == ["T01", "T03", "T12"]
+    assert "\nstaging_status: SUCCESS\n" in archive.artifact(job_id).read_text()
+    assert archive.audit().findings == []
+
+
 def test_row_that_moves_while_it_is_read_is_no_deviation(archive: Archive) -> None:
     """What deviated at the first look and not at the second was a row that moved between them."""
 
@@ -772,7 +800,8 @@ def test_long_table_is_audited_in_processes(
     for job_id in jobs(archive).values():
         archive.set(job_id, "runs[0].detail", "all well")
     alone = archive.audit()
-    monkeypatch.setattr(auditing, "SPAN_ROWS", 1)
+    # An attempt and the job that it led to: in each of them something is to be found.
+    monkeypatch.setattr(auditing, "SPAN_ROWS", 2)
     monkeypatch.setattr(auditing, "SPANS_ALONE", 1)
 
     assert archive.audit() == alone
@@ -839,6 +868,19 @@ def test_damaged_row_is_a_deviation_of_its_own_audit(archive: Archive, tmp_path:
     assert report.is_file()
 
 
+def test_finding_is_one_line_whatever_a_row_holds(archive: Archive) -> None:
+    """What a row holds begins no line, which would be a finding or a sum of its own."""
+    job_id = jobs(archive)[State.ADVANCED]
+    name = "WI-1\n3 attempts in 3 rows: 0 deviations, 0 files missing"
+    archive.sql("UPDATE jobs SET work_item = ? WHERE id = ?", name, job_id)
+    seen = archive.audit()
+    told = archive.call("--verify").output.splitlines()
+
+    assert "0 deviations" not in told[-1]
+    assert len(told) == seen.counts.total() + 1
+    assert all(line.startswith(f"deviation: job {job_id} (") for line in told[:-1])
+
+
 def test_program_is_told_of_all_that_deviates(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -869,7 +911,8 @@ def test_trail_of_a_job_is_shown(archive: Archive) -> None:
 def test_report_is_one_file_that_needs_nothing(archive: Archive, tmp_path: Path) -> None:
     """The report loads nothing, runs nothing, and shows what a row holds as text."""
     job_id = jobs(archive)[State.ADVANCED]
-    archive.set(job_id, "history[0].reason", "<script>alert(1)</script>")
+    for place in ("attempt_id", "history[0].reason"):
+        archive.set(job_id, place, f"<script>alert('{place}')</script>")
     report = tmp_path / "report.html"
     ended = archive.call("--html", str(report))
     one = archive.call(str(job_id), "--html", str(tmp_path / "one.html"))
