@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import pkgutil
+import select
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +20,13 @@ import pytest
 from click.testing import CliRunner
 
 from forkserver import staging_fsm_of_fork
-from hosts import git
+from hosts import DEADLINE_SECONDS, git
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.spec import State
 from staging_fsm.effects.processes import ProcessIdentity, this_process
 from staging_fsm.faces import commands
 from staging_fsm.faces.cli import COMMANDS, main
+from staging_fsm.faces.commands.show import print_end
 from staging_fsm.faces.demo import STORIES
 from staging_fsm.faces.exits import ExitCode
 from staging_fsm.faces.session import AttemptDriver, open_session, staging_job
@@ -376,6 +379,36 @@ def test_run_that_is_interrupted_before_it_began_judges_nothing(shell: Shell) ->
         _, errors = process.communicate()
 
     assert (process.returncode, errors) == (ExitCode.CANCELLED, "staging-fsm: interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_that_comes_too_late_changes_no_exit_code(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """An interrupt that comes while the end of a run is told changes nothing of that end."""
+    cancel, is_over = AttemptDriver.cancel, threading.Event()
+
+    def cancelled(driver: AttemptDriver) -> None:
+        cancel(driver)
+        is_over.set()
+
+    def interrupted(*told: Any) -> None:
+        signal.raise_signal(number)
+        assert is_over.wait(DEADLINE_SECONDS)
+        print_end(*told)
+
+    monkeypatch.setattr(AttemptDriver, "cancel", cancelled)
+    monkeypatch.setattr("staging_fsm.faces.commands.run.print_end", interrupted)
+    # In the place of the system's, which would end whoever runs the tests.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        words = ["run", "--repo", str(shell.repository), "--", "true"]
+        ended = CliRunner().invoke(main, words, env=shell.environment())
+    finally:
+        signal.signal(number, before)
+
+    assert ended.exit_code == ExitCode.ADVANCED
+    assert ": ADVANCED. The suite ran and passed." in ended.stdout
 
 
 def test_cancel_from_elsewhere_ends_the_run(shell: Shell) -> None:
@@ -1036,6 +1069,34 @@ def test_no_secret_is_shown(shell: Shell) -> None:
     assert "t0psecret" not in ended.stdout + ended.stderr + artifact.read_text()
 
 
+def test_secret_that_is_half_printed_is_not_shown(shell: Shell) -> None:
+    """Of a secret that a suite prints in two halves `--follow` shows neither."""
+    halves = [shell.folder / name for name in ("begun", "ended")]
+    for half, words in zip(halves, ("said t0ps", "ecret."), strict=True):
+        half.write_text(words)
+    release = shell.folder / "release"
+    suite = f"cat {halves[0]}; until test -e {release}; do sleep 0.01; done; cat {halves[1]}"
+    with subprocess.Popen(
+        shell.command(
+            *("run", "--repo", str(shell.repository), "--follow"),
+            *("--timeout-seconds", "600", "--", "sh", "-c", suite),
+        ),
+        env={**shell.environment(), "DEPLOY_TOKEN": "t0psecret"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        shown = ""
+        while not shown.endswith("said ") and (letter := process.stdout.read(1)):
+            shown += letter
+        release.touch()
+        shown += process.stdout.read()
+
+    assert process.returncode == ExitCode.ADVANCED
+    assert "said ***." in shown
+    assert "t0ps" not in shown
+
+
 @pytest.mark.parametrize("lives", [True, None, False], ids=["alive", "elsewhere", "dead"])
 def test_run_ends_no_job_that_an_agent_of_another_has(shell: Shell, *, lives: bool | None) -> None:
     """`run` leaves a declined job to the agent of the worker that has it, unless that is dead."""
@@ -1074,26 +1135,37 @@ def test_run_waits_for_no_worker_that_cannot_be_known(shell: Shell) -> None:
     assert session.store.job(job_id) == before
 
 
-def test_run_says_whom_it_waits_for(shell: Shell) -> None:
-    """Who waits for a job that a living worker has is told so, and goes on when it is free."""
+@pytest.mark.parametrize("as_json", [False, True], ids=["for people", "for programs"])
+def test_run_says_whom_it_waits_for(shell: Shell, *, as_json: bool) -> None:
+    """Who waits for a job that a living worker has is told so, and goes on when it is free.
+
+    A program that reads the result has nothing but that on standard output.
+    """
     session = open_session(None, shell.environment(ENABLED="1", REPOS="*"))
     job_id = staging_job(session, session.store.register(shell.repository), "WI-1")
     session.store.claim_next(session.clock.now(), session.worker, job_id)
-    options = ("--repo", str(shell.repository), "--work-item", "WI-1")
+    options = ("--repo", str(shell.repository), "--work-item", "WI-1", *["--json"] * as_json)
     with subprocess.Popen(
         shell.command("run", *options, "--", "true"),
         env=shell.environment(),
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None
-        said = process.stdout.readline()
+        assert process.stderr is not None
+        streams = process.stdout, process.stderr
+        # It goes on waiting until somebody has read that, on whichever of them it stands.
+        [told], _, _ = select.select(streams, [], [])
+        said = told.readline()
         session.store.requeue_abandoned(session.store.job(job_id), session.clock.now())
-        rest = process.stdout.read()
+        printed, rest = process.stdout.read(), process.stderr.read()
 
+    assert told is streams[as_json]
     assert said == f"WI-1 waits: worker {session.worker} has job {job_id}\n"
-    assert "WI-1 waits" not in rest
+    assert "WI-1 waits" not in printed + rest
     assert process.returncode == ExitCode.ADVANCED
+    assert not as_json or json.loads(printed)["state"] == State.ADVANCED
 
 
 @pytest.mark.parametrize(
