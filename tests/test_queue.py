@@ -384,16 +384,23 @@ def test_last_output_is_that_of_the_run_in_hand(state: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../..", "../../other/x", "x/../../../secret", "\0", "link", "/etc"]
+    "name",
+    [
+        *("../..", "../../other/x", "x/../../../secret", "\0", "link", "/etc"),
+        # One that lies beside it by a name that begins alike, and one within a run's own.
+        *("../runs.old/x", "a.1/x"),
+    ],
 )
 def test_no_name_in_a_row_leaves_the_folder_of_runs(
     name: str, state: dict[str, str], tmp_path: Path
 ) -> None:
     """An attempt's id that names another folder, or a link out of ours, reads nothing."""
-    for folder in (tmp_path, tmp_path / "secret.1", tmp_path / "state"):
-        folder.mkdir(exist_ok=True)
+    state_dir = tmp_path / "state"
+    within = (state_dir, state_dir / "runs.old" / "x.1", state_dir / "runs" / "a.1" / "x.1")
+    for folder in (tmp_path, tmp_path / "secret.1", *within):
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "output.log").write_text("secret\n")
-    (tmp_path / "state" / "runs" / "link.1").symlink_to(tmp_path / "secret.1")
+    (state_dir / "runs" / "link.1").symlink_to(tmp_path / "secret.1")
     running = attrs.evolve(attempt(State.RUNNING), attempt_id=name)
 
     assert block_of(running, variables=state)["attempts"][0]["last_output"] is None
