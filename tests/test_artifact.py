@@ -542,7 +542,9 @@ def test_long_line_is_cut(length: int, shown: str) -> None:
     assert output_lines(render(snapshot, log(snapshot, b"x" * length))) == [f"    {shown}"]
 
 
-@pytest.mark.parametrize("name", ["NO", "NULL", "YES", "ON", "TRUE", "N", "1.0", "0x1", "A", "a\x7fb"])
+@pytest.mark.parametrize(
+    "name", ["NO", "NULL", "YES", "ON", "TRUE", "N", "1.0", "0x1", "A", "a\x7fb"]
+)
 def test_work_item_of_any_name_is_a_text(name: str) -> None:
     """What a work item is called is read as it is called, and not as a switch or a number."""
     snapshot = judged(PASSED)
