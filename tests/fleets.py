@@ -40,7 +40,7 @@ from staging_fsm.host.launcher import staging_intercept
 from staging_fsm.host.store import SqlHostStore, WorkItem
 
 #: How long a test waits for what must happen before it calls it a failure.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
 #: A suite that ends when it may, with the exit code that its branch carries.
 SUITE = """\
 repo=$(cat repo)
