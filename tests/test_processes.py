@@ -40,6 +40,8 @@ from stand import await_that
 
 #: Its own in each process of the tests, of which several may run on a machine.
 MARK = f"STAGING_TEST_MARK_{os.getpid()}"
+#: Carried by no process: a killed one shows its mark until it is gone, also to the next test.
+NOBODY = "nobody"
 PATIENCE_SECONDS = 60.0
 
 
@@ -437,7 +439,7 @@ def test_nobody_goes_on_without_another_that_was_killed(
 ) -> None:
     """A process whose child is killed before it learns nothing of that: it was stopped before."""
     went_on, script = tmp_path / "went on", 'sleep 600 & echo $!; wait; touch "$0"; sleep 600'
-    parent = bystanders.start("sh", "-c", script, str(went_on), **{MARK: "run.1"})
+    parent = bystanders.start("sh", "-c", script, str(went_on), **{MARK: "run.2"})
     identity = identity_of(parent)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
@@ -452,7 +454,7 @@ def test_nobody_goes_on_without_another_that_was_killed(
 
     monkeypatch.setattr(psutil, "pids", lambda: [child, parent.pid])
     monkeypatch.setattr(signal, "pidfd_send_signal", slowly)
-    kill_marked(MARK, "run.1")
+    kill_marked(MARK, "run.2")
 
     assert parent.wait(PATIENCE_SECONDS) == -signal.SIGKILL
     assert not went_on.exists()
@@ -484,8 +486,8 @@ def test_session_of_a_leader_that_can_still_be_seen_is_swept(tmp_path: Path) -> 
     identity = identity_of(leader)
     leader.kill()
     os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)
-    assert kill_marked(MARK, "run.1", another(identity)) == 0
-    assert kill_marked(MARK, "run.1", identity) == 1
+    assert kill_marked(MARK, NOBODY, another(identity)) == 0
+    assert kill_marked(MARK, NOBODY, identity) == 1
     leader.wait()
 
     poll = select.poll()
@@ -513,7 +515,7 @@ def test_session_is_swept_whole_however_soon_its_leader_is_gone(
 
     with monkeypatch.context() as patch:
         patch.setattr(signal, "pidfd_send_signal", and_reap)
-        assert kill_marked(MARK, "run.1", identity) == 2  # the leader and its member
+        assert kill_marked(MARK, NOBODY, identity) == 2  # the leader and its member
 
     poll = select.poll()
     poll.register(leader.stdout, select.POLLIN)
@@ -542,7 +544,7 @@ def test_session_that_was_given_the_number_of_a_leader_meanwhile_survives(
     monkeypatch.setattr(processes, "_stat", look_once_in_time)
     monkeypatch.setattr(psutil, "pids", lambda: [stranger.pid])
 
-    assert kill_marked(MARK, "run.1", dead) == 0
+    assert kill_marked(MARK, NOBODY, dead) == 0
     assert looks == [stranger.pid]
     assert answers(stranger)
 
