@@ -136,7 +136,7 @@ def test_invalid_configuration_declines_loudly(desk: Desk, name: str) -> None:
         (PASSING + "min_tests = 20\n", f"the suite of {REPO}: {WITHOUT_REPORT}"),
         (
             f'[repos.{REPO}]\ncommand = ["true"]\ntimeout_seconds = -5\n',
-            f"the suite of {REPO}: timeout_seconds must be a number above 0, not -5.0",
+            f"the suite of {REPO}: timeout_seconds must be a finite number above 0, not -5.0",
         ),
     ],
 )

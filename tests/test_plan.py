@@ -180,7 +180,7 @@ def test_budget_at_its_bounds_is_taken(retries: int) -> None:
             f"infra_retries must be from 0 to {INFRA_RETRIES_MAX}, not {INFRA_RETRIES_MAX + 1}",
         ),
         *(
-            ({name: value}, f"{name} must be a number of at least 0, not {value!r}")
+            ({name: value}, f"{name} must be a finite number of at least 0, not {value!r}")
             for name in ("backoff_seconds", "backoff_max_seconds")
             for value in (-0.1, math.nan, math.inf, 10**400)
         ),
@@ -200,7 +200,7 @@ def test_budget_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: s
         ({"command": ("", "-q")}, "command must name a program"),
         ({"command": ("make", "a\0b")}, "command must not hold a NUL character"),
         ({"command": ("ma\0ke",)}, "command must not hold a NUL character"),
-        ({"min_tests": -1}, "min_tests must be a number of at least 0, not -1"),
+        ({"min_tests": -1}, "min_tests must be a finite number of at least 0, not -1"),
         *(
             (
                 change,
@@ -223,19 +223,19 @@ def test_budget_beyond_its_bounds_is_refused(changes: dict[str, Any], problem: s
             for value in (0, -1, 256)
         ),
         *(
-            ({name: value}, f"{name} must be a number above 0, not {value!r}")
+            ({name: value}, f"{name} must be a finite number above 0, not {value!r}")
             for name in ("timeout_seconds", "log_max_bytes")
             for value in (0, -1, math.nan, math.inf, 10**400)
         ),
         *(
             (
                 {"kill_grace_seconds": value},
-                f"kill_grace_seconds must be a number of at least 0, not {value!r}",
+                f"kill_grace_seconds must be a finite number of at least 0, not {value!r}",
             )
             for value in (-0.1, math.nan, math.inf, 10**400)
         ),
         *(
-            ({name: -1}, f"{name} must be a number of at least 0, not -1")
+            ({name: -1}, f"{name} must be a finite number of at least 0, not -1")
             for name in (
                 "idle_timeout_seconds",
                 "memory_max_bytes",

@@ -54,7 +54,7 @@ def test_suites_file_that_cannot_be_read_is_a_problem(tmp_path: Path, deed: str)
 
 NONE_AT_ALL = "no suite is configured: every repository is in scope, and would be declined"
 NO_DEFAULT = "there is no default suite: every other repository would be declined"
-TIMELESS = "timeout_seconds must be a number above 0, not -5.0"
+TIMELESS = "timeout_seconds must be a finite number above 0, not -5.0"
 OUT_OF_SCOPE = "no repository that is in scope has this suite"
 UNFIT, WARNING, OK = Health.FAILED, Health.WARNING, Health.OK
 DEFAULT, SHOP, INN = (

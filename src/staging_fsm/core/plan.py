@@ -128,13 +128,13 @@ def _is_assignment(word: str) -> bool:
 
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
     if not 0 < value <= _FINITE_MAX:
-        message = f"{attribute.name} must be a number above 0, not {value!r}"
+        message = f"{attribute.name} must be a finite number above 0, not {value!r}"
         raise ValueError(message)
 
 
 def _not_negative(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
     if not 0 <= value <= _FINITE_MAX:
-        message = f"{attribute.name} must be a number of at least 0, not {value!r}"
+        message = f"{attribute.name} must be a finite number of at least 0, not {value!r}"
         raise ValueError(message)
 
 
