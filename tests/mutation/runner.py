@@ -90,8 +90,8 @@ UNEXPLAINABLE = ("core/spec.py", "core/outcome.py")
 RUNNER_FAILED = 70
 #: Beyond this a mutant has an endless loop that hoards.
 MEMORY_MAX_BYTES = 8 * 1024**3
-#: A process that computes so many times as long as without a mutant, and some seconds, or
-#: that waits so many seconds longer, hangs.
+#: What computes so many times as long as without a mutant, and some seconds, or waits so many
+#: seconds longer, hangs: a test, or a process with all that it runs.
 TIME_FACTOR, TIME_SECONDS, WAIT_SECONDS = 4, 5, 120
 
 
@@ -280,6 +280,7 @@ class Tests:
                 function.__code__ = code
             for number, (item, following) in enumerate(_followed(items)):
                 self._at[:] = number.to_bytes(4)
+                limit_time(self._seconds[item.nodeid])
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if session.testsfailed:
                     return 1
@@ -350,9 +351,7 @@ def in_child(run: Callable[[], int], seconds: float) -> int:
         try:
             os.setpgid(0, 0)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
-            computing = int(TIME_FACTOR * seconds) + TIME_SECONDS
-            resource.setrlimit(resource.RLIMIT_CPU, (computing, computing))
-            signal.alarm(computing + WAIT_SECONDS)
+            limit_time(seconds)
             code = run()
         except MemoryError:
             # In a test, or in what comes between two: whoever hoards without an end is found out.
@@ -369,6 +368,13 @@ def in_child(run: Callable[[], int], seconds: float) -> int:
         message = "the runner itself failed"
         raise RuntimeError(message)
     return code
+
+
+def limit_time(seconds: float) -> None:
+    """Have this process killed by what hangs, from now on, where `seconds` are usual."""
+    computing = TIME_FACTOR * seconds + TIME_SECONDS
+    signal.setitimer(signal.ITIMER_PROF, computing)
+    signal.setitimer(signal.ITIMER_REAL, computing + WAIT_SECONDS)
 
 
 class Deterministic:
