@@ -420,6 +420,7 @@ def test_report_is_refused(name: str) -> None:
         ("<html/>", "its root is <html>"),
         ("<!DOCTYPE testsuite><testsuite/>", "it has a document type"),
         ('<testsuite failures="-1"/>', "failures='-1' is negative"),
+        (REFUSED["case without a name"], "it has a test case without a name, as of a suite that"),
     ],
 )
 def test_refusal_says_what_is_wrong(text: str, problem: str) -> None:
@@ -548,6 +549,14 @@ def test_case_that_says_that_it_did_not_run_did_not(words: str) -> None:
         (f'<testsuite tests="2" skipped="2">{CASE}{SKIPPED}</testsuite>', Counts(2, 0, 0, 2)),
         (f'<testsuite skipped="5">{CASE}</testsuite>', Counts(1, 0, 0, 0)),
         (f'<testsuite tests="5" skipped="1" disabled="2">{CASE}</testsuite>', Counts(4, 0, 0, 3)),
+        # What one suite lists says nothing of what the next one leaves out.
+        (
+            (
+                f'<testsuites><testsuite tests="2" skipped="1">{CASE}{SKIPPED}</testsuite>'
+                f'<testsuite tests="2" skipped="1">{CASE}</testsuite></testsuites>'
+            ),
+            Counts(4, 0, 0, 2),
+        ),
     ],
 )
 def test_skipped_tests_that_are_only_claimed_count(text: str, expected: Counts) -> None:
@@ -702,6 +711,7 @@ def test_assertions_that_were_left_out_are_no_tests() -> None:
         'name="a.test.js" classname="test"',
         'name="test/helper.mjs" classname="test"',
         'name="../a.mts" classname="test"',
+        'name="/tree/a.js" classname="test" file="/tree/node_modules/runner.js"',
         'name="a.test.ts" classname="test" file="/tree/a.test.ts"',
         'name="test/a b.tsx" classname="test" file="/tree/test/a b.tsx"',
         'name="../a.js" classname="test" file="/tree/a.js"',
@@ -802,6 +812,11 @@ IT = ("[It] api answers", "passed")
         # What it claims is of its tests, without these.
         (of_ginkgo(BEFORE, IT, IT, AFTER, tests=4, left_out=1), Counts(2, 0, 0, 1)),
         (of_ginkgo(BEFORE, IT, IT, AFTER, tests=3), Counts(2, 0, 0, 1)),
+        # Also where the whole report alone claims it.
+        (
+            of_ginkgo(BEFORE, IT, IT, AFTER, tests=3).replace('name="S" tests="3"', 'name="S"'),
+            Counts(2, 0, 0, 1),
+        ),
         # One that failed has failed, and one that was skipped was not executed.
         (of_ginkgo(("[BeforeSuite]", "failed"), tests=1), Counts(1, 1, 0, 0)),
         (of_ginkgo(("[BeforeSuite]", "skipped"), IT, tests=2, left_out=1), Counts(2, 0, 0, 1)),
@@ -923,6 +938,8 @@ LONG = "x" * 200_000
         (of_phpunit("", "RiskyTestError", text="Execution &#97;borted &#97;fter 1 second"), 1),
         (of_phpunit("", "RiskyTestError", text=f"{LONG}Execution aborted after 1 {LONG}"), 1),
         (of_phpunit("", "RiskyTestError", text="aborted after 1 second, Execution "), 0),
+        # What one begins is not ended by the next.
+        (of_phpunit("", *["RiskyTestError"] * 2, text="aborted after 1, Execution "), 0),
         # As a tool may write it that merges reports.
         (RISKY.replace('Error">', 'Error" message="Execution aborted after 1 second">'), 1),
         (of_phpunit("", "RiskyTestError", text="<pre>Execution aborted after 1 second</pre>"), 1),
@@ -1214,8 +1231,18 @@ def test_what_the_parser_holds_is_bounded(form: str) -> None:
         return f"<testsuite>{form.format('x' * size)}</testsuite>"
 
     assert read(report(REPORT_MAX_TAG_BYTES // 2)) == Counts(1, 0, 0, 0)
+    # Also where it begins at the end of a piece that is read, and ends in the one after.
+    longest, filling = report(REPORT_MAX_TAG_BYTES - 100), "\n" * _BLOCK_BYTES
+    assert read(filling[50:] + longest + filling) == Counts(1, 0, 0, 0)
     with pytest.raises(ReportUnreadableError, match=f"larger than {REPORT_MAX_TAG_BYTES} bytes"):
         read(report(2 * REPORT_MAX_TAG_BYTES))
+
+
+def test_long_tag_at_the_end_of_a_report_is_read() -> None:
+    """What a parser puts off until more has come of a long tag counts also where no more comes."""
+    failed = f'<testcase name="{"x" * (2 * _BLOCK_BYTES)}"><failure/></testcase>'
+
+    assert read(f"<testsuite>{CASE}{failed}</testsuite>") == Counts(2, 1, 0, 0)
 
 
 def test_long_output_of_a_test_is_read() -> None:
