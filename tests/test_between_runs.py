@@ -448,11 +448,43 @@ def test_next_launch_that_was_held_is_not_lost(desk: Desk, part: str) -> None:
     desk.staging.recover()
 
     assert (decision.ruling, desk.raw_row()["status"]) == (Ruling.HELD, "queued")
-    claimed = desk.claim()
+    assert desk.staging._owed == set()
+    desk.claim()
+    claimed = desk.raw_row()
     desk.staging.recover()
-    assert desk.raw_row()["claimed_by"] == claimed.claimed_by
+    assert desk.raw_row() == claimed
     assert desk.launch().ruling is Ruling.TAKEN
     assert len(desk.snapshot().runs) == 2
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["away", "damaged"])
+def test_claim_that_could_not_be_given_back_is_not_lost(desk: Desk, *, damaged: bool) -> None:
+    """Who claims what this process has in hand gives it back later where he cannot at once."""
+    desk.defer()
+    rows, whole = desk.engine.rows, desk.raw_row()["metadata"]
+    with desk.staging._hold(desk.job_id):
+        if damaged:
+            desk.write_metadata(whole[:-9])
+        else:
+            desk.break_part("rows.load", OSError("locked"))
+        assert desk.launch().ruling is Ruling.TAKEN
+    desk.write_metadata(whole)
+    desk.use_rows(rows)
+    assert desk.raw_row()["status"] == "running"
+    desk.staging.recover()
+
+    assert desk.raw_row()["status"] == "queued"
+
+
+def test_job_that_went_to_the_agent_is_nothing_to_come_back_to(desk: Desk) -> None:
+    """A job whose row could not be read, and that went to the agent, is not looked at again."""
+    desk.claim()
+    desk.break_part("rows.load", OSError("away"))
+    assert desk.launch("{}").ruling is Ruling.DECLINED
+    told = desk.alerts()
+    desk.staging.recover()
+
+    assert desk.alerts() == told
 
 
 def test_job_that_was_held_and_then_launched_is_not_queued_again(desk: Desk) -> None:

@@ -30,7 +30,7 @@ from desk import (
     first,
 )
 from hosts import REPO, no_descriptors_left
-from staging_fsm.core.errors import StagingError, TransitionRefusedError, UnansweredError
+from staging_fsm.core.errors import StagingError, TransitionRefusedError, UnansweredError, in_words
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.outcome import Reason
@@ -720,8 +720,51 @@ def test_error_of_ours_at_the_claim_is_in_doubt_as_any_other(desk: Desk) -> None
     unanswered = UnansweredError("no answer")
     desk.use_rows(Failing(rows, "save", unanswered, lambda *_: bool(first and first.pop())))
 
-    assert desk.launch("{}").ruling is Ruling.DECLINED
+    decision = desk.launch("{}")
+    assert decision == Decision(Ruling.DECLINED, in_words(unanswered))
     assert [move.id for move in desk.snapshot().history] == ["T02"]
+    assert desk.alerts() == [AlertKind.INTERNAL_ERROR]
+
+
+def test_claim_that_failed_and_cannot_be_looked_up_is_held_without_a_trace(desk: Desk) -> None:
+    """Where neither claim nor row can be had, the launch is held, and no decline is written."""
+    desk.claim()
+    rows = desk.engine.rows
+    saves, loads = [True], [False]
+    breaking = Failing(rows, "save", OSError("boom"), lambda *_: bool(saves and saves.pop()))
+    desk.use_rows(Failing(breaking, "load", OSError("boom"), lambda _id: not loads or loads.pop()))
+
+    assert desk.launch("{}").ruling is Ruling.HELD
+    assert desk.state() is None
+
+
+def no_shadow(desk: Desk) -> None:
+    """Have no launch be noted in shadow mode."""
+    desk.set("SHADOW", "1")
+    runner: Any = desk.staging.runner
+    runner.shadow = Failing(runner.shadow, "launched", OSError("boom"))
+
+
+@pytest.mark.parametrize(
+    ("break_", "said"),
+    [
+        (lambda desk: desk.break_part("rows.save", OSError("boom")), "no trace was left"),
+        (lambda desk: desk.break_part("rows.load", OSError("boom")), "the row could not be read"),
+        (lambda desk: desk.break_part("prune", OSError("boom")), "old runs were not removed"),
+        (no_shadow, "a launch was not noted"),
+    ],
+    ids=["save", "load", "prune", "shadow"],
+)
+def test_what_fails_beside_a_launch_is_in_the_log(
+    desk: Desk, break_: Callable[[Desk], None], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What fails and decides nothing stands in the log, with its job where it is of one."""
+    desk.claim()
+    break_(desk)
+    desk.launch("{}")
+
+    job = "" if "old runs" in said else f" job={desk.job_id}"
+    assert f'event="{said}"{job} error="OSError: boom"' in caplog.messages
 
 
 def test_store_that_breaks_while_it_is_searched_is_no_configuration(desk: Desk) -> None:

@@ -93,6 +93,20 @@ def test_recovery_without_a_runner_takes_up_nothing(
     assert caplog.messages[-1].startswith('event="there is no runner"')
 
 
+def test_claim_that_cannot_be_given_back_without_a_runner_is_in_the_log(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no runner can be made the log tells of a claim that was turned away, and of why."""
+    desk.defer()
+    desk.break_runner()
+    with desk.staging._hold(desk.job_id):
+        decision = desk.launch()
+
+    assert decision.ruling is Ruling.TAKEN
+    said = f"nobody was told of job {desk.job_id}: not launched and not queued again: "
+    assert caplog.messages == [f'event="{said}ImportError: gone" error="ImportError: gone"']
+
+
 def test_one_runner_is_made_for_all_threads(desk: Desk) -> None:
     """Threads that launch their first jobs at once work with one runner, made once."""
     made: list[StagingRunner] = []

@@ -53,7 +53,7 @@ FURTHER_MODULES = (
     "effects/state_dir.py",
 )
 #: What is held of launches, in parts.
-LAUNCHES = ("intercept", "take_up", "cancelling", "made_runner", "telling")
+LAUNCHES = ("intercept", "take_up", "between_runs", "cancelling", "made_runner", "telling")
 #: Besides the test file of its own name: the tests that hold a module's promises.
 FURTHER_TESTS = {
     "core/outcome.py": ("stories",),
