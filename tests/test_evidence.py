@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,38 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
             f"</testsuite></testsuite><testsuite>{CASE}</testsuite></testsuites>"
         ),
         Counts(5, 1, 0, 0),
+    ),
+    # What is claimed of the whole is not answered by a suite in it.
+    "sound suite in one that failed": (
+        f'<testsuites failures="1"><testsuite failures="0">{CASE}</testsuite></testsuites>',
+        Counts(1, 1, 0, 0),
+    ),
+    "failed suite in one that failed more often": (
+        f'<testsuites failures="3"><testsuite failures="1">{FAILED}</testsuite></testsuites>',
+        Counts(1, 3, 0, 0),
+    ),
+    "suite of which nothing is listed beside another": (
+        (
+            f"<testsuites><testsuite>{CASE * 3}</testsuite>"
+            '<testsuite tests="3" skipped="3"/></testsuites>'
+        ),
+        Counts(6, 0, 0, 3),
+    ),
+    # The words for what a tool says are no elements, and stand where it writes them.
+    "element called after a word": (
+        '<testsuite><testcase name="a"><todo/><failure/></testcase></testsuite>',
+        Counts(1, 1, 0, 0),
+    ),
+    "element called after a status": (
+        '<testsuite tests="0"><testcase name="a"><run/></testcase></testsuite>',
+        Counts(1, 0, 0, 1),
+    ),
+    "failure called risky": (
+        (
+            '<testsuite><testcase name="a"><failure type="PHPUnit\\Framework\\RiskyTestError"/>'
+            "</testcase></testsuite>"
+        ),
+        Counts(1, 1, 0, 0),
     ),
     "namespaces": (
         (
@@ -470,13 +503,37 @@ def test_time_stamps_say_whether_a_report_is_of_its_run(stamp: str) -> None:
 
 @pytest.mark.parametrize(
     ("time", "is_of_run"),
-    [("11:59:00", True), ("12:06:00", True), ("11:58:59", False), ("12:06:01", False)],
+    [
+        ("2030-06-01T11:59:00", True),
+        ("2030-06-01T12:06:00", True),
+        ("2030-06-01T11:58:59", False),
+        ("2030-06-01T12:06:01", False),
+        # As where a file system keeps no times.
+        ("1970-01-01T00:00:00", True),
+        ("1972-01-01T00:00:00", False),
+    ],
 )
 def test_time_of_a_file_is_of_its_run_a_minute_more_or_less(time: str, *, is_of_run: bool) -> None:
     """A file server whose clock is up to a minute behind or ahead makes no report stale."""
-    written = datetime.fromisoformat(f"2030-06-01T{time}+00:00")
+    written = datetime.fromisoformat(f"{time}+00:00")
 
     assert WINDOW.holds_file_time(written.timestamp()) is is_of_run
+
+
+@pytest.mark.parametrize(
+    ("stamp", "zone"),
+    [
+        ("2030-05-31T12:03:00Z", ""),
+        ("2030-05-31T12:03:00", ", by UTC or by the clock here, as it names no zone"),
+    ],
+)
+def test_stale_report_says_when_it_was_made(stamp: str, zone: str) -> None:
+    """A report that is not of this run is refused with its time, and with that of the run."""
+    text = f'<testsuite timestamp="{stamp}"/>'.encode()
+    run = "from 2030-06-01T12:00:00+00:00 to 2030-06-01T12:05:00+00:00"
+    words = f"a suite in the report ran at {stamp}, and not in this run, {run}{zone}"
+    with pytest.raises(ReportStaleError, match=f"^{re.escape(words)}$"):
+        read_junit(io.BytesIO(text), WINDOW)
 
 
 OLD = 'timestamp="2030-06-01T09:00:00Z"'
@@ -666,6 +723,7 @@ FAILED_RAN, SKIPPED_RAN = (
         # One that was skipped, or failed, makes no other one run.
         (f'<testsuite tests="1">{RAN}{SKIPPED_RAN}{CASE}</testsuite>', Counts(3, 0, 0, 2)),
         (f'<testsuite tests="1">{RAN}{FAILED_RAN}{CASE}</testsuite>', Counts(3, 1, 0, 1)),
+        (f'<testsuite tests="2" skipped="1">{RAN * 2}{FAILED}</testsuite>', Counts(3, 1, 0, 1)),
         (
             f'<testsuites tests="2" skipped="2"><testsuite>{RAN * 2}</testsuite></testsuites>',
             Counts(2, 0, 0, 2),
@@ -789,6 +847,7 @@ def of_ginkgo(*cases: tuple[str, str], tests: int, left_out: int = 0) -> str:
 
 BEFORE, AFTER = ("[BeforeSuite]", "passed"), ("[AfterSuite]", "passed")
 IT = ("[It] api answers", "passed")
+FAILED_ONE, SKIPPED_ONE = Counts(1, 1, 0, 0), Counts(1, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -820,6 +879,8 @@ IT = ("[It] api answers", "passed")
         # One that failed has failed, and one that was skipped was not executed.
         (of_ginkgo(("[BeforeSuite]", "failed"), tests=1), Counts(1, 1, 0, 0)),
         (of_ginkgo(("[BeforeSuite]", "skipped"), IT, tests=2, left_out=1), Counts(2, 0, 0, 1)),
+        (of_ginkgo(BEFORE, tests=1).replace("></testcase", "><failure/></testcase"), FAILED_ONE),
+        (of_ginkgo(BEFORE, tests=1).replace("></testcase", "><skipped/></testcase"), SKIPPED_ONE),
     ],
 )
 def test_what_ginkgo_does_around_its_tests_is_no_test(text: str, expected: Counts) -> None:
@@ -882,6 +943,7 @@ def test_class_of_phpunit_without_a_test_is_none(words: str) -> None:
 @pytest.mark.parametrize(
     "case",
     [
+        NO_TEST.replace('name="Warning"', 'name="testIt"'),
         NO_TEST.replace('name="Warning"', 'name="testIt" class="EmptyTest"'),
         NO_TEST.replace('name="Warning"', 'name="Warning" class="EmptyTest"'),
         NO_TEST.replace('name="Warning"', 'name="Warning" classname="EmptyTest"'),
@@ -1001,6 +1063,7 @@ OTHERS = [f"ok[{number}]" for number in range(9)]
         (of_pytest('tests="1"', "a <failure/>", "a"), Counts(1, 1, 0, 0)),
         # Failed at last, though nothing claims it.
         (of_pytest('tests="1"', "a", "a <failure/>"), Counts(1, 1, 0, 0)),
+        (of_pytest('tests="1"', "a", "a <failure/>", "b"), Counts(2, 1, 0, 1)),
         # Run again, and never to its end.
         (of_pytest('tests="0"', "a", "a"), Counts(1, 0, 0, 1)),
         # Listed, and not run.
