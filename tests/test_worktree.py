@@ -610,9 +610,13 @@ def test_submodule_with_a_filter_of_its_own_is_clean(site: Site, tmp_path: Path)
     assert bind_revision(site.repository, IN_PLACE) == head_revision(site.repository)
 
 
-@pytest.fixture
-def in_capitals(site: Site) -> Path:
-    """Return a file that the repository stores in another form than it is checked out in."""
+@pytest.fixture(params=["false", "true"], ids=["optional", "required"])
+def in_capitals(site: Site, request: pytest.FixtureRequest) -> Path:
+    """Return a file that the repository stores in another form than it is checked out in.
+
+    Its filter may be one without which git is to give up, as that of Git LFS is.
+    """
+    git(site.repository, "config", "filter.upper.required", request.param)
     git(site.repository, "config", "filter.upper.clean", "tr a-z A-Z")
     git(site.repository, "config", "filter.upper.smudge", "tr A-Z a-z")
     commit(site.repository, ".gitattributes", "*.py filter=upper\n")
