@@ -79,13 +79,19 @@ def test_every_missing_thing_is_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["runs", "reports", "worktrees", "locks"])
-def test_part_of_the_state_folder_that_takes_no_files_is_told_of(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize("instead", ["file", "link to nowhere"])
+def test_part_of_the_state_folder_that_takes_no_files_is_told_of(
+    tmp_path: Path, part: str, instead: str
+) -> None:
     """A folder that a run would need within the state folder is looked at before one is spent."""
     state = StateDir(tmp_path)
     (tmp_path / part).mkdir()
     fit = unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path)
     (tmp_path / part).rmdir()
-    (tmp_path / part).touch()
+    if instead == "file":
+        (tmp_path / part).touch()
+    else:
+        (tmp_path / part).symlink_to(tmp_path / "a disk that is not mounted")
     said = unfit(state, HERE, LOG_BYTES, tmp_path, tmp_path)
 
     assert fit is None
