@@ -38,11 +38,12 @@ CONTAINERS = (
     ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"],
 )
 #: Holds the lock of its worker, starts `cat` with it, says who it is, and waits to be killed.
+#: Or, with another word, forks one that says who it is as well, once it holds a lock of its own.
 HOLDER = (
     sys.executable,
     "-c",
     """
-import pathlib, subprocess, sys
+import os, pathlib, subprocess, sys
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.suite import LocalSuites
 from staging_fsm.effects.worker_lock import WorkerLock
@@ -51,6 +52,8 @@ name = lock.take()
 if "child" in sys.argv:
     subprocess.Popen(["cat"], pass_fds=lock.descriptors)
 print(name, flush=True)
+if "fork" in sys.argv and os.fork() == 0:
+    print(lock.take(), flush=True)
 sys.stdin.read()
 """,
 )
@@ -240,6 +243,18 @@ def test_forked_worker_holds_a_lock_of_its_own(tmp_path: Path) -> None:
     assert (ProcessIdentity.parse(name).pid, count) == (pid, "1")
     assert has_ended(state, ProcessIdentity.parse(name)) is True
     assert has_ended(state, this_process()) is False
+
+
+def test_worker_has_ended_though_one_that_was_forked_from_it_lives(tmp_path: Path) -> None:
+    """A worker counts as ended once it is dead, though one that was forked from it works on."""
+    state = StateDir(tmp_path)
+    with holder(*HOLDER, str(tmp_path), "fork") as process:
+        workers = [ProcessIdentity.parse(told_by(process)) for _ in range(2)]
+        process.kill()
+        process.wait(DEADLINE_SECONDS)
+        ended = [has_ended(state, worker) for worker in workers]
+
+    assert ended == [True, False]
 
 
 def test_worker_whose_lock_cannot_be_held_works_all_the_same(desk: Desk) -> None:
