@@ -638,6 +638,51 @@ def test_clean_repository_with_a_filter_is_bound_in_place(site: Site, in_capital
     assert bind_revision(site.repository, IN_PLACE) == git(site.repository, "rev-parse", "HEAD")
 
 
+@pytest.fixture
+def known(site: Site, in_capitals: Path) -> Path:
+    """Return that file, and git knows it as it is: who asked for the status has refreshed it."""
+    os.utime(in_capitals, (0, 0))
+    git(site.repository, "status")
+    return in_capitals
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("workspace", list(Workspace))
+@pytest.mark.parametrize(
+    "does",
+    ["touch lower.py", "touch -d 2001-01-01 lower.py; git status", "git add --renormalize ."],
+)
+def test_file_with_a_filter_may_be_touched(site: Site, workspace: Workspace, does: str) -> None:
+    """A file that is stored in another form is as it was, whoever has looked at it meanwhile."""
+    assert not site.run(does, workspace=workspace).tree_changed
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("workspace", list(Workspace))
+@pytest.mark.parametrize(
+    "does",
+    [
+        "echo 'price = 4' > lower.py",
+        "echo 'price = 4' > lower.py; git add lower.py; git status",
+        # To the filter it is the same.
+        "echo 'Price = 3' > lower.py; git status",
+        "rm lower.py",
+        "chmod +x lower.py",
+        "rm lower.py; ln -s .gitattributes lower.py",
+        "echo 'size = 2' > shop.py",
+        "git config filter.upper.clean 'git show HEAD:lower.py #'; echo 4 > lower.py; git status",
+        "git config --remove-section filter.upper; echo 4 > lower.py",
+        "echo '*.py -filter' >> $(git rev-parse --git-path info/attributes); echo 4 > lower.py",
+        "git update-index --assume-unchanged lower.py; echo 4 > lower.py",
+    ],
+)
+def test_file_with_a_filter_that_was_changed_is_noticed(
+    site: Site, workspace: Workspace, does: str
+) -> None:
+    """A suite that changes a file which is stored in another form has moved the tree."""
+    assert site.run(does, workspace=workspace).tree_changed
+
+
 def test_allowed_dirt_is_compared_without_the_filters(site: Site, in_capitals: Path) -> None:
     """A dirty tree that stays as it was has not moved, and its filters are no part of that."""
     in_capitals.write_text("price = 4\n")

@@ -74,7 +74,8 @@ class Order:
     started_at: float
     timeout_seconds: float
     kill_grace_seconds: float
-    #: How the tree differed from the commit, as `worktree.tracked_changes` says it.
+    #: How the tree differed from the commit before the suite, with no filter having a say, as
+    #: `worktree.tracked_changes` says it.
     changes: str
     report: str | None
     #: What was there before the run, as `result.mark_of` says it.
@@ -85,6 +86,8 @@ class Order:
     last_of_head: str | None = None
     #: Where the report has to be, without links, or below what; None where there is none.
     report_within: str | None = None
+    #: Whether tracked files were another than the commit has, and the suite allows it.
+    uncommitted: bool = False
 
 
 @attrs.frozen

@@ -124,7 +124,7 @@ def _as_bound(order: Order) -> worktree.TreeState | None:
         if moved:
             return None
         whole = order.workspace == Workspace.WORKTREE
-        state = worktree.tree_state(tree, filtered=False, whole=whole)
+        state = worktree.tree_state(tree, filtered=False, as_it_is=True, whole=whole)
     except PreparationError:
         # A tree that cannot be looked at any more is not the one that was checked out.
         return None
@@ -203,7 +203,7 @@ def _detail(
     if result["spawn_detail"]:
         return result["spawn_detail"]
     told = [doubt] if doubt else []
-    if order.changes and order.workspace == Workspace.IN_PLACE:
+    if order.uncommitted:
         told.append(_UNCOMMITTED)
     told += _not_in_tree(int(tree.get("left_out", 0)), int(tree.get("empty", 0)))
     if result["out_of_memory"] == "1" and result["exit_code"] != "0":

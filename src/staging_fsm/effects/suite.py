@@ -98,7 +98,7 @@ class LocalSuites:
             path.mkdir(mode=DIRECTORY_MODE, parents=True)
         unversioned = order.revision == UNVERSIONED
         in_place = unversioned or suite.workspace is Workspace.IN_PLACE
-        dirty_allowed = in_place and not unversioned and suite.allow_dirty
+        bound_in_place = in_place and not unversioned
         tree = order.repository if in_place else self._state.worktree(order.run_id)
         report = suite.report_in(folder.reports)
         written = Order(
@@ -110,25 +110,34 @@ class LocalSuites:
             started_at=time.time(),
             timeout_seconds=suite.timeout_seconds,
             kill_grace_seconds=suite.kill_grace_seconds,
-            changes=worktree.tracked_changes(tree, filtered=False) if dirty_allowed else "",
+            # In this order: whoever changes a file between the two is found out by one of them.
+            changes=_as_it_is(tree) if bound_in_place else "",
+            # No filter is asked: who has run here before may have one that hides what he changed.
+            uncommitted=bound_in_place and worktree.tracked_changes(tree, filtered=False) != "",
             report=None if report is None else str(report),
             report_before="" if report is None else mark_of(str(report)),
             environment=suite.environment,
-            last_of_head=worktree.last_of_head(tree) if in_place and not unversioned else None,
+            last_of_head=worktree.last_of_head(tree) if bound_in_place else None,
             report_within=None if report is None else folder.report_within(report),
         )
         folder.write_order(written)
-        if in_place and tree_moved(written):
+        dirty = written.uncommitted and not suite.allow_dirty
+        if in_place and (dirty or tree_moved(written)):
             is_there = worktree.head_revision(tree) == order.revision
-            how = "tracked files differ from" if is_there else "it has moved from"
-            message = f"{tree} is not as it was bound: {how} {order.revision}"
+            message = f"{tree} is not as it was bound: it has moved from {order.revision}"
+            if is_there:
+                message = (
+                    f"{tree} is not as it was bound: tracked files differ from {order.revision}."
+                    " `git status` there says which, and has git look again at any that a filter"
+                    " such as Git LFS is for"
+                )
             raise PreparationError(message)
         if not in_place:
             worktree.add_worktree(order.repository, order.revision, tree, order.run_id)
             written = attrs.evolve(
                 written,
                 # Attributes that the committed files contradict make even a fresh checkout differ.
-                changes=worktree.tracked_changes(tree, filtered=False),
+                changes=_as_it_is(tree),
                 last_of_head=worktree.last_of_head(tree),
             )
             folder.write_order(written)
@@ -264,3 +273,8 @@ class LocalSuites:
         if os.path.lexists(checkout):
             # No verdict waits for it; but nobody else looks.
             log_error("a checkout could not be removed", run=run_id, path=str(checkout))
+
+
+def _as_it_is(tree: Path) -> str:
+    """Return how a tree differs from its commit, for a look at it once the suite has run."""
+    return worktree.tracked_changes(tree, filtered=False, as_it_is=True)

@@ -2,7 +2,8 @@
 
 Git runs without hooks, pagers and file-system monitors, so that the tree under
 test has no say in it. Once a suite has run it starts no program at all: no filter, no
-transport to a remote, and none of a submodule either.
+transport to a remote, and none of a submodule either. Files that a filter is for are
+compared as they are then, with what they were before it.
 """
 
 import contextlib
@@ -13,8 +14,9 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -89,6 +91,8 @@ _FILE_MODES: Final = ("100644", "100755")
 _ModeAndDigest = tuple[str, str]
 _NOTHING: Final[_ModeAndDigest] = ("", "")
 _SHA256_DIGITS: Final = 64
+#: Under these settings of a filter git compares files as they are, and runs no program.
+_OFF: Final = {"clean": "", "process": "", "required": "false"}
 #: What a remote is reached by, where none may be: a partial clone would fetch what it lacks.
 _ALONE: Final = {"GIT_ALLOW_PROTOCOL": ""}
 _PATHS_AT_ONCE: Final = 500
@@ -108,30 +112,35 @@ def run_git(
     alone: bool = False,
     run_id: str | None = None,
     seconds: float | None = None,
+    paths: Sequence[str] = (),
+    index: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run git in `folder`, whatever it answers; `settings` go over those of the repository.
 
     `alone` it reaches no remote. Of a run, `run_id`, whoever sweeps that finds it, and what it
     has started. What it prints is as it printed it: the name of a file may hold any byte.
-    `seconds` is its limit where it has one of its own.
+    `seconds` is its limit where it has one of its own, `paths` is what it reads, each with a
+    NUL behind it, and `index` what it has for the repository's index.
     Raises PreparationError if it cannot be run, or if nobody can tell how it ended: a
     GitTooSlowError if it was ended past its limit, with what it has started.
     """
     command = ["git", *_QUIET, "-C", str(folder), *arguments]
     mark = {} if run_id is None else {RUN_VARIABLE: run_id}
     own = _UNATTENDED | (_ALONE if alone else {}) | mark
+    own |= {} if index is None else {"GIT_INDEX_FILE": str(index)}
     limit = GIT_TIMEOUT_SECONDS if seconds is None else seconds
     try:
         with _Child(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if paths else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=_variables(settings) | own,
             # Its filters are to end with it. No terminal's Ctrl-C reaches them there: we do.
             start_new_session=True,
         ) as child:
-            out, err = child.communicate(timeout=limit)
+            read = os.fsencode("".join(f"{path}\0" for path in paths))
+            out, err = child.communicate(input=read or None, timeout=limit)
     except (TimeoutError, subprocess.TimeoutExpired) as error:
         message = f"git took longer than {limit:g} s in {folder}, and was ended"
         raise GitTooSlowError(message) from error
@@ -449,48 +458,69 @@ class TreeState:
 
 
 def tracked_changes(
-    tree: Path, *, filtered: bool, whole: bool = False, options: tuple[str, ...] = ()
+    tree: Path,
+    *,
+    filtered: bool,
+    as_it_is: bool = False,
+    whole: bool = False,
+    options: tuple[str, ...] = (),
 ) -> str:
     """Return a digest of how tracked files differ from the commit; empty for a clean tree.
 
     The arguments are those of `tree_state`.
     """
-    return tree_state(tree, filtered=filtered, whole=whole, options=options).changes
+    return tree_state(
+        tree, filtered=filtered, as_it_is=as_it_is, whole=whole, options=options
+    ).changes
 
 
 def tree_state(
-    tree: Path, *, filtered: bool, whole: bool = False, options: tuple[str, ...] = ()
+    tree: Path,
+    *,
+    filtered: bool,
+    as_it_is: bool = False,
+    whole: bool = False,
+    options: tuple[str, ...] = (),
 ) -> TreeState:
     """Return how tracked files differ from the commit, and how many are not there.
 
     `filtered` is whether the repository's own filters have a say in it. They are
-    programs: once a suite has run, whose filters they are nobody knows. `whole` is
-    whether every file was checked out: then one that is not there was removed. `options`
-    are git's, and go over ours. Raises PreparationError where git does not answer.
+    programs: once a suite has run, whose filters they are nobody knows. A file that one is
+    for then differs as soon as git's index does not know it. With `as_it_is` it differs if it
+    is stored in another form, whatever the index knows: so a tree is compared with what it
+    was before. `whole` is whether every file was checked out: then one that is not there was
+    removed. `options` are git's, and go over ours. Raises PreparationError where git does not
+    answer.
     """
-    settings = NO_SETTINGS if filtered else _without_filters(tree)
-    found = run_git(tree, *options, *_TRACKED_CHANGES, settings=settings, alone=not filtered)
-    listed = run_git(tree, "ls-files", "-v", "--stage", "-z", *_TRACKED_CHANGES[-3:])
-    if found.returncode != 0 or listed.returncode != 0:
-        message = f"the state of {tree} cannot be read: {(found.stderr or listed.stderr).strip()}"
-        raise PreparationError(message)
-    hidden, submodules = [], []
-    for line in filter(None, listed.stdout.split("\0")):
+    filters = [] if filtered else _filters(tree)
+    settings = {f"{name}.{key}": value for name in filters for key, value in _OFF.items()}
+    listed = _answer_about(
+        tree, run_git(tree, "ls-files", "-v", "--stage", "-z", *_TRACKED_CHANGES[-3:])
+    )
+    shown: list[str] = []
+    hidden: list[str] = []
+    submodules: list[tuple[str, bool]] = []
+    for line in filter(None, listed.split("\0")):
         mark, mode, *_ = line.split(" ")
         path = line.partition("\t")[2]
         if mode == _SUBMODULE_MODE:
             submodules.append((path, mark in _HIDDEN_MARKS))
-        elif mark in _HIDDEN_MARKS:
-            hidden.append(path)
+        else:
+            (hidden if mark in _HIDDEN_MARKS else shown).append(path)
     there = [path for path in hidden if whole or os.path.lexists(tree / path)]
-    changes = found.stdout + _hidden_changes(tree, there, settings)
+    beside = _those_with_filter(tree, shown, filters) if as_it_is else []
+    with _index_without(tree, beside, settings) as index:
+        found = run_git(
+            tree, *options, *_TRACKED_CHANGES, settings=settings, alone=not filtered, index=index
+        )
+    changes = _answer_about(tree, found) + _hidden_changes(tree, [*there, *beside], settings)
     left_out, empty = len(hidden) - len(there), 0
     for path, is_hidden in submodules:
         if is_hidden:
             changes += _moved_submodule(tree, path)
         # One that is not checked out has no git of its own.
         if os.path.lexists(tree / path / ".git"):
-            below = tree_state(tree / path, filtered=filtered, options=options)
+            below = tree_state(tree / path, filtered=filtered, as_it_is=as_it_is, options=options)
             changes += below.changes
             left_out, empty = left_out + below.left_out, empty + below.empty
         else:
@@ -506,19 +536,60 @@ def _holds_anything(folder: Path) -> bool:
         return False
 
 
-def _without_filters(tree: Path) -> dict[str, str]:
-    """Return the settings under which git compares files as they are, and runs no program."""
+def _answer_about(tree: Path, found: subprocess.CompletedProcess[str]) -> str:
+    if found.returncode != 0:
+        message = f"the state of {tree} cannot be read: {found.stderr.strip()}"
+        raise PreparationError(message)
+    return found.stdout
+
+
+def _filters(tree: Path) -> list[str]:
+    """Return the filters that git has a program for, each as it is named in the settings."""
     found = run_git(tree, "config", "--null", "--name-only", "--get-regexp", r"^filter\.")
-    names = {key.rpartition(".")[0] for key in found.stdout.split("\0") if key}
-    off = {"clean": "", "process": "", "required": "false"}
-    return {f"{name}.{key}": value for name in sorted(names) for key, value in off.items()}
+    return sorted({key.rpartition(".")[0] for key in found.stdout.split("\0") if key})
+
+
+def _those_with_filter(tree: Path, paths: list[str], filters: list[str]) -> list[str]:
+    """Return those of `paths` that one of `filters` is for."""
+    if not (paths and filters):
+        return []
+    found = run_git(tree, "check-attr", "-z", "--stdin", "filter", paths=paths)
+    # A path, the name of the attribute, and what it is, each with a NUL behind it.
+    facts = _answer_about(tree, found).split("\0")
+    pairs = zip(facts[::3], facts[2::3], strict=False)
+    return [path for path, name in pairs if f"filter.{name}" in filters]
+
+
+@contextlib.contextmanager
+def _index_without(
+    tree: Path, paths: list[str], settings: Mapping[str, str]
+) -> Iterator[Path | None]:
+    """Yield a copy of the index by which git does not look at `paths`; None if there are none.
+
+    By the index itself git opens one of them or not as it was written before or after it, and
+    as somebody has asked for the status since: the same file would differ and then not.
+    """
+    if not paths:
+        yield None
+        return
+    where = ("rev-parse", "--path-format=absolute", "--git-path", "index")
+    # What the index shares with others stays where it is.
+    mark = ("-c", "core.splitIndex=false", "update-index", "-z", "--assume-unchanged", "--stdin")
+    with tempfile.TemporaryDirectory(prefix="staging-fsm-") as folder:
+        index = Path(folder) / "index"
+        # With its time: what is as new as the index has to be looked at.
+        shutil.copy2(_answer_about(tree, run_git(tree, *where)).removesuffix("\n"), index)
+        marked = run_git(tree, *mark, settings=settings, alone=True, paths=paths, index=index)
+        _answer_about(tree, marked)
+        yield index
 
 
 def _hidden_changes(tree: Path, paths: list[str], settings: Mapping[str, str]) -> str:
-    """Return how files differ that were marked assume-unchanged or skip-worktree.
+    """Return how files differ that git's own comparison leaves out, as they are.
 
-    Git's own comparison leaves them out, and a suite can be run on them all the same.
-    A sparse checkout in place marks all those so that it leaves out.
+    Those that were marked assume-unchanged or skip-worktree: a suite can be run on them all
+    the same, and a sparse checkout in place marks all those so that it leaves out. And those
+    that a filter is for, where no filter has a say.
     """
     changes = ""
     for begin in range(0, len(paths), _PATHS_AT_ONCE):
