@@ -306,6 +306,7 @@ NO_VERDICT = {
     "deferred": "it has not ended: it is DEFERRED",
     "cancelled while it ran": "it was cancelled, and nothing was judged",
     "failed closed": "its suite did not run to a verdict",
+    "rolled back after a pass": "its suite passed, and the gate did not read that",
 }
 
 

@@ -79,6 +79,7 @@ ATTEMPTS = {
     "deferred": walked(CLAIM, ERROR, WAIT),
     "declined between two runs": walked(CLAIM, ERROR, WAIT, (Event.RUNNER_DECLINED, {})),
     "running again": walked(CLAIM, ERROR, WAIT, CLAIM_AGAIN),
+    "rolled back after a pass": walked(CLAIM, (Event.SUITE_PASSED, {"runs": (PASSED,)}), REFUSED),
     "advanced": walked(
         CLAIM, (Event.SUITE_PASSED, {"runs": (PASSED,)}), (Event.GATE_OPENED, REFUSED[1])
     ),
