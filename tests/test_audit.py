@@ -71,6 +71,14 @@ CUT_OFF = (
     " '$.staging_runner.state', 'VERDICT_PASSED', '$.staging_runner.version', 2,"
     " '$.staging_runner.artifact', NULL) WHERE id = :id"
 )
+CUT_BACK = (
+    "UPDATE jobs SET metadata = json_set(json_remove(metadata, '$.staging_runner.history[6]',"
+    " '$.staging_runner.history[5]', '$.staging_runner.history[4]',"
+    " '$.staging_runner.history[3]', '$.staging_runner.runs[1]'),"
+    " '$.staging_runner.state', 'DEFERRED', '$.staging_runner.version', 3,"
+    " '$.staging_runner.artifact', NULL, '$.staging_runner.next_run_at',"
+    " json_extract(metadata, '$.staging_runner.runs[1].due_at')) WHERE id = :id"
+)
 LONGER_NUMBER = (
     "UPDATE jobs SET metadata = json_set(metadata, '$.staging_runner.attempt_id', id || '0-f')"
     " WHERE id = :id"
@@ -120,6 +128,11 @@ ROW: dict[str, tuple[State, str, str]] = {
         State.ADVANCED,
         CUT_OFF,
         "job_status: the job is done, and the attempt has not ended: it is VERDICT_PASSED",
+    ),
+    "an end that was cut off up to a wait": (
+        State.FAILED_CLOSED,
+        CUT_BACK,
+        "job_status: the job is done, and the attempt has not ended: it is DEFERRED",
     ),
     "a work item moved forwards after a failure": (
         State.ROLLED_BACK,
@@ -573,6 +586,18 @@ def test_log_is_looked_for_in_the_state_folder_in_use(
         assert f"deviation: job {job_id} (" in told.output
         assert f"{copies[0]} was altered" in told.output
     assert f"{copies[0]} was replaced" in replaced.output
+
+
+def test_altered_log_is_told_beside_a_sound_copy(archive: Archive, tmp_path: Path) -> None:
+    """A log that is where its row says is looked at there, whatever the folder in use has of it."""
+    job_id = jobs(archive)[State.ADVANCED]
+    log = archive.log(job_id)
+    copied = StateDir(shutil.copytree(log.parents[2], tmp_path / "copied"))
+    log.write_text("all well")
+    [found] = audit_table(archive.session.rows, archive.session.store, copied).findings
+
+    assert (found.job_id, found.severity, found.check) == (job_id, Severity.DEVIATION, "log")
+    assert f"{log} was altered" in found.problem
 
 
 def _forget_logs(archive: Archive, job_id: int) -> list[Path]:
