@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final, NoReturn
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ from staging_fsm.faces.session import Session, open_session
 from staging_fsm.faces.web import Source, create_app
 from staging_fsm.faces.web import app as web_app
 from staging_fsm.faces.web import events as web_events
+from staging_fsm.faces.web import source as web_source
 from staging_fsm.faces.web.guard import HEADERS
 from staging_fsm.faces.web.pages import TONES
 from staging_fsm.faces.web.server import source_of
@@ -365,12 +367,18 @@ def test_jobs_that_cannot_be_read_are_said_to_be(desk: Desk) -> None:
     assert {answer.json["detail"] for answer in answers} == {said}
 
 
-def test_jobs_that_can_be_read_no_more_are_not_shown_as_they_were(desk: Desk) -> None:
-    """A server that has shown the queue does not go on showing it once it cannot be read."""
-    with serving(create_app(desk.source())) as port:
+def test_jobs_that_can_be_read_no_more_are_not_shown_as_they_were(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has shown the queue shows it to nobody once it cannot be read."""
+    now, pulse = [0.0], 0.5
+    monkeypatch.setattr(web_source, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with serving(create_app(attrs.evolve(desk.source(), pulse_seconds=pulse))) as port:
         before = ask(port, "/healthz").status
         with sqlite3.connect(desk.folder / "state" / "orchestrator.db") as database:
             database.execute("ALTER TABLE jobs RENAME TO lost")
+        # All of them ask in the moment in which the first of them makes it look again.
+        now[0] += pulse
         answers = [ask(port, path) for path in ("/healthz", "/queue", "/")]
 
     # No statement, and no address: health asks for no token.
