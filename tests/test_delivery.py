@@ -1073,6 +1073,18 @@ def left_by_an_earlier_container(
     return job, run
 
 
+def test_machine_is_a_state_folder_wherever_it_is_mounted(fleet: FleetStand) -> None:
+    """Each of two containers with one path to their state folders is a machine of its own.
+
+    What a machine is called goes with its folder, so that it finds again what it has run.
+    """
+    one = fleet.seen_from("one").machine
+    fleet.machine("one").state.rename(fleet.machine("elsewhere").state)
+
+    assert fleet.seen_from("elsewhere").machine == one
+    assert fleet.seen_from("one").machine != one
+
+
 def test_result_of_an_earlier_container_counts(
     fleet: FleetStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
