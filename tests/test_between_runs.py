@@ -20,8 +20,8 @@ from staging_fsm.core.times import format_time
 from staging_fsm.drive import engine
 from staging_fsm.drive.intercept import StagingIntercept
 from staging_fsm.drive.recovery import put_back
-from staging_fsm.drive.rulings import Ruling
-from staging_fsm.drive.runner import StagingRunner
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.drive.runner import IN_SHADOW, StagingRunner
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
 from staging_fsm.faces.audit import Severity, audit_job
@@ -150,8 +150,12 @@ def test_shadow_mode_leads_a_waiting_attempt_to_the_agent(desk: Desk, *, broken:
     if broken:
         desk.set("INFRA_RETRIES", "many")
 
-    assert desk.launch().ruling is Ruling.DECLINED
+    declined = Decision(Ruling.DECLINED, IN_SHADOW)
+
+    assert desk.launch() == declined
     assert desk.state() is State.LLM_FALLBACK
+    # Whoever launches it once more is told the same.
+    assert desk.launch() == declined
 
 
 def test_unclear_shadow_mode_costs_a_waiting_attempt_a_run(desk: Desk) -> None:

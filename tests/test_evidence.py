@@ -146,6 +146,20 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         '<testsuite tests="0"><testcase name="a"><run/></testcase></testsuite>',
         Counts(1, 0, 0, 1),
     ),
+    "element called risky": (
+        (
+            '<testsuite errors="1"><testcase name="a">'
+            '<a type="PHPUnit\\Framework\\RiskyTestError"/></testcase></testsuite>'
+        ),
+        Counts(1, 0, 1, 0),
+    ),
+    "error called risky that is no test's": (
+        (
+            '<testsuite errors="1"><a><error type="PHPUnit\\Framework\\RiskyTestError"/></a>'
+            "</testsuite>"
+        ),
+        Counts(0, 0, 1, 0),
+    ),
     "failure called risky": (
         (
             '<testsuite><testcase name="a"><failure type="PHPUnit\\Framework\\RiskyTestError"/>'
@@ -453,12 +467,14 @@ def test_report_is_refused(name: str) -> None:
         ("<html/>", "its root is <html>"),
         ("<!DOCTYPE testsuite><testsuite/>", "it has a document type"),
         ('<testsuite failures="-1"/>', "failures='-1' is negative"),
+        ('<testsuite errors="0.5"/>', "it claims what is no number of errors: '0.5'"),
         (REFUSED["case without a name"], "it has a test case without a name, as of a suite that"),
     ],
 )
 def test_refusal_says_what_is_wrong(text: str, problem: str) -> None:
     """A refusal names the offender."""
-    with pytest.raises(ReportUnreadableError, match=problem):
+    words = re.escape(f"the report is no readable JUnit XML: {problem}")
+    with pytest.raises(ReportUnreadableError, match=f"^{words}"):
         read(text)
 
 
@@ -510,7 +526,8 @@ def test_time_stamps_say_whether_a_report_is_of_its_run(stamp: str) -> None:
         ("2030-06-01T12:06:01", False),
         # As where a file system keeps no times.
         ("1970-01-01T00:00:00", True),
-        ("1972-01-01T00:00:00", False),
+        ("1970-12-31T23:59:59", True),
+        ("1971-01-01T00:00:00", False),
     ],
 )
 def test_time_of_a_file_is_of_its_run_a_minute_more_or_less(time: str, *, is_of_run: bool) -> None:
@@ -606,6 +623,13 @@ def test_case_that_says_that_it_did_not_run_did_not(words: str) -> None:
         (f'<testsuite tests="2" skipped="2">{CASE}{SKIPPED}</testsuite>', Counts(2, 0, 0, 2)),
         (f'<testsuite skipped="5">{CASE}</testsuite>', Counts(1, 0, 0, 0)),
         (f'<testsuite tests="5" skipped="1" disabled="2">{CASE}</testsuite>', Counts(4, 0, 0, 3)),
+        (
+            (
+                '<testsuites tests="4" skipped="5"><testsuite tests="4" skipped="2">'
+                f"{CASE * 2}</testsuite></testsuites>"
+            ),
+            Counts(4, 0, 0, 4),
+        ),
         # What one suite lists says nothing of what the next one leaves out.
         (
             (
@@ -876,6 +900,14 @@ FAILED_ONE, SKIPPED_ONE = Counts(1, 1, 0, 0), Counts(1, 0, 0, 1)
             of_ginkgo(BEFORE, IT, IT, AFTER, tests=3).replace('name="S" tests="3"', 'name="S"'),
             Counts(2, 0, 0, 1),
         ),
+        # What is done around tests is not taken from those of others.
+        (
+            (
+                '<testsuites><testsuite tests="0"><testcase name="[BeforeSuite]" status="passed"/>'
+                f"</testsuite><testsuite>{CASE}</testsuite></testsuites>"
+            ),
+            Counts(1, 0, 0, 0),
+        ),
         # One that failed has failed, and one that was skipped was not executed.
         (of_ginkgo(("[BeforeSuite]", "failed"), tests=1), Counts(1, 1, 0, 0)),
         (of_ginkgo(("[BeforeSuite]", "skipped"), IT, tests=2, left_out=1), Counts(2, 0, 0, 1)),
@@ -948,6 +980,7 @@ def test_class_of_phpunit_without_a_test_is_none(words: str) -> None:
         NO_TEST.replace('name="Warning"', 'name="Warning" class="EmptyTest"'),
         NO_TEST.replace('name="Warning"', 'name="Warning" classname="EmptyTest"'),
         '<testcase name="Warning"/>',
+        '<testcase name="Warning"><warnings/></testcase>',
         '<testcase name="Warning"><system-out><warning/></system-out></testcase>',
     ],
 )
@@ -1020,6 +1053,9 @@ def test_abortion_is_heard_wherever_a_report_is_cut() -> None:
     for cut in range(len(said)):
         text = "x" * (_BLOCK_BYTES - before - cut) + said
         assert read(of_phpunit("", "RiskyTestError", text=text)).errors == 1, cut
+        # Also where hardly any of it stands in the first piece.
+        space = "\n" * (_BLOCK_BYTES - before - cut)
+        assert read(space + of_phpunit("", "RiskyTestError", text=said)).errors == 1, cut
 
 
 def of_pytest(claims: str, *cases: str, name: str = "pytest", root: str = "pytest tests") -> str:
@@ -1064,6 +1100,13 @@ OTHERS = [f"ok[{number}]" for number in range(9)]
         # Failed at last, though nothing claims it.
         (of_pytest('tests="1"', "a", "a <failure/>"), Counts(1, 1, 0, 0)),
         (of_pytest('tests="1"', "a", "a <failure/>", "b"), Counts(2, 1, 0, 1)),
+        # In a suite within its own.
+        (
+            of_pytest('tests="1"', "a", "a", root="")
+            .replace("<testcase", "<testsuite><testcase", 1)
+            .replace("</testsuite>", "</testsuite></testsuite>", 1),
+            Counts(1, 0, 0, 0),
+        ),
         # Run again, and never to its end.
         (of_pytest('tests="0"', "a", "a"), Counts(1, 0, 0, 1)),
         # Listed, and not run.
@@ -1137,6 +1180,7 @@ def test_claim_of_a_suite_that_ran_tests_again_may_be_of_its_last_round(rerun: s
     assert read(f'<testsuite tests="1">{CASE * 9}{case}</testsuite>') == Counts(10, 0, 0, 0)
     text = f'<testsuite tests="1">{CASE * 8}{SKIPPED}{case}</testsuite>'
     assert read(text) == Counts(10, 0, 0, 1)
+    assert read(f"<testsuites>{text}</testsuites>") == Counts(10, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -1146,9 +1190,17 @@ def test_claim_of_a_suite_that_ran_tests_again_may_be_of_its_last_round(rerun: s
         (f'<testsuite tests="1">{FLAKY}{FAILED}{ERRED}</testsuite>', Counts(3, 1, 1, 0)),
         (f'<testsuite tests="2" skipped="1">{FLAKY}{CASE}</testsuite>', Counts(2, 0, 0, 1)),
         (f'<testsuite tests="1"><flakyFailure/>{CASE * 2}</testsuite>', Counts(2, 0, 0, 1)),
+        (f'<testsuite tests="1"><a><flakyFailure/></a>{CASE * 2}</testsuite>', Counts(2, 0, 0, 1)),
         (
             f'<testsuites><testsuite tests="2" skipped="1">{FLAKY}{CASE}</testsuite></testsuites>',
             Counts(2, 0, 0, 1),
+        ),
+        (
+            (
+                f'<testsuites><testsuite tests="5" skipped="4">{FLAKY}{CASE * 2}</testsuite>'
+                "</testsuites>"
+            ),
+            Counts(5, 0, 0, 4),
         ),
         (
             (
@@ -1193,7 +1245,8 @@ SEVERAL = (
 )
 def test_report_of_pytest_that_broke_down_is_none(text: str) -> None:
     """An internal error of pytest is no failure of a test, and no report of a whole run either."""
-    with pytest.raises(ReportUnreadableError, match="internal error of pytest itself"):
+    words = "XML: it tells of an internal error of pytest itself, and of no failure$"
+    with pytest.raises(ReportUnreadableError, match=words):
         read(text)
 
 

@@ -30,11 +30,17 @@ from desk import (
     first,
 )
 from hosts import REPO, no_descriptors_left
-from staging_fsm.core.errors import StagingError, TransitionRefusedError, UnansweredError, in_words
+from staging_fsm.core.errors import (
+    ConfigInvalidError,
+    StagingError,
+    TransitionRefusedError,
+    UnansweredError,
+    in_words,
+)
 from staging_fsm.core.invariants import Sight, violations
 from staging_fsm.core.jobs import SNAPSHOT_KEY, JobRow, Place
 from staging_fsm.core.outcome import Reason
-from staging_fsm.core.plan import WITHOUT_REPORT, SuitePlan
+from staging_fsm.core.plan import WITHOUT_REPORT, SuitePlan, Workspace
 from staging_fsm.core.ports import AlertKind
 from staging_fsm.core.snapshot import Snapshot
 from staging_fsm.core.spec import Event, State
@@ -337,10 +343,12 @@ def test_state_folder_that_is_not_all_ours_declines_and_spends_no_run(
     assert desk.alerts() == ["machine_unfit"]
 
 
+@pytest.mark.parametrize("workspace", Workspace)
 def test_unfit_machine_declines_loudly_and_spends_no_run(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, workspace: Workspace
 ) -> None:
     """A machine that cannot run a suite leaves the first launch to the LLM, and says so."""
+    desk.suites_file = PASSING.replace(Workspace.IN_PLACE, workspace)
     fill_the_disk(monkeypatch)
     desk.claim()
 
@@ -710,6 +718,19 @@ def test_job_that_is_opened_again_is_told_of(desk: Desk, suites: str, status: st
     assert desk.launch().ruling is Ruling.TAKEN
     (alert,) = heard.alerts
     assert (alert[0], alert[-1]) == (AlertKind.ROW_REFUSED, desk.snapshot().attempt_id)
+    ended = f"the job is {status} again, and its attempt has ended: {desk.state()}"
+    assert alert[2] == f"{ended}; queue another job"
+
+
+def test_rows_that_cannot_be_relied_on_are_told_of_without_a_job(desk: Desk) -> None:
+    """That no first launch will be taken is told once, of no job, and with the problem."""
+    heard = Heard()
+    desk.engine.alerts = heard
+    desk.staging.runner.cannot_rely_on_rows(ConfigInvalidError(["no such column"]))
+    ((kind, job_id, text, _),) = heard.alerts
+
+    assert (kind, job_id) == (AlertKind.CONFIGURATION_INVALID, "-")
+    assert text.endswith("was not given its metadata: invalid configuration: no such column")
 
 
 def test_error_of_ours_at_the_claim_is_in_doubt_as_any_other(desk: Desk) -> None:
@@ -1042,7 +1063,8 @@ def test_job_without_a_place_for_an_attempt_is_declined_loudly(desk: Desk, metad
     decision = desk.launch()
 
     assert decision.ruling is Ruling.DECLINED
-    assert "no place for one: make it a JSON object" in decision.reason
+    words = "without a key of ours, and with no place for one: make it a JSON object"
+    assert decision.reason.endswith(f", {words}")
     assert (desk.raw_row(), desk.alerts()) == (before, [AlertKind.ROW_REFUSED])
 
 

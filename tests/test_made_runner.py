@@ -17,8 +17,8 @@ from staging_fsm.core.jobs import STAGE
 from staging_fsm.core.spec import State
 from staging_fsm.drive import runner as runner_module
 from staging_fsm.drive.intercept import UNSEEN, StagingIntercept
-from staging_fsm.drive.rulings import Ruling
-from staging_fsm.drive.runner import StagingRunner
+from staging_fsm.drive.rulings import Decision, Ruling
+from staging_fsm.drive.runner import IN_SHADOW, StagingRunner
 from staging_fsm.effects.alerts import FileAlerts
 from staging_fsm.effects.processes import this_process
 from staging_fsm.effects.rows import SqlRows
@@ -78,6 +78,30 @@ def test_end_of_an_agent_is_told_to_nobody_without_a_runner(
 
     assert caplog.messages[0].startswith('event="an agent\'s end was not noted"')
     assert "ImportError: gone" in caplog.text
+
+
+def test_runner_without_records_is_in_the_shadow_all_the_same(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A runner that is given no place for the records of the shadow declines and notes nothing."""
+    desk.set("SHADOW", "1")
+    desk.staging.runner.shadow = None
+    desk.claim()
+    decision = desk.launch()
+    desk.staging.agent_ended(desk.job_id, opened=True)
+
+    assert decision == Decision(Ruling.DECLINED, IN_SHADOW)
+    assert caplog.messages == []
+
+
+def test_end_of_an_agent_outside_of_the_shadow_is_left_alone(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a job that was not launched in shadow mode nothing is looked at when its agent ends."""
+    desk.break_part("rows.load", OSError("boom"))
+    desk.staging.agent_ended(desk.job_id, opened=True)
+
+    assert caplog.messages == []
 
 
 def test_recovery_without_a_runner_takes_up_nothing(

@@ -224,6 +224,7 @@ def test_configuration_that_is_broken_does_not_end_shadow_mode(begin: Begin) -> 
     job = beside.launch()
 
     assert SNAPSHOT_KEY not in beside.kit.store.job(job).metadata
+    assert [*beside.shadow.records.records()] == []
     assert beside.shadow.run_once() == 0
 
 
@@ -773,7 +774,7 @@ def test_end_of_an_agent_that_no_launch_fits_is_logged(
     staging.agent_ended(job, opened=True)
 
     assert beside.view()["agent"] is None
-    assert caplog.messages[-1].startswith('event="an agent\'s end was not noted"')
+    assert caplog.messages[-1].startswith(f'event="an agent\'s end was not noted" job={job} ')
     assert "no launch of WI-9 in shop is noted, but WI-1 in shop" in caplog.messages[-1]
 
 

@@ -404,14 +404,15 @@ def test_attempt_of_a_worker_that_may_live_is_left_to_it(
     """An attempt whose worker lives, or might, is taken by it alone, at launch and at recovery."""
     here = this_process()
     scope = here.scope if living else "elsewhere:boot:1"
-    under_worker(desk, str(ProcessIdentity(scope, 1 if living else 7, here.start)))
+    worker = str(ProcessIdentity(scope, 1 if living else 7, here.start))
+    under_worker(desk, worker)
     desk.staging.runner.liveness = lambda _worker: living
     before = desk.raw_row()
 
     decision = desk.launch()
-    recovered = desk.staging.recover()
 
-    assert (decision.ruling, recovered) == (Ruling.TAKEN, [])
+    assert decision == Decision(Ruling.TAKEN, f"worker {worker} has it")
+    assert desk.staging.recover() == []
     assert desk.raw_row() == before
 
 

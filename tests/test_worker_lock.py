@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import pytest
 
-from desk import Desk
+from desk import PASSING, Desk
 from hosts import DEADLINE_SECONDS, Maker
 from staging_fsm.core.outcome import Reason
 from staging_fsm.core.plan import UNVERSIONED, SuitePlan
@@ -354,6 +354,17 @@ def test_supervisor_holds_the_lock_of_its_worker(stand: Stand) -> None:
     assert has_ended(stand.state, me) is True
     assert report.facts.exit_code == 0
     assert "/workers/" not in stand.log().decode()
+
+
+def test_supervisor_of_a_run_of_a_host_holds_the_lock_of_its_worker(desk: Desk) -> None:
+    """The runner of a host has its worker's lock held by what it starts, without being told to."""
+    desk.suites_file = PASSING.replace('["true"]', '["sh", "-c", "ls -l /proc/$PPID/fd"]')
+    desk.claim()
+    desk.launch()
+    log = desk.snapshot().last_run.log
+
+    assert log is not None
+    assert f"{desk.folder / 'state'}/workers/" in Path(log).read_text()
 
 
 def test_job_of_a_container_that_is_gone_is_queued_again(make_host: Maker, tmp_path: Path) -> None:
