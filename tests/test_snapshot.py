@@ -344,7 +344,7 @@ REFUSED: dict[str, tuple[Callable[[Document], None], str]] = {
         "Expected `str`, got `null` - at `$.worker`",
     ),
     "no run": (put(RUNS, None), "Expected `object`, got `null` - at `$.runs[0]`"),
-    "plan beyond its bounds": (put((*SUITE, "min_tests"), -1), "min_tests must be a number of at"),
+    "plan beyond its bounds": (put((*SUITE, "min_tests"), -1), "min_tests must be a finite number"),
     "budget beyond its bounds": (
         put(("plan", "budget", "infra_retries"), 21),
         "infra_retries must be from 0 to 20, not 21",
