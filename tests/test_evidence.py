@@ -297,6 +297,14 @@ REPORTS: dict[str, tuple[str | bytes, Counts]] = {
         f'<testsuite failures="2">{TODO}{FAILED}</testsuite>',
         Counts(2, 1, 0, 1),
     ),
+    "failed and yet to be done beside a claim of more": (
+        f'<testsuite failures="2">{TODO}</testsuite>',
+        Counts(1, 1, 0, 1),
+    ),
+    "two that are yet to be done, and a claim of one": (
+        f'<testsuites failures="1"><testsuite failures="1">{TODO * 2}</testsuite></testsuites>',
+        Counts(2, 0, 0, 2),
+    ),
     "failed and yet to be done beside claims of others": (
         f'<testsuites failures="2"><testsuite failures="1">{TODO}</testsuite></testsuites>',
         Counts(1, 1, 0, 1),
@@ -655,7 +663,14 @@ def test_skipped_tests_that_are_claimed_on_every_level_count_once() -> None:
     assert read(text) == Counts(7, 0, 0, 5)
 
 
-@pytest.mark.parametrize("around", ["{}", "<testsuite>{}</testsuite>"])
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}",
+        "<testsuite>{}</testsuite>",
+        '<testsuite tests="21" skipped="4">{}</testsuite>',
+    ],
+)
 def test_skipped_subtests_are_no_tests_of_what_holds_their_suite(around: str) -> None:
     """Where reports were put into one, what pytest claims beyond its tests is still left out."""
     suite = f'<testsuite name="pytest" tests="21" skipped="4">{SKIPPED}{RAN}</testsuite>'
@@ -895,6 +910,15 @@ FAILED_ONE, SKIPPED_ONE = Counts(1, 1, 0, 0), Counts(1, 0, 0, 1)
         # What it claims is of its tests, without these.
         (of_ginkgo(BEFORE, IT, IT, AFTER, tests=4, left_out=1), Counts(2, 0, 0, 1)),
         (of_ginkgo(BEFORE, IT, IT, AFTER, tests=3), Counts(2, 0, 0, 1)),
+        # Also where a suite claims it that holds theirs.
+        (
+            (
+                f'<testsuites><testsuite tests="3">{CASE * 2}<testsuite><testcase'
+                ' name="[BeforeSuite]" status="passed"/><testcase name="[AfterSuite]"'
+                ' status="passed"/></testsuite></testsuite></testsuites>'
+            ),
+            Counts(2, 0, 0, 1),
+        ),
         # Also where the whole report alone claims it.
         (
             of_ginkgo(BEFORE, IT, IT, AFTER, tests=3).replace('name="S" tests="3"', 'name="S"'),
@@ -976,6 +1000,7 @@ def test_class_of_phpunit_without_a_test_is_none(words: str) -> None:
     "case",
     [
         NO_TEST.replace('name="Warning"', 'name="testIt"'),
+        NO_TEST.replace('name="Warning"', 'name="TestIt"'),
         NO_TEST.replace('name="Warning"', 'name="testIt" class="EmptyTest"'),
         NO_TEST.replace('name="Warning"', 'name="Warning" class="EmptyTest"'),
         NO_TEST.replace('name="Warning"', 'name="Warning" classname="EmptyTest"'),
@@ -1134,6 +1159,8 @@ def test_test_that_pytest_lists_again_is_one(text: str, expected: Counts) -> Non
         (of_pytest('tests="22" skipped="1"', "a <skipped/>", "b"), None),
         (of_pytest('tests="21" skipped="1"'), None),
         (of_pytest('tests="22" skipped="1" failures="1"', "a <skipped/>"), None),
+        (of_pytest('tests="5" failures="1"', "a <failure/>"), None),
+        (of_pytest('tests="5" errors="1"', "a <error/>"), None),
         (f'<testsuite name="mine" tests="9" skipped="1">{SKIPPED}</testsuite>', None),
     ],
 )
@@ -1238,6 +1265,10 @@ SEVERAL = (
         f'<testsuites><testsuite tests="2" errors="1">{CASE}{BROKEN}</testsuite></testsuites>',
         f'<testsuite tests="1" errors="1">{BROKEN}</testsuite>',
         f'<testsuites errors="1"><testsuite errors="1">{BROKEN}</testsuite></testsuites>',
+        (
+            f'<testsuites><testsuite errors="1"><testsuite errors="1">{BROKEN}</testsuite>'
+            "</testsuite></testsuites>"
+        ),
         SEVERAL,
         f'<testsuite errors="2">{BROKEN.replace(BREAKDOWN, BREAKDOWN * 2)}</testsuite>',
         f"<testsuite>{CASE}{BROKEN}{TODO}{SKIPPED}</testsuite>",
@@ -1255,6 +1286,7 @@ def test_report_of_pytest_that_broke_down_is_none(text: str) -> None:
     [
         (f'<testsuite failures="1" errors="1">{FAILED}{BROKEN}</testsuite>', Counts(1, 1, 0, 0)),
         (f'<testsuite errors="2">{ERRED}{BROKEN}</testsuite>', Counts(1, 0, 1, 0)),
+        (f"<testsuite>{FAILED}{ERRED}{BROKEN}</testsuite>", Counts(2, 1, 1, 0)),
         (f'<testsuite errors="2">{CASE}{BROKEN}</testsuite>', Counts(1, 0, 1, 0)),
         (f'<testsuite failures="1">{CASE}{BROKEN}</testsuite>', Counts(1, 1, 0, 0)),
         (

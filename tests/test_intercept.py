@@ -759,6 +759,17 @@ def test_claim_that_failed_and_cannot_be_looked_up_is_held_without_a_trace(desk:
     assert desk.state() is None
 
 
+def test_launch_that_can_write_nothing_and_then_read_nothing_is_the_agents(desk: Desk) -> None:
+    """A store that took neither claim nor decline, and is away since, has likely taken nothing."""
+    desk.claim()
+    reads = [True, False, False]
+    writing = Failing(desk.engine.rows, "save", OSError("boom"))
+    desk.use_rows(Failing(writing, "load", OSError("boom"), lambda _id: not reads or reads.pop()))
+
+    assert desk.launch("{}").ruling is Ruling.DECLINED
+    assert desk.state() is None
+
+
 def no_shadow(desk: Desk) -> None:
     """Have no launch be noted in shadow mode."""
     desk.set("SHADOW", "1")
