@@ -630,6 +630,8 @@ def test_case_that_says_that_it_did_not_run_did_not(words: str) -> None:
         (f'<testsuite tests="3" skipped="5">{CASE * 2}</testsuite>', Counts(3, 0, 0, 3)),
         (f'<testsuite tests="2" skipped="2">{CASE}{SKIPPED}</testsuite>', Counts(2, 0, 0, 2)),
         (f'<testsuite skipped="5">{CASE}</testsuite>', Counts(1, 0, 0, 0)),
+        # A number of 18 digits is one.
+        (f'<testsuite tests="{1:018}" skipped="1">{CASE}</testsuite>', Counts(1, 0, 0, 1)),
         (f'<testsuite tests="5" skipped="1" disabled="2">{CASE}</testsuite>', Counts(4, 0, 0, 3)),
         (
             (
@@ -983,7 +985,10 @@ NO_TEST = (
 OF_ITS_CLASS = r'''name="Warning" class="PHPUnit\Framework\WarningTestCase"'''
 
 
-@pytest.mark.parametrize("words", ['name="Warning"', OF_ITS_CLASS])
+OF_BOTH = f'{OF_ITS_CLASS} classname="PHPUnit.Framework.WarningTestCase"'
+
+
+@pytest.mark.parametrize("words", ['name="Warning"', OF_ITS_CLASS, OF_BOTH])
 def test_class_of_phpunit_without_a_test_is_none(words: str) -> None:
     """What PHPUnit lists as a warning in the place of a class's tests was not executed."""
     case = NO_TEST.replace('name="Warning"', words)
