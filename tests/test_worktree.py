@@ -674,6 +674,8 @@ def test_file_with_a_filter_may_be_touched(site: Site, workspace: Workspace, doe
         "git config --remove-section filter.upper; echo 4 > lower.py",
         "echo '*.py -filter' >> $(git rev-parse --git-path info/attributes); echo 4 > lower.py",
         "git update-index --assume-unchanged lower.py; echo 4 > lower.py",
+        # What cannot be looked at any more.
+        "rm $(git rev-parse --git-path index)",
     ],
 )
 def test_file_with_a_filter_that_was_changed_is_noticed(

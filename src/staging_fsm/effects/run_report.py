@@ -103,12 +103,19 @@ def _seen_of_tree(folder: RunFolder, order: Order) -> dict[str, str]:
     return seen
 
 
-def tree_moved(order: Order) -> bool:
-    """Say whether the tree of a run is another than it was bound to; an unversioned one never is.
+def has_moved(order: Order) -> bool:
+    """Say whether the tree of a run is, or was, on another commit; an unversioned one never is.
 
-    One that cannot be looked at is.
+    Raises PreparationError where git does not answer.
     """
-    return _as_bound(order) is None
+    tree = Path(order.tree)
+    if order.revision == UNVERSIONED:
+        return False
+    if worktree.head_revision(tree) != order.revision:
+        return True
+    # It may have been elsewhere while the suite ran, and be back.
+    last = order.last_of_head
+    return last is not None and worktree.has_left(tree, order.revision, last)
 
 
 def _as_bound(order: Order) -> worktree.TreeState | None:
@@ -117,11 +124,7 @@ def _as_bound(order: Order) -> worktree.TreeState | None:
         return worktree.TreeState()
     tree = Path(order.tree)
     try:
-        moved = worktree.head_revision(tree) != order.revision
-        if not moved and order.last_of_head is not None:
-            # It may have been elsewhere while the suite ran, and be back.
-            moved = worktree.has_left(tree, order.revision, order.last_of_head)
-        if moved:
+        if has_moved(order):
             return None
         whole = order.workspace == Workspace.WORKTREE
         state = worktree.tree_state(tree, filtered=False, as_it_is=True, whole=whole)

@@ -38,7 +38,7 @@ from staging_fsm.effects.processes import (
 )
 from staging_fsm.effects.run_folder import Order, RunFolder
 from staging_fsm.effects.run_output import RunOutput
-from staging_fsm.effects.run_report import report_of, tree_moved
+from staging_fsm.effects.run_report import has_moved, report_of
 from staging_fsm.effects.state_dir import StateDir
 from staging_fsm.effects.supervised import (
     STOP_SECONDS,
@@ -122,7 +122,7 @@ class LocalSuites:
         )
         folder.write_order(written)
         dirty = written.uncommitted and not suite.allow_dirty
-        if in_place and (dirty or tree_moved(written)):
+        if in_place and (has_moved(written) or dirty):
             is_there = worktree.head_revision(tree) == order.revision
             message = f"{tree} is not as it was bound: it has moved from {order.revision}"
             if is_there:

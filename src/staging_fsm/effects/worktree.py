@@ -575,10 +575,15 @@ def _index_without(
     where = ("rev-parse", "--path-format=absolute", "--git-path", "index")
     # What the index shares with others stays where it is.
     mark = ("-c", "core.splitIndex=false", "update-index", "-z", "--assume-unchanged", "--stdin")
-    with tempfile.TemporaryDirectory(prefix="staging-fsm-") as folder:
-        index = Path(folder) / "index"
-        # With its time: what is as new as the index has to be looked at.
-        shutil.copy2(_answer_about(tree, run_git(tree, *where)).removesuffix("\n"), index)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="staging-fsm-"))
+            index = Path(folder) / "index"
+            # With its time: what is as new as the index has to be looked at.
+            shutil.copy2(_answer_about(tree, run_git(tree, *where)).removesuffix("\n"), index)
+        except OSError as error:
+            message = f"the state of {tree} cannot be read: {error}"
+            raise PreparationError(message) from error
         marked = run_git(tree, *mark, settings=settings, alone=True, paths=paths, index=index)
         _answer_about(tree, marked)
         yield index
