@@ -1649,6 +1649,15 @@ def test_database_that_is_locked_says_nothing_of_its_table(tmp_path: Path) -> No
     rows.check()
 
 
+def test_server_that_is_not_up_yet_says_nothing_of_its_table(tmp_path: Path) -> None:
+    """A host that starts before its PostgreSQL is told of no fault of the mapping either."""
+    address = sa.URL.create("postgresql+psycopg", query={"host": str(tmp_path)})
+    rows = SqlRows(sa.create_engine(address), TABLE, NAMES, STATUSES)
+
+    with pytest.raises(sa.exc.OperationalError, match="connection"):
+        rows.check()
+
+
 def test_condition_that_is_no_sql_is_told_in_a_sentence(
     make_foreign: Callable[[str], Foreign],
 ) -> None:
