@@ -1,5 +1,6 @@
 """A repository that lies elsewhere: real remotes, real pushes, nothing overwritten."""
 
+import contextlib
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -228,25 +229,51 @@ def test_settings_in_variables_that_are_broken_off_stop_no_git(
     assert run_git(site.clone, "rev-parse", "HEAD").returncode == 0
 
 
+class Quiet(BaseHTTPRequestHandler):
+    """Keeps no log of what it answers."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def served(handler: type[Quiet]) -> Iterator[str]:
+    """Yield host and port of a server that answers by `handler`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def closed_remote() -> Iterator[str]:
     """Return the address of a remote that asks for a password."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="shop"')
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
+    with served(Handler) as where:
+        yield f"http://{where}/shop.git"
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/shop.git"
-        server.shutdown()
-        thread.join()
+
+@pytest.fixture
+def moved_remote() -> Iterator[str]:
+    """Return host and port of a remote that sends whoever asks for it to a page of its own."""
+
+    class Handler(Quiet):
+        def do_GET(self) -> None:
+            is_page = self.path == "/login"
+            self.send_response(200 if is_page else 302)
+            self.send_header(*(("Content-Length", "0") if is_page else ("Location", "/login")))
+            self.end_headers()
+
+    with served(Handler) as where:
+        yield where
 
 
 def test_nobody_is_asked_for_a_password(
@@ -259,6 +286,19 @@ def test_nobody_is_asked_for_a_password(
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(PreparationError, match="terminal prompts disabled"):
         Mirror.below(tmp_path, "shop", closed_remote).head(BRANCH)
+
+
+def test_password_that_git_repeats_is_not_told(
+    tmp_path: Path, moved_remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What git says of a remote is told without the password of the address that it repeats."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    mirror = Mirror.below(tmp_path, "shop", f"http://ada:secret@{moved_remote}/shop.git")
+
+    with pytest.raises(PreparationError, match="asked for: http") as refused:
+        mirror.head(BRANCH)
+    assert "secret" not in str(refused.value)
 
 
 def test_fetch_that_was_killed_does_not_stand_in_the_way(site: Site) -> None:
