@@ -42,6 +42,21 @@ def test_link_in_the_place_of_a_folder_is_removed_and_not_followed(
     assert (link.is_symlink(), kept.exists()) == (False, True)
 
 
+def test_what_a_link_in_a_folder_leads_to_keeps_its_rights(tmp_path: Path) -> None:
+    """A folder is opened up to be removed, and none that only a link in it leads to is."""
+    shared, folder = tmp_path / "shared", tmp_path / "folder"
+    kept = (shared, shared / "in")
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "link").symlink_to(shared)
+    for path in kept:
+        path.mkdir()
+        path.chmod(0o755)
+    remove_folder(folder)
+
+    assert not folder.exists()
+    assert [path.stat().st_mode & 0o777 for path in kept] == [0o755, 0o755]
+
+
 def test_folder_that_is_gone_is_removed(tmp_path: Path) -> None:
     """To remove what is not there is no error."""
     remove_folder(tmp_path / "gone")
