@@ -302,6 +302,9 @@ def test_machine_that_keeps_no_names_runs_suites_all_the_same(
     ("report", "deed", "state"),
     [
         ("out/j.xml", "ln -s $COMMON $STAGING_REPORT_DIR/out", EvidenceState.STALE),
+        # One whose name begins like the run's own, as that of a later run may.
+        ("out/j.xml", "cd $STAGING_REPORT_DIR; mkdir ${PWD}0; ln -s ${PWD}0 out",
+         EvidenceState.STALE),
         ("j.xml", "rmdir $STAGING_REPORT_DIR; ln -s $COMMON $STAGING_REPORT_DIR",
          EvidenceState.STALE),
         ("{tree}/out/j.xml", "ln -s $COMMON out", EvidenceState.STALE),
