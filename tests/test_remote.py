@@ -263,13 +263,18 @@ def closed_remote() -> Iterator[str]:
 
 @pytest.fixture
 def moved_remote() -> Iterator[str]:
-    """Return host and port of a remote that sends whoever asks for it to a page of its own."""
+    """Return host and port of a remote that sends whoever asks for it to a page of its own.
+
+    Asked for `long.git`, to one whose address, with what stands before it, is 500 characters.
+    """
 
     class Handler(Quiet):
         def do_GET(self) -> None:
-            is_page = self.path == "/login"
+            is_page, page = self.path.startswith("/login"), "/login?"
+            if self.path.startswith("/long.git"):
+                page = page.ljust(500 - len(f"ada:secret@{self.headers['Host']}"), "x")
             self.send_response(200 if is_page else 302)
-            self.send_header(*(("Content-Length", "0") if is_page else ("Location", "/login")))
+            self.send_header(*(("Content-Length", "0") if is_page else ("Location", page)))
             self.end_headers()
 
     with served(Handler) as where:
@@ -288,15 +293,19 @@ def test_nobody_is_asked_for_a_password(
         Mirror.below(tmp_path, "shop", closed_remote).head(BRANCH)
 
 
+@pytest.mark.parametrize("name", ["shop.git", "long.git"])
 def test_password_that_git_repeats_is_not_told(
-    tmp_path: Path, moved_remote: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, moved_remote: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """What git says of a remote is told without the password of the address that it repeats."""
+    """What git says of a remote is told without the password of the address that it repeats.
+
+    That holds wherever what it says is cut.
+    """
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    mirror = Mirror.below(tmp_path, "shop", f"http://ada:secret@{moved_remote}/shop.git")
+    mirror = Mirror.below(tmp_path, "shop", f"http://ada:secret@{moved_remote}/{name}")
 
-    with pytest.raises(PreparationError, match="asked for: http") as refused:
+    with pytest.raises(PreparationError) as refused:
         mirror.head(BRANCH)
     assert "secret" not in str(refused.value)
 

@@ -214,5 +214,6 @@ class Mirror:
 
 
 def _sentence(what: str, url: str, said: str = "") -> str:
-    # An address may carry a password, and git repeats it.
-    return re.sub(r"://[^/@\s]*@", "://", f"{what} ({url}) {said.strip()[-500:]}".strip())
+    # An address may carry a password, and git repeats it; cut first, it would not be known as one.
+    what, said = (re.sub(r"://[^/@\s]*@", "://", words) for words in (f"{what} ({url})", said))
+    return f"{what} {said.strip()[-500:]}".strip()
