@@ -243,7 +243,9 @@ def test_token_that_could_be_guessed_is_refused(token: str) -> None:
     assert load().http_token == ""
 
 
-@pytest.mark.parametrize("repos", ['"*"', "'*'", '"shop,inn"', "shop,'inn'", '"'])
+@pytest.mark.parametrize(
+    "repos", ['"*"', "'*'", '"shop,inn"', '"shop,inn', 'shop,inn"', "shop,'inn'", '"']
+)
 def test_repository_in_quotes_is_refused(repos: str) -> None:
     """Quotes that were left around the scope make it invalid: no repository would be in it."""
     words = "names a repository in quotes: write the names without"

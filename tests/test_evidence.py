@@ -1174,7 +1174,10 @@ def test_subtests_that_a_skipped_one_hides_are_told_of(text: str, passed: int | 
     _, note = read_noted(io.BytesIO(text.encode()))
 
     assert (note is not None) is (passed is not None)
-    assert note is None or f"pytest claims that {passed} passed" in note
+    said = (
+        f"every test is listed as skipped, and pytest claims that {passed} passed, subtests maybe"
+    )
+    assert note is None or note.startswith(said)
 
 
 def test_tests_of_one_name_in_two_reports_of_pytest_are_two() -> None:
