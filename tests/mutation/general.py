@@ -68,7 +68,11 @@ def edits(text: str) -> Iterator[Edit]:
             for index, _ in enumerate(operator.mutation_positions(node)):
                 # The copy keeps the parent, by which an operator knows its place.
                 alone = copy.deepcopy(node, {id(node.parent): node.parent})
-                changed = operator.mutate(alone, index)
+                try:
+                    changed = operator.mutate(alone, index)
+                except AttributeError:
+                    # What is caught there is no plain name, and it only replaces such.
+                    continue
                 (line, column), (end_line, end_column) = node.start_pos, node.end_pos
                 start, end = starts[line - 1] + column, starts[end_line - 1] + end_column
                 if changed is None:
