@@ -91,6 +91,7 @@ def test_runner_without_records_is_in_the_shadow_all_the_same(
     desk.staging.agent_ended(desk.job_id, opened=True)
 
     assert decision == Decision(Ruling.DECLINED, IN_SHADOW)
+    assert decision.reason.startswith("shadow mode: ")
     assert caplog.messages == []
 
 
