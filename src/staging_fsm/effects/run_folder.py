@@ -86,7 +86,7 @@ class Order:
     last_of_head: str | None = None
     #: Where the report has to be, without links, or below what; None where there is none.
     report_within: str | None = None
-    #: Whether tracked files were another than the commit has, and the suite allows it.
+    #: Whether tracked files were others than the commit has: only a suite that allows it is run.
     uncommitted: bool = False
 
 
